@@ -1,0 +1,38 @@
+"""Learned compression of transformer KV caches: encode a session, decode it, resume.
+
+Everything is imported on first use, so that `import kvcompress` and the command line start at once.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from kvcompress.container import load, save
+    from kvcompress.fidelity import fidelity
+    from kvcompress.hf import capture, load_model, restore
+    from kvcompress.snapshot import KVSnapshot
+    from kvcompress.zoo import load_codec
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "capture": "kvcompress.hf",
+    "restore": "kvcompress.hf",
+    "load_model": "kvcompress.hf",
+    "load_codec": "kvcompress.zoo",
+    "save": "kvcompress.container",
+    "load": "kvcompress.container",
+    "fidelity": "kvcompress.fidelity",
+    "KVSnapshot": "kvcompress.snapshot",
+}
+
+__all__ = ["KVSnapshot", "__version__", "capture", "fidelity", "load", "load_codec", "load_model", "restore", "save"]
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name from its home."""
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(_HOMES[name]), name)

@@ -1,0 +1,119 @@
+"""Snapshots as matrices: pre-RoPE keys and values of a group of layers side by side, a row per token."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from kvcompress.errors import InputError
+from kvcompress.snapshot import CACHE_DTYPES, KVSnapshot, LayerKV, Origin
+
+MAX_GROUP_CHANNELS = 4096
+"""Wider groups would need transforms that grow with the square of the width."""
+
+
+class Rope(Protocol):
+    """Undoes and redoes the rotation of keys [H, T, D] at positions [T], in float32."""
+
+    def undo(self, layer: int, keys: Tensor, positions: Tensor) -> Tensor:
+        """Return keys without the rotation."""
+        ...
+
+    def redo(self, layer: int, keys: Tensor, positions: Tensor) -> Tensor:
+        """Return keys with the rotation."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class LayerShape:
+    """Heads and head sizes of one layer."""
+
+    heads: int
+    key_size: int
+    value_size: int
+
+    @property
+    def channels(self) -> int:
+        """Numbers a token adds to this layer's cache."""
+        return self.heads * (self.key_size + self.value_size)
+
+
+def layer_shapes(snapshot: KVSnapshot) -> tuple[LayerShape, ...]:
+    """Return the shape of every layer."""
+    return tuple(
+        LayerShape(layer.keys.shape[0], layer.keys.shape[2], layer.values.shape[2]) for layer in snapshot.layers
+    )
+
+
+def group_layers(origin: Origin, shapes: Sequence[LayerShape]) -> tuple[tuple[int, ...], ...]:
+    """Group neighbouring layers of one kind, at most `MAX_GROUP_CHANNELS` wide.
+
+    Layers of a group share their tokens, so a sliding-window layer never meets a full one.
+    """
+    groups: list[list[int]] = []
+    for index, (kind, shape) in enumerate(zip(origin.layer_kinds, shapes, strict=True)):
+        last = groups[-1] if groups else None
+        width = shape.channels + sum(shapes[i].channels for i in last or ())
+        if last is not None and origin.layer_kinds[last[-1]] == kind and width <= MAX_GROUP_CHANNELS:
+            last.append(index)
+        else:
+            groups.append([index])
+    return tuple(map(tuple, groups))
+
+
+def group_positions(snapshot: KVSnapshot, layers: Sequence[int]) -> Tensor:
+    """Return the positions [T] shared by the layers of a group.
+
+    Raises:
+        InputError: The layers hold different tokens.
+    """
+    positions = snapshot.layers[layers[0]].positions
+    for index in layers[1:]:
+        if not torch.equal(snapshot.layers[index].positions, positions):
+            raise InputError(
+                f"layers {layers[0]} and {index} hold different tokens",
+                "This codec needs the same tokens in all layers of a kind; use --lossless",
+            )
+    return positions
+
+
+def to_channels(snapshot: KVSnapshot, layers: Sequence[int], rope: Rope) -> Tensor:
+    """Return [T, C] float32: for each layer of the group its pre-RoPE keys, then its values."""
+    columns = []
+    for index in layers:
+        layer = snapshot.layers[index]
+        keys = rope.undo(index, layer.keys, layer.positions)
+        columns += [keys.transpose(0, 1).flatten(1), layer.values.float().transpose(0, 1).flatten(1)]
+    return torch.cat(columns, 1)
+
+
+def from_channels(
+    channels: Tensor,
+    layers: Sequence[int],
+    shapes: Sequence[LayerShape],
+    positions: Tensor,
+    rope: Rope,
+    dtype: str,
+) -> dict[int, LayerKV]:
+    """Return the layers of a group, RoPE applied, in the cache's dtype: the inverse of `to_channels`."""
+    layers_out, column = {}, 0
+    for index in layers:
+        shape = shapes[index]
+        keys = _heads(channels, column, shape.heads, shape.key_size)
+        column += shape.heads * shape.key_size
+        values = _heads(channels, column, shape.heads, shape.value_size)
+        column += shape.heads * shape.value_size
+        rotated = rope.redo(index, keys, positions)
+        target = CACHE_DTYPES[dtype]
+        layers_out[index] = LayerKV(rotated.to(target).contiguous(), values.to(target).contiguous(), positions)
+    return layers_out
+
+
+def _heads(channels: Tensor, column: int, heads: int, size: int) -> Tensor:
+    """Return [heads, T, size], a view of the columns from `column` on."""
+    part = channels[:, column : column + heads * size]
+    return part.view(len(channels), heads, size).transpose(0, 1)

@@ -1,0 +1,233 @@
+"""The TinyVAE codec: snapshots to coded sections and back, and its checkpoint directory.
+
+A checkpoint is `config.json`, `model.safetensors` and `README.md`, written and read by the
+`huggingface_hub` mixin, so `save_pretrained`, `from_pretrained` and `push_to_hub` are there.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from huggingface_hub import PyTorchModelHubMixin
+from torch import Tensor, nn
+
+from kvcompress.channels import LayerShape, Rope, from_channels, group_positions, layer_shapes, to_channels
+from kvcompress.container import Encoded
+from kvcompress.entropy import TableBank, decode_symbols, encode_symbols
+from kvcompress.errors import CheckpointError, FormatError, InputError, MismatchError
+from kvcompress.sections import read_session_sections, session_sections
+from kvcompress.snapshot import KVSnapshot, LayerKV, ModelFingerprint, Origin
+from tinyvae import TinyVAE, TinyVAEConfig
+from tinyvae.quantize import LEVELS
+from tinyvae.tables import TABLE_ENTRIES
+
+HIGHEST_RATE = 2 * LEVELS
+"""Largest rate index; the step is then 2**-20 of the coarsest, finer than any cache needs."""
+
+
+class Codec(Protocol):
+    """What every codec offers."""
+
+    kind: str
+    fingerprint: str
+
+    def decode(self, encoded: Encoded) -> KVSnapshot:
+        """Return the snapshot that an encoded one stands for."""
+        ...
+
+
+def rope_of(origin: Origin) -> Rope:
+    """Return the rotary embedding of the model an origin names."""
+    from kvcompress.hf.rope import rope_from_config
+
+    return rope_from_config(origin.config, origin.rope_layers)
+
+
+class TinyVAECodec(
+    nn.Module,
+    PyTorchModelHubMixin,
+    library_name="kvcompress",
+    tags=["kv-cache-compression"],
+    license="apache-2.0",
+):
+    """Conditional transform codec of one model's caches.
+
+    Args:
+        groups: For each group its `layers` and the fields of its `TinyVAEConfig`.
+        shapes: For each layer its heads and head sizes.
+        model: Fingerprint of the model whose caches it codes.
+        tiers: Quality word -> rate index, from measured fidelity on held-out sessions.
+        fitted: How it was fitted: sessions, tokens and other facts for the card.
+    """
+
+    kind = "tinyvae"
+
+    def __init__(
+        self,
+        groups: list[dict[str, Any]],
+        shapes: list[list[int]],
+        model: dict[str, str | None],
+        tiers: dict[str, int] | None = None,
+        fitted: dict[str, Any] | None = None,
+    ) -> None:
+        super().__init__()
+        self.groups = [tuple(group["layers"]) for group in groups]
+        self.shapes = [LayerShape(*shape) for shape in shapes]
+        self.model_fingerprint = ModelFingerprint(**model)
+        self.tiers, self.fitted = dict(tiers or {}), dict(fitted or {})
+        self.vaes = nn.ModuleList(TinyVAE(TinyVAEConfig(**group["config"])) for group in groups)
+        self.register_buffer("table_counts", torch.zeros(TABLE_ENTRIES, dtype=torch.int32))
+        self.register_buffer("table_offsets", torch.zeros(LEVELS + 1, dtype=torch.int32))
+        self._fingerprint: str | None = None
+        self._bank: TableBank | None = None
+
+    @property
+    def fingerprint(self) -> str:
+        """sha256 over geometry, weights and tables."""
+        if self._fingerprint is None:
+            digest = hashlib.sha256(json.dumps([asdict(v.config) for v in self.vaes], sort_keys=True).encode())  # type: ignore[arg-type]
+            for name, tensor in sorted(self.state_dict().items()):
+                digest.update(name.encode())
+                digest.update(tensor.contiguous().flatten().view(torch.uint8).numpy().tobytes())
+            self._fingerprint = digest.hexdigest()
+        return self._fingerprint
+
+    @property
+    def bank(self) -> TableBank:
+        """The frozen tables as the entropy coder sees them."""
+        if self._bank is None:
+            self._bank = TableBank(self.table_counts.numpy(), self.table_offsets.numpy())
+        return self._bank
+
+    def _vae(self, group: int) -> TinyVAE:
+        vae = self.vaes[group]
+        assert isinstance(vae, TinyVAE)
+        return vae
+
+    def require_partner(self, snapshot: KVSnapshot) -> None:
+        """Raise `MismatchError` or `InputError` where the snapshot is not of this codec's model."""
+        self.model_fingerprint.require_match(snapshot.origin.fingerprint)
+        if list(layer_shapes(snapshot)) != self.shapes:
+            raise InputError("the cache's layers have another shape than those this codec was fitted to")
+        limit = min(self._vae(g).config.vocab_size for g in range(len(self.groups)))
+        if snapshot.tokens and int(snapshot.token_ids.max()) >= limit:
+            raise InputError(f"token id {int(snapshot.token_ids.max())} lies outside the vocabulary of {limit}")
+
+    def rate_of(self, quality: str) -> int:
+        """Return the rate index of a quality word."""
+        if quality not in self.tiers:
+            known = ", ".join(self.tiers) or "none"
+            raise InputError(f"this codec has no measured tier {quality!r}", f"It has: {known}; or use --size-ratio")
+        return self.tiers[quality]
+
+    @torch.inference_mode()
+    def encode(self, snapshot: KVSnapshot, rate: int, settings: dict[str, Any] | None = None) -> Encoded:
+        """Code a snapshot at a rate index.
+
+        Raises:
+            MismatchError: The snapshot comes from another model.
+            InputError: It has another geometry, or its layers hold different tokens.
+        """
+        self.require_partner(snapshot)
+        if not 0 <= rate <= HIGHEST_RATE:
+            raise InputError(f"rate {rate} is not in 0..{HIGHEST_RATE}")
+        sections = session_sections(snapshot)
+        for group, layers in enumerate(self.groups):
+            ids = snapshot.token_ids[group_positions(snapshot, layers)]
+            symbols, levels = self._symbols(snapshot, group, ids, rate)
+            sections[f"latents.{group}"] = encode_symbols(symbols.numpy(), levels.numpy(), self.bank)
+        return Encoded(
+            codec=self.kind,
+            codec_fingerprint=self.fingerprint,
+            model=asdict(snapshot.origin.fingerprint),
+            model_name=snapshot.origin.model_name,
+            tokens=snapshot.tokens,
+            raw_bytes=snapshot.raw_bytes,
+            settings={"rate": rate, **(settings or {})},
+            sections=sections,
+        )
+
+    @torch.inference_mode()
+    def decode(self, encoded: Encoded) -> KVSnapshot:
+        """Return the snapshot of an encoded one.
+
+        Raises:
+            MismatchError: It was made by another codec.
+            FormatError: A section is missing, cut or inconsistent.
+        """
+        if encoded.codec_fingerprint != self.fingerprint:
+            raise MismatchError(
+                "the codec", encoded.codec_fingerprint[:16], self.fingerprint[:16], "Name its codec with --codec DIR"
+            )
+        rate = encoded.settings.get("rate")
+        if not isinstance(rate, int) or not 0 <= rate <= HIGHEST_RATE:
+            raise FormatError(f"the file names the impossible rate {rate!r}")
+        token_ids, origin, positions = read_session_sections(encoded.sections)
+        symbols = []
+        for group, layers in enumerate(self.groups):
+            vae, ids = self._vae(group), token_ids[positions[layers[0]]]
+            levels = vae.levels(ids, rate)[:, : vae.active_rank(rate)]
+            name = f"latents.{group}"
+            if name not in encoded.sections:
+                raise FormatError(f"section {name} is missing")
+            symbols.append(torch.from_numpy(decode_symbols(encoded.sections[name], levels.numpy(), self.bank)))
+        return self._rebuild(token_ids, origin, [positions[layers[0]] for layers in self.groups], symbols, rate)
+
+    @torch.inference_mode()
+    def reconstruct(self, snapshot: KVSnapshot, rate: int) -> KVSnapshot:
+        """Return what `decode` would, from the same symbols but without bytes."""
+        self.require_partner(snapshot)
+        places = [group_positions(snapshot, layers) for layers in self.groups]
+        symbols = [
+            self._symbols(snapshot, group, snapshot.token_ids[place], rate)[0] for group, place in enumerate(places)
+        ]
+        return self._rebuild(snapshot.token_ids, snapshot.origin, places, symbols, rate)
+
+    def _symbols(self, snapshot: KVSnapshot, group: int, ids: Tensor, rate: int) -> tuple[Tensor, Tensor]:
+        vae = self._vae(group)
+        channels = to_channels(snapshot, self.groups[group], rope_of(snapshot.origin))
+        expected = self._expected(group, snapshot.token_ids, snapshot.layers[self.groups[group][0]].positions)
+        return vae.quantize(vae.analyse(expected, channels), ids, rate)
+
+    def _expected(self, group: int, token_ids: Tensor, positions: Tensor) -> Tensor:
+        """Return the prior's expectation at the positions of a group."""
+        expected: Tensor = self._vae(group).prior(token_ids)
+        return expected if len(positions) == len(token_ids) else expected[positions]
+
+    def _rebuild(
+        self, token_ids: Tensor, origin: Origin, places: Sequence[Tensor], symbols: Sequence[Tensor], rate: int
+    ) -> KVSnapshot:
+        """Return the snapshot of decoded symbols: the one path of `decode` and `reconstruct`."""
+        rope, layers = rope_of(origin), dict[int, LayerKV]()
+        for group, (place, coded) in enumerate(zip(places, symbols, strict=True)):
+            vae = self._vae(group)
+            levels = vae.levels(token_ids[place], rate)[:, : coded.shape[1]]
+            latents = vae.dequantize(coded, levels, rate)
+            channels = vae.synthesise(self._expected(group, token_ids, place), latents)
+            layers |= from_channels(channels, self.groups[group], self.shapes, place, rope, origin.dtype)
+        return KVSnapshot(tuple(layers[i] for i in range(len(layers))), token_ids, origin)
+
+
+def load_tinyvae(directory: Path) -> TinyVAECodec:
+    """Load a codec directory.
+
+    Raises:
+        CheckpointError: It is missing, incomplete or damaged.
+    """
+    for name in ("config.json", "model.safetensors"):
+        if not (directory / name).is_file():
+            raise CheckpointError(f"no codec here: {name} is missing", "Make one with `kvcompress fit`", path=directory)
+    try:
+        codec = TinyVAECodec.from_pretrained(directory)
+    except Exception as error:  # the mixin passes on whatever its parsers raise
+        raise CheckpointError(f"the codec does not load ({error})", "Fit or fetch it again", path=directory) from error
+    return codec.eval()
+
+
+__all__ = ["HIGHEST_RATE", "Codec", "TinyVAECodec", "load_tinyvae", "rope_of"]

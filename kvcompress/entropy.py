@@ -1,0 +1,103 @@
+"""Integer symbols and integer tables to bytes and back, by asymmetric numeral systems (constriction).
+
+The stream holds the coder's 32-bit little-endian words, then the escaped symbols as int32, then
+their number as uint32. Symbols are coded table by table, so that one call of the library serves
+all symbols of a level.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import constriction
+import numpy as np
+import numpy.typing as npt
+
+from kvcompress.errors import FormatError
+
+Ints = npt.NDArray[np.int32]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class TableBank:
+    """Frozen integer tables, one per level.
+
+    Attributes:
+        counts: [sum of lengths] int32; a table runs over symbols -m..m, then the escape.
+        offsets: [levels + 1] int32, where each table starts.
+    """
+
+    counts: Ints
+    offsets: Ints
+
+    def model(self, level: int) -> constriction.stream.model.Categorical:
+        """Return the coder's model of a level.
+
+        The counts sum to a power of two, so the division is exact and the fixed-point model that
+        the coder derives is the same on every machine.
+        """
+        table = self.counts[self.offsets[level] : self.offsets[level + 1]].astype(np.float64)
+        return constriction.stream.model.Categorical(table / table.sum(), perfect=False)
+
+    def largest(self, level: int) -> int:
+        """Return the largest magnitude in a level's table."""
+        return int(self.offsets[level + 1] - self.offsets[level] - 2) // 2
+
+
+def _by_level(levels: Ints) -> tuple[npt.NDArray[np.intp], list[tuple[int, int, int]]]:
+    """Return the stable order that sorts flat levels, and (level, start, stop) of each run; negatives left out."""
+    flat = levels.ravel()
+    order = np.argsort(flat.astype(np.int16), kind="stable")
+    bounds = np.searchsorted(flat[order], np.arange(int(flat.max(initial=-1)) + 2))
+    runs = [(level, int(bounds[level]), int(bounds[level + 1])) for level in range(len(bounds) - 1)]
+    return order, [run for run in runs if run[1] < run[2]]
+
+
+def encode_symbols(symbols: Ints, levels: Ints, bank: TableBank) -> bytes:
+    """Code symbols [T, R] int32 under the tables of their levels [T, R] int32 (negative: not coded)."""
+    order, runs = _by_level(levels)
+    flat = symbols.ravel()[order]
+    coder = constriction.stream.stack.AnsCoder()
+    escaped: list[Ints] = []
+    for level, start, stop in reversed(runs):
+        top = bank.largest(level)
+        part = flat[start:stop]
+        outside = np.abs(part) > top
+        if outside.any():
+            escaped.append(part[outside])
+        coder.encode_reverse(np.where(outside, 2 * top + 1, part + top).astype(np.int32), bank.model(level))
+    tail = np.concatenate(escaped[::-1]) if escaped else np.zeros(0, np.int32)
+    words = coder.get_compressed().astype("<u4").tobytes()
+    return words + tail.astype("<i4").tobytes() + np.uint32(len(tail)).astype("<u4").tobytes()
+
+
+def decode_symbols(data: bytes, levels: Ints, bank: TableBank) -> Ints:
+    """Return the symbols [T, R] int32 that were coded under these levels.
+
+    Raises:
+        FormatError: The stream is cut, too long, or not a stream of these levels.
+    """
+    if len(data) < 4 or len(data) % 4:
+        raise FormatError("the symbol stream is cut", offset=len(data))
+    escapes = int(np.frombuffer(data[-4:], "<u4")[0])
+    words_end = len(data) - 4 - 4 * escapes
+    if words_end < 0:
+        raise FormatError("the symbol stream claims more escapes than it holds", offset=len(data) - 4)
+    tail = np.frombuffer(data[words_end:-4], "<i4")
+    order, runs = _by_level(levels)
+    flat = np.zeros(levels.size, np.int32)
+    taken = 0
+    try:
+        coder = constriction.stream.stack.AnsCoder(np.frombuffer(data[:words_end], "<u4").astype(np.uint32))
+        for level, start, stop in runs:
+            top = bank.largest(level)
+            part = coder.decode(bank.model(level), stop - start) - top
+            outside = np.flatnonzero(part == top + 1)
+            part[outside] = tail[taken : taken + len(outside)]
+            taken += len(outside)
+            flat[order[start:stop]] = part
+    except (ValueError, AssertionError) as error:
+        raise FormatError("the symbol stream does not decode", offset=0) from error
+    if taken != len(tail) or not coder.is_empty():
+        raise FormatError("the symbol stream holds more than its symbols", offset=words_end)
+    return flat.reshape(levels.shape)

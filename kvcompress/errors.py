@@ -1,0 +1,47 @@
+"""Every error that a user can cause. The command line catches `KVCompressError` once and prints one line."""
+
+from __future__ import annotations
+
+
+class KVCompressError(Exception):
+    """Any error of this package whose message already says what happened and what to do about it.
+
+    Args:
+        what: What is wrong, in one line, without a full stop.
+        remedy: What the user can do, in one line.
+        path: The file or directory concerned, if there is one.
+    """
+
+    def __init__(self, what: str, remedy: str = "", *, path: object = None) -> None:
+        self.what, self.remedy, self.path = what, remedy, path
+        where = f"{path}: " if path is not None else ""
+        then = f" {remedy}." if remedy else ""
+        super().__init__(f"{where}{what}.{then}")
+
+
+class InputError(KVCompressError):
+    """An argument, a session, a model or a cache that cannot be used."""
+
+
+class FormatError(KVCompressError):
+    """A file that does not follow its format. `offset` is the byte where reading stopped."""
+
+    def __init__(self, what: str, remedy: str = "", *, path: object = None, offset: int | None = None) -> None:
+        self.offset = offset
+        super().__init__(what if offset is None else f"{what} (at byte {offset})", remedy, path=path)
+
+
+class IntegrityError(FormatError):
+    """A file whose checksum does not match its content."""
+
+
+class MismatchError(KVCompressError):
+    """Two partners that do not belong together; the message names both fingerprints."""
+
+    def __init__(self, part: str, expected: str, found: str, remedy: str = "", *, path: object = None) -> None:
+        self.part, self.expected, self.found = part, expected, found
+        super().__init__(f"{part} does not match: expected {expected}, found {found}", remedy, path=path)
+
+
+class CheckpointError(KVCompressError):
+    """A codec or model directory that is missing, incomplete or damaged."""

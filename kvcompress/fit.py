@@ -1,0 +1,284 @@
+"""Fit a TinyVAE codec in closed form to the caches of recorded sessions.
+
+The sessions are streamed: each pass runs the model over them again and keeps only sums, so memory
+does not grow with their number.
+
+1. token means and sensitivity (Fisher matrix) -> token table, weight of the error;
+2. moments of regressors and channels -> prior, covariance of what it leaves, weighted KLT;
+3. on sessions kept out of 1 and 2: spread of the latents by latent and by token -> levels, tables.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from kvcompress.channels import Rope, group_layers, group_positions, layer_shapes, to_channels
+from kvcompress.codec import TinyVAECodec, rope_of
+from kvcompress.errors import InputError
+from kvcompress.hf.capture import capture
+from kvcompress.hf.sensitivity import cache_gradients
+from kvcompress.snapshot import KVSnapshot
+from tinyvae.prior import Moments, TokenMeans, TokenPrior
+from tinyvae.quantize import LEVELS_PER_OCTAVE, LOWEST_SCALE_LOG2
+from tinyvae.tables import build_tables
+from tinyvae.transform import sensitivity_weight, weighted_klt
+
+Progress = Callable[[str, int, int], None]
+"""Called with the pass, the sessions done and their number."""
+
+
+@dataclass(frozen=True, slots=True)
+class FitSettings:
+    """Dials of the closed-form fit.
+
+    Attributes:
+        rank: Latents per group.
+        prior_rank: Columns of the token table.
+        prior_taps: Tokens the prior looks at.
+        fisher_exponent: See `tinyvae.transform.sensitivity_weight`.
+        fisher_sessions: Sessions whose gradients are taken.
+        continuation_tokens: Tokens of each of them that stand for the future.
+        calibration_share: Share of the sessions kept for levels, tables and tiers.
+        sample_rows: Rows of latents kept for the tables.
+        seed: Of sampled tokens and of the split.
+    """
+
+    rank: int = 512
+    prior_rank: int = 96
+    prior_taps: int = 4
+    fisher_exponent: float = 0.7
+    fisher_sessions: int = 64
+    continuation_tokens: int = 256
+    calibration_share: float = 0.25
+    sample_rows: int = 4096
+    seed: int = 0
+
+
+@dataclass(slots=True)
+class _Group:
+    """What the passes gather about one group of layers."""
+
+    layers: tuple[int, ...]
+    means: TokenMeans
+    fisher: Tensor
+    moments: Moments | None = None
+    prior: TokenPrior | None = None
+    analysis: Tensor | None = None
+    synthesis: Tensor | None = None
+    variances: Tensor | None = None
+
+
+class Fitter:
+    """Runs the passes over one model's sessions.
+
+    Args:
+        model: A causal language model in float32.
+        tokenizer: Its tokenizer, for the fingerprint; may be None.
+        sessions: Token ids of each session, [N] int64.
+        settings: Dials.
+        progress: Called after each session.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        tokenizer: Any,
+        sessions: Sequence[Tensor],
+        settings: FitSettings,
+        progress: Progress = lambda stage, done, total: None,
+    ) -> None:
+        if len(sessions) < 4:
+            raise InputError(f"{len(sessions)} sessions are too few to fit a codec", "Give at least 4")
+        order = list(range(len(sessions)))
+        random.Random(settings.seed).shuffle(order)
+        kept = max(1, round(settings.calibration_share * len(order)))
+        self.calibration = [sessions[i] for i in order[:kept]]
+        self.sessions = [sessions[i] for i in order[kept:]]
+        self.model, self.tokenizer, self.settings, self.progress = model, tokenizer, settings, progress
+        first = self._capture(self.sessions[0])
+        self.shapes, self.origin = layer_shapes(first), first.origin
+        self.rope: Rope = rope_of(first.origin)
+        self.vocab_size = int(model.get_input_embeddings().weight.shape[0])
+        self.groups = []
+        for layers in group_layers(first.origin, self.shapes):
+            width = sum(self.shapes[i].channels for i in layers)
+            fisher = torch.zeros(width, width, dtype=torch.float64)
+            self.groups.append(_Group(layers, TokenMeans.empty(self.vocab_size, width), fisher))
+
+    def _capture(self, token_ids: Tensor) -> KVSnapshot:
+        return capture(self.model, token_ids, tokenizer=self.tokenizer)
+
+    def _snapshots(self, stage: str, sessions: Sequence[Tensor]) -> Iterable[KVSnapshot]:
+        for done, token_ids in enumerate(sessions, 1):
+            yield self._capture(token_ids)
+            self.progress(stage, done, len(sessions))
+
+    def _rows(self, snapshot: KVSnapshot, group: _Group) -> tuple[Tensor, Tensor]:
+        """Return token ids [T] and channels [T, C] of a group."""
+        places = group_positions(snapshot, group.layers)
+        return snapshot.token_ids[places], to_channels(snapshot, group.layers, self.rope)
+
+    def gather_means(self) -> None:
+        """Pass 1a: token means."""
+        for snapshot in self._snapshots("token means", self.sessions):
+            for group in self.groups:
+                group.means.add(*self._rows(snapshot, group))
+
+    def gather_sensitivity(self) -> None:
+        """Pass 1b: Fisher matrix of the cache entries."""
+        generator = torch.Generator().manual_seed(self.settings.seed)
+        chosen = self.sessions[: self.settings.fisher_sessions]
+        for done, token_ids in enumerate(chosen, 1):
+            cut = max(len(token_ids) - self.settings.continuation_tokens, len(token_ids) // 2)
+            snapshot = self._capture(token_ids[:cut])
+            gradients = cache_gradients(self.model, snapshot, token_ids[cut:], self.rope, generator)
+            for group in self.groups:
+                columns = [t.transpose(0, 1).flatten(1) for i in group.layers for t in gradients[i]]
+                rows = torch.cat(columns, 1)
+                group.fisher += (rows.T @ rows).double() / len(rows)
+            self.progress("sensitivity", done, len(chosen))
+
+    def solve_prior(self) -> None:
+        """Pass 2: token table, regression, weighted KLT."""
+        s = self.settings
+        weights = []
+        for group in self.groups:
+            weight = sensitivity_weight(group.fisher, s.fisher_exponent)
+            weights.append(weight)
+            table = group.means.table(s.prior_rank, weight.diagonal().sqrt().float())
+            group.prior = TokenPrior(self.vocab_size, table.shape[1], s.prior_taps, len(weight))
+            group.prior.table.copy_(_storable(table))
+            group.moments = Moments.empty(table.shape[1] * s.prior_taps, len(weight))
+        for snapshot in self._snapshots("prior", self.sessions):
+            for group in self.groups:
+                assert group.prior is not None and group.moments is not None
+                places = group_positions(snapshot, group.layers)
+                channels = to_channels(snapshot, group.layers, self.rope)
+                group.moments.add(group.prior.features(snapshot.token_ids)[places], channels)
+        for group, weight in zip(self.groups, weights, strict=True):
+            assert group.prior is not None and group.moments is not None
+            matrix, bias = group.moments.solve()
+            group.prior.weight.copy_(_storable(matrix))
+            group.prior.bias.copy_(bias)
+            covariance = group.moments.residual_covariance(matrix, bias)
+            analysis, synthesis, variances = weighted_klt(covariance, weight, s.rank)
+            group.analysis, group.synthesis = _storable(analysis.float()), _storable(synthesis.float())
+            group.variances = variances
+
+    def build(self) -> TinyVAECodec:
+        """Pass 3: calibrate levels and tables on the sessions kept out, and assemble the codec."""
+        codec = self._assemble()
+        samples = []
+        energies = self._latent_energies(codec)
+        for vae, (latent_power, token_level, rows) in zip(codec.vaes, energies, strict=True):
+            vae.token_level.copy_(token_level)
+            deviation = latent_power.sqrt().clamp(min=1e-12)
+            octaves = torch.log2(deviation / vae.config.reference_step) - LOWEST_SCALE_LOG2
+            vae.base_level.copy_((LEVELS_PER_OCTAVE * octaves).round().int())
+            samples.append((rows / deviation)[:, : max(8, rows.shape[1] // 3)].flatten())
+        pooled = torch.cat(samples)
+        pick = torch.randperm(len(pooled), generator=torch.Generator().manual_seed(0))[:400_000]
+        counts, offsets, centroids = build_tables(pooled[pick])
+        codec.table_counts.copy_(counts)
+        codec.table_offsets.copy_(offsets)
+        for vae in codec.vaes:
+            vae.centroids.copy_(centroids)
+        return codec.eval()
+
+    def _assemble(self) -> TinyVAECodec:
+        groups = []
+        for group in self.groups:
+            assert group.prior is not None and group.analysis is not None and group.variances is not None
+            config = {
+                "channels": group.analysis.shape[0],
+                "vocab_size": self.vocab_size,
+                "rank": group.analysis.shape[1],
+                "prior_rank": group.prior.table.shape[1],
+                "prior_taps": self.settings.prior_taps,
+                "reference_step": float(group.variances[0].sqrt()),
+            }
+            groups.append({"layers": list(group.layers), "config": config})
+        # One step for all groups: their latents are in the same unit, the model's output.
+        step = max(group["config"]["reference_step"] for group in groups)
+        for group in groups:
+            group["config"]["reference_step"] = step
+        codec = TinyVAECodec(
+            groups=groups,
+            shapes=[[s.heads, s.key_size, s.value_size] for s in self.shapes],
+            model=asdict(self.origin.fingerprint),
+            fitted={
+                "sessions": len(self.sessions),
+                "calibration_sessions": len(self.calibration),
+                "tokens": int(sum(len(s) for s in self.sessions)),
+                "settings": asdict(self.settings),
+            },
+        )
+        for vae, group in zip(codec.vaes, self.groups, strict=True):
+            vae.prior.load_state_dict(group.prior.state_dict())
+            vae.transform.analysis.copy_(group.analysis)
+            vae.transform.synthesis.copy_(group.synthesis)
+        return codec
+
+    @torch.inference_mode()
+    def _latent_energies(self, codec: TinyVAECodec) -> list[tuple[Tensor, Tensor, Tensor]]:
+        """Return for each group: latent power [R] at unit token level, token levels [V], sample rows."""
+        rows: list[list[Tensor]] = [[] for _ in self.groups]
+        ids: list[list[Tensor]] = [[] for _ in self.groups]
+        for snapshot in self._snapshots("calibration", self.calibration):
+            for index, (group, vae) in enumerate(zip(self.groups, codec.vaes, strict=True)):
+                places = group_positions(snapshot, group.layers)
+                expected = vae.prior(snapshot.token_ids)[places]
+                latents = vae.analyse(expected, to_channels(snapshot, group.layers, self.rope))
+                rows[index].append(latents)
+                ids[index].append(snapshot.token_ids[places])
+        return [self._spread(torch.cat(r), torch.cat(i)) for r, i in zip(rows, ids, strict=True)]
+
+    def _spread(self, latents: Tensor, token_ids: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        token_level = token_levels(latents, token_ids, self.vocab_size)
+        unit = latents * torch.exp2(-token_level[token_ids].float() / LEVELS_PER_OCTAVE)[:, None]
+        power = unit.square().mean(0)
+        pick = torch.randperm(len(unit), generator=torch.Generator().manual_seed(0))[: self.settings.sample_rows]
+        return power, token_level, unit[pick]
+
+
+def token_levels(latents: Tensor, token_ids: Tensor, vocab_size: int, shrinkage: float = 8.0) -> Tensor:
+    """Return [V] int32: how many levels a token's residual lies above or below the average.
+
+    The mean of the log energy over the leading latents, shrunk towards 0 where a token is rare.
+
+    Args:
+        latents: [T, R] float32.
+        token_ids: [T] int64.
+        vocab_size: V.
+        shrinkage: Occurrences at which half of the measured level is believed.
+    """
+    leading = latents[:, : max(8, latents.shape[1] // 3)]
+    power = leading.square().mean(0).clamp(min=1e-24)
+    log_energy = 0.5 * torch.log2((leading.square() / power).mean(1).clamp(min=1e-6))
+    log_energy -= log_energy.mean()
+    sums = torch.zeros(vocab_size).index_add_(0, token_ids, log_energy)
+    counts = torch.zeros(vocab_size).index_add_(0, token_ids, torch.ones_like(log_energy))
+    octaves = sums / (counts + shrinkage)
+    return (LEVELS_PER_OCTAVE * octaves).round().clamp(-24, 24).int()
+
+
+def _storable(weights: Tensor) -> Tensor:
+    """Round to bfloat16, the type the checkpoint stores, so that fit and file agree."""
+    return weights.bfloat16().float()
+
+
+def fit_codec(
+    model: Any, tokenizer: Any, sessions: Sequence[Tensor], settings: FitSettings, progress: Progress
+) -> tuple[TinyVAECodec, list[Tensor]]:
+    """Fit a codec and return it with the sessions kept out of the fit, for calibrating its tiers."""
+    fitter = Fitter(model, tokenizer, sessions, settings, progress)
+    fitter.gather_means()
+    fitter.gather_sensitivity()
+    fitter.solve_prior()
+    return fitter.build(), fitter.calibration

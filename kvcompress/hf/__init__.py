@@ -1,0 +1,13 @@
+"""The bridge to transformers, and the only room that imports it: models and caches on one side, snapshots on the other.
+
+`capture`, `restore` and `fingerprint` are functions here although files of these names exist: all are bound when the room
+is entered, so the submodules can never shadow them.
+"""
+
+from kvcompress.hf.capture import capture
+from kvcompress.hf.fingerprint import fingerprint
+from kvcompress.hf.loading import load_model
+from kvcompress.hf.restore import restore
+from kvcompress.hf.rope import RopeAdapter, rope_from_config
+
+__all__ = ["RopeAdapter", "capture", "fingerprint", "load_model", "restore", "rope_from_config"]

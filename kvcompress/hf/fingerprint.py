@@ -1,0 +1,164 @@
+"""Hash everything that gives a cache its meaning: configuration, weights, rotary embedding, tokenizer.
+
+Two loads of one checkpoint must agree, whatever the data type, the device or the directory; two models that would
+continue a session differently must not.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from kvcompress.errors import InputError
+from kvcompress.hf.rope import parse_config, rotary_parts
+from kvcompress.snapshot import ModelFingerprint
+
+RUN_TIME_KEYS = frozenset(
+    {"_name_or_path", "name_or_path", "_commit_hash", "transformers_version", "architectures", "dtype", "torch_dtype"}
+    | {"use_cache", "return_dict", "output_attentions", "output_hidden_states", "chunk_size_feed_forward"}
+    | {"attn_implementation", "_attn_implementation", "experts_implementation", "_experts_implementation"}
+    | {"problem_type", "id2label", "label2id"}
+)
+SPECIAL_TOKEN_KEYS = frozenset({"pad_token_id", "bos_token_id", "eos_token_id", "sep_token_id"})
+FREQUENCY_TOLERANCE = 1e-5  # far above one unit in the last place between processors, far below bfloat16 rounding
+
+_WEIGHTS: WeakKeyDictionary[nn.Module, tuple[object, str]] = WeakKeyDictionary()
+_TOKENIZERS: WeakKeyDictionary[Any, tuple[str, str]] = WeakKeyDictionary()
+
+
+def fingerprint(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None = None) -> ModelFingerprint:
+    """Return the content hashes of a model and, if given, of its tokenizer.
+
+    The hash of the weights is kept with the model object and computed again as soon as a weight was changed in place or
+    exchanged. A change through `parameter.data` leaves no trace in torch and is not noticed.
+
+    Raises:
+        InputError: Some weights are not in memory.
+    """
+    return ModelFingerprint(
+        config=_config_digest(model),
+        weights=_weights_digest(model),
+        rope=rope_digest(model),
+        tokenizer=None if tokenizer is None else _tokenizer_digest(tokenizer),
+    )
+
+
+def config_json(model: PreTrainedModel) -> dict[str, Any]:
+    """Return the model's configuration as JSON-able data without keys of one run, one path or one version."""
+    return dict(_without(json.loads(model.config.to_json_string(use_diff=False)), RUN_TIME_KEYS))
+
+
+def rope_digest(model: PreTrainedModel) -> str:
+    """Hash how the model rotates: its parameters, its class and, where they are not as configured, its frequencies.
+
+    Frequencies equal to the configured ones up to rounding do not enter: processors differ in the last bit.
+    """
+    config = model.config.get_text_config(decoder=True)
+    rotary = next((module for module in model.modules() if _is_rotary(module)), None)
+    facts: dict[str, Any] = {"class": type(rotary).__name__, "parameters": getattr(config, "rope_parameters", None)}
+    if rotary is not None:
+        live = _frequencies(rotary)
+        parts = rotary_parts(parse_config(json.dumps(config_json(model), sort_keys=True)))
+        planned = {} if parts is None else _frequencies(parts[0])
+        if not _agree(live, planned):
+            facts["live"] = {name: hashlib.sha256(_canonical_bytes(value)).hexdigest() for name, value in live.items()}
+    return _hash_json(facts)
+
+
+def _config_digest(model: PreTrainedModel) -> str:
+    # Special tokens are set by many scripts after loading; they steer generation, not the meaning of a cache.
+    return _hash_json(_without(config_json(model), SPECIAL_TOKEN_KEYS))
+
+
+def _weights_digest(model: PreTrainedModel) -> str:
+    state: dict[str, Tensor] = model.state_dict(keep_vars=True)
+    stamp = _stamp(state)
+    known = _WEIGHTS.get(model)
+    if known is not None and stamp is not None and known[0] == stamp:
+        return known[1]
+    digest, seen = hashlib.sha256(), set()
+    for name in sorted(state):
+        tensor = state[name]
+        if tensor.is_meta:
+            raise InputError(f"weight {name} is not in memory", "Load the model without offloading")
+        place = (tensor.device, tensor.data_ptr(), tuple(tensor.shape), tensor.stride())
+        if tensor.numel() and place in seen:
+            continue  # tied: the same memory under a second name
+        seen.add(place)
+        digest.update(f"{name}{list(tensor.shape)}".encode())
+        digest.update(_canonical_bytes(tensor))
+    _WEIGHTS[model] = (stamp, digest.hexdigest())
+    return digest.hexdigest()
+
+
+def _stamp(state: dict[str, Tensor]) -> object:
+    """Return a value that changes when a weight does, or None where torch does not count changes."""
+    if any(tensor.is_inference() for tensor in state.values()):
+        return None
+    return tuple((name, id(tensor), tensor.data_ptr(), tensor.dtype, tensor._version) for name, tensor in state.items())
+
+
+def _canonical_bytes(tensor: Tensor) -> bytes | memoryview:
+    """Return the values as little-endian float32 (int64 for integers and booleans), whatever they are stored in."""
+    kind = torch.float32 if tensor.is_floating_point() else torch.int64
+    array = tensor.detach().to("cpu", kind).contiguous().reshape(-1).numpy()
+    return memoryview(array.astype(array.dtype.newbyteorder("<"), copy=False)).cast("B") if array.size else b""
+
+
+def _tokenizer_digest(tokenizer: PreTrainedTokenizerBase) -> str:
+    """Hash vocabulary, merges, normalisation and chat template, but not padding and truncation, which calls change."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    text = json.dumps(tokenizer.get_vocab(), sort_keys=True) if backend is None else backend.to_str()
+    template = json.dumps(getattr(tokenizer, "chat_template", None), sort_keys=True)
+    raw = hashlib.sha256(f"{text}\0{template}".encode()).hexdigest()
+    known = _TOKENIZERS.get(tokenizer)
+    if known is not None and known[0] == raw:
+        return known[1]  # reading a large vocabulary back from JSON costs more than hashing it
+    vocabulary = json.loads(text)
+    if backend is not None:
+        vocabulary = {key: value for key, value in vocabulary.items() if key not in ("padding", "truncation")}
+    digest = _hash_json([vocabulary, template])
+    _TOKENIZERS[tokenizer] = (raw, digest)
+    return digest
+
+
+def _is_rotary(module: nn.Module) -> bool:
+    return type(module).__name__.endswith("RotaryEmbedding") and bool(_frequencies(module))
+
+
+def _frequencies(rotary: nn.Module) -> dict[str, Tensor]:
+    """Return frequencies and scalings by name; of frequencies that change with the length, the original ones."""
+    steady = not any(word in str(getattr(rotary, "rope_type", "")) for word in ("dynamic", "longrope"))
+    found = {
+        name: buffer.detach().to("cpu", torch.float32)
+        for name, buffer in rotary.named_buffers(recurse=False)
+        if name.endswith("inv_freq") and (steady or name.endswith("original_inv_freq"))
+    }
+    if found:
+        scalings = {key: value for key, value in vars(rotary).items() if key.endswith("attention_scaling")}
+        found |= {key: torch.tensor([float(value)]) for key, value in scalings.items()}
+    return found
+
+
+def _agree(left: dict[str, Tensor], right: dict[str, Tensor]) -> bool:
+    return left.keys() == right.keys() and all(
+        tensor.shape == right[name].shape and torch.allclose(tensor, right[name], rtol=FREQUENCY_TOLERANCE, atol=0.0)
+        for name, tensor in left.items()
+    )
+
+
+def _without(data: Any, keys: frozenset[str]) -> Any:
+    """Drop `keys` at every depth: composite configurations repeat them in their parts."""
+    if isinstance(data, dict):
+        return {key: _without(value, keys) for key, value in data.items() if key not in keys}
+    return data
+
+
+def _hash_json(data: Any) -> str:
+    return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()

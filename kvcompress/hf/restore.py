@@ -1,0 +1,69 @@
+"""restore: build a cache that the model can go on from out of a snapshot."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
+
+from kvcompress.errors import InputError
+from kvcompress.hf.families import layer_kinds, new_cache
+from kvcompress.hf.fingerprint import fingerprint
+from kvcompress.snapshot import KVSnapshot, LayerKV
+
+
+def restore(
+    snapshot: KVSnapshot,
+    model: PreTrainedModel,
+    *,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    check_fingerprint: bool = True,
+) -> DynamicCache:
+    """Return a cache filled from the snapshot, on the model's device and in its data type.
+
+    The cache shares no memory with the snapshot, so generating leaves the snapshot as it is. Where tokens were dropped,
+    it holds fewer entries than the session has tokens, and the caller passes `position_ids` that start at
+    `origin.next_position`.
+
+    Args:
+        snapshot: The state to go on from.
+        model: The model that recorded it.
+        tokenizer: Compared with the recording one if both are known.
+        check_fingerprint: Refuse any other model; switch off only where the difference is intended.
+
+    Raises:
+        MismatchError: Configuration, weights, rotary embedding or tokenizer differ.
+        InputError: The model is not supported or its layers do not fit the snapshot.
+    """
+    if check_fingerprint:
+        snapshot.origin.fingerprint.require_match(fingerprint(model, tokenizer))
+    cache = new_cache(model)
+    found, expected = layer_kinds(cache), snapshot.origin.layer_kinds
+    if found != expected:
+        what = f"the model's {len(found)} layers do not fit the snapshot's {len(expected)} in number or kind"
+        raise InputError(what, "Use the model that this cache was recorded with")
+    for index, (slot, layer) in enumerate(zip(cache.layers, snapshot.layers, strict=True)):
+        _fill(index, slot, layer, model, snapshot.origin.next_position)
+    return cache
+
+
+def _fill(index: int, slot: Any, layer: LayerKV, model: PreTrainedModel, next_position: int) -> None:
+    """Put one layer into an empty cache layer, which stays untouched if there is nothing to put."""
+    window = getattr(slot, "sliding_window", None)
+    if window is not None:
+        _require_whole_window(index, layer, window, next_position)
+        slot.cumulative_length = next_position  # the true length; the tensors only show the window
+    if layer.keys.shape[1] == 0:
+        return
+    keys = layer.keys[None].to(model.device, model.dtype, copy=True)
+    values = layer.values[None].to(model.device, model.dtype, copy=True)
+    slot.lazy_initialization(keys, values)
+    slot.keys, slot.values = keys, values
+
+
+def _require_whole_window(index: int, layer: LayerKV, window: int, next_position: int) -> None:
+    """Raise `InputError` unless the layer holds every token of its window: the mask counts on it."""
+    kept = min(next_position, window - 1) if window > 1 else next_position
+    if layer.positions.numel() != kept or (kept and int(layer.positions[0]) != next_position - kept):
+        what = f"layer {index} holds {layer.positions.numel()} of the {kept} tokens in its sliding window"
+        raise InputError(what, "Drop tokens in layers with full attention only")

@@ -1,0 +1,261 @@
+"""Go on from a cache: feed tokens at their original positions, generate, stream the text.
+
+A cache may hold fewer entries than the session has tokens (pruning, sliding windows), and transformers derives default
+positions from the number of entries. So every call here states its positions, and a pruned cache resumes with the angles it
+was made with.
+
+```
+tokens seen      0 1 2 ... N-1        all in the cache
+with a prompt                   p0 p1 ...        fed at N, N+1, ...
+without              N-1                         its entry is taken out and the token fed again, for its logits
+```
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Collection, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from kvcompress.errors import InputError
+
+STEPWISE_ATTENTION = "sdpa"  # builds no mask for a single query, so layers of different lengths do not clash
+ONE_MASK_ATTENTION = (STEPWISE_ATTENTION, "eager")  # one mask, sized by one layer, serves all layers of a kind
+
+
+def context_limit(model: Any) -> int | None:
+    """Return the number of positions the model knows, or None where its configuration does not say."""
+    config = model.config
+    if hasattr(config, "get_text_config"):
+        config = config.get_text_config(decoder=True)
+    limit = getattr(config, "max_position_embeddings", None)
+    return int(limit) if limit is not None else None
+
+
+def require_room(model: Any, end_position: int, remedy: str) -> None:
+    """Raise `InputError` where positions up to `end_position` (exclusive) exceed the model's context."""
+    limit = context_limit(model)
+    if limit is not None and end_position > limit:
+        raise InputError(f"{end_position} tokens exceed the model's context of {limit}", remedy)
+
+
+def take_logits(model: Any, last_only: bool) -> dict[str, int]:
+    """Return the keyword that spares a model the logits nobody reads; empty where its `forward` does not know it."""
+    known = "logits_to_keep" in inspect.signature(model.forward).parameters
+    return {"logits_to_keep": 1} if last_only and known else {}
+
+
+@torch.no_grad()
+def feed(model: Any, cache: Any, token_ids: Tensor, first_position: int, *, last_only: bool = False) -> Tensor:
+    """Feed tokens at explicit positions and advance the cache in place.
+
+    Args:
+        model: A causal language model in evaluation mode.
+        cache: Its cache of one sequence, pruned or not; `token_ids` are appended to it.
+        token_ids: [T] int64, T >= 1.
+        first_position: Position of `token_ids[0]` in the session.
+        last_only: Return the logits after the last token only.
+
+    Returns:
+        [T, V] float, or [1, V] with `last_only`: row t is the prediction after token t.
+
+    Raises:
+        InputError: No token, a model in training mode, or layers of different lengths under an attention that cannot
+            take them.
+    """
+    if token_ids.ndim != 1 or not token_ids.numel():
+        raise InputError(f"token ids of shape {tuple(token_ids.shape)} are not a sequence of one or more tokens")
+    if model.training:
+        raise InputError("the model is in training mode, where dropout changes every prediction", "Call model.eval()")
+    ids = token_ids.to(model.device)
+    size = 1 if _must_step(model, cache) else ids.numel()
+    rows = []
+    for start in range(0, ids.numel(), size):
+        logits = _forward(model, cache, ids[start : start + size], first_position + start, last_only)
+        rows = [logits] if last_only else [*rows, logits]
+    return torch.cat(rows)
+
+
+def _forward(model: Any, cache: Any, ids: Tensor, first_position: int, last_only: bool) -> Tensor:
+    positions = torch.arange(first_position, first_position + ids.numel(), device=ids.device)
+    # Sliding layers count every token seen, pruned ones only what they hold. A mask shorter than any layer's count would
+    # be padded with zeros and hide the newest tokens, so it takes the longest.
+    held = max((int(layer.get_seq_length()) for layer in cache.layers if hasattr(layer, "keys")), default=0)
+    mask = torch.ones(1, held + ids.numel(), dtype=torch.int64, device=ids.device)
+    output = model(
+        input_ids=ids[None],
+        position_ids=positions[None],
+        attention_mask=mask,
+        past_key_values=cache,
+        use_cache=True,
+        **take_logits(model, last_only),
+    )
+    logits: Tensor = output.logits[0]
+    return logits[-1:] if last_only else logits
+
+
+def _must_step(model: Any, cache: Any) -> bool:
+    """Tell whether layers of different lengths force one token at a time."""
+    lengths = {
+        layer.keys.shape[-2]
+        for layer in cache.layers
+        if getattr(layer, "keys", None) is not None and not getattr(layer, "is_sliding", False)
+    }
+    attention = getattr(model.config, "_attn_implementation", STEPWISE_ATTENTION)
+    if len(lengths) < 2 or attention not in ONE_MASK_ATTENTION:
+        return False
+    if attention != STEPWISE_ATTENTION:
+        remedy = f"Load the model with attn_implementation={STEPWISE_ATTENTION!r}"
+        raise InputError(f"layers of {min(lengths)} to {max(lengths)} tokens are more than {attention} can mask", remedy)
+    return True
+
+
+def resume_start(
+    cache: Any,
+    token_ids: Tensor,
+    prompt_ids: Sequence[int] = (),
+    *,
+    layer_positions: Sequence[Tensor] | None = None,
+) -> tuple[list[int], int]:
+    """Return the tokens to feed first and the position of the first of them.
+
+    With a prompt the cache stays as it is. Without one the logits after the last token are needed, which a cache does
+    not hold: the last token's entry is taken out of every layer, in place, and the token is fed once more.
+
+    Args:
+        cache: A cache that covers all of `token_ids`.
+        token_ids: [N] int64, every token of the session.
+        prompt_ids: What comes next, if anything.
+        layer_positions: For each layer [T] int64, the positions it holds; required to be right where pruning may have
+            dropped the last token (`LayerKV.positions`). None: every layer holds the last token.
+
+    Raises:
+        InputError: No token at all, or a layer from which the last token cannot be taken exactly.
+    """
+    session_tokens = int(token_ids.numel())
+    if len(prompt_ids):
+        return [int(token) for token in prompt_ids], session_tokens
+    if not session_tokens:
+        raise InputError("an empty session has nothing to go on from", "Give a prompt")
+    for index, layer in enumerate(cache.layers):  # all checks first: a refused cache must stay whole
+        _require_removable(index, layer)
+    for index, layer in enumerate(cache.layers):
+        held = None if layer_positions is None else layer_positions[index]
+        if held is None or (held.numel() and int(held[-1]) == session_tokens - 1):
+            _remove_last(layer)
+    return [int(token_ids[-1])], session_tokens - 1
+
+
+def _require_removable(index: int, layer: Any) -> None:
+    remedy = "Give a prompt of at least one token"
+    if getattr(layer, "keys", None) is None:
+        raise InputError(f"layer {index} keeps a running state from which the last token cannot be taken", remedy)
+    # A full window has already dropped the oldest token that the last one saw: taking the last one out leaves a gap.
+    if getattr(layer, "is_sliding", False) and layer.get_seq_length() >= layer.sliding_window:
+        raise InputError(f"the sliding window of layer {index} ({layer.sliding_window} tokens) has moved on", remedy)
+
+
+def _remove_last(layer: Any) -> None:
+    layer.keys = layer.keys[..., :-1, :]
+    layer.values = layer.values[..., :-1, :]
+    if hasattr(layer, "cumulative_length"):
+        layer.cumulative_length -= 1
+
+
+@torch.no_grad()
+def generate_from(
+    model: Any,
+    cache: Any,
+    pending_ids: Sequence[int],
+    *,
+    next_position: int,
+    max_new_tokens: int,
+    stop_ids: Collection[int] = (),
+    on_token: Callable[[int], object] | None = None,
+    temperature: float = 0.0,
+    seed: int = 0,
+) -> list[int]:
+    """Feed the pending tokens, then generate; the cache is advanced in place.
+
+    Afterwards the cache covers everything but the last new token: to go on, pass that one as the first pending token.
+
+    Args:
+        model: A causal language model in evaluation mode.
+        cache: The cache, covering everything before the pending tokens.
+        pending_ids: At least one token; `resume_start` gives them.
+        next_position: Position of `pending_ids[0]` in the session.
+        max_new_tokens: Upper bound on the tokens generated.
+        stop_ids: Tokens after which generation ends; the one that ended it is part of the result.
+        on_token: Called with each new token as soon as it is known, for example a `TextStream`.
+        temperature: 0 takes the most likely token, more than 0 samples.
+        seed: Seed of the sampling.
+
+    Raises:
+        InputError: No pending token, a negative count or temperature, or more tokens than the model's context.
+    """
+    if not len(pending_ids):
+        raise InputError("no pending token", "Call resume_start, which takes the last token out of the cache")
+    if max_new_tokens < 0 or temperature < 0:
+        raise InputError(f"max_new_tokens {max_new_tokens} and temperature {temperature} must not be negative")
+    # The last new token is never fed, so it needs no position.
+    end_position = next_position + len(pending_ids) + max(max_new_tokens - 1, 0)
+    require_room(model, end_position, "Ask for fewer new tokens or give a shorter prompt")
+    sampler = torch.Generator().manual_seed(seed)
+    fed, position, new_ids = torch.tensor([int(token) for token in pending_ids]), next_position, list[int]()
+    while len(new_ids) < max_new_tokens:
+        logits = feed(model, cache, fed, position, last_only=True)[-1]
+        position += fed.numel()
+        token = _choose(logits, temperature, sampler)
+        new_ids.append(token)
+        if on_token is not None:
+            on_token(token)
+        if token in stop_ids:
+            break
+        fed = torch.tensor([token])
+    return new_ids
+
+
+def _choose(logits: Tensor, temperature: float, sampler: torch.Generator) -> int:
+    if bool(torch.isnan(logits).any()):
+        raise InputError("the model's logits contain NaN", "A model that overflows in this dtype may need float32")
+    if temperature == 0:
+        return int(logits.argmax())
+    odds = torch.softmax(logits.double().cpu() / temperature, dim=-1)
+    return int(torch.multinomial(odds, 1, generator=sampler))
+
+
+class TextStream:
+    """Turn tokens into text as they come, holding back what is not yet a whole character.
+
+    Args:
+        tokenizer: Anything with `decode(ids) -> str`.
+        write: Called with each new piece of text.
+        context_ids: Tokens before the first new one; tokenizers that drop a leading space need them.
+    """
+
+    def __init__(self, tokenizer: Any, write: Callable[[str], object], context_ids: Sequence[int] = ()) -> None:
+        """Start behind `context_ids`, of which a few are kept."""
+        self._tokenizer, self._write = tokenizer, write
+        self._ids = [int(token) for token in context_ids][-8:]
+        self._anchor, self._shown = 0, len(self._ids)
+
+    def __call__(self, token_id: int) -> None:
+        """Add one token and write the text that it completes."""
+        self._ids.append(int(token_id))
+        self._emit(final=False)
+
+    def close(self) -> None:
+        """Write what is still held back."""
+        self._emit(final=True)
+
+    def _emit(self, *, final: bool) -> None:
+        # Decoding from the anchor, a little before the new tokens, gives them their spacing at a bounded cost.
+        before = self._tokenizer.decode(self._ids[self._anchor : self._shown])
+        text = self._tokenizer.decode(self._ids[self._anchor :])
+        if len(text) <= len(before) or (text.endswith("\ufffd") and not final):
+            return
+        self._write(text[len(before) :])
+        self._anchor, self._shown = self._shown, len(self._ids)

@@ -1,0 +1,99 @@
+"""Recorded sessions: JSON lines of `{"id", "messages": [{"role", "content"}]}`, and their token ids."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from kvcompress.errors import FormatError, InputError
+
+
+@dataclass(frozen=True, slots=True)
+class Session:
+    """One recorded conversation.
+
+    Attributes:
+        id: Its name in the file.
+        messages: Turns with `role` and `content`.
+        facts: Planted facts, each with `question_message` (index of the user turn that asks),
+            `stated_message` and `value`; empty where the file has none.
+    """
+
+    id: str
+    messages: list[dict[str, str]]
+    facts: list[dict[str, Any]] = field(default_factory=list)
+
+
+def _parse(line: str, path: Path, number: int) -> Session:
+    where = f"line {number}"
+    try:
+        row = json.loads(line)
+    except json.JSONDecodeError as error:
+        raise FormatError(f"{where} is not JSON ({error.msg})", "A session file has one JSON object a line", path=path) from error
+    messages = row.get("messages") if isinstance(row, dict) else None
+    if not isinstance(messages, list) or not messages:
+        raise FormatError(f"{where} has no messages", 'Each line is {"id": ..., "messages": [...]}', path=path)
+    for message in messages:
+        fields = (message.get("role"), message.get("content")) if isinstance(message, dict) else ()
+        if len(fields) != 2 or not all(isinstance(value, str) for value in fields):
+            raise FormatError(f"{where} has a message without role and content", path=path)
+    return Session(str(row.get("id", number)), messages, list(row.get("facts") or []))
+
+
+def read_sessions(path: Path) -> Iterator[Session]:
+    """Yield the sessions of a file in order.
+
+    Raises:
+        InputError: The file cannot be read or holds no session.
+        FormatError: A line is not a session.
+    """
+    count = 0
+    try:
+        with path.open(encoding="utf-8") as handle:
+            for number, line in enumerate(handle, 1):
+                if line.strip():
+                    count += 1
+                    yield _parse(line, path, number)
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
+        raise InputError(f"cannot be read ({reason})", "Name a JSON lines file of sessions", path=path) from error
+    if not count:
+        raise InputError("holds no session", path=path)
+
+
+def find_session(path: Path, wanted: str | None) -> Session:
+    """Return the session of a given id, or the first one.
+
+    Raises:
+        InputError: No session has this id.
+    """
+    known = []
+    for session in read_sessions(path):
+        if wanted is None or session.id == wanted:
+            return session
+        known.append(session.id)
+    shown = ", ".join(known[:5]) + (", ..." if len(known) > 5 else "")
+    raise InputError(f"no session has the id {wanted!r}", f"The file holds {shown}", path=path)
+
+
+def session_token_ids(session: Session, tokenizer: Any, *, ask: bool = False) -> list[int]:
+    """Lay a session out by the tokenizer's chat template.
+
+    Args:
+        session: The conversation.
+        tokenizer: A transformers tokenizer.
+        ask: End with the assistant's turn opened, ready to answer.
+
+    Raises:
+        InputError: The tokenizer has no chat template or the template refuses the messages.
+    """
+    if not getattr(tokenizer, "chat_template", None):
+        raise InputError("the tokenizer has no chat template", "Record plain text with --text instead")
+    try:
+        text = tokenizer.apply_chat_template(session.messages, tokenize=False, add_generation_prompt=ask)
+    except Exception as error:  # templates raise whatever jinja raises
+        raise InputError(f"the chat template refuses session {session.id} ({error})") from error
+    return list(tokenizer(text, add_special_tokens=False)["input_ids"])

@@ -1,0 +1,60 @@
+"""Latents to integer symbols and back: one step per rate, a dead zone, centroids on the way back.
+
+Rates form a geometric grid, `LEVELS_PER_OCTAVE` to a factor of two of the step. A *level* says how
+wide a latent is, measured in steps, on the same grid; so a finer rate raises all levels alike.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+LEVELS_PER_OCTAVE = 16
+LEVELS = 160
+LOWEST_SCALE_LOG2 = -4.0
+"""At level 0 the standard deviation is a sixteenth of the step; below it nothing is coded."""
+
+DEAD_ZONE = 0.6
+"""Half-width of the zero bin in steps (0.5 is plain rounding)."""
+
+
+def scale_of_level(level: int) -> float:
+    """Return the standard deviation, in steps, that a level stands for."""
+    return float(2.0 ** (level / LEVELS_PER_OCTAVE + LOWEST_SCALE_LOG2))
+
+
+def step_at(reference_step: float, rate: int) -> float:
+    """Return the quantisation step of a rate index (larger index, finer step)."""
+    return float(reference_step * 2.0 ** (-rate / LEVELS_PER_OCTAVE))
+
+
+def quantize(latents: Tensor, step: float, levels: Tensor) -> Tensor:
+    """Round latents to symbols.
+
+    Args:
+        latents: [T, R] float32.
+        step: Quantisation step.
+        levels: [T, R] integer; where negative the symbol is 0.
+
+    Returns:
+        [T, R] int32.
+    """
+    magnitude = torch.floor(latents.abs() / step + (1.0 - DEAD_ZONE))
+    return torch.where(levels < 0, 0.0, torch.copysign(magnitude, latents)).to(torch.int32)
+
+
+def dequantize(symbols: Tensor, step: float, levels: Tensor, centroids: Tensor) -> Tensor:
+    """Return the reconstruction points of symbols.
+
+    Args:
+        symbols: [T, R] int32.
+        step: Quantisation step.
+        levels: [T, R] integer.
+        centroids: [LEVELS, 2] float32: how far, in steps, the mean of bin 1 and of the bins above
+            it lies below the bin's integer.
+    """
+    magnitude = symbols.abs()
+    row = levels.clamp(0, LEVELS - 1).long()
+    shift = torch.where(magnitude == 1, centroids[:, 0][row], centroids[:, 1][row])
+    value = (magnitude.float() - shift) * step
+    return torch.where(magnitude == 0, 0.0, torch.copysign(value, symbols.float()))

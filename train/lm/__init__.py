@@ -1,0 +1,1 @@
+"""Recipe of the bundled reference language model: corpus, tokenizer, curriculum, loop, measures."""

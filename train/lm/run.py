@@ -1,0 +1,111 @@
+"""Train the reference model: tokenizer, curriculum, held-out bits per byte, checkpoint in transformers' layout."""
+
+from __future__ import annotations
+
+import json
+import math
+import random
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import lightning
+import torch
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint, TQDMProgressBar
+from lightning.pytorch.loggers import CSVLogger
+from torch.utils.data import DataLoader
+from transformers import AutoTokenizer, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from train.lm.corpus import Corpus, load_corpus
+from train.lm.curriculum import Batches, Recipe
+from train.lm.facts import invent_fact, state
+from train.lm.module import LanguageModel, build_model
+from train.lm.tokenizer import render, train_tokenizer
+
+
+def make_tokenizer(corpus: Corpus, recipe: Recipe, directory: Path) -> PreTrainedTokenizerFast:
+    """Load the run's tokenizer, or train it on a sample of the corpus and save it."""
+    if (directory / "tokenizer.json").exists():
+        return AutoTokenizer.from_pretrained(directory)
+    chats = corpus.dialogues[:6000] + corpus.problems[:3000]
+    sample = [m["content"] for chat in chats for m in chat] + [text[50_000:150_000] for text in corpus.texts]
+    rng = random.Random(recipe.seed)
+    sample += [m["content"] for _ in range(8000) for m in state([invent_fact(rng)], rng)]
+    tokenizer = train_tokenizer(sample, recipe.vocab_size, recipe.context_tokens)
+    tokenizer.save_pretrained(directory)
+    return tokenizer
+
+
+@torch.inference_mode()
+def bits_per_byte(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, corpus: Corpus, count: int = 40) -> float:
+    """Return held-out cross entropy in bits per UTF-8 byte over whole documents, at most 512 tokens of each."""
+    nats, size_bytes = 0.0, 0
+    texts = [render(chat) for chat in (corpus.dialogues + corpus.problems)[:count]]
+    texts += [text[60_000:61_500] for text in corpus.texts[:8]]
+    for text in texts:
+        ids = torch.tensor([tokenizer(text, add_special_tokens=False)["input_ids"][:512]])
+        logits = model(input_ids=ids[:, :-1], use_cache=False).logits
+        nats += float(torch.nn.functional.cross_entropy(logits[0], ids[0, 1:], reduction="sum"))
+        size_bytes += len(tokenizer.decode(ids[0], skip_special_tokens=True).encode())
+    return nats / math.log(2) / size_bytes
+
+
+def save_model(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, directory: Path) -> None:
+    """Write bfloat16 safetensors with tokenizer, for `AutoModelForCausalLM.from_pretrained`."""
+    weights = {name: tensor.detach().to(torch.bfloat16) for name, tensor in model.state_dict().items()}
+    half = LlamaForCausalLM(model.config).to(torch.bfloat16)
+    half.load_state_dict(weights)
+    half.save_pretrained(directory)
+    tokenizer.save_pretrained(directory)
+
+
+class _Progress(Callback):
+    """Print held-out bits per byte and save a usable model every `every` steps."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerFast, held_out: Corpus, out: Path, every: int) -> None:
+        self.tokenizer, self.held_out, self.out, self.every = tokenizer, held_out, out, every
+
+    def on_train_batch_end(
+        self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if pl_module._steps_done % self.every:
+            return
+        score = bits_per_byte(pl_module.model, self.tokenizer, self.held_out)
+        metrics = {key: round(float(value), 4) for key, value in trainer.callback_metrics.items()}
+        line = {"step": pl_module._steps_done, "held_out_bits_per_byte": round(score, 4), **metrics}
+        print(json.dumps(line), flush=True)
+        with (self.out / "progress.jsonl").open("a") as handle:
+            handle.write(json.dumps(line) + "\n")
+        save_model(pl_module.model, self.tokenizer, self.out)
+
+
+def train_lm(
+    paths: list[Path], out: Path, recipe: Recipe, *, threads: int, compile_model: bool, report_every: int
+) -> None:
+    """Train, or go on with a run that was cut off, and leave a loadable model in `out`."""
+    torch.set_num_threads(threads)
+    out.mkdir(parents=True, exist_ok=True)
+    corpus, held_out = load_corpus(paths), load_corpus(paths, held_out=True)
+    tokenizer = make_tokenizer(corpus, recipe, out)
+    (out / "recipe.json").write_text(json.dumps(asdict(recipe), indent=1) + "\n")
+    last = out / "run" / "last.ckpt"
+    first_step = int(torch.load(last, weights_only=False)["steps_done"]) if last.exists() else 0
+    module = LanguageModel(build_model(recipe, tokenizer), recipe, compile_model=compile_model)
+    loader = DataLoader(Batches(corpus, tokenizer, recipe, first_step), batch_size=None, shuffle=False)
+    trainer = lightning.Trainer(
+        accelerator="auto",
+        max_epochs=-1,
+        max_steps=2 * (recipe.total_steps - first_step) if not last.exists() else 2 * recipe.total_steps,
+        logger=CSVLogger(out / "run", name="log"),
+        log_every_n_steps=10,
+        callbacks=[
+            _Progress(tokenizer, held_out, out, report_every),
+            ModelCheckpoint(dirpath=out / "run", every_n_train_steps=report_every, save_last=True, save_top_k=0),
+            TQDMProgressBar(refresh_rate=10),
+        ],
+        enable_model_summary=False,
+        num_sanity_val_steps=0,
+    )
+    trainer.fit(module, loader, ckpt_path=str(last) if last.exists() else None, weights_only=False)
+    save_model(module.model.cpu(), tokenizer, out)
+    print(json.dumps({"held_out_bits_per_byte": bits_per_byte(module.model, tokenizer, held_out)}))
