@@ -41,10 +41,12 @@ def require_writable(path: PathLike, force: bool = False) -> None:
         parent = Path(os.path.realpath(path) if force else path).parent
         if not parent.is_dir():
             raise InputError(f"the directory {parent} does not exist", "Create it or choose another place", path=path)
-        if os.path.lexists(path) and not force:
-            raise _already_exists(path)
-        if os.path.exists(path) and not stat.S_ISREG(os.stat(path).st_mode):
-            raise InputError("exists and is not a regular file", "Choose another name", path=path)
+        with suppress(FileNotFoundError):
+            os.lstat(path)
+            if not force:
+                raise _already_exists(path)
+            if not stat.S_ISREG(os.stat(path).st_mode):
+                raise InputError("exists and is not a regular file", "Choose another name", path=path)
         if not os.access(parent, os.W_OK | os.X_OK):
             raise InputError(f"the directory {parent} cannot be written to", "Check the permissions", path=path)
     except (OSError, ValueError) as error:
@@ -115,12 +117,16 @@ def open_regular(path: PathLike) -> Iterator[tuple[BinaryIO, int]]:
         InputError: There is no such file, it is not a regular file, or it cannot be read.
     """
     try:
-        if not stat.S_ISREG(os.stat(path).st_mode):
-            kind = "a directory" if os.path.isdir(path) else "not a regular file"
-            raise InputError(f"cannot be read: it is {kind}", "Name a file", path=path)
+        status = os.stat(path)
+    except (OSError, ValueError) as error:
+        raise _refused("cannot be read", error, path) from error
+    if not stat.S_ISREG(status.st_mode):
+        kind = "a directory" if stat.S_ISDIR(status.st_mode) else "not a regular file"
+        raise InputError(f"cannot be read: it is {kind}", "Name a file", path=path)
+    try:
         with open(path, "rb") as file:
             yield file, os.fstat(file.fileno()).st_size
-    except (OSError, ValueError) as error:
+    except OSError as error:
         raise _refused("cannot be read", error, path) from error
 
 
@@ -134,14 +140,14 @@ def _reserve(temporary: Path) -> int:
 
 
 def _settle(temporary: Path, mode: int) -> None:
-    """Give the finished file its mode and wait until its content is on the disk."""
-    # A library may have replaced our file by one of its own that only the owner can read.
-    os.chmod(temporary, mode)
+    """Wait until the content of the finished file is on the disk, then give it its mode."""
     descriptor = os.open(temporary, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+    # A library may have replaced our file by one of its own that only the owner can read.
+    os.chmod(temporary, mode)
 
 
 def _publish(temporary: Path, target: Path, force: bool, path: PathLike) -> None:

@@ -7,8 +7,10 @@ A checkpoint is `config.json`, `model.safetensors` and `README.md`, written and 
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 from collections.abc import Sequence
+from contextlib import redirect_stdout
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Protocol
@@ -87,11 +89,26 @@ class TinyVAECodec(
         self._fingerprint: str | None = None
         self._bank: TableBank | None = None
 
+    def config_json(self) -> dict[str, Any]:
+        """Return the arguments that rebuild this codec's geometry, as `config.json` holds them."""
+        groups = [
+            {"layers": list(layers), "config": asdict(self._vae(index).config)} for index, layers in enumerate(self.groups)
+        ]
+        return {
+            "groups": groups,
+            "shapes": [[shape.heads, shape.key_size, shape.value_size] for shape in self.shapes],
+            "model": asdict(self.model_fingerprint),
+            "tiers": self.tiers,
+            "fitted": self.fitted,
+        }
+
     @property
     def fingerprint(self) -> str:
         """sha256 over geometry, weights and tables."""
         if self._fingerprint is None:
-            digest = hashlib.sha256(json.dumps([asdict(v.config) for v in self.vaes], sort_keys=True).encode())  # type: ignore[arg-type]
+            config = self.config_json()
+            geometry = {name: config[name] for name in ("groups", "shapes", "model")}
+            digest = hashlib.sha256(json.dumps(geometry, sort_keys=True).encode())
             for name, tensor in sorted(self.state_dict().items()):
                 digest.update(name.encode())
                 digest.update(tensor.contiguous().flatten().view(torch.uint8).numpy().tobytes())
@@ -189,6 +206,16 @@ class TinyVAECodec(
         ]
         return self._rebuild(snapshot.token_ids, snapshot.origin, places, symbols, rate)
 
+    @torch.inference_mode()
+    def token_bits(self, snapshot: KVSnapshot, rate: int) -> list[float]:
+        """Return the bits spent on each token, summed over groups; 0 where a window dropped it."""
+        bits = torch.zeros(snapshot.tokens, dtype=torch.float64)
+        for group, layers in enumerate(self.groups):
+            place = group_positions(snapshot, layers)
+            symbols, levels = self._symbols(snapshot, group, snapshot.token_ids[place], rate)
+            bits[place] += torch.from_numpy(self.bank.code_lengths(symbols.numpy(), levels.numpy()).sum(1))
+        return [float(value) for value in bits]
+
     def _symbols(self, snapshot: KVSnapshot, group: int, ids: Tensor, rate: int) -> tuple[Tensor, Tensor]:
         vae = self._vae(group)
         channels = to_channels(snapshot, self.groups[group], rope_of(snapshot.origin))
@@ -224,7 +251,8 @@ def load_tinyvae(directory: Path) -> TinyVAECodec:
         if not (directory / name).is_file():
             raise CheckpointError(f"no codec here: {name} is missing", "Make one with `kvcompress fit`", path=directory)
     try:
-        codec = TinyVAECodec.from_pretrained(directory)
+        with redirect_stdout(io.StringIO()):  # the mixin prints, which would spoil --json
+            codec = TinyVAECodec.from_pretrained(directory)
     except Exception as error:  # the mixin passes on whatever its parsers raise
         raise CheckpointError(f"the codec does not load ({error})", "Fit or fetch it again", path=directory) from error
     return codec.eval()

@@ -39,6 +39,17 @@ class TableBank:
         table = self.counts[self.offsets[level] : self.offsets[level + 1]].astype(np.float64)
         return constriction.stream.model.Categorical(table / table.sum(), perfect=False)
 
+    def code_lengths(self, symbols: Ints, levels: Ints) -> npt.NDArray[np.float64]:
+        """Return the ideal code length in bits of every symbol; an escape counts 32 more."""
+        bits = np.zeros(symbols.shape)
+        for level in np.unique(levels[levels >= 0]):
+            table = self.counts[self.offsets[level] : self.offsets[level + 1]].astype(np.float64)
+            chosen, top = levels == level, self.largest(int(level))
+            inside = np.abs(symbols[chosen]) <= top
+            entry = np.where(inside, symbols[chosen] + top, 2 * top + 1)
+            bits[chosen] = -np.log2(table[entry] / table.sum()) + np.where(inside, 0.0, 32.0)
+        return bits
+
     def largest(self, level: int) -> int:
         """Return the largest magnitude in a level's table."""
         return int(self.offsets[level + 1] - self.offsets[level] - 2) // 2

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 
 class KVCompressError(Exception):
     """Any error of this package whose message already says what happened and what to do about it.
@@ -13,10 +16,14 @@ class KVCompressError(Exception):
     """
 
     def __init__(self, what: str, remedy: str = "", *, path: object = None) -> None:
+        super().__init__(what)
         self.what, self.remedy, self.path = what, remedy, path
-        where = f"{path}: " if path is not None else ""
-        then = f" {remedy}." if remedy else ""
-        super().__init__(f"{where}{what}.{then}")
+
+    def __str__(self) -> str:
+        """Return the whole line: path, what, remedy."""
+        where = f"{self.path}: " if self.path is not None else ""
+        then = f" {self.remedy}." if self.remedy else ""
+        return f"{where}{self.what}.{then}"
 
 
 class InputError(KVCompressError):
@@ -45,3 +52,14 @@ class MismatchError(KVCompressError):
 
 class CheckpointError(KVCompressError):
     """A codec or model directory that is missing, incomplete or damaged."""
+
+
+@contextmanager
+def about(path: object) -> Iterator[None]:
+    """Name `path` in any of our errors raised inside that does not name one yet."""
+    try:
+        yield
+    except KVCompressError as error:
+        if error.path is None:
+            error.path = path
+        raise

@@ -1,9 +1,9 @@
 """How much of a session survives: next-token distributions from the exact and from the decoded cache, compared.
 
 The measures are pure functions on logits [T, V]; the calls on a model are below them. Row t of all logits is the
-prediction after token N + t has been fed, where the session covers tokens [0, N) and the continuation [N, N + T). The set
-of measures follows llama.cpp's perplexity tool (`--kl-divergence`); what is added is the worth of the context, without
-which a small KL says nothing: a model that ignores its context makes every codec look perfect.
+prediction after token N + t has been fed, where the session covers tokens [0, N) and the continuation [N, N + T). The
+set of measures follows llama.cpp's perplexity tool (`--kl-divergence`); what is added is the worth of the context,
+without which a small KL says nothing: a model that ignores its context makes every codec look perfect.
 """
 
 from __future__ import annotations
@@ -249,7 +249,7 @@ def short_context_logits(
     if first_full < tokens.numel():
         windows = tokens.unfold(0, window_tokens, 1)[first_full - window_tokens + 1 :]
         positions = torch.arange(tokens.numel()).unfold(0, window_tokens, 1)[first_full - window_tokens + 1 :]
-        for ids, at in zip(windows.split(WINDOW_BATCH), positions.split(WINDOW_BATCH), strict=True):
+        for ids, at in zip(torch.split(windows, WINDOW_BATCH), torch.split(positions, WINDOW_BATCH), strict=True):
             rows.append(_plain_forward(model, ids, at, last_only=True)[:, -1])
     return torch.cat(rows)
 
@@ -325,12 +325,12 @@ def _require_numbers(logits: Tensor) -> None:
 
 def _log_probabilities(logits: Tensor) -> Iterator[Tensor]:
     """Yield float64 log-probabilities, a few rows at a time."""
-    return (torch.log_softmax(rows.double(), dim=-1) for rows in logits.split(ROW_BATCH))
+    return (torch.log_softmax(rows.double(), dim=-1) for rows in torch.split(logits, ROW_BATCH))
 
 
 def _target_log_probabilities(logits: Tensor, targets: Tensor) -> Tensor:
     _require_numbers(logits)
     if logits.ndim != 2 or tuple(targets.shape) != (logits.shape[0],):
         raise InputError(f"targets of shape {tuple(targets.shape)} do not fit logits {tuple(logits.shape)}")
-    rows = zip(_log_probabilities(logits), targets.to(logits.device).split(ROW_BATCH), strict=True)
+    rows = zip(_log_probabilities(logits), torch.split(targets.to(logits.device), ROW_BATCH), strict=True)
     return torch.cat([log.gather(-1, target[:, None])[:, 0] for log, target in rows])

@@ -1,8 +1,8 @@
 """Go on from a cache: feed tokens at their original positions, generate, stream the text.
 
 A cache may hold fewer entries than the session has tokens (pruning, sliding windows), and transformers derives default
-positions from the number of entries. So every call here states its positions, and a pruned cache resumes with the angles it
-was made with.
+positions from the number of entries. So every call here states its positions, and a pruned cache resumes with the
+angles it was made with.
 
 ```
 tokens seen      0 1 2 ... N-1        all in the cache
@@ -72,7 +72,7 @@ def feed(model: Any, cache: Any, token_ids: Tensor, first_position: int, *, last
         raise InputError("the model is in training mode, where dropout changes every prediction", "Call model.eval()")
     ids = token_ids.to(model.device)
     size = 1 if _must_step(model, cache) else ids.numel()
-    rows = []
+    rows: list[Tensor] = []
     for start in range(0, ids.numel(), size):
         logits = _forward(model, cache, ids[start : start + size], first_position + start, last_only)
         rows = [logits] if last_only else [*rows, logits]
@@ -81,8 +81,8 @@ def feed(model: Any, cache: Any, token_ids: Tensor, first_position: int, *, last
 
 def _forward(model: Any, cache: Any, ids: Tensor, first_position: int, last_only: bool) -> Tensor:
     positions = torch.arange(first_position, first_position + ids.numel(), device=ids.device)
-    # Sliding layers count every token seen, pruned ones only what they hold. A mask shorter than any layer's count would
-    # be padded with zeros and hide the newest tokens, so it takes the longest.
+    # Sliding layers count every token seen, pruned ones only what they hold. A mask shorter than any layer's count
+    # would be padded with zeros and hide the newest tokens, so it takes the longest.
     held = max((int(layer.get_seq_length()) for layer in cache.layers if hasattr(layer, "keys")), default=0)
     mask = torch.ones(1, held + ids.numel(), dtype=torch.int64, device=ids.device)
     output = model(
@@ -99,17 +99,15 @@ def _forward(model: Any, cache: Any, ids: Tensor, first_position: int, last_only
 
 def _must_step(model: Any, cache: Any) -> bool:
     """Tell whether layers of different lengths force one token at a time."""
-    lengths = {
-        layer.keys.shape[-2]
-        for layer in cache.layers
-        if getattr(layer, "keys", None) is not None and not getattr(layer, "is_sliding", False)
-    }
+    growing = (layer for layer in cache.layers if hasattr(layer, "keys") and not getattr(layer, "is_sliding", False))
+    lengths = {int(layer.get_seq_length()) for layer in growing}
     attention = getattr(model.config, "_attn_implementation", STEPWISE_ATTENTION)
     if len(lengths) < 2 or attention not in ONE_MASK_ATTENTION:
         return False
     if attention != STEPWISE_ATTENTION:
         remedy = f"Load the model with attn_implementation={STEPWISE_ATTENTION!r}"
-        raise InputError(f"layers of {min(lengths)} to {max(lengths)} tokens are more than {attention} can mask", remedy)
+        what = f"layers of {min(lengths)} to {max(lengths)} tokens need another attention than {attention}"
+        raise InputError(what, remedy)
     return True
 
 
@@ -151,7 +149,7 @@ def resume_start(
 
 def _require_removable(index: int, layer: Any) -> None:
     remedy = "Give a prompt of at least one token"
-    if getattr(layer, "keys", None) is None:
+    if not hasattr(layer, "keys"):
         raise InputError(f"layer {index} keeps a running state from which the last token cannot be taken", remedy)
     # A full window has already dropped the oldest token that the last one saw: taking the last one out leaves a gap.
     if getattr(layer, "is_sliding", False) and layer.get_seq_length() >= layer.sliding_window:
@@ -159,6 +157,8 @@ def _require_removable(index: int, layer: Any) -> None:
 
 
 def _remove_last(layer: Any) -> None:
+    if layer.keys is None:  # every token of it was dropped
+        return
     layer.keys = layer.keys[..., :-1, :]
     layer.values = layer.values[..., :-1, :]
     if hasattr(layer, "cumulative_length"):

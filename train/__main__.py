@@ -34,5 +34,62 @@ def lm(
     train_lm(corpus, out, Recipe(phases), threads=threads, compile_model=compile_model, report_every=report_every)
 
 
+@app.command()
+def sessions(
+    out: Annotated[Path, typer.Option("-o", "--out", help="JSON lines file to write.")],
+    model: Annotated[Path, typer.Option(help="The reference model.")] = Path("checkpoints/reference-lm"),
+    count: Annotated[int, typer.Option(help="Conversations.", min=1)] = 64,
+    shortest: Annotated[int, typer.Option(help="Fewest tokens before the closing questions.")] = 1050,
+    longest: Annotated[int, typer.Option(help="Most tokens before the closing questions.")] = 1650,
+    batch: Annotated[int, typer.Option(help="Conversations sampled at once.")] = 32,
+    seed: Annotated[int, typer.Option(help="Seed.")] = 1,
+) -> None:
+    """Record conversations with the model: facts and questions are scripted, everything else is sampled."""
+    from kvcompress.hf import load_model
+    from train.sessions import Recorder, record, write_sessions
+
+    language_model, tokenizer = load_model(model)
+    rows = record(
+        Recorder(language_model, tokenizer), count, shortest=shortest, longest=longest, seed=seed, batch=batch
+    )
+    typer.echo(f"{write_sessions(out, rows)} sessions in {out}")
+
+
+@app.command()
+def compose(
+    corpus: Annotated[list[Path], typer.Option(help="JSON lines of dialogues or texts, gzipped or not; repeat it.")],
+    out: Annotated[Path, typer.Option("-o", "--out", help="JSON lines file to write.")],
+    count: Annotated[int, typer.Option(help="Conversations.", min=1)] = 320,
+    chars: Annotated[int, typer.Option(help="Characters of a conversation, about.")] = 5200,
+    held_out: Annotated[bool, typer.Option("--held-out", help="Draw from the held-out documents.")] = False,
+    seed: Annotated[int, typer.Option(help="Seed.")] = 2,
+) -> None:
+    """Compose conversations from the corpus with planted facts, to fit a codec on or to measure the model with."""
+    import random
+
+    from train.lm.corpus import load_corpus
+    from train.lm.documents import composed_session
+    from train.sessions import write_sessions
+
+    loaded = load_corpus(corpus, held_out=held_out)
+    rows = (composed_session(loaded, random.Random(f"{seed}:{n}"), chars, f"c{n:04d}") for n in range(count))
+    typer.echo(f"{write_sessions(out, rows)} sessions in {out}")
+
+
+@app.command()
+def measure(
+    sessions: Annotated[Path, typer.Option(help="JSON lines of sessions the model has not seen.")],
+    model: Annotated[Path, typer.Option(help="The model.")] = Path("checkpoints/reference-lm"),
+    most_sessions: Annotated[int, typer.Option(help="Sessions measured at most.")] = 32,
+    seed: Annotated[int, typer.Option(help="Seed of the planted facts asked at long distance.")] = 3,
+) -> None:
+    """Measure what the model's context is worth, and its exact answers to planted facts by distance; prints JSON."""
+    import json
+
+    from train.context import measure_model
+
+    typer.echo(json.dumps(measure_model(model, sessions, most_sessions, seed), indent=1))
+
+
 if __name__ == "__main__":
     app()

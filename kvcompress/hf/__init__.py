@@ -1,7 +1,7 @@
 """The bridge to transformers, and the only room that imports it: models and caches on one side, snapshots on the other.
 
-`capture`, `restore` and `fingerprint` are functions here although files of these names exist: all are bound when the room
-is entered, so the submodules can never shadow them.
+`capture`, `restore` and `fingerprint` are functions here although files of these names exist: all are bound when the
+room is entered, so the submodules can never shadow them.
 """
 
 from kvcompress.hf.capture import capture

@@ -12,7 +12,14 @@ from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 
 from kvcompress.errors import InputError
-from kvcompress.hf.families import SUPPORTED, context_tokens, layer_kinds, new_cache, rotating_layers
+from kvcompress.hf.families import (
+    SUPPORTED,
+    context_tokens,
+    layer_kinds,
+    new_cache,
+    rotating_layers,
+    vocabulary_tokens,
+)
 from kvcompress.hf.fingerprint import config_json, fingerprint
 from kvcompress.hf.rope import rope_from_config
 from kvcompress.snapshot import CACHE_DTYPES, KVSnapshot, LayerKV, Origin
@@ -78,7 +85,7 @@ def _check_ids(model: PreTrainedModel, token_ids: Tensor | Sequence[int]) -> Ten
         what = f"token_ids must be one sequence, not of shape {tuple(ids.shape)}"
         raise InputError(what, "Record one session at a time")
     ids = ids.to("cpu", torch.int64, copy=True)
-    vocabulary, context = model.get_input_embeddings().num_embeddings, context_tokens(model)
+    vocabulary, context = vocabulary_tokens(model), context_tokens(model)
     if ids.numel() and not 0 <= int(ids.min()) <= int(ids.max()) < vocabulary:
         wrong = int(ids[(ids < 0) | (ids >= vocabulary)][0])
         raise InputError(f"token {wrong} is outside the vocabulary of {vocabulary}", "Use the tokenizer of this model")
@@ -114,7 +121,7 @@ def _prefill(model: PreTrainedModel, ids: Tensor, cache: DynamicCache, chunk_tok
     if "logits_to_keep" in inspect.signature(model.forward).parameters:
         options["logits_to_keep"] = 1
     with torch.inference_mode():
-        for chunk in ids.to(model.device).split(chunk_tokens or ids.numel()):
+        for chunk in torch.split(ids.to(model.device), chunk_tokens or ids.numel()):
             model(input_ids=chunk[None], **options)
     return cache
 

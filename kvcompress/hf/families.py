@@ -20,11 +20,11 @@ from transformers import DynamicCache, PreTrainedModel
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from kvcompress.errors import InputError
-from kvcompress.hf.fingerprint import rope_digest
+from kvcompress.hf.fingerprint import rope_digest, rotates_as_configured
 from kvcompress.hf.rope import ROTATION_NAME, RopeAdapter, rope_from_config, rotatable_layers
 
 SUPPORTED = "Supported are decoder-only models that cache plain keys and values, with full or sliding-window attention"
-KIND_OF_LAYER = {DynamicLayer: "full_attention", DynamicSlidingWindowLayer: "sliding_attention"}
+KIND_OF_LAYER: dict[type, str] = {DynamicLayer: "full_attention", DynamicSlidingWindowLayer: "sliding_attention"}
 PROBE_TOKENS = 16
 PROBE_TOLERANCE = {torch.float32: 1e-5, torch.float16: 5e-3, torch.bfloat16: 3e-2}  # of the largest key
 UNNAMED_CONTEXT_TOKENS = 4096
@@ -67,6 +67,12 @@ def context_tokens(model: PreTrainedModel) -> int | None:
     return limit if isinstance(limit, int) and limit > 0 else None
 
 
+def vocabulary_tokens(model: PreTrainedModel) -> int:
+    """Return the number of token ids that the model can embed."""
+    table: Any = model.get_input_embeddings().weight
+    return int(table.shape[0])
+
+
 def _refuse_family(model: PreTrainedModel) -> None:
     """Raise `InputError` for caches that look plain but are not."""
     config = model.config.get_text_config(decoder=True)
@@ -95,7 +101,7 @@ def rotating_layers(model: PreTrainedModel, config: Mapping[str, Any]) -> tuple[
     if known is not None and known[0] == stamp:
         return known[1]
     layers = len(new_cache(model).layers)
-    wanted = rotatable_layers(config, layers)
+    wanted = rotatable_layers(config, layers) if rotates_as_configured(model) else (False,) * layers
     found = _probe(model, rope_from_config(config, wanted)) if any(wanted) else wanted
     _PROBED[model] = (stamp, found)
     return found
@@ -106,8 +112,8 @@ def _probe(model: PreTrainedModel, adapter: RopeAdapter) -> tuple[bool, ...]:
     context = context_tokens(model) or UNNAMED_CONTEXT_TOKENS
     count = min(PROBE_TOKENS, context)
     positions = torch.arange(context - count, context)
-    ids = torch.arange(count) % model.get_input_embeddings().num_embeddings
-    cache = DynamicCache()  # without a configuration no layer forgets, however small its window
+    ids = torch.arange(count) % vocabulary_tokens(model)
+    cache: Any = DynamicCache()  # without a configuration no layer forgets, however small its window
     with _spied(_attention_modules(model)) as calls, torch.inference_mode():
         model(
             input_ids=ids[None].to(model.device),

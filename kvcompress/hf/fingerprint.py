@@ -59,16 +59,29 @@ def rope_digest(model: PreTrainedModel) -> str:
 
     Frequencies equal to the configured ones up to rounding do not enter: processors differ in the last bit.
     """
-    config = model.config.get_text_config(decoder=True)
-    rotary = next((module for module in model.modules() if _is_rotary(module)), None)
+    config, rotary = model.config.get_text_config(decoder=True), _live_rotary(model)
     facts: dict[str, Any] = {"class": type(rotary).__name__, "parameters": getattr(config, "rope_parameters", None)}
-    if rotary is not None:
+    if rotary is not None and not rotates_as_configured(model):
         live = _frequencies(rotary)
-        parts = rotary_parts(parse_config(json.dumps(config_json(model), sort_keys=True)))
-        planned = {} if parts is None else _frequencies(parts[0])
-        if not _agree(live, planned):
-            facts["live"] = {name: hashlib.sha256(_canonical_bytes(value)).hexdigest() for name, value in live.items()}
+        facts["live"] = {name: hashlib.sha256(_canonical_bytes(value)).hexdigest() for name, value in live.items()}
     return _hash_json(facts)
+
+
+def rotates_as_configured(model: PreTrainedModel) -> bool:
+    """Return whether the frequencies in the model are those of its configuration; `model.to(bfloat16)` rounds them."""
+    rotary = _live_rotary(model)
+    parts = rotary_parts(parse_config(json.dumps(config_json(model), sort_keys=True)))
+    if rotary is None or parts is None:
+        return rotary is None and parts is None
+    live, planned = _frequencies(rotary), _frequencies(parts[0])
+    return live.keys() == planned.keys() and all(
+        value.shape == planned[name].shape and torch.allclose(value, planned[name], rtol=FREQUENCY_TOLERANCE, atol=0.0)
+        for name, value in live.items()
+    )
+
+
+def _live_rotary(model: PreTrainedModel) -> nn.Module | None:
+    return next((module for module in model.modules() if _is_rotary(module)), None)
 
 
 def _config_digest(model: PreTrainedModel) -> str:
@@ -104,11 +117,11 @@ def _stamp(state: dict[str, Tensor]) -> object:
     return tuple((name, id(tensor), tensor.data_ptr(), tensor.dtype, tensor._version) for name, tensor in state.items())
 
 
-def _canonical_bytes(tensor: Tensor) -> bytes | memoryview:
+def _canonical_bytes(tensor: Tensor) -> bytes | Any:
     """Return the values as little-endian float32 (int64 for integers and booleans), whatever they are stored in."""
     kind = torch.float32 if tensor.is_floating_point() else torch.int64
     array = tensor.detach().to("cpu", kind).contiguous().reshape(-1).numpy()
-    return memoryview(array.astype(array.dtype.newbyteorder("<"), copy=False)).cast("B") if array.size else b""
+    return array.astype(array.dtype.newbyteorder("<"), copy=False).data if array.size else b""
 
 
 def _tokenizer_digest(tokenizer: PreTrainedTokenizerBase) -> str:
@@ -144,13 +157,6 @@ def _frequencies(rotary: nn.Module) -> dict[str, Tensor]:
         scalings = {key: value for key, value in vars(rotary).items() if key.endswith("attention_scaling")}
         found |= {key: torch.tensor([float(value)]) for key, value in scalings.items()}
     return found
-
-
-def _agree(left: dict[str, Tensor], right: dict[str, Tensor]) -> bool:
-    return left.keys() == right.keys() and all(
-        tensor.shape == right[name].shape and torch.allclose(tensor, right[name], rtol=FREQUENCY_TOLERANCE, atol=0.0)
-        for name, tensor in left.items()
-    )
 
 
 def _without(data: Any, keys: frozenset[str]) -> Any:

@@ -5,13 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any, cast
 
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
-from transformers.utils import logging
+from transformers.utils import logging as _logging
 
 from kvcompress.errors import CheckpointError, InputError
 from kvcompress.snapshot import CACHE_DTYPES
 
+logging: Any = _logging  # carries no type annotations
 REMEDY = "Pass a directory written by save_pretrained"
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json", "vocab.txt")
 
@@ -43,17 +45,18 @@ def load_model(path: str | Path, dtype: str = "float32") -> tuple[PreTrainedMode
 
 def _load_weights(where: Path, dtype: str) -> PreTrainedModel:
     try:
-        model, report = AutoModelForCausalLM.from_pretrained(
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
             where, dtype=CACHE_DTYPES[dtype], local_files_only=True, output_loading_info=True
         )
     except Exception as error:  # a damaged checkpoint can fail in any of the readers below this call
         raise CheckpointError(f"the model cannot be loaded ({_first_line(error)})", REMEDY, path=where) from error
+    model, report = loaded
     absent = sorted(str(name) for kind in ("missing_keys", "mismatched_keys") for name in report.get(kind) or ())
     if absent:  # transformers would fill them with random numbers
         what = f"{len(absent)} weights are missing or of the wrong shape, first {absent[0]}"
         raise CheckpointError(what, REMEDY, path=where)
-    loaded: PreTrainedModel = model.eval()
-    return loaded
+    model.eval()
+    return cast(PreTrainedModel, model)
 
 
 def _load_tokenizer(where: Path) -> PreTrainedTokenizerBase | None:

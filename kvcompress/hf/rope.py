@@ -1,8 +1,8 @@
 """Take rotary position embedding (RoPE) off cached keys and put it back, without the model's weights.
 
-A codec predicts keys better before RoPE, a cache holds them after it. The rotation itself is not written down here: it is
-the model family's own `apply_rotary_pos_emb`, called with the sine negated for the way back, so half, interleaved and
-partial layouts need no cases of their own.
+A codec predicts keys better before RoPE, a cache holds them after it. The rotation itself is not written down here: it
+is the model family's own `apply_rotary_pos_emb`, called with the sine negated for the way back, so half, interleaved
+and partial layouts need no cases of their own.
 
 ```
 config JSON ──► rotary module ──► cos, sin [T, R] ──► undo: rotate(keys, cos/s², -sin/s²)     s = attention scaling
@@ -231,7 +231,7 @@ def rotary_parts(config: PreTrainedConfig) -> tuple[nn.Module, Rotation] | None:
     if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
         return None
     module = sys.modules[MODEL_FOR_CAUSAL_LM_MAPPING[type(config)].__module__]
-    classes = [
+    classes: list[Any] = [
         item
         for name, item in vars(module).items()
         if name.endswith("RotaryEmbedding") and inspect.isclass(item) and item.__module__ == module.__name__

@@ -8,6 +8,7 @@ from __future__ import annotations
 import random
 import re
 from collections.abc import Callable
+from typing import Any
 
 from train.lm.corpus import Corpus, Message
 from train.lm.facts import Fact, ask, invent_fact, invent_name, state
@@ -79,6 +80,11 @@ def session(corpus: Corpus, rng: random.Random, budget_chars: int) -> list[Messa
     for fact in rng.sample(open_facts, min(len(open_facts), 4)):
         messages += ask(fact, rng)
     return messages
+
+
+def composed_session(corpus: Corpus, rng: random.Random, budget_chars: int, session_id: str) -> dict[str, Any]:
+    """Return a conversation of the corpus as a session row, without metadata of its facts."""
+    return {"id": session_id, "messages": session(corpus, rng, budget_chars)}
 
 
 def _session(corpus: Corpus, rng: random.Random, budget_chars: int) -> str:

@@ -1,0 +1,32 @@
+PYTHON ?= python3.11
+VENV ?= .venv
+BIN := $(VENV)/bin
+
+.PHONY: help demo test lint bench golden clean
+help:  ## Show the targets
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
+
+$(VENV)/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --upgrade pip
+	$(BIN)/pip install --quiet torch==2.13.0
+	$(BIN)/pip install --quiet -c constraints.txt -e ".[dev]"
+	touch $@
+
+demo: $(VENV)/.installed  ## Record, encode, decode, resume and report one session with the bundled model
+	$(BIN)/python -m eval demo
+
+lint: $(VENV)/.installed  ## Check style, types and the direction of imports
+	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy && $(BIN)/lint-imports
+
+test: lint  ## Lint and run the tests
+	$(BIN)/pytest
+
+bench: $(VENV)/.installed  ## Time restoring against prefilling again
+	$(BIN)/python -m eval bench
+
+golden: $(VENV)/.installed  ## Write the golden files of the current format again
+	$(BIN)/python -m tests.golden
+
+clean:  ## Remove the environment and what was built
+	rm -rf $(VENV) build dist reports

@@ -1,0 +1,1 @@
+"""Workshop: the demonstration and the benchmark of the whole path. Not installed."""

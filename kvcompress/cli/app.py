@@ -1,0 +1,53 @@
+"""The `kvcompress` command: registers the sub-commands and turns our errors into one line and exit status 1."""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated
+
+import typer
+
+from kvcompress import __version__
+from kvcompress.cli.decode import decode
+from kvcompress.cli.encode import encode
+from kvcompress.cli.fit import fit
+from kvcompress.cli.harvest import harvest
+from kvcompress.cli.inspect import inspect
+from kvcompress.cli.record import record
+from kvcompress.cli.report import report
+from kvcompress.cli.resume import resume
+from kvcompress.cli.verify import verify
+from kvcompress.errors import KVCompressError
+
+app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, add_completion=False)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"kvcompress {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """Store, move and resume the KV cache of a transformer session in a file many times smaller."""
+
+
+for _command in (record, encode, decode, resume, inspect, verify, report, fit, harvest):
+    app.command()(_command)
+
+
+def main() -> None:
+    """Run the command line."""
+    try:
+        app()
+    except KVCompressError as error:
+        sys.stderr.write(f"error: {error}\n")
+        sys.exit(1)
+    except KeyboardInterrupt:
+        sys.stderr.write("error: interrupted. Nothing was written.\n")
+        sys.exit(130)

@@ -1,0 +1,58 @@
+"""What all sub-commands share: options, output for people and machines, progress."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+ForceOption = Annotated[bool, typer.Option("--force", help="Replace an existing output file.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
+ModelOption = Annotated[str, typer.Option("--model", help="Model directory, or the name of a bundled model.")]
+CodecOption = Annotated[str, typer.Option("--codec", help="Codec directory, or the name of a bundled codec.")]
+DtypeOption = Annotated[str, typer.Option("--dtype", help="float32, bfloat16 or float16.")]
+KvzArgument = Annotated[Path, typer.Argument(help="A .kvz file.", metavar="FILE.kvz", show_default=False)]
+ProgressCallback = Callable[[str, int, int], None]
+
+
+def show(data: Mapping[str, Any], *, as_json: bool) -> None:
+    """Print a result: one JSON object, or a name and a value a line."""
+    if as_json:
+        sys.stdout.write(json.dumps(data) + "\n")
+        return
+    width = max(map(len, data), default=0)
+    for name, value in data.items():
+        sys.stdout.write(f"{name.replace('_', ' '):<{width}}  {_spoken(name, value)}\n")
+
+
+def _spoken(name: str, value: Any) -> str:
+    if name.endswith("_bytes") and isinstance(value, int):
+        return f"{value:,} bytes"
+    if name.endswith("_seconds") and isinstance(value, float):
+        return f"{value:.3f} s"
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    return str(value)
+
+
+@contextmanager
+def progress_bar(title: str) -> Iterator[ProgressCallback]:
+    """Show a bar on standard error, one line per stage, and give the callback that moves it."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=Console(stderr=True)) as bars:
+        tasks: dict[str, Any] = {}
+
+        def advance(stage: str, done: int, total: int) -> None:
+            if stage not in tasks:
+                tasks[stage] = bars.add_task(f"{title}: {stage}", total=total)
+            bars.update(tasks[stage], completed=done, total=total)
+
+        yield advance

@@ -1,0 +1,30 @@
+"""`kvcompress decode`: a `.kvz` file back to a raw snapshot."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from kvcompress.cli.console import CodecOption, ForceOption, JsonOption, KvzArgument, show
+from kvcompress.zoo import DEFAULT_CODEC
+
+
+def decode(
+    file: KvzArgument,
+    output: Annotated[Path, typer.Option("-o", "--output", help="Raw snapshot to write (.safetensors).")],
+    codec: CodecOption = DEFAULT_CODEC,
+    force: ForceOption = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Restore the raw snapshot of a file; no model is needed."""
+    from kvcompress.atomic import require_writable
+    from kvcompress.files import load_snapshot
+    from kvcompress.raw import save_raw
+
+    require_writable(output, force)
+    snapshot = load_snapshot(file, codec)
+    save_raw(output, snapshot, force=force)
+    data = {"output": str(output), "tokens": snapshot.tokens, "file_bytes": output.stat().st_size}
+    show(data, as_json=as_json)

@@ -1,0 +1,36 @@
+"""`kvcompress inspect`: what a file holds, read from its header alone and without torch."""
+
+from __future__ import annotations
+
+import sys
+
+from kvcompress.cli.console import JsonOption, KvzArgument, show
+
+
+def inspect(file: KvzArgument, as_json: JsonOption = False) -> None:
+    """Print model, tokens, bytes by section and size ratio."""
+    from kvcompress.container import read_header
+
+    header = read_header(file)
+    file_bytes = file.stat().st_size
+    sections = {name: size for name, size, _ in header.sections}
+    data = {
+        "codec": header.codec,
+        "codec_fingerprint": header.codec_fingerprint,
+        "model_name": header.model_name,
+        "tokens": header.tokens,
+        "raw_bytes": header.raw_bytes,
+        "file_bytes": file_bytes,
+        "size_ratio": header.raw_bytes / file_bytes,
+        "bits_per_value": 16 * file_bytes / header.raw_bytes if header.raw_bytes else 0.0,
+        "settings": dict(header.settings),
+    }
+    if as_json:
+        model = dict(header.model)
+        sections_all = {"header": file_bytes - sum(sections.values()), **sections}
+        show(data | {"model": model, "sections": sections_all}, as_json=True)
+        return
+    show(data, as_json=False)
+    sys.stdout.write("\n")
+    for name, size in {"header": file_bytes - sum(sections.values()), **sections}.items():
+        sys.stdout.write(f"  {name:<14} {size:>12,} bytes  {size / file_bytes:6.1%}\n")

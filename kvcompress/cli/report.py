@@ -1,0 +1,36 @@
+"""`kvcompress report`: fidelity of one file after a true decode and resume."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from kvcompress.cli.console import CodecOption, JsonOption, KvzArgument, ModelOption, show
+from kvcompress.zoo import DEFAULT_CODEC, DEFAULT_MODEL
+
+
+def report(
+    file: KvzArgument,
+    session: Annotated[Path, typer.Option(help="Sessions among which the file's own is.")],
+    output: Annotated[Path, typer.Option("-o", "--output", help="Directory for report.json, .md and .html.")],
+    session_id: Annotated[str | None, typer.Option("--id", help="Its id; found by its tokens if not given.")] = None,
+    model: ModelOption = DEFAULT_MODEL,
+    codec: CodecOption = DEFAULT_CODEC,
+    as_json: JsonOption = False,
+) -> None:
+    """Decode a file, resume from it, and compare with the exact cache: JSON, Markdown and HTML."""
+    from kvcompress.hf import load_model
+    from kvcompress.measure import measure_file
+    from kvcompress.report import write_report
+    from kvcompress.zoo import find_checkpoint
+
+    language_model, tokenizer = load_model(find_checkpoint(model))
+    result = measure_file(language_model, tokenizer, session, session_id, file, codec)
+    write_report(result, output)
+    if as_json:
+        show(result, as_json=True)
+        return
+    keys = ("size_ratio", "file_bytes", "raw_bytes", "kl_nats", "context_lost", "top1_agreement", "recall", "verdict")
+    show({key: result[key] for key in keys} | {"report": str(output / "report.html")}, as_json=False)

@@ -1,0 +1,60 @@
+"""`kvcompress verify`: checksums, and whether codec and model are the right partners. Exit status 1 if not."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from kvcompress.cli.console import JsonOption, KvzArgument, show
+from kvcompress.zoo import DEFAULT_CODEC
+
+
+def verify(
+    file: KvzArgument,
+    codec: Annotated[
+        str | None, typer.Option(help="Also check this codec's fingerprint. [default: the bundled one, if it made the file]")
+    ] = None,
+    model: Annotated[str | None, typer.Option(help="Also check this model's fingerprint.")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Check a file from end to end."""
+    from kvcompress.container import load
+
+    encoded = load(file)
+    found = {"checksums": "ok", "codec": "not needed", "decodes": "not tried", "model": "not asked"}
+    if encoded.codec_fingerprint:
+        found |= _check_codec(file, codec)
+    else:
+        found |= _decodes(file, DEFAULT_CODEC)
+    if model is not None:
+        found["model"] = _check_model(file, model)
+    show({"file": str(file), **found}, as_json=as_json)
+
+
+def _check_codec(file: KvzArgument, codec: str | None) -> dict[str, str]:
+    from kvcompress.container import load
+    from kvcompress.zoo import load_codec
+
+    if codec is None and load_codec(DEFAULT_CODEC).fingerprint != load(file).codec_fingerprint:
+        return {"codec": "not the bundled one; name it with --codec"}
+    return {"codec": "ok"} | _decodes(file, codec or DEFAULT_CODEC)
+
+
+def _decodes(file: KvzArgument, codec: str) -> dict[str, str]:
+    from kvcompress.files import load_snapshot
+
+    load_snapshot(file, codec)
+    return {"decodes": "ok"}
+
+
+def _check_model(file: KvzArgument, model: str) -> str:
+    from kvcompress.container import load
+    from kvcompress.hf import fingerprint, load_model
+    from kvcompress.sections import read_session_sections
+    from kvcompress.zoo import find_checkpoint
+
+    _, origin, _ = read_session_sections(load(file).sections)
+    language_model, tokenizer = load_model(find_checkpoint(model))
+    origin.fingerprint.require_match(fingerprint(language_model, tokenizer), path=file)
+    return "ok"

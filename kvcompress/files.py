@@ -1,0 +1,44 @@
+"""Open any file that holds a session: `.kvz` through its codec, or a raw snapshot."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from kvcompress.codec import Codec, TinyVAECodec
+from kvcompress.container import MAGIC, Encoded, load
+from kvcompress.errors import FormatError, about
+from kvcompress.lossless import LosslessCodec
+from kvcompress.raw import load_raw
+from kvcompress.snapshot import KVSnapshot
+from kvcompress.zoo import DEFAULT_CODEC, load_codec
+
+
+def codec_of(encoded: Encoded, codec: str | Path = DEFAULT_CODEC) -> Codec:
+    """Return the codec that an encoded snapshot asks for.
+
+    Args:
+        encoded: What a `.kvz` file holds.
+        codec: Codec directory or bundled name, for codecs that have weights.
+    """
+    if encoded.codec == LosslessCodec.kind:
+        return LosslessCodec()
+    if encoded.codec != TinyVAECodec.kind:
+        raise FormatError(f"the file was made by the unknown codec {encoded.codec!r}", "Upgrade kvcompress")
+    return load_codec(codec)
+
+
+def load_snapshot(path: Path, codec: str | Path = DEFAULT_CODEC) -> KVSnapshot:
+    """Load the snapshot of a `.kvz` file or of a raw snapshot file; errors name the path."""
+    if is_raw(path):
+        return load_raw(path)
+    with about(path):
+        encoded = load(path)
+        return codec_of(encoded, codec).decode(encoded)
+
+
+def is_raw(path: Path) -> bool:
+    """Tell whether a file is no `.kvz` file but named like a raw snapshot."""
+    if path.suffix != ".safetensors" or not path.is_file():
+        return False
+    with path.open("rb") as handle:
+        return handle.read(len(MAGIC)) != MAGIC

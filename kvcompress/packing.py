@@ -1,0 +1,163 @@
+"""Origin and positions as bytes: strict, canonical JSON under zlib, bounded before anything is built from it.
+
+Nothing but the standard library is imported here.
+"""
+
+from __future__ import annotations
+
+import json
+import zlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from kvcompress.atomic import PathLike
+from kvcompress.errors import FormatError, InputError
+
+MAX_NUMBER = 2**53 - 1  # the largest integer that every JSON library reads exactly
+MAX_ORIGIN_BYTES = 4 << 20
+MAX_POSITIONS_BYTES = 64 << 20
+MAX_LAYERS = 4096
+MAX_TOKENS = 1 << 24
+MAX_POSITIONS = 1 << 25  # in all distinct lists together
+
+
+def canonical_json(value: Any) -> bytes:
+    """Return compact UTF-8 JSON with sorted keys.
+
+    Raises:
+        InputError: The value holds NaN, infinity, or something that JSON cannot express.
+    """
+    try:
+        text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+        return text.encode()
+    except (TypeError, ValueError, RecursionError) as error:
+        raise InputError(f"cannot be stored as JSON ({error})") from error
+
+
+def parse_json(data: bytes, what: str, path: PathLike | None = None, offset: int | None = None) -> Any:
+    """Read strict JSON: UTF-8, no key twice, no NaN or infinity, no lone surrogates."""
+    try:
+        value = json.loads(data.decode(), object_pairs_hook=_unique)
+        canonical_json(value)  # finds NaN, numbers that overflow to infinity, and lone surrogates
+    except (ValueError, RecursionError, InputError) as error:
+        reason = error.what if isinstance(error, InputError) else str(error)
+        raise FormatError(f"{what} is not valid JSON: {reason}", path=path, offset=offset) from error
+    return value
+
+
+def pack_origin(origin_json: Mapping[str, Any]) -> bytes:
+    """Return the "origin" section: canonical JSON under zlib.
+
+    Args:
+        origin_json: `Origin.to_json()`.
+    """
+    return _pack_json(dict(origin_json), MAX_ORIGIN_BYTES, "origin")
+
+
+def unpack_origin(data: bytes) -> dict[str, Any]:
+    """Return the dictionary in an "origin" section; decompresses at most 4 MiB.
+
+    Raises:
+        FormatError: The section is damaged, too large or not a JSON object.
+    """
+    value = _unpack_json(data, MAX_ORIGIN_BYTES, "origin")
+    if not isinstance(value, dict):
+        raise FormatError("the section 'origin' is not a JSON object")
+    return value
+
+
+def pack_positions(positions: Sequence[Sequence[int]]) -> bytes:
+    """Return the "positions" section: each distinct list once, as runs [start, count], and for each layer which it is.
+
+    Args:
+        positions: For each layer the strictly increasing positions that it holds.
+    """
+    lists: dict[tuple[int, ...], int] = {}
+    layers = [lists.setdefault(tuple(layer), len(lists)) for layer in positions]
+    value = {"layers": layers, "lists": [_runs(one) for one in lists]}
+    _positions_from(value, MAX_TOKENS, InputError)
+    return _pack_json(value, MAX_POSITIONS_BYTES, "positions")
+
+
+def unpack_positions(data: bytes, max_tokens: int = MAX_TOKENS) -> list[list[int]]:
+    """Return for each layer its positions; layers with the same positions share one list.
+
+    Args:
+        data: A "positions" section.
+        max_tokens: The most positions a layer may hold; nothing larger is built, whatever the section claims.
+
+    Raises:
+        FormatError: The section is damaged, too large, or its lists are not strictly increasing.
+    """
+    value = _unpack_json(data, MAX_POSITIONS_BYTES, "positions")
+    return _positions_from(value, max_tokens, FormatError)
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Build a JSON object; of two equal keys another reader might take the other one."""
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        raise ValueError("a key occurs twice")
+    return found
+
+
+def _pack_json(value: Any, most: int, name: str) -> bytes:
+    data = canonical_json(value)
+    if len(data) > most:
+        raise InputError(f"the section {name!r} would have {len(data)} bytes, more than {most}")
+    return zlib.compress(data, 9)
+
+
+def _unpack_json(data: bytes, most: int, name: str) -> Any:
+    """Decompress at most `most` bytes, all of `data`, and read them as JSON."""
+    inflate = zlib.decompressobj()
+    try:
+        text = inflate.decompress(data, most + 1)
+    except zlib.error as error:
+        raise FormatError(f"the section {name!r} cannot be decompressed ({error})") from error
+    if len(text) > most:
+        raise FormatError(f"the section {name!r} holds more than {most} bytes")
+    if not inflate.eof or inflate.unused_data:
+        raise FormatError(f"the section {name!r} does not end with its data")
+    return parse_json(text, f"the section {name!r}")
+
+
+def _runs(positions: Sequence[int]) -> list[list[int]]:
+    """Return the runs [start, count] of consecutive numbers."""
+    runs: list[list[int]] = []
+    for position in positions:
+        if runs and position == runs[-1][0] + runs[-1][1]:
+            runs[-1][1] += 1
+        else:
+            runs.append([position, 1])
+    return runs
+
+
+def _positions_from(value: Any, max_tokens: int, failure: type[InputError] | type[FormatError]) -> list[list[int]]:
+    """Build the lists of a "positions" section after checking every number in it."""
+
+    def require(condition: bool, what: str) -> None:
+        if not condition:
+            raise failure(f"the section 'positions' {what}")
+
+    require(isinstance(value, dict) and sorted(value) == ["layers", "lists"], "must have the fields layers, lists")
+    layers, lists = value["layers"], value["lists"]
+    require(isinstance(layers, list) and isinstance(lists, list), "must hold two lists")
+    require(len(layers) <= MAX_LAYERS, f"has more than {MAX_LAYERS} layers")
+    # Numbered in the order of first use: no list unused, none missing, and one way only to write the same content.
+    require(all(type(index) is int for index in layers), "has a layer that is not an integer")
+    require(list(dict.fromkeys(layers)) == list(range(len(lists))), "does not number its lists in order of use")
+    total = 0
+    for runs in lists:
+        end, count = -1, 0
+        require(isinstance(runs, list), "has a list that is none")
+        for run in runs:
+            require(isinstance(run, list) and len(run) == 2, "has a run that is not [start, count]")
+            require(all(type(number) is int for number in run), "has a run that is not of integers")
+            require(run[0] > end and run[1] > 0, "has positions that do not increase")
+            end, count, total = run[0] + run[1] - 1, count + run[1], total + run[1]
+            require(end < MAX_NUMBER, "has a position that is too large")
+            require(count <= max_tokens, f"has more positions than the {max_tokens} tokens allowed")
+            require(total <= MAX_POSITIONS, f"has more than {MAX_POSITIONS} positions")
+    built = [[position for start, count in runs for position in range(start, start + count)] for runs in lists]
+    return [built[index] for index in layers]

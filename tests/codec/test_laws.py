@@ -1,0 +1,204 @@
+"""The laws of the house, on a codec fitted to a tiny model."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from kvcompress.channels import to_channels
+from kvcompress.calibrate import measure_rate, prepare_trial
+from kvcompress.codec import HIGHEST_RATE, TinyVAECodec, load_tinyvae, rope_of
+from kvcompress.checkpoint import save_codec
+from kvcompress.container import load, save, to_bytes
+from kvcompress.entropy import decode_symbols
+from kvcompress.errors import CheckpointError, FormatError, InputError, MismatchError
+from kvcompress.hf import capture
+from kvcompress.plan import encode_at_quality, encode_at_size_ratio
+from kvcompress.snapshot import KVSnapshot
+from tests.codec.conftest import random_sessions, tiny_model
+
+RATES = (0, 40, 80, 120, 200)
+
+
+def same(left: KVSnapshot, right: KVSnapshot) -> bool:
+    return all(
+        torch.equal(a.keys, b.keys) and torch.equal(a.values, b.values) and torch.equal(a.positions, b.positions)
+        for a, b in zip(left.layers, right.layers, strict=True)
+    )
+
+
+def weighted_error(codec: TinyVAECodec, exact: KVSnapshot, decoded: KVSnapshot) -> float:
+    """The squared error in the codec's own metric: that of its latents."""
+    rope = rope_of(exact.origin)
+    difference = to_channels(exact, codec.groups[0], rope) - to_channels(decoded, codec.groups[0], rope)
+    return float(codec._vae(0).transform.analyse(difference).square().sum())
+
+
+@pytest.mark.parametrize("rate", RATES)
+def test_symbols_survive_bytes_and_decode_equals_reconstruct(
+    codec: TinyVAECodec, snapshot: KVSnapshot, tmp_path: Path, rate: int
+) -> None:
+    save(tmp_path / "a.kvz", codec.encode(snapshot, rate))
+    decoded = codec.decode(load(tmp_path / "a.kvz"))
+    assert same(decoded, codec.reconstruct(snapshot, rate))
+    assert torch.equal(decoded.token_ids, snapshot.token_ids)
+    assert decoded.origin == snapshot.origin
+
+
+@pytest.mark.parametrize("rate", RATES)
+def test_encode_is_deterministic(codec: TinyVAECodec, snapshot: KVSnapshot, rate: int) -> None:
+    assert to_bytes(codec.encode(snapshot, rate)) == to_bytes(codec.encode(snapshot, rate))
+
+
+def test_no_float_decides_a_bit(codec: TinyVAECodec, snapshot: KVSnapshot) -> None:
+    """Disturb every float the decoder computes with: the symbols it reads stay the same."""
+    encoded = codec.encode(snapshot, 100)
+    vae = codec._vae(0)
+    disturbed = copy.deepcopy(vae)
+    for name, tensor in disturbed.state_dict().items():
+        if tensor.is_floating_point():
+            tensor.mul_(1.1).add_(0.01)
+        assert tensor.dtype in (torch.int32, torch.bfloat16, torch.float32), name
+    symbols = []
+    for decoder in (vae, disturbed):
+        levels = decoder.levels(snapshot.token_ids, 100)[:, : decoder.active_rank(100)]
+        assert levels.dtype == torch.int32
+        symbols.append(decode_symbols(encoded.sections["latents.0"], levels.numpy(), codec.bank))
+    assert np.array_equal(*symbols)
+    assert np.abs(symbols[0]).sum() > 0
+
+
+def test_finer_rates_are_closer_and_larger(codec: TinyVAECodec, snapshot: KVSnapshot) -> None:
+    errors, sizes = [], []
+    for rate in RATES:
+        decoded = codec.reconstruct(snapshot, rate)
+        errors.append(weighted_error(codec, snapshot, decoded))
+        sizes.append(len(to_bytes(codec.encode(snapshot, rate))))
+    assert errors == sorted(errors, reverse=True)
+    assert sizes == sorted(sizes)
+    assert errors[-1] < 0.3 * errors[0]
+
+
+def test_rate_is_measured_and_the_estimate_bounds_it(codec: TinyVAECodec, snapshot: KVSnapshot, tmp_path: Path) -> None:
+    encoded = codec.encode(snapshot, 120)
+    save(tmp_path / "a.kvz", encoded)
+    ideal_bits = sum(codec.token_bits(snapshot, 120))
+    coded_bits = 8 * len(encoded.sections["latents.0"])
+    assert ideal_bits <= coded_bits <= 1.01 * ideal_bits + 128
+    assert (tmp_path / "a.kvz").stat().st_size == len(to_bytes(encoded)) > coded_bits / 8
+
+
+def test_fidelity_improves_with_the_rate_and_the_finest_is_nearly_exact(codec: TinyVAECodec, model: object) -> None:
+    trial = prepare_trial(model, random_sessions(1, 200, seed=4)[0], 80)
+    coarse, fine = (measure_rate(model, codec, [trial], rate) for rate in (0, 160))
+    assert fine.kl_nats < coarse.kl_nats
+    assert fine.top1_agreement >= coarse.top1_agreement
+
+
+@pytest.mark.parametrize("tokens", [0, 1, 2])
+def test_edges_work(codec: TinyVAECodec, model: object, tokens: int) -> None:
+    short = capture(model, random_sessions(1, 8)[0][:tokens])
+    decoded = codec.decode(codec.encode(short, 100))
+    assert same(decoded, codec.reconstruct(short, 100))
+    assert decoded.tokens == tokens
+
+
+def test_constant_cache_works(codec: TinyVAECodec, snapshot: KVSnapshot) -> None:
+    layers = tuple(
+        dataclasses.replace(l, keys=torch.ones_like(l.keys), values=torch.zeros_like(l.values)) for l in snapshot.layers
+    )
+    constant = dataclasses.replace(snapshot, layers=layers)
+    assert same(codec.decode(codec.encode(constant, 100)), codec.reconstruct(constant, 100))
+
+
+def test_huge_values_survive_through_escapes(codec: TinyVAECodec, snapshot: KVSnapshot) -> None:
+    layers = tuple(dataclasses.replace(l, values=l.values * 1000) for l in snapshot.layers)
+    wild = dataclasses.replace(snapshot, layers=layers)
+    assert same(codec.decode(codec.encode(wild, 60)), codec.reconstruct(wild, 60))
+
+
+def test_nan_is_refused(snapshot: KVSnapshot) -> None:
+    keys = snapshot.layers[0].keys.clone()
+    keys[0, 0, 0] = float("nan")
+    layers = (dataclasses.replace(snapshot.layers[0], keys=keys), *snapshot.layers[1:])
+    with pytest.raises(InputError, match="NaN"):
+        dataclasses.replace(snapshot, layers=layers)
+
+
+def test_wrong_partner_refused_other_model(codec: TinyVAECodec) -> None:
+    foreign = capture(tiny_model(seed=5), random_sessions(1, 20)[0])
+    with pytest.raises(MismatchError, match="weights"):
+        codec.encode(foreign, 100)
+
+
+def test_wrong_partner_refused_other_codec(codec: TinyVAECodec, snapshot: KVSnapshot) -> None:
+    encoded = codec.encode(snapshot, 100)
+    other = copy.deepcopy(codec)
+    other.table_counts[0] += 1
+    other._fingerprint = None
+    with pytest.raises(MismatchError) as caught:
+        other.decode(encoded)
+    assert codec.fingerprint[:16] in str(caught.value)
+    assert other.fingerprint[:16] in str(caught.value)
+
+
+@pytest.mark.parametrize("rate", [-1, HIGHEST_RATE + 1])
+def test_impossible_rates_are_refused(codec: TinyVAECodec, snapshot: KVSnapshot, rate: int) -> None:
+    with pytest.raises(InputError, match="rate"):
+        codec.encode(snapshot, rate)
+    encoded = codec.encode(snapshot, 100)
+    lied = dataclasses.replace(encoded, settings={"rate": rate})
+    with pytest.raises(FormatError, match="rate"):
+        codec.decode(lied)
+
+
+def test_missing_section_is_refused(codec: TinyVAECodec, snapshot: KVSnapshot) -> None:
+    encoded = codec.encode(snapshot, 100)
+    sections = {name: data for name, data in encoded.sections.items() if name != "latents.0"}
+    with pytest.raises(FormatError, match=r"latents\.0"):
+        codec.decode(dataclasses.replace(encoded, sections=sections))
+
+
+def test_checkpoint_round_trip_keeps_the_fingerprint_and_the_bytes(
+    codec: TinyVAECodec, snapshot: KVSnapshot, tmp_path: Path
+) -> None:
+    save_codec(codec, tmp_path / "codec")
+    loaded = load_tinyvae(tmp_path / "codec")
+    assert loaded.fingerprint == codec.fingerprint
+    assert loaded.tiers == codec.tiers
+    assert to_bytes(loaded.encode(snapshot, 100)) == to_bytes(codec.encode(snapshot, 100))
+
+
+def test_damaged_checkpoints_are_refused_in_one_line(codec: TinyVAECodec, tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"config\.json is missing"):
+        load_tinyvae(tmp_path)
+    save_codec(codec, tmp_path / "codec")
+    weights = tmp_path / "codec" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    with pytest.raises(CheckpointError) as caught:
+        load_tinyvae(tmp_path / "codec")
+    assert "\n" not in str(caught.value)
+
+
+def test_size_ratio_is_met_by_the_finest_file_that_meets_it(codec: TinyVAECodec, snapshot: KVSnapshot) -> None:
+    loose = encode_at_size_ratio(codec, snapshot, 3.0)
+    reached = snapshot.raw_bytes / len(to_bytes(loose))
+    assert reached >= 3.0
+    finer = codec.encode(snapshot, loose.settings["rate"] + 1, {"size_ratio": 3.0})
+    assert snapshot.raw_bytes / len(to_bytes(finer)) < 3.0
+
+
+@pytest.mark.parametrize("ratio", [0.0, -1.0, float("nan"), 1e6])
+def test_impossible_size_ratios_are_refused(codec: TinyVAECodec, snapshot: KVSnapshot, ratio: float) -> None:
+    with pytest.raises(InputError, match="size ratio"):
+        encode_at_size_ratio(codec, snapshot, ratio)
+
+
+def test_unknown_quality_is_refused(codec: TinyVAECodec, snapshot: KVSnapshot) -> None:
+    with pytest.raises(InputError, match="excellent"):
+        encode_at_quality(codec, snapshot, "excellent")

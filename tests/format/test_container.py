@@ -1,0 +1,393 @@
+"""Laws of the `.kvz` file: byte for byte what the specification says, and any other bytes end in a typed error."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import struct
+import subprocess
+import sys
+import tracemalloc
+import zlib
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from kvcompress.container import (
+    MAGIC,
+    MAX_HEADER_BYTES,
+    Encoded,
+    from_bytes,
+    load,
+    pack_origin,
+    pack_positions,
+    read_header,
+    save,
+    to_bytes,
+    unpack_origin,
+    unpack_positions,
+    verify,
+)
+from kvcompress.errors import FormatError, InputError, IntegrityError, KVCompressError
+from kvcompress.packing import MAX_LAYERS, MAX_ORIGIN_BYTES, canonical_json
+
+TINY = Encoded(
+    codec="demo",
+    codec_fingerprint="",
+    model={"config": "ab" * 16, "tokenizer": None},
+    model_name="tiny",
+    tokens=2,
+    raw_bytes=64,
+    settings={"rate": 3},
+    sections={"a": b"one", "b": b""},
+)
+TINY_BYTES = (
+    b"\x89KVZ\r\n\x1a\n"
+    b"\x01\x00\x00\x00"
+    b"\x15\x01\x00\x00"
+    b'{"codec":"demo","codec_fingerprint":"","model":{"config":"abababababababababababababababab","tokenizer":null},'
+    b'"model_name":"tiny","raw_bytes":64,"sections":[["a",3,"7692c3ad3540bb803c020b3aee66cd88"],'
+    b'["b",0,"e3b0c44298fc1c149afbf4c8996fb924"]],"settings":{"rate":3},"tokens":2}'
+    b"\xefT\xa3\xc7\x18\x93\xee\xf5w\x87\xdf$\xbf\x8d\xc3\xb7\xfd\xf4L O\x9c\x12\xf1\nU!P\xfb/\x18\xb8"
+    b"one"
+)
+SECTIONS_START = len(TINY_BYTES) - 3
+
+
+def sealed(header: bytes, sections: bytes = b"one", version: int = 1, length: int | None = None) -> bytes:
+    """Return a file with valid checksums around any header."""
+    head = struct.pack("<8sII", MAGIC, version, len(header) if length is None else length) + header
+    return head + hashlib.sha256(head).digest() + sections
+
+
+def lying(**changes: Any) -> bytes:
+    """Return the tiny file with other fields in its header; a field of `...` is left out."""
+    header = json.loads(TINY_BYTES[16 : SECTIONS_START - 32]) | changes
+    return sealed(json.dumps({key: value for key, value in header.items() if value is not ...}).encode())
+
+
+def test_whole_file_is_these_bytes() -> None:
+    assert to_bytes(TINY) == TINY_BYTES
+    assert from_bytes(TINY_BYTES) == TINY
+
+
+def test_specification_shows_this_header() -> None:
+    text = (Path(__file__).parents[2] / "docs" / "format.md").read_bytes()
+    assert b"```json\n" + TINY_BYTES[16 : SECTIONS_START - 32] + b"\n```" in text
+
+
+def test_same_content_gives_same_bytes_in_any_order_of_fields() -> None:
+    turned = replace(TINY, model=dict(reversed(TINY.model.items())))
+    assert to_bytes(turned) == TINY_BYTES
+
+
+names = st.text(st.characters(exclude_categories=["C", "Z"]), min_size=1, max_size=40)
+digests = st.none() | st.text("0123456789abcdef", max_size=32)
+leaves = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False)
+texts = st.text(st.characters(exclude_categories=["Cs"]))
+settings_values = st.recursive(
+    leaves | texts, lambda inner: st.lists(inner) | st.dictionaries(texts, inner), max_leaves=8
+)
+encodeds = st.builds(
+    Encoded,
+    codec=names,
+    codec_fingerprint=st.text("0123456789abcdef", max_size=64),
+    model=st.dictionaries(names, digests, max_size=5),
+    model_name=names | st.just(""),
+    tokens=st.integers(0, 2**53 - 1),
+    raw_bytes=st.integers(0, 2**53 - 1),
+    settings=st.dictionaries(texts, settings_values, max_size=4),
+    sections=st.dictionaries(names, st.binary(max_size=200), max_size=5),
+)
+
+
+@settings(max_examples=80, deadline=None)
+@given(encodeds)
+def test_encoded_survives_bytes(encoded: Encoded) -> None:
+    data = to_bytes(encoded)
+    found = from_bytes(data)
+    assert found == encoded
+    assert list(found.sections) == list(encoded.sections)
+    assert to_bytes(found) == data
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.binary(max_size=300), st.booleans())
+def test_arbitrary_bytes_end_in_a_typed_error(data: bytes, as_header: bool) -> None:
+    with pytest.raises(FormatError):
+        from_bytes(sealed(data) if as_header else MAGIC + data)
+
+
+def test_header_keeps_half_of_each_model_hash_and_stays_below_1_kb(tmp_path: Path) -> None:
+    parts = {part: digit * 64 for part, digit in zip(("config", "weights", "rope", "tokenizer"), "0123", strict=True)}
+    blobs = {name: bytes(70_000) for name in ("tokens", "origin", "positions", "latents.0", "latents.1", "latents.2")}
+    full = Encoded("tinyvae", "f" * 64, parts, "some-model-1B-instruct", 4096, 2**40, {"quality": "high"}, blobs)
+    save(tmp_path / "a.kvz", full)
+    header = read_header(tmp_path / "a.kvz")
+    assert header.model == {part: digest[:32] for part, digest in parts.items()}
+    assert header.codec_fingerprint == full.codec_fingerprint
+    assert header.header_bytes < 1024
+
+
+def test_file_is_fully_covered_by_header_and_sections(tmp_path: Path) -> None:
+    path = tmp_path / "a.kvz"
+    save(path, TINY)
+    header = read_header(path)
+    assert header.file_bytes == path.stat().st_size == len(TINY_BYTES)
+    assert header.sections == tuple(
+        (name, len(data), hashlib.sha256(data).hexdigest()[:32]) for name, data in TINY.sections.items()
+    )
+    assert load(path) == verify(path) == TINY
+
+
+def test_header_is_read_without_the_sections(tmp_path: Path) -> None:
+    path = tmp_path / "a.kvz"
+    path.write_bytes(TINY_BYTES[:-1] + b"X")
+    assert read_header(path).tokens == 2
+    with pytest.raises(IntegrityError, match=r"a\.kvz: the checksum of the section 'a'.*byte 325"):
+        load(path)
+
+
+@pytest.mark.parametrize("read", [load, read_header])
+def test_truncated_at_any_offset_is_refused(tmp_path: Path, read: Callable[[Path], object]) -> None:
+    path = tmp_path / "cut.kvz"
+    for size in range(len(TINY_BYTES)):
+        path.write_bytes(TINY_BYTES[:size])
+        with pytest.raises(FormatError) as caught:
+            read(path)
+        assert not isinstance(caught.value, IntegrityError)
+        assert str(caught.value).startswith(f"{path}: ")
+        assert caught.value.offset == size or size == 0
+        assert "\n" not in str(caught.value)
+
+
+def test_any_flipped_bit_is_refused() -> None:
+    for offset in range(len(TINY_BYTES)):
+        for bit in range(8):
+            data = bytearray(TINY_BYTES)
+            data[offset] ^= 1 << bit
+            with pytest.raises(FormatError) as caught:
+                from_bytes(bytes(data), "x.kvz")
+            if offset >= 16:
+                assert isinstance(caught.value, IntegrityError)
+                assert ("section 'a'" if offset >= SECTIONS_START else "header") in caught.value.what
+
+
+@pytest.mark.parametrize(
+    ("changes", "what"),
+    [
+        ({"tokens": ...}, "exactly the fields"),
+        ({"more": 1}, "exactly the fields"),
+        ({"tokens": -1}, "'tokens' must hold an integer"),
+        ({"tokens": 2.0}, "'tokens' must hold an integer"),
+        ({"tokens": True}, "'tokens' must hold an integer"),
+        ({"tokens": "2"}, "'tokens' must hold an integer"),
+        ({"raw_bytes": 2**53}, "'raw_bytes' must hold an integer"),
+        ({"codec": None}, "'codec' must hold a printable text"),
+        ({"codec": ""}, "'codec' must hold a printable text"),
+        ({"codec": "x" * 256}, "'codec' must hold a printable text"),
+        ({"model_name": "\x1b[2J"}, "'model_name' must hold a printable text"),
+        ({"codec_fingerprint": 5}, "'codec_fingerprint' must hold"),
+        ({"model": []}, "'model' is not an object"),
+        ({"model": {"config": 5}}, "'model' must hold"),
+        ({"model": {"config": "a" * 33}}, "longer than 32"),
+        ({"settings": [1]}, "'settings' is not an object"),
+        ({"settings": {"x": float("nan")}}, "not valid JSON"),
+        ({"settings": {"x": "\ud800"}}, "not valid JSON"),
+        ({"sections": {}}, "'sections' is not a list"),
+        ({"sections": [["a", 3]]}, r"not \[name, bytes, checksum\]"),
+        ({"sections": [["a", -3, "7" * 32]]}, "'sections' must hold an integer"),
+        ({"sections": [["a", 3, "7" * 31]]}, "not 32 hexadecimal digits"),
+        ({"sections": [["a", 3, "G" * 32]]}, "not 32 hexadecimal digits"),
+        ({"sections": [["a", 1, "7" * 32], ["a", 2, "7" * 32]]}, "'a' is listed twice"),
+        ({"sections": [["a", 2, "7" * 32]]}, "1 bytes follow the end"),
+        ({"sections": []}, "3 bytes follow the end"),
+        ({"sections": [["a", 4, "7" * 32]]}, "cut off in the sections"),
+    ],
+)
+def test_lie_in_the_header_is_refused(changes: dict[str, Any], what: str) -> None:
+    with pytest.raises(FormatError, match=what) as caught:
+        from_bytes(lying(**changes), "x.kvz")
+    assert str(caught.value).startswith("x.kvz: ")
+    assert caught.value.offset is not None
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"",
+        b"[]",
+        b"{",
+        b"nonsense",
+        b"\xff\xfe",
+        b'{"codec":1e999}',
+        b'{"codec":"a","codec":"a"}',
+        b'{"codec":' + b"9" * 5000 + b"}",
+        b"[" * 100_000,
+        b'{"settings":' + b'{"a":' * 50_000 + b"1" + b"}" * 50_000 + b"}",
+    ],
+    ids=["empty", "list", "open", "word", "latin", "overflow", "twice", "long number", "deep list", "deep object"],
+)
+def test_header_that_is_no_json_object_is_refused(body: bytes) -> None:
+    with pytest.raises(FormatError):
+        from_bytes(sealed(body))
+
+
+@pytest.mark.parametrize(
+    ("data", "what"),
+    [
+        (b"", "the file is empty"),
+        (b"PK\x03\x04 something else", "not a .kvz file"),
+        (b"\x89PNG\r\n\x1a\n\0\0\0\0\0\0\0\0", "not a .kvz file"),
+        (TINY_BYTES + b"\0", "1 bytes follow the end"),
+        (sealed(b"{}", version=2), "version 2 of the format is not supported.*Upgrade kvcompress"),
+        (sealed(b"{}", version=0), "version 0 of the format is not supported"),
+        (sealed(b"{}", length=0xFFFFFFFF), "header claims 4294967295 bytes"),
+        (sealed(b"{}", length=MAX_HEADER_BYTES), "cut off in the header"),
+    ],
+)
+def test_foreign_file_is_refused(tmp_path: Path, data: bytes, what: str) -> None:
+    path = tmp_path / "x.kvz"
+    path.write_bytes(data)
+    for read in (load, read_header):
+        with pytest.raises(FormatError, match=what):
+            read(path)
+
+
+def test_claimed_length_allocates_nothing(tmp_path: Path) -> None:
+    path = tmp_path / "x.kvz"
+    claims = [
+        sealed(b"{}", length=MAX_HEADER_BYTES),
+        lying(sections=[["a", 2**53 - 1, "7" * 32]]),
+        lying(sections=[[f"s{i}", 2**40, "7" * 32] for i in range(50)]),
+    ]
+    for data in claims:
+        path.write_bytes(data)
+        tracemalloc.start()
+        with pytest.raises(FormatError):
+            load(path)
+        peak_bytes = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        assert peak_bytes < 1 << 19
+
+
+@pytest.mark.parametrize(
+    ("changes", "what"),
+    [
+        ({"tokens": -1}, "'tokens' must hold an integer"),
+        ({"codec": ""}, "'codec' must hold"),
+        ({"model": {"config": "\x1b"}}, "'model' must hold"),
+        ({"settings": {"x": float("inf")}}, "cannot be stored as JSON"),
+        ({"settings": {"x": object()}}, "cannot be stored as JSON"),
+        ({"settings": {"x": "a" * MAX_HEADER_BYTES}}, "the header has"),
+    ],
+)
+def test_what_cannot_be_read_is_not_written(tmp_path: Path, changes: dict[str, Any], what: str) -> None:
+    with pytest.raises(InputError, match=what):
+        save(tmp_path / "x.kvz", replace(TINY, **changes))
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("read", [load, read_header, verify])
+def test_missing_file_and_directory_are_named(tmp_path: Path, read: Callable[[Any], object]) -> None:
+    with pytest.raises(InputError, match=r"absent\.kvz: cannot be read: no such file"):
+        read(tmp_path / "absent.kvz")
+    with pytest.raises(InputError, match="it is a directory"):
+        read(tmp_path)
+    with pytest.raises(InputError, match="not a regular file"):
+        read("/dev/null")
+    with pytest.raises(InputError, match="cannot be read"):
+        read("a\0b")
+
+
+def test_container_imports_neither_torch_nor_numpy() -> None:
+    code = "import sys, kvcompress.container; print(sorted({'torch', 'numpy', 'zstandard'} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
+    assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize("value", [{}, {"a": [1, None, "ü", 0.1], "b": {"c": True}}])
+def test_origin_survives_packing(value: dict[str, Any]) -> None:
+    assert unpack_origin(pack_origin(value)) == value
+    assert pack_origin(dict(reversed(value.items()))) == pack_origin(value)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.lists(st.integers(0, 200), unique=True, max_size=40).map(sorted), max_size=6))
+def test_positions_survive_packing(positions: list[list[int]]) -> None:
+    assert unpack_positions(pack_positions(positions)) == positions
+
+
+def test_layers_of_the_same_positions_cost_almost_nothing() -> None:
+    one, many = pack_positions([list(range(5000))]), pack_positions([list(range(5000))] * 80)
+    assert len(many) < len(one) + 16
+
+
+@pytest.mark.parametrize("positions", [[[1, 1]], [[2, 1]], [[-1, 0]], [[2**53]], [[0]] * (MAX_LAYERS + 1)])
+def test_impossible_positions_are_not_written(positions: list[list[int]]) -> None:
+    with pytest.raises(InputError, match="positions"):
+        pack_positions(positions)
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        [],
+        {"layers": [0]},
+        {"layers": 0, "lists": []},
+        {"layers": [0], "lists": []},
+        {"layers": [1], "lists": [[], []]},
+        {"layers": [1, 0], "lists": [[[0, 1]], [[0, 2]]]},
+        {"layers": [False], "lists": [[]]},
+        {"layers": [], "lists": [[]]},
+        {"layers": [0], "lists": [5]},
+        {"layers": [0], "lists": [[5]]},
+        {"layers": [0], "lists": [[[0, 0]]]},
+        {"layers": [0], "lists": [[[0, -1]]]},
+        {"layers": [0], "lists": [[[0, 1.5]]]},
+        {"layers": [0], "lists": [[[-1, 1]]]},
+        {"layers": [0], "lists": [[[0, 3], [2, 1]]]},
+        {"layers": [0], "lists": [[[2**53, 1]]]},
+        {"layers": [0], "lists": [[[0, 10**12]]]},
+        {"layers": [[0]], "lists": [[]]},
+        {"layers": list(range(100)), "lists": [[[i, 1 << 24]] for i in range(100)]},
+    ],
+)
+def test_lie_in_the_positions_is_refused_before_anything_is_built(value: Any) -> None:
+    tracemalloc.start()
+    with pytest.raises(FormatError, match="'positions'"):
+        unpack_positions(_deflated(value))
+    peak_bytes = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak_bytes < 1 << 19
+
+
+def test_more_positions_than_tokens_are_refused() -> None:
+    assert unpack_positions(pack_positions([[0, 1, 2]]), max_tokens=3) == [[0, 1, 2]]
+    with pytest.raises(FormatError, match="more positions than the 2 tokens"):
+        unpack_positions(pack_positions([[0, 1, 2]]), max_tokens=2)
+
+
+def test_origin_that_bursts_or_breaks_is_refused() -> None:
+    good = pack_origin({"a": 1})
+    bomb = zlib.compress(b" " * (MAX_ORIGIN_BYTES + 1), 9)
+    assert len(bomb) < 5000
+    for data in (b"", b"x", good[:-1], good + b"\0", bomb, _deflated([]), _deflated_text(b'{"a":NaN}')):
+        with pytest.raises(FormatError, match="'origin'"):
+            unpack_origin(data)
+    for size in range(len(good)):
+        with pytest.raises(KVCompressError):
+            unpack_origin(good[:size])
+
+
+def _deflated(value: Any) -> bytes:
+    return _deflated_text(canonical_json(value))
+
+
+def _deflated_text(text: bytes) -> bytes:
+    return zlib.compress(text)
