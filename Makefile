@@ -26,7 +26,7 @@ bench: $(VENV)/.installed  ## Time restoring against prefilling again
 	$(BIN)/python -m eval bench
 
 golden: $(VENV)/.installed  ## Write the golden files of the current format again
-	$(BIN)/python -m tests.golden
+	$(BIN)/python -m tests.format.make_golden
 
 clean:  ## Remove the environment and what was built
 	rm -rf $(VENV) build dist reports

@@ -26,7 +26,9 @@ def run(*arguments: str) -> dict[str, Any]:
 def demo(out: Path, session_id: str, tokens: int) -> None:
     """Run the whole path on one example session and print what came out."""
     with tempfile.TemporaryDirectory() as temporary:
-        raw, kvz, again = (str(Path(temporary) / name) for name in ("raw.safetensors", "session.kvz", "again.safetensors"))
+        raw, kvz, again = (
+            str(Path(temporary) / name) for name in ("raw.safetensors", "session.kvz", "again.safetensors")
+        )
         run("record", "--session", str(SESSIONS), "--id", session_id, "--tokens", str(tokens), "-o", raw)
         run("encode", raw, "-o", kvz)
         run("decode", kvz, "-o", again)

@@ -30,7 +30,9 @@ def fit_checkpoint(
     """
     start = time.perf_counter()
     language_model, tokenizer = load_model(find_checkpoint(model))
-    rows = [ids for _, ids in tokenized_sessions(language_model, tokenizer, sessions) if len(ids) >= SHORTEST_SESSION_TOKENS]
+    rows = [
+        ids for _, ids in tokenized_sessions(language_model, tokenizer, sessions) if len(ids) >= SHORTEST_SESSION_TOKENS
+    ]
     codec, kept_out = fit_codec(language_model, tokenizer, rows, settings, progress)
     codec.tiers = calibrate_tiers(language_model, codec, kept_out, tokenizer=tokenizer, progress=progress)
     save_codec(codec, output)
@@ -69,7 +71,8 @@ license: apache-2.0
 # TinyVAE codec
 
 Conditional transform codec of one model's KV caches, fitted in closed form from {fitted["sessions"]} sessions
-({fitted["tokens"]:,} tokens); levels, tables and quality tiers come from {fitted["calibration_sessions"]} further sessions.
+({fitted["tokens"]:,} tokens); levels, tables and quality tiers come from {fitted["calibration_sessions"]} further
+sessions.
 
 | quality | rate index |
 | --- | --- |

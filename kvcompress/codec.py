@@ -23,11 +23,13 @@ from kvcompress.channels import LayerShape, Rope, from_channels, group_positions
 from kvcompress.container import Encoded
 from kvcompress.entropy import TableBank, decode_symbols, encode_symbols
 from kvcompress.errors import CheckpointError, FormatError, InputError, MismatchError
-from kvcompress.sections import read_session_sections, session_sections
+from kvcompress.sections import read_session, session_sections
 from kvcompress.snapshot import KVSnapshot, LayerKV, ModelFingerprint, Origin
 from tinyvae import TinyVAE, TinyVAEConfig
 from tinyvae.quantize import LEVELS
 from tinyvae.tables import TABLE_ENTRIES
+
+SESSION_SECTIONS = ("tokens", "origin", "positions")
 
 HIGHEST_RATE = 2 * LEVELS
 """Largest rate index; the step is then 2**-20 of the coarsest, finer than any cache needs."""
@@ -37,7 +39,11 @@ class Codec(Protocol):
     """What every codec offers."""
 
     kind: str
-    fingerprint: str
+
+    @property
+    def fingerprint(self) -> str:
+        """What a file must name to be this codec's."""
+        ...
 
     def decode(self, encoded: Encoded) -> KVSnapshot:
         """Return the snapshot that an encoded one stands for."""
@@ -69,6 +75,8 @@ class TinyVAECodec(
     """
 
     kind = "tinyvae"
+    table_counts: Tensor
+    table_offsets: Tensor
 
     def __init__(
         self,
@@ -81,7 +89,7 @@ class TinyVAECodec(
         super().__init__()
         self.groups = [tuple(group["layers"]) for group in groups]
         self.shapes = [LayerShape(*shape) for shape in shapes]
-        self.model_fingerprint = ModelFingerprint(**model)
+        self.model_fingerprint = ModelFingerprint.from_json(model)
         self.tiers, self.fitted = dict(tiers or {}), dict(fitted or {})
         self.vaes = nn.ModuleList(TinyVAE(TinyVAEConfig(**group["config"])) for group in groups)
         self.register_buffer("table_counts", torch.zeros(TABLE_ENTRIES, dtype=torch.int32))
@@ -92,7 +100,8 @@ class TinyVAECodec(
     def config_json(self) -> dict[str, Any]:
         """Return the arguments that rebuild this codec's geometry, as `config.json` holds them."""
         groups = [
-            {"layers": list(layers), "config": asdict(self._vae(index).config)} for index, layers in enumerate(self.groups)
+            {"layers": list(layers), "config": asdict(self.vae(index).config)}
+            for index, layers in enumerate(self.groups)
         ]
         return {
             "groups": groups,
@@ -122,7 +131,8 @@ class TinyVAECodec(
             self._bank = TableBank(self.table_counts.numpy(), self.table_offsets.numpy())
         return self._bank
 
-    def _vae(self, group: int) -> TinyVAE:
+    def vae(self, group: int) -> TinyVAE:
+        """Return the TinyVAE of a group."""
         vae = self.vaes[group]
         assert isinstance(vae, TinyVAE)
         return vae
@@ -132,9 +142,12 @@ class TinyVAECodec(
         self.model_fingerprint.require_match(snapshot.origin.fingerprint)
         if list(layer_shapes(snapshot)) != self.shapes:
             raise InputError("the cache's layers have another shape than those this codec was fitted to")
-        limit = min(self._vae(g).config.vocab_size for g in range(len(self.groups)))
-        if snapshot.tokens and int(snapshot.token_ids.max()) >= limit:
-            raise InputError(f"token id {int(snapshot.token_ids.max())} lies outside the vocabulary of {limit}")
+        self._require_vocabulary(snapshot.token_ids)
+
+    def _require_vocabulary(self, token_ids: Tensor) -> None:
+        limit = self.vae(0).config.vocab_size
+        if token_ids.numel() and int(token_ids.max()) >= limit:
+            raise InputError(f"token id {int(token_ids.max())} lies outside the vocabulary of {limit}")
 
     def rate_of(self, quality: str) -> int:
         """Return the rate index of a quality word."""
@@ -178,23 +191,39 @@ class TinyVAECodec(
             MismatchError: It was made by another codec.
             FormatError: A section is missing, cut or inconsistent.
         """
+        if encoded.codec != self.kind:
+            raise FormatError(f"a file of the codec {encoded.codec!r} is not for {self.kind!r}")
         if encoded.codec_fingerprint != self.fingerprint:
             raise MismatchError(
                 "the codec", encoded.codec_fingerprint[:16], self.fingerprint[:16], "Name its codec with --codec DIR"
             )
         rate = encoded.settings.get("rate")
-        if not isinstance(rate, int) or not 0 <= rate <= HIGHEST_RATE:
+        if not isinstance(rate, int) or isinstance(rate, bool) or not 0 <= rate <= HIGHEST_RATE:
             raise FormatError(f"the file names the impossible rate {rate!r}")
-        token_ids, origin, positions = read_session_sections(encoded.sections)
+        names = {f"latents.{group}" for group in range(len(self.groups))} | set(SESSION_SECTIONS)
+        if names != set(encoded.sections):
+            odd = ", ".join(sorted(names ^ set(encoded.sections)))
+            raise FormatError(f"the file's sections are not those of its codec: {odd}")
+        token_ids, origin, positions = read_session(encoded)
+        places = self._places(token_ids, origin, positions)
         symbols = []
-        for group, layers in enumerate(self.groups):
-            vae, ids = self._vae(group), token_ids[positions[layers[0]]]
-            levels = vae.levels(ids, rate)[:, : vae.active_rank(rate)]
-            name = f"latents.{group}"
-            if name not in encoded.sections:
-                raise FormatError(f"section {name} is missing")
-            symbols.append(torch.from_numpy(decode_symbols(encoded.sections[name], levels.numpy(), self.bank)))
-        return self._rebuild(token_ids, origin, [positions[layers[0]] for layers in self.groups], symbols, rate)
+        for group, place in enumerate(places):
+            vae = self.vae(group)
+            levels = vae.levels(token_ids[place], rate)[:, : vae.active_rank(rate)]
+            data = encoded.sections[f"latents.{group}"]
+            symbols.append(torch.from_numpy(decode_symbols(data, levels.numpy(), self.bank)))
+        return self._rebuild(token_ids, origin, places, symbols, rate)
+
+    def _places(self, token_ids: Tensor, origin: Origin, positions: Sequence[Tensor]) -> list[Tensor]:
+        """Return the positions of each group, refusing files that this codec cannot have made."""
+        self.model_fingerprint.require_match(origin.fingerprint)
+        if len(positions) != len(self.shapes):
+            raise FormatError(f"the file holds {len(positions)} layers, its codec codes {len(self.shapes)}")
+        self._require_vocabulary(token_ids)
+        for layers in self.groups:
+            if any(not torch.equal(positions[i], positions[layers[0]]) for i in layers):
+                raise FormatError("layers of one group hold different tokens")
+        return [positions[layers[0]] for layers in self.groups]
 
     @torch.inference_mode()
     def reconstruct(self, snapshot: KVSnapshot, rate: int) -> KVSnapshot:
@@ -217,14 +246,14 @@ class TinyVAECodec(
         return [float(value) for value in bits]
 
     def _symbols(self, snapshot: KVSnapshot, group: int, ids: Tensor, rate: int) -> tuple[Tensor, Tensor]:
-        vae = self._vae(group)
+        vae = self.vae(group)
         channels = to_channels(snapshot, self.groups[group], rope_of(snapshot.origin))
         expected = self._expected(group, snapshot.token_ids, snapshot.layers[self.groups[group][0]].positions)
         return vae.quantize(vae.analyse(expected, channels), ids, rate)
 
     def _expected(self, group: int, token_ids: Tensor, positions: Tensor) -> Tensor:
         """Return the prior's expectation at the positions of a group."""
-        expected: Tensor = self._vae(group).prior(token_ids)
+        expected: Tensor = self.vae(group).prior(token_ids)
         return expected if len(positions) == len(token_ids) else expected[positions]
 
     def _rebuild(
@@ -233,7 +262,7 @@ class TinyVAECodec(
         """Return the snapshot of decoded symbols: the one path of `decode` and `reconstruct`."""
         rope, layers = rope_of(origin), dict[int, LayerKV]()
         for group, (place, coded) in enumerate(zip(places, symbols, strict=True)):
-            vae = self._vae(group)
+            vae = self.vae(group)
             levels = vae.levels(token_ids[place], rate)[:, : coded.shape[1]]
             latents = vae.dequantize(coded, levels, rate)
             channels = vae.synthesise(self._expected(group, token_ids, place), latents)

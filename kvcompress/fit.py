@@ -24,6 +24,7 @@ from kvcompress.errors import InputError
 from kvcompress.hf.capture import capture
 from kvcompress.hf.sensitivity import cache_gradients
 from kvcompress.snapshot import KVSnapshot
+from tinyvae import TinyVAEConfig
 from tinyvae.prior import Moments, TokenMeans, TokenPrior
 from tinyvae.quantize import LEVELS_PER_OCTAVE, LOWEST_SCALE_LOG2
 from tinyvae.tables import build_tables
@@ -62,16 +63,21 @@ class FitSettings:
 
 @dataclass(slots=True)
 class _Group:
-    """What the passes gather about one group of layers."""
+    """What the first pass gathers about one group of layers."""
 
     layers: tuple[int, ...]
     means: TokenMeans
     fisher: Tensor
-    moments: Moments | None = None
-    prior: TokenPrior | None = None
-    analysis: Tensor | None = None
-    synthesis: Tensor | None = None
-    variances: Tensor | None = None
+
+
+@dataclass(slots=True)
+class _Solved:
+    """What the second pass solves for a group: prior [V, r] .., analysis [C, R], synthesis [R, C], variances [R]."""
+
+    prior: TokenPrior
+    analysis: Tensor
+    synthesis: Tensor
+    variances: Tensor
 
 
 class Fitter:
@@ -144,70 +150,66 @@ class Fitter:
                 group.fisher += (rows.T @ rows).double() / len(rows)
             self.progress("sensitivity", done, len(chosen))
 
-    def solve_prior(self) -> None:
+    def solve(self) -> list[_Solved]:
         """Pass 2: token table, regression, weighted KLT."""
         s = self.settings
-        weights = []
-        for group in self.groups:
-            weight = sensitivity_weight(group.fisher, s.fisher_exponent)
-            weights.append(weight)
+        weights = [sensitivity_weight(group.fisher, s.fisher_exponent) for group in self.groups]
+        priors, moments = [], []
+        for group, weight in zip(self.groups, weights, strict=True):
             table = group.means.table(s.prior_rank, weight.diagonal().sqrt().float())
-            group.prior = TokenPrior(self.vocab_size, table.shape[1], s.prior_taps, len(weight))
-            group.prior.table.copy_(_storable(table))
-            group.moments = Moments.empty(table.shape[1] * s.prior_taps, len(weight))
+            prior = TokenPrior(self.vocab_size, table.shape[1], s.prior_taps, len(weight))
+            prior.table.copy_(table)
+            priors.append(prior)
+            moments.append(Moments.empty(table.shape[1] * s.prior_taps, len(weight)))
         for snapshot in self._snapshots("prior", self.sessions):
-            for group in self.groups:
-                assert group.prior is not None and group.moments is not None
+            for group, prior, moment in zip(self.groups, priors, moments, strict=True):
                 places = group_positions(snapshot, group.layers)
                 channels = to_channels(snapshot, group.layers, self.rope)
-                group.moments.add(group.prior.features(snapshot.token_ids)[places], channels)
-        for group, weight in zip(self.groups, weights, strict=True):
-            assert group.prior is not None and group.moments is not None
-            matrix, bias = group.moments.solve()
-            group.prior.weight.copy_(_storable(matrix))
-            group.prior.bias.copy_(bias)
-            covariance = group.moments.residual_covariance(matrix, bias)
-            analysis, synthesis, variances = weighted_klt(covariance, weight, s.rank)
-            group.analysis, group.synthesis = _storable(analysis.float()), _storable(synthesis.float())
-            group.variances = variances
+                moment.add(prior.features(snapshot.token_ids)[places], channels)
+        solved = []
+        for prior, moment, weight in zip(priors, moments, weights, strict=True):
+            matrix, bias = moment.solve()
+            prior.weight.copy_(matrix)
+            prior.bias.copy_(bias)
+            # The stored weights are rounded: the covariance is that of what they really leave.
+            covariance = moment.residual_covariance(prior.weight, prior.bias)
+            solved.append(_Solved(prior, *weighted_klt(covariance, weight, s.rank)))
+        return solved
 
-    def build(self) -> TinyVAECodec:
+    def build(self, solved: Sequence[_Solved]) -> TinyVAECodec:
         """Pass 3: calibrate levels and tables on the sessions kept out, and assemble the codec."""
-        codec = self._assemble()
+        codec = self._assemble(solved)
         samples = []
-        energies = self._latent_energies(codec)
-        for vae, (latent_power, token_level, rows) in zip(codec.vaes, energies, strict=True):
-            vae.token_level.copy_(token_level)
-            deviation = latent_power.sqrt().clamp(min=1e-12)
+        for index, (power, token_level, rows) in enumerate(self._latent_spread(codec)):
+            vae = codec.vae(index)
+            deviation = power.sqrt().clamp(min=1e-12)
             octaves = torch.log2(deviation / vae.config.reference_step) - LOWEST_SCALE_LOG2
             vae.base_level.copy_((LEVELS_PER_OCTAVE * octaves).round().int())
-            samples.append((rows / deviation)[:, : max(8, rows.shape[1] // 3)].flatten())
+            vae.token_level.copy_(token_level)
+            samples.append((rows / deviation)[:, : leading_latents(rows.shape[1])].flatten())
         pooled = torch.cat(samples)
-        pick = torch.randperm(len(pooled), generator=torch.Generator().manual_seed(0))[:400_000]
-        counts, offsets, centroids = build_tables(pooled[pick])
+        pick = torch.randperm(len(pooled), generator=torch.Generator().manual_seed(self.settings.seed))
+        counts, offsets, centroids = build_tables(pooled[pick[:400_000]])
         codec.table_counts.copy_(counts)
         codec.table_offsets.copy_(offsets)
-        for vae in codec.vaes:
-            vae.centroids.copy_(centroids)
+        for index in range(len(self.groups)):
+            codec.vae(index).centroids.copy_(centroids)
         return codec.eval()
 
-    def _assemble(self) -> TinyVAECodec:
-        groups = []
-        for group in self.groups:
-            assert group.prior is not None and group.analysis is not None and group.variances is not None
-            config = {
-                "channels": group.analysis.shape[0],
-                "vocab_size": self.vocab_size,
-                "rank": group.analysis.shape[1],
-                "prior_rank": group.prior.table.shape[1],
-                "prior_taps": self.settings.prior_taps,
-                "reference_step": float(group.variances[0].sqrt()),
-            }
-            groups.append({"layers": list(group.layers), "config": config})
+    def _assemble(self, solved: Sequence[_Solved]) -> TinyVAECodec:
         # One step for all groups: their latents are in the same unit, the model's output.
-        step = max(group["config"]["reference_step"] for group in groups)
-        for group in groups:
-            group["config"]["reference_step"] = step
+        step = max(float(part.variances[0].sqrt()) for part in solved)
+        groups = []
+        for group, part in zip(self.groups, solved, strict=True):
+            config = TinyVAEConfig(
+                channels=part.analysis.shape[0],
+                vocab_size=self.vocab_size,
+                rank=part.analysis.shape[1],
+                prior_rank=part.prior.table.shape[1],
+                prior_taps=self.settings.prior_taps,
+                reference_step=step,
+            )
+            groups.append({"layers": list(group.layers), "config": asdict(config)})
         codec = TinyVAECodec(
             groups=groups,
             shapes=[[s.heads, s.key_size, s.value_size] for s in self.shapes],
@@ -219,19 +221,21 @@ class Fitter:
                 "settings": asdict(self.settings),
             },
         )
-        for vae, group in zip(codec.vaes, self.groups, strict=True):
-            vae.prior.load_state_dict(group.prior.state_dict())
-            vae.transform.analysis.copy_(group.analysis)
-            vae.transform.synthesis.copy_(group.synthesis)
+        for index, part in enumerate(solved):
+            vae = codec.vae(index)
+            vae.prior.load_state_dict(part.prior.state_dict())
+            vae.transform.analysis.copy_(part.analysis)
+            vae.transform.synthesis.copy_(part.synthesis)
         return codec
 
     @torch.inference_mode()
-    def _latent_energies(self, codec: TinyVAECodec) -> list[tuple[Tensor, Tensor, Tensor]]:
+    def _latent_spread(self, codec: TinyVAECodec) -> list[tuple[Tensor, Tensor, Tensor]]:
         """Return for each group: latent power [R] at unit token level, token levels [V], sample rows."""
         rows: list[list[Tensor]] = [[] for _ in self.groups]
         ids: list[list[Tensor]] = [[] for _ in self.groups]
         for snapshot in self._snapshots("calibration", self.calibration):
-            for index, (group, vae) in enumerate(zip(self.groups, codec.vaes, strict=True)):
+            for index, group in enumerate(self.groups):
+                vae = codec.vae(index)
                 places = group_positions(snapshot, group.layers)
                 expected = vae.prior(snapshot.token_ids)[places]
                 latents = vae.analyse(expected, to_channels(snapshot, group.layers, self.rope))
@@ -247,6 +251,11 @@ class Fitter:
         return power, token_level, unit[pick]
 
 
+def leading_latents(rank: int) -> int:
+    """Return how many of the widest latents stand for all when their spread is measured."""
+    return min(rank, max(8, rank // 3))
+
+
 def token_levels(latents: Tensor, token_ids: Tensor, vocab_size: int, shrinkage: float = 8.0) -> Tensor:
     """Return [V] int32: how many levels a token's residual lies above or below the average.
 
@@ -258,7 +267,7 @@ def token_levels(latents: Tensor, token_ids: Tensor, vocab_size: int, shrinkage:
         vocab_size: V.
         shrinkage: Occurrences at which half of the measured level is believed.
     """
-    leading = latents[:, : max(8, latents.shape[1] // 3)]
+    leading = latents[:, : leading_latents(latents.shape[1])]
     power = leading.square().mean(0).clamp(min=1e-24)
     log_energy = 0.5 * torch.log2((leading.square() / power).mean(1).clamp(min=1e-6))
     log_energy -= log_energy.mean()
@@ -268,11 +277,6 @@ def token_levels(latents: Tensor, token_ids: Tensor, vocab_size: int, shrinkage:
     return (LEVELS_PER_OCTAVE * octaves).round().clamp(-24, 24).int()
 
 
-def _storable(weights: Tensor) -> Tensor:
-    """Round to bfloat16, the type the checkpoint stores, so that fit and file agree."""
-    return weights.bfloat16().float()
-
-
 def fit_codec(
     model: Any, tokenizer: Any, sessions: Sequence[Tensor], settings: FitSettings, progress: Progress
 ) -> tuple[TinyVAECodec, list[Tensor]]:
@@ -280,5 +284,4 @@ def fit_codec(
     fitter = Fitter(model, tokenizer, sessions, settings, progress)
     fitter.gather_means()
     fitter.gather_sensitivity()
-    fitter.solve_prior()
-    return fitter.build(), fitter.calibration
+    return fitter.build(fitter.solve()), fitter.calibration

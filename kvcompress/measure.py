@@ -43,7 +43,9 @@ def find_session_of(
         if session_id in (None, session.id) and torch.equal(ids[: len(token_ids)], token_ids):
             return session, ids
     wanted = "no session" if session_id is None else f"session {session_id!r} does not exist or no longer"
-    raise InputError(f"{wanted} begins with the file's {len(token_ids)} tokens", "Name the file it was recorded from", path=path)
+    raise InputError(
+        f"{wanted} begins with the file's {len(token_ids)} tokens", "Name the file it was recorded from", path=path
+    )
 
 
 def continuation_of(model: Any, exact: KVSnapshot, ids: Tensor) -> tuple[Tensor, str]:
@@ -58,9 +60,7 @@ def continuation_of(model: Any, exact: KVSnapshot, ids: Tensor) -> tuple[Tensor,
         raise InputError(f"after {exact.tokens} tokens the model's context leaves no room to measure in", remedy)
     cache = restore(exact, model)
     pending, position = resume_start(cache, exact.token_ids)
-    new_ids = generate_from(
-        model, cache, pending, next_position=position, max_new_tokens=room, temperature=1.0, seed=0
-    )
+    new_ids = generate_from(model, cache, pending, next_position=position, max_new_tokens=room, temperature=1.0, seed=0)
     return torch.tensor(new_ids), "sampled by the model from the exact cache"
 
 
@@ -80,9 +80,7 @@ def greedy_text(model: Any, tokenizer: Any, snapshot: KVSnapshot, question: Ques
     cache = restore(snapshot, model)
     pending, position = resume_start(cache, snapshot.token_ids, question.ids if question else ())
     stop = [tokenizer.eos_token_id] if question else []
-    new_ids = generate_from(
-        model, cache, pending, next_position=position, max_new_tokens=SHOWN_TOKENS, stop_ids=stop
-    )
+    new_ids = generate_from(model, cache, pending, next_position=position, max_new_tokens=SHOWN_TOKENS, stop_ids=stop)
     return str(tokenizer.decode(new_ids))
 
 
@@ -100,6 +98,13 @@ def time_both_ways(model: Any, path: Path, codec: Any, token_ids: Tensor) -> dic
             model(token_ids[None], use_cache=True, logits_to_keep=1)
 
     return {"restore_seconds": median_seconds(again), "prefill_seconds": median_seconds(prefill)}
+
+
+def encode_seconds(codec: Any, encoded: Encoded, exact: KVSnapshot) -> float:
+    """Return the median seconds of coding the snapshot again as it was."""
+    if "rate" not in encoded.settings:
+        return median_seconds(lambda: codec.encode(exact))
+    return median_seconds(lambda: codec.encode(exact, encoded.settings["rate"]))
 
 
 def measure_file(
@@ -122,6 +127,7 @@ def measure_file(
         "distances_tokens": [question.distance_tokens for question in asked],
     }
     timing = time_both_ways(model, path, codec, token_ids)
+    timing["encode_seconds"] = encode_seconds(codec, encoded, exact)
     question = asked[0] if asked else None
     fidelity_json = measured.to_json()
     result = _sizes(encoded, path) | fidelity_json | timing

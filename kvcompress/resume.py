@@ -189,7 +189,7 @@ def generate_from(
         next_position: Position of `pending_ids[0]` in the session.
         max_new_tokens: Upper bound on the tokens generated.
         stop_ids: Tokens after which generation ends; the one that ended it is part of the result.
-        on_token: Called with each new token as soon as it is known, for example a `TextStream`.
+        on_token: Called with each new token but a stopping one, as soon as it is known; for example a `TextStream`.
         temperature: 0 takes the most likely token, more than 0 samples.
         seed: Seed of the sampling.
 
@@ -210,7 +210,7 @@ def generate_from(
         position += fed.numel()
         token = _choose(logits, temperature, sampler)
         new_ids.append(token)
-        if on_token is not None:
+        if on_token is not None and token not in stop_ids:
             on_token(token)
         if token in stop_ids:
             break

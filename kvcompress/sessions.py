@@ -32,7 +32,9 @@ def _parse(line: str, path: Path, number: int) -> Session:
     try:
         row = json.loads(line)
     except json.JSONDecodeError as error:
-        raise FormatError(f"{where} is not JSON ({error.msg})", "A session file has one JSON object a line", path=path) from error
+        raise FormatError(
+            f"{where} is not JSON ({error.msg})", "A session file has one JSON object a line", path=path
+        ) from error
     messages = row.get("messages") if isinstance(row, dict) else None
     if not isinstance(messages, list) or not messages:
         raise FormatError(f"{where} has no messages", 'Each line is {"id": ..., "messages": [...]}', path=path)

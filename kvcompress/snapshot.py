@@ -37,6 +37,14 @@ class ModelFingerprint:
     rope: str
     tokenizer: str | None = None
 
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> ModelFingerprint:
+        """Rebuild a fingerprint; every part must be text, the tokenizer's may be missing."""
+        parts = {field.name: data[field.name] for field in fields(cls) if field.name != "tokenizer"}
+        if not all(isinstance(part, str) for part in (*parts.values(), data.get("tokenizer") or "")):
+            raise ValueError("a fingerprint is not text")
+        return cls(**parts, tokenizer=data.get("tokenizer"))
+
     def require_match(self, other: ModelFingerprint, *, path: object = None) -> None:
         """Raise `MismatchError` naming the first part in which `other` (found) differs from self (expected)."""
         for field in fields(self):
@@ -79,7 +87,7 @@ class Origin:
         """Rebuild an origin, raising `InputError` where a field is missing or of the wrong kind."""
         try:
             origin = cls(
-                fingerprint=ModelFingerprint(**data["fingerprint"]),
+                fingerprint=ModelFingerprint.from_json(data["fingerprint"]),
                 model_type=str(data["model_type"]),
                 model_name=str(data["model_name"]),
                 config=dict(data["config"]),
@@ -113,9 +121,8 @@ class LayerKV:
         """Raise `InputError` on a wrong shape or dtype, on NaN or infinity, or on disordered positions."""
         where = f"layer {index}"
         if self.keys.ndim != 3 or self.values.ndim != 3 or self.keys.shape[:2] != self.values.shape[:2]:
-            raise InputError(
-                f"{where}: keys {tuple(self.keys.shape)} and values {tuple(self.values.shape)} are not [heads, tokens, size]"
-            )
+            shapes = f"keys {tuple(self.keys.shape)} and values {tuple(self.values.shape)}"
+            raise InputError(f"{where}: {shapes} are not [heads, tokens, size]")
         if self.keys.dtype != dtype or self.values.dtype != dtype:
             raise InputError(f"{where}: dtype {self.keys.dtype}/{self.values.dtype} differs from the origin's {dtype}")
         if self.positions.dtype != torch.int64 or tuple(self.positions.shape) != (self.keys.shape[1],):

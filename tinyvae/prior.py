@@ -92,7 +92,7 @@ class TokenMeans:
         weighted = deviation * self.counts.sqrt()[:, None]
         _, vectors = torch.linalg.eigh(weighted.T @ weighted)
         basis = vectors[:, -min(rank, vectors.shape[1]) :].flip(1)
-        table = deviation @ basis
+        table: Tensor = deviation @ basis
         return table / table.std(0).clamp(min=1e-8)
 
 
@@ -115,12 +115,9 @@ class Moments:
     @classmethod
     def empty(cls, features: int, channels: int) -> Moments:
         """Return zero moments."""
-        wide = {"dtype": torch.float64}
-        return cls(
-            torch.zeros(features + 1, features + 1, **wide),
-            torch.zeros(features + 1, channels, **wide),
-            torch.zeros(channels, channels, **wide),
-        )
+        sizes = ((features + 1, features + 1), (features + 1, channels), (channels, channels))
+        ff, fx, xx = (torch.zeros(size, dtype=torch.float64) for size in sizes)
+        return cls(ff, fx, xx)
 
     def add(self, features: Tensor, channels: Tensor) -> None:
         """Add one session: regressors [T, F] and channels [T, C], float32."""

@@ -40,7 +40,7 @@ def freeze_counts(weights: npt.NDArray[np.float64], total: int = TABLE_TOTAL) ->
     if len(weights) > total:
         raise ValueError(f"{len(weights)} entries do not fit a table of total {total}")
     share = weights / weights.sum() * (total - len(weights))
-    counts = np.floor(share).astype(np.int64) + 1
+    counts: npt.NDArray[np.int64] = np.floor(share).astype(np.int64) + 1
     order = np.argsort(-(share - np.floor(share)), kind="stable")
     counts[order[: total - int(counts.sum())]] += 1
     return counts

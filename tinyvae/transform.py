@@ -26,7 +26,8 @@ def sensitivity_weight(fisher: Tensor, exponent: float = 0.7, floor: float = 0.0
     floored = fisher + floor * fisher.diagonal().mean() * torch.eye(len(fisher), dtype=fisher.dtype)
     values, vectors = torch.linalg.eigh(floored)
     powered = values.clamp(min=values[-1] * 1e-9) ** exponent
-    return (vectors * (powered / powered.mean())) @ vectors.T
+    weight: Tensor = (vectors * (powered / powered.mean())) @ vectors.T
+    return weight
 
 
 def weighted_klt(covariance: Tensor, weight: Tensor, rank: int) -> tuple[Tensor, Tensor, Tensor]:

@@ -23,15 +23,19 @@ def lm(
     middle_steps: Annotated[int, typer.Option(help="Steps of 8 x 512 tokens.")] = 1350,
     long_steps: Annotated[int, typer.Option(help="Steps of 2 x 2,048 tokens.")] = 650,
     threads: Annotated[int, typer.Option(help="Threads of torch.")] = 2,
-    compile_model: Annotated[bool, typer.Option("--compile", help="torch.compile the model; needs a C++ compiler.")] = False,
+    compile_model: Annotated[
+        bool, typer.Option("--compile", help="torch.compile the model; needs a C++ compiler.")
+    ] = False,
     report_every: Annotated[int, typer.Option(help="Steps between checkpoints with held-out bits per byte.")] = 100,
+    stop_after: Annotated[int | None, typer.Option(help="Stop after so many steps; run again to go on.")] = None,
 ) -> None:
     """Train the reference language model, resumably."""
     from train.lm.curriculum import Phase, Recipe
     from train.lm.run import train_lm
 
     phases = (Phase(short_steps, 256, 16), Phase(middle_steps, 512, 8), Phase(long_steps, 2048, 2))
-    train_lm(corpus, out, Recipe(phases), threads=threads, compile_model=compile_model, report_every=report_every)
+    options = {"compile_model": compile_model, "report_every": report_every, "stop_after": stop_after}
+    train_lm(corpus, out, Recipe(phases), threads=threads, **options)
 
 
 @app.command()
@@ -82,13 +86,34 @@ def measure(
     model: Annotated[Path, typer.Option(help="The model.")] = Path("checkpoints/reference-lm"),
     most_sessions: Annotated[int, typer.Option(help="Sessions measured at most.")] = 32,
     seed: Annotated[int, typer.Option(help="Seed of the planted facts asked at long distance.")] = 3,
+    card: Annotated[bool, typer.Option("--card", help="Write the model's card from the result.")] = False,
 ) -> None:
     """Measure what the model's context is worth, and its exact answers to planted facts by distance; prints JSON."""
     import json
 
     from train.context import measure_model
 
-    typer.echo(json.dumps(measure_model(model, sessions, most_sessions, seed), indent=1))
+    measured = measure_model(model, sessions, most_sessions, seed)
+    typer.echo(json.dumps(measured, indent=1))
+    if card:
+        from train.lm.card import write_card
+
+        write_card(model, measured)
+
+
+@app.command()
+def index(
+    root: Annotated[Path, typer.Option(help="Directory of bundled checkpoints.")] = Path("checkpoints"),
+) -> None:
+    """Write the digests of all bundled checkpoints, which loading by name verifies."""
+    import json
+
+    from kvcompress.zoo import weights_digest
+
+    names = sorted(path.parent.name for path in root.glob("*/model.safetensors"))
+    digests = {name: weights_digest(root / name) for name in names}
+    (root / "index.json").write_text(json.dumps(digests, indent=1) + "\n")
+    typer.echo(json.dumps(digests, indent=1))
 
 
 if __name__ == "__main__":

@@ -50,7 +50,7 @@ def _recall_at(
 ) -> dict[str, int]:
     """Ask every fact of every session once, `distance_tokens` after the facts were stated."""
     asked = exact = 0
-    for session in sessions:
+    for _session in sessions:
         taken: set[str] = set()
         facts = [invent_fact(rng, taken) for _ in range(3)]
         opening = state(facts, rng)

@@ -50,9 +50,7 @@ def encode(
     show(data | {"size_ratio": snapshot.raw_bytes / file_bytes, "encode_seconds": seconds}, as_json=as_json)
 
 
-def _encoded(
-    snapshot: KVSnapshot, codec: str, quality: str, size_ratio: float | None, lossless: bool
-) -> Encoded:
+def _encoded(snapshot: KVSnapshot, codec: str, quality: str, size_ratio: float | None, lossless: bool) -> Encoded:
     if lossless:
         from kvcompress.lossless import LosslessCodec
 

@@ -48,7 +48,9 @@ def record(
     show(data | {"file_bytes": output.stat().st_size}, as_json=as_json)
 
 
-def _token_ids(model: Any, tokenizer: Any, session: Path | None, session_id: str | None, text: Path | None) -> list[int]:
+def _token_ids(
+    model: Any, tokenizer: Any, session: Path | None, session_id: str | None, text: Path | None
+) -> list[int]:
     if session is not None:
         from kvcompress.sessions import find_session, session_token_ids
 
@@ -85,9 +87,14 @@ def _chat(model: Any, tokenizer: Any) -> list[int]:
         ids = session_token_ids(Session("chat", messages), tokenizer, ask=True)
         cache = restore(capture(model, ids[:-1]), model)
         stream = TextStream(tokenizer, lambda piece: typer.echo(piece, nl=False), ids)
-        stop = [tokenizer.eos_token_id]
         new_ids = generate_from(
-            model, cache, ids[-1:], next_position=len(ids) - 1, max_new_tokens=80, stop_ids=stop, on_token=stream
+            model,
+            cache,
+            ids[-1:],
+            next_position=len(ids) - 1,
+            max_new_tokens=80,
+            stop_ids=[tokenizer.eos_token_id],
+            on_token=stream,
         )
         stream.close()
         typer.echo()

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from kvcompress.cli.console import CodecOption, DtypeOption, JsonOption, KvzArgument, ModelOption, show
+from kvcompress.errors import InputError
 from kvcompress.zoo import DEFAULT_CODEC, DEFAULT_MODEL
 
 if TYPE_CHECKING:
@@ -18,7 +19,9 @@ def resume(
     model: ModelOption = DEFAULT_MODEL,
     codec: CodecOption = DEFAULT_CODEC,
     prompt: Annotated[str | None, typer.Option(help="Say this first, as the user's next turn.")] = None,
-    plain: Annotated[bool, typer.Option("--plain", help="Append the prompt as it is, outside the chat template.")] = False,
+    plain: Annotated[
+        bool, typer.Option("--plain", help="Append the prompt as it is, outside the chat template.")
+    ] = False,
     max_new_tokens: Annotated[int, typer.Option(help="Tokens to generate at most.", min=0)] = 64,
     temperature: Annotated[float, typer.Option(help="0 takes the most likely token.", min=0.0)] = 0.0,
     seed: Annotated[int, typer.Option(help="Seed of sampling.")] = 0,
@@ -33,26 +36,28 @@ def resume(
 
     snapshot = load_snapshot(file, codec)
     language_model, tokenizer = load_model(find_checkpoint(model), dtype)
+    if tokenizer is None:
+        raise InputError("the model has no tokenizer", "Save one beside the model", path=model)
     cache = restore(snapshot, language_model, tokenizer=tokenizer)
     prompt_ids = _prompt_ids(tokenizer, snapshot, prompt, plain) if prompt else []
     places = [layer.positions for layer in snapshot.layers]
     pending, position = resume_start(cache, snapshot.token_ids, prompt_ids, layer_positions=places)
     pieces: list[str] = []
     write = pieces.append if as_json else lambda piece: typer.echo(piece, nl=False)
-    stream = TextStream(tokenizer, write, [*snapshot.token_ids.tolist(), *prompt_ids]) if tokenizer else pieces.append
+    stream = TextStream(tokenizer, write, [*snapshot.token_ids.tolist(), *prompt_ids])
+    stop = {tokenizer.eos_token_id} - {None}
     new_ids = generate_from(
         language_model,
         cache,
         pending,
         next_position=position,
         max_new_tokens=max_new_tokens,
-        stop_ids=[] if tokenizer is None or tokenizer.eos_token_id is None else [tokenizer.eos_token_id],
+        stop_ids=stop,
         on_token=stream,
         temperature=temperature,
         seed=seed,
     )
-    if isinstance(stream, TextStream):
-        stream.close()
+    stream.close()
     if as_json:
         show({"tokens": snapshot.tokens, "new_token_ids": new_ids, "text": "".join(pieces)}, as_json=True)
     else:

@@ -13,7 +13,8 @@ from kvcompress.zoo import DEFAULT_CODEC
 def verify(
     file: KvzArgument,
     codec: Annotated[
-        str | None, typer.Option(help="Also check this codec's fingerprint. [default: the bundled one, if it made the file]")
+        str | None,
+        typer.Option(help="Also check this codec's fingerprint. [default: the bundled one, if it made the file]"),
     ] = None,
     model: Annotated[str | None, typer.Option(help="Also check this model's fingerprint.")] = None,
     as_json: JsonOption = False,

@@ -25,7 +25,8 @@ def cache_gradients(
         model: A causal language model in float32.
         snapshot: Cache of the tokens before the continuation.
         continuation: [M] int64 tokens fed after the snapshot.
-        rope: Rotation of the snapshot's keys. Being orthogonal, its inverse maps gradients too.
+        rope: Rotation of the snapshot's keys. Up to a constant it is orthogonal, so its inverse maps gradients
+            too; the constant (of yarn) only weighs keys a little against values.
         generator: Source of the sampled tokens.
     """
     cache = DynamicCache(config=model.config)
@@ -34,8 +35,9 @@ def cache_gradients(
         keys, values = (t.float()[None].clone().requires_grad_() for t in (layer.keys, layer.values))
         leaves += [keys, values]
         cache.update(keys, values, index)
-        if hasattr(cache.layers[index], "cumulative_length"):
-            cache.layers[index].cumulative_length = snapshot.tokens
+        slot: Any = cache.layers[index]
+        if hasattr(slot, "cumulative_length"):
+            slot.cumulative_length = snapshot.tokens
     start = snapshot.origin.next_position
     positions = torch.arange(start, start + len(continuation))[None]
     logits = model(continuation[None], past_key_values=cache, position_ids=positions, use_cache=True).logits[0]

@@ -109,6 +109,7 @@ def size_ratios(size_ratio: float, claimed: Mapping[str, float], target: float) 
         axes.axvline(target, color=TIER_COLOURS["usable"], linestyle="--", linewidth=1.4)
         top = len(names) - 0.45
         axes.text(target, top, f"target {target:g}{TIMES}", color=TIER_COLOURS["usable"], ha="center", va="bottom")
+        axes.set_ylim(-0.55, top + 0.45)  # room for the label above the highest bar
         axes.set_xlim(0, 1.18 * max(*ratios, target))
         axes.grid(visible=False, axis="y")
         axes.set_xlabel("16-bit bytes over file bytes")

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 import torch
 
-from kvcompress.channels import to_channels
 from kvcompress.calibrate import measure_rate, prepare_trial
-from kvcompress.codec import HIGHEST_RATE, TinyVAECodec, load_tinyvae, rope_of
+from kvcompress.channels import to_channels
 from kvcompress.checkpoint import save_codec
+from kvcompress.codec import HIGHEST_RATE, TinyVAECodec, load_tinyvae, rope_of
 from kvcompress.container import load, save, to_bytes
 from kvcompress.entropy import decode_symbols
 from kvcompress.errors import CheckpointError, FormatError, InputError, MismatchError
@@ -36,7 +36,7 @@ def weighted_error(codec: TinyVAECodec, exact: KVSnapshot, decoded: KVSnapshot) 
     """The squared error in the codec's own metric: that of its latents."""
     rope = rope_of(exact.origin)
     difference = to_channels(exact, codec.groups[0], rope) - to_channels(decoded, codec.groups[0], rope)
-    return float(codec._vae(0).transform.analyse(difference).square().sum())
+    return float(codec.vae(0).transform.analyse(difference).square().sum())
 
 
 @pytest.mark.parametrize("rate", RATES)
@@ -58,7 +58,7 @@ def test_encode_is_deterministic(codec: TinyVAECodec, snapshot: KVSnapshot, rate
 def test_no_float_decides_a_bit(codec: TinyVAECodec, snapshot: KVSnapshot) -> None:
     """Disturb every float the decoder computes with: the symbols it reads stay the same."""
     encoded = codec.encode(snapshot, 100)
-    vae = codec._vae(0)
+    vae = codec.vae(0)
     disturbed = copy.deepcopy(vae)
     for name, tensor in disturbed.state_dict().items():
         if tensor.is_floating_point():
@@ -110,14 +110,15 @@ def test_edges_work(codec: TinyVAECodec, model: object, tokens: int) -> None:
 
 def test_constant_cache_works(codec: TinyVAECodec, snapshot: KVSnapshot) -> None:
     layers = tuple(
-        dataclasses.replace(l, keys=torch.ones_like(l.keys), values=torch.zeros_like(l.values)) for l in snapshot.layers
+        dataclasses.replace(layer, keys=torch.ones_like(layer.keys), values=torch.zeros_like(layer.values))
+        for layer in snapshot.layers
     )
     constant = dataclasses.replace(snapshot, layers=layers)
     assert same(codec.decode(codec.encode(constant, 100)), codec.reconstruct(constant, 100))
 
 
 def test_huge_values_survive_through_escapes(codec: TinyVAECodec, snapshot: KVSnapshot) -> None:
-    layers = tuple(dataclasses.replace(l, values=l.values * 1000) for l in snapshot.layers)
+    layers = tuple(dataclasses.replace(layer, values=layer.values * 1000) for layer in snapshot.layers)
     wild = dataclasses.replace(snapshot, layers=layers)
     assert same(codec.decode(codec.encode(wild, 60)), codec.reconstruct(wild, 60))
 

@@ -14,6 +14,8 @@ from transformers import (
     LlamaForCausalLM,
     MistralConfig,
     MistralForCausalLM,
+    Qwen2Config,
+    Qwen2ForCausalLM,
 )
 
 VOCABULARY = 61
@@ -34,10 +36,15 @@ SHAPE = {
 
 
 def build(family: str) -> Any:
-    """Return a model of the family: llama (RoPE), gpt2 (learned positions) or mistral (sliding window)."""
+    """Return a llama (RoPE), a gpt2 (learned positions), a mistral (sliding) or a qwen2 (one layer of each)."""
     torch.manual_seed(0)
     if family == "llama":
         model: Any = LlamaForCausalLM(LlamaConfig(**SHAPE))
+    elif family == "qwen2":
+        kinds = ["full_attention", "sliding_attention"]
+        model = Qwen2ForCausalLM(
+            Qwen2Config(**SHAPE, layer_types=kinds, use_sliding_window=True, sliding_window=WINDOW)
+        )
     elif family == "mistral":
         model = MistralForCausalLM(MistralConfig(**SHAPE, sliding_window=WINDOW))
     else:

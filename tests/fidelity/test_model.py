@@ -12,7 +12,7 @@ from transformers import AttentionInterface, AttentionMaskInterface
 
 from kvcompress.errors import InputError
 from kvcompress.fidelity import context_worth_nats, continuation_logits, fidelity, kl_nats, short_context_logits
-from tests.fidelity.models import CONTEXT, build, keep, prefill, tokens, whole_logits
+from tests.fidelity.models import CONTEXT, WINDOW, build, keep, prefill, tokens, whole_logits
 
 FAMILIES = ("llama", "gpt2", "mistral")
 
@@ -48,24 +48,38 @@ def test_a_pruned_cache_keeps_the_positions_of_its_tokens(family: str) -> None:
 
 
 def causal_by_own_length(
-    module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: object, scaling: float, **_: Any
+    module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: object, scaling: float, **kind: Any
 ) -> tuple[Tensor, None]:
     """Attend with a mask made from this layer's own number of keys."""
     groups = query.shape[1] // key.shape[1]
     key, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
     new, held = query.shape[2], key.shape[2]
-    future = torch.arange(held)[None] > torch.arange(held - new, held)[:, None]
-    weights = (query @ key.transpose(2, 3) * scaling).masked_fill(future, -torch.inf).softmax(-1)
+    distance = torch.arange(held - new, held)[:, None] - torch.arange(held)[None]
+    hidden = (distance < 0) | (distance >= (kind.get("sliding_window") or held))
+    weights = (query @ key.transpose(2, 3) * scaling).masked_fill(hidden, -torch.inf).softmax(-1)
     return (weights @ value).transpose(1, 2), None
+
+
+def attend_by_own_length(model: Any) -> None:
+    AttentionInterface.register("own_length", causal_by_own_length)
+    AttentionMaskInterface.register("own_length", lambda *_, **__: None)
+    model.set_attn_implementation("own_length")
+
+
+def test_a_pruned_layer_beside_a_sliding_one_sees_its_newest_tokens() -> None:
+    model, ids = build("qwen2"), tokens(60)
+    kept = [torch.tensor([0, 3, 4, 9]), torch.arange(WINDOW - 1)]
+    found = continuation_logits(model, keep(prefill(model, ids[:30]), kept), ids[30:], 30)
+    attend_by_own_length(model)
+    expected = continuation_logits(model, keep(prefill(model, ids[:30]), kept), ids[30:], 30)
+    assert torch.allclose(found, expected, atol=1e-9)
 
 
 def test_layers_of_different_lengths_are_fed_one_token_at_a_time() -> None:
     model, ids = build("llama"), tokens(50)
     kept = [torch.tensor([0, 3, 4, 9]), torch.arange(2, 20)]
     stepped = continuation_logits(model, keep(prefill(model, ids[:20]), kept), ids[20:], 20)
-    AttentionInterface.register("own_length", causal_by_own_length)
-    AttentionMaskInterface.register("own_length", lambda *_, **__: None)
-    model.set_attn_implementation("own_length")
+    attend_by_own_length(model)
     at_once = continuation_logits(model, keep(prefill(model, ids[:20]), kept), ids[20:], 20)
     assert torch.allclose(stepped, at_once, atol=1e-9)
     model.set_attn_implementation("eager")

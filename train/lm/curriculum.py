@@ -68,9 +68,7 @@ class Recipe:
         return min((step + 1) / self.warmup_steps, max(0.02, min(1.0, left)))
 
 
-def pack(
-    corpus: Corpus, tokenizer: PreTrainedTokenizerFast, rng: random.Random, length_tokens: int
-) -> list[int]:
+def pack(corpus: Corpus, tokenizer: PreTrainedTokenizerFast, rng: random.Random, length_tokens: int) -> list[int]:
     """Concatenate fresh documents and cut at `length_tokens + 1` (inputs and shifted targets)."""
     ids: list[int] = []
     while len(ids) < length_tokens + 1:

@@ -148,8 +148,8 @@ def document(corpus: Corpus, rng: random.Random, length_tokens: int) -> str:
     for share, make in _MIXTURE:
         draw -= share
         if draw < 0:
-            break
-    return make(corpus, rng, int(length_tokens * 3.6))
+            return make(corpus, rng, int(length_tokens * 3.6))
+    return _session(corpus, rng, int(length_tokens * 3.6))
 
 
 __all__ = ["BOS", "END", "disguise", "document", "session"]

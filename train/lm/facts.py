@@ -11,15 +11,77 @@ _OWNERS = ("sister", "brother", "landlord", "dentist", "neighbour", "teacher", "
 _PETS = ("dog", "cat", "horse", "parrot", "rabbit")
 _PLACES = ("locker", "garage", "gate", "safe", "office", "cabin", "suitcase", "bike", "cellar", "studio", "archive")
 _COLOURS = ("red", "blue", "green", "yellow", "black", "white", "brown", "purple", "orange", "silver", "pink", "grey")
-_FIRST = (
-    "Anna Marek Lena Tomas Ivy Oscar Nora Felix Ruth Jonas Clara Hugo Mira Simon Edith Victor Paula Leon Alma Carl "
-    "Rosa Emil Greta Otto Helen Karim Yara Samir Dora Ralph Stella Boris Agnes Pedro Lucy Martin Olga Peter Vera Adam"
-).split()
-_ONSETS = "b br d dr f g gr h k kl l m n p pr r s st t tr v w z".split()
-_NUCLEI = "a e i o u ai ea or ar en il on".split()
+_FIRST = [
+    "Anna",
+    "Marek",
+    "Lena",
+    "Tomas",
+    "Ivy",
+    "Oscar",
+    "Nora",
+    "Felix",
+    "Ruth",
+    "Jonas",
+    "Clara",
+    "Hugo",
+    "Mira",
+    "Simon",
+    "Edith",
+    "Victor",
+    "Paula",
+    "Leon",
+    "Alma",
+    "Carl",
+    "Rosa",
+    "Emil",
+    "Greta",
+    "Otto",
+    "Helen",
+    "Karim",
+    "Yara",
+    "Samir",
+    "Dora",
+    "Ralph",
+    "Stella",
+    "Boris",
+    "Agnes",
+    "Pedro",
+    "Lucy",
+    "Martin",
+    "Olga",
+    "Peter",
+    "Vera",
+    "Adam",
+]
+_ONSETS = [
+    "b",
+    "br",
+    "d",
+    "dr",
+    "f",
+    "g",
+    "gr",
+    "h",
+    "k",
+    "kl",
+    "l",
+    "m",
+    "n",
+    "p",
+    "pr",
+    "r",
+    "s",
+    "st",
+    "t",
+    "tr",
+    "v",
+    "w",
+    "z",
+]
+_NUCLEI = ["a", "e", "i", "o", "u", "ai", "ea", "or", "ar", "en", "il", "on"]
 _CODAS = ("", "n", "r", "l", "s", "ck", "th", "m", "nd", "ford", "ton", "by", "wick", "ham")
-_DISHES = "soup pasta curry salad pie rice noodles pancakes dumplings stew".split()
-_DAYS = "Monday Tuesday Wednesday Thursday Friday Saturday Sunday".split()
+_DISHES = ["soup", "pasta", "curry", "salad", "pie", "rice", "noodles", "pancakes", "dumplings", "stew"]
+_DAYS = ["Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +119,8 @@ def _amount(rng: random.Random) -> str:
 
 
 def _time(rng: random.Random) -> str:
-    return f"{rng.choice(_DAYS)} at {rng.randrange(1, 13)}:{rng.choice(('00', '15', '30', '45'))} {rng.choice(('am', 'pm'))}"
+    clock = f"{rng.randrange(1, 13)}:{rng.choice(('00', '15', '30', '45'))}"
+    return f"{rng.choice(_DAYS)} at {clock} {rng.choice(('am', 'pm'))}"
 
 
 def _place(rng: random.Random) -> str:

@@ -37,7 +37,9 @@ def make_tokenizer(corpus: Corpus, recipe: Recipe, directory: Path) -> PreTraine
 
 
 @torch.inference_mode()
-def bits_per_byte(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, corpus: Corpus, count: int = 40) -> float:
+def bits_per_byte(
+    model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, corpus: Corpus, count: int = 40
+) -> float:
     """Return held-out cross entropy in bits per UTF-8 byte over whole documents, at most 512 tokens of each."""
     nats, size_bytes = 0.0, 0
     texts = [render(chat) for chat in (corpus.dialogues + corpus.problems)[:count]]
@@ -65,9 +67,7 @@ class _Progress(Callback):
     def __init__(self, tokenizer: PreTrainedTokenizerFast, held_out: Corpus, out: Path, every: int) -> None:
         self.tokenizer, self.held_out, self.out, self.every = tokenizer, held_out, out, every
 
-    def on_train_batch_end(
-        self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         if pl_module._steps_done % self.every:
             return
         score = bits_per_byte(pl_module.model, self.tokenizer, self.held_out)
@@ -80,7 +80,14 @@ class _Progress(Callback):
 
 
 def train_lm(
-    paths: list[Path], out: Path, recipe: Recipe, *, threads: int, compile_model: bool, report_every: int
+    paths: list[Path],
+    out: Path,
+    recipe: Recipe,
+    *,
+    threads: int,
+    compile_model: bool = False,
+    report_every: int = 100,
+    stop_after: int | None = None,
 ) -> None:
     """Train, or go on with a run that was cut off, and leave a loadable model in `out`."""
     torch.set_num_threads(threads)
@@ -95,7 +102,7 @@ def train_lm(
     trainer = lightning.Trainer(
         accelerator="auto",
         max_epochs=-1,
-        max_steps=2 * (recipe.total_steps - first_step) if not last.exists() else 2 * recipe.total_steps,
+        max_steps=2 * min(recipe.total_steps, first_step + (stop_after or recipe.total_steps)),  # two optimisers
         logger=CSVLogger(out / "run", name="log"),
         log_every_n_steps=10,
         callbacks=[

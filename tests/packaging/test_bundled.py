@@ -1,0 +1,71 @@
+"""The bundled model and sessions are what their cards promise."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from kvcompress.errors import CheckpointError
+from kvcompress.hf import load_model
+from kvcompress.sessions import read_sessions, session_token_ids
+from kvcompress.zoo import bundled, checkpoint_root, find_checkpoint, load_codec
+
+MODEL_LIMIT_BYTES = 24_000_000
+
+
+def test_reference_model_has_the_promised_geometry() -> None:
+    directory = find_checkpoint("reference-lm")
+    config = json.loads((directory / "config.json").read_text())
+    assert config["model_type"] == "llama"
+    assert config["num_hidden_layers"] >= 6
+    assert config["num_key_value_heads"] * 2 <= config["num_attention_heads"]
+    assert config["head_dim"] in (32, 64)
+    assert config["max_position_embeddings"] >= 2048
+    assert 4000 <= config["vocab_size"] <= 8192
+    assert (directory / "model.safetensors").stat().st_size <= MODEL_LIMIT_BYTES
+
+
+def test_reference_model_is_stored_in_bfloat16_with_a_chat_template() -> None:
+    model, tokenizer = load_model(find_checkpoint("reference-lm"), "bfloat16")
+    assert model.dtype == torch.bfloat16
+    assert tokenizer is not None
+    assert tokenizer.chat_template
+    assert model.get_input_embeddings().weight.shape[0] == len(tokenizer)
+
+
+def test_bundled_codec_belongs_to_the_bundled_model() -> None:
+    from kvcompress.hf import fingerprint
+
+    model, tokenizer = load_model(find_checkpoint("reference-lm"))
+    codec = load_codec()
+    codec.model_fingerprint.require_match(fingerprint(model, tokenizer))
+    assert set(codec.tiers) == {"transparent", "high", "usable"}
+    assert codec.tiers["transparent"] >= codec.tiers["high"] >= codec.tiers["usable"]
+
+
+def test_damaged_bundled_weights_are_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in bundled():
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "model.safetensors").write_bytes(b"damaged")
+    (tmp_path / "index.json").write_text((checkpoint_root() / "index.json").read_text())
+    monkeypatch.setattr("kvcompress.zoo.checkpoint_root", lambda: tmp_path)
+    with pytest.raises(CheckpointError, match="damaged"):
+        find_checkpoint("reference-lm")
+
+
+def test_example_sessions_are_long_many_and_hold_facts(sessions_file: Path) -> None:
+    _, tokenizer = load_model(find_checkpoint("reference-lm"))
+    sessions = list(read_sessions(sessions_file))
+    assert len(sessions) >= 64
+    assert len({session.id for session in sessions}) == len(sessions)
+    for session in sessions:
+        assert 1000 <= len(session_token_ids(session, tokenizer)) <= 2000
+        assert session.facts
+        for fact in session.facts:
+            assert fact["value"] in session.messages[fact["stated_message"]]["content"]
+            assert session.messages[fact["question_message"]]["role"] == "user"
+        roles = [message["role"] for message in session.messages]
+        assert roles == ["user", "assistant"] * (len(roles) // 2)
