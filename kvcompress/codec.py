@@ -195,7 +195,10 @@ class TinyVAECodec(
             raise FormatError(f"a file of the codec {encoded.codec!r} is not for {self.kind!r}")
         if encoded.codec_fingerprint != self.fingerprint:
             raise MismatchError(
-                "the codec", encoded.codec_fingerprint[:16], self.fingerprint[:16], "Name its codec with --codec DIR"
+                "the fingerprints of the codecs",
+                encoded.codec_fingerprint[:16],
+                self.fingerprint[:16],
+                "Name its codec with --codec DIR",
             )
         rate = encoded.settings.get("rate")
         if not isinstance(rate, int) or isinstance(rate, bool) or not 0 <= rate <= HIGHEST_RATE:
@@ -263,9 +266,7 @@ class TinyVAECodec(
         rope, layers = rope_of(origin), dict[int, LayerKV]()
         for group, (place, coded) in enumerate(zip(places, symbols, strict=True)):
             vae = self.vae(group)
-            levels = vae.levels(token_ids[place], rate)[:, : coded.shape[1]]
-            latents = vae.dequantize(coded, levels, rate)
-            channels = vae.synthesise(self._expected(group, token_ids, place), latents)
+            channels = vae.synthesise(self._expected(group, token_ids, place), vae.dequantize(coded, rate))
             layers |= from_channels(channels, self.groups[group], self.shapes, place, rope, origin.dtype)
         return KVSnapshot(tuple(layers[i] for i in range(len(layers))), token_ids, origin)
 

@@ -79,7 +79,8 @@ def encode_symbols(symbols: Ints, levels: Ints, bank: TableBank) -> bytes:
         coder.encode_reverse(np.where(outside, 2 * top + 1, part + top).astype(np.int32), bank.model(level))
     tail = np.concatenate(escaped[::-1]) if escaped else np.zeros(0, np.int32)
     words: bytes = coder.get_compressed().astype("<u4").tobytes()
-    return words + tail.astype("<i4").tobytes() + np.uint32(len(tail)).astype("<u4").tobytes()
+    escapes: bytes = tail.astype("<i4").tobytes() + len(tail).to_bytes(4, "little")
+    return words + escapes
 
 
 def decode_symbols(data: bytes, levels: Ints, bank: TableBank) -> Ints:

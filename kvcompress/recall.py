@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from kvcompress.resume import generate_from
-from kvcompress.sessions import Session
+from kvcompress.sessions import Session, text_ids
 
 ANSWER_TOKENS = 32
 
@@ -32,7 +32,7 @@ class Question:
 
 def _ids(tokenizer: Any, messages: list[dict[str, str]], *, ask: bool = False) -> list[int]:
     text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=ask)
-    return list(tokenizer(text, add_special_tokens=False)["input_ids"])
+    return text_ids(tokenizer, text)
 
 
 def turn_ids(tokenizer: Any, text: str, token_ids: Sequence[int]) -> list[int]:

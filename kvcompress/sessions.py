@@ -81,6 +81,11 @@ def find_session(path: Path, wanted: str | None) -> Session:
     raise InputError(f"no session has the id {wanted!r}", f"The file holds {shown}", path=path)
 
 
+def text_ids(tokenizer: Any, text: str) -> list[int]:
+    """Return the token ids of text as it is: no special tokens added, no warning about its length."""
+    return list(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
+
+
 def session_token_ids(session: Session, tokenizer: Any, *, ask: bool = False) -> list[int]:
     """Lay a session out by the tokenizer's chat template.
 
@@ -98,4 +103,4 @@ def session_token_ids(session: Session, tokenizer: Any, *, ask: bool = False) ->
         text = tokenizer.apply_chat_template(session.messages, tokenize=False, add_generation_prompt=ask)
     except Exception as error:  # templates raise whatever jinja raises
         raise InputError(f"the chat template refuses session {session.id} ({error})") from error
-    return list(tokenizer(text, add_special_tokens=False)["input_ids"])
+    return text_ids(tokenizer, text)

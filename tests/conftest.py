@@ -16,3 +16,15 @@ ROOT = Path(__file__).parents[1]
 def sessions_file() -> Path:
     """Sessions recorded with the bundled model."""
     return ROOT / "examples" / "sessions.jsonl"
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--slow", action="store_true", help="also run the tests that take minutes")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if config.getoption("--slow"):
+        return
+    for item in items:
+        if "slow" in item.keywords:
+            item.add_marker(pytest.mark.skip(reason="takes minutes; run with --slow"))

@@ -60,7 +60,8 @@ class TinyVAE(nn.Module):
         base_level: [R] int32 level of each latent at rate 0.
         token_level: [V] int32 added for each token id: how far above or below average the
             residual of that token lies. Free side information, since the ids are known.
-        centroids: [LEVELS, 2] float32, see `quantize.dequantize`.
+        centroids: [LEVELS, 2] float32: how far, in steps, the mean of bin 1 and of the bins above it
+            lies below the bin's integer. Taken at the level of the latent, whatever the token.
     """
 
     base_level: Tensor
@@ -96,10 +97,11 @@ class TinyVAE(nn.Module):
         levels = self.levels(token_ids, rate)[:, :active]
         return quantize(latents[:, :active], step_at(self.config.reference_step, rate), levels), levels
 
-    def dequantize(self, symbols: Tensor, levels: Tensor, rate: int) -> Tensor:
-        """Return latents [T, r] float32 of symbols and levels [T, r] int32."""
-        return dequantize(symbols, step_at(self.config.reference_step, rate), levels, self.centroids)
+    def dequantize(self, symbols: Tensor, rate: int) -> Tensor:
+        """Return latents [T, r] float32 of symbols [T, r] int32."""
+        level = (self.base_level[: symbols.shape[1]] + rate).clamp(0, LEVELS - 1)
+        return dequantize(symbols, step_at(self.config.reference_step, rate), self.centroids[level].T)
 
     def synthesise(self, expected: Tensor, latents: Tensor) -> Tensor:
         """Return channels [T, C] float32 from the expectation [T, C] and latents [T, r]."""
-        return expected + self.transform.synthesise(latents)
+        return self.transform.synthesise(latents, expected)

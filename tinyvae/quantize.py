@@ -43,18 +43,15 @@ def quantize(latents: Tensor, step: float, levels: Tensor) -> Tensor:
     return torch.where(levels < 0, 0.0, torch.copysign(magnitude, latents)).to(torch.int32)
 
 
-def dequantize(symbols: Tensor, step: float, levels: Tensor, centroids: Tensor) -> Tensor:
+def dequantize(symbols: Tensor, step: float, shifts: Tensor) -> Tensor:
     """Return the reconstruction points of symbols.
 
     Args:
         symbols: [T, R] int32.
         step: Quantisation step.
-        levels: [T, R] integer.
-        centroids: [LEVELS, 2] float32: how far, in steps, the mean of bin 1 and of the bins above
-            it lies below the bin's integer.
+        shifts: [2, R] float32: how far, in steps, the mean of bin 1 (row 0) and of the bins above it
+            (row 1) lies below the bin's integer.
     """
     magnitude = symbols.abs()
-    row = levels.clamp(0, LEVELS - 1).long()
-    shift = torch.where(magnitude == 1, centroids[:, 0][row], centroids[:, 1][row])
-    value = (magnitude.float() - shift) * step
-    return torch.where(magnitude == 0, 0.0, torch.copysign(value, symbols.float()))
+    value = magnitude - torch.where(magnitude == 1, shifts[0], shifts[1])
+    return (value * symbols.sign()).mul_(step)

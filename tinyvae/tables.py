@@ -55,7 +55,7 @@ def build_tables(samples: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     Returns:
         counts [TABLE_ENTRIES] int32, the tables one after another, each over the symbols
         -m..m and then the escape; offsets [LEVELS + 1] int32 where they start; centroids
-        [LEVELS, 2] float32 (see `dequantize`).
+        [LEVELS, 2] float32 (see `TinyVAE`).
     """
     tables, centroids = [], torch.zeros(LEVELS, 2)
     for level in range(LEVELS):

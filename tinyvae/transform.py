@@ -48,7 +48,7 @@ def weighted_klt(covariance: Tensor, weight: Tensor, rank: int) -> tuple[Tensor,
 
 
 class Transform(nn.Module):
-    """Linear analysis and synthesis; `synthesise(analyse(x))` is the projection on the kept latents.
+    """Linear analysis and synthesis; `synthesise(analyse(x), 0)` is the projection on the kept latents.
 
     Attributes:
         analysis: [C, R] bfloat16.
@@ -67,6 +67,6 @@ class Transform(nn.Module):
         """Map channels [T, C] to latents [T, R], float32."""
         return channels @ self.analysis.float()
 
-    def synthesise(self, latents: Tensor) -> Tensor:
-        """Map the leading latents [T, r], r <= R, to channels [T, C], float32."""
-        return latents @ self.synthesis[: latents.shape[1]].float()
+    def synthesise(self, latents: Tensor, expected: Tensor) -> Tensor:
+        """Map the leading latents [T, r], r <= R, to channels [T, C] around the expected ones, float32."""
+        return torch.addmm(expected, latents, self.synthesis[: latents.shape[1]].float())

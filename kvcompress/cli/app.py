@@ -48,6 +48,10 @@ def main() -> None:
     except KVCompressError as error:
         sys.stderr.write(f"error: {error}\n")
         sys.exit(1)
+    except OSError as error:  # a full disk or a closed directory where a library writes
+        where = f"{error.filename}: " if error.filename else ""
+        sys.stderr.write(f"error: {where}{(error.strerror or str(error)).lower()}. Nothing was written.\n")
+        sys.exit(1)
     except KeyboardInterrupt:
         sys.stderr.write("error: interrupted. Nothing was written.\n")
         sys.exit(130)

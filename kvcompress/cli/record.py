@@ -60,7 +60,9 @@ def _token_ids(
             content = text.read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
             raise InputError(f"cannot be read as text ({error})", path=text) from error
-        return [*_start(tokenizer), *tokenizer(content, add_special_tokens=False)["input_ids"]]
+        from kvcompress.sessions import text_ids
+
+        return [*_start(tokenizer), *text_ids(tokenizer, content)]
     return _chat(model, tokenizer)
 
 

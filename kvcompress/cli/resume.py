@@ -67,7 +67,8 @@ def resume(
 def _prompt_ids(tokenizer: Any, snapshot: KVSnapshot, prompt: str, plain: bool) -> list[int]:
     """Return the tokens of the prompt: a user turn under the chat template, or the bare text."""
     from kvcompress.recall import turn_ids
+    from kvcompress.sessions import text_ids
 
     if plain or not getattr(tokenizer, "chat_template", None):
-        return list(tokenizer(prompt, add_special_tokens=False)["input_ids"])
+        return text_ids(tokenizer, prompt)
     return turn_ids(tokenizer, prompt, snapshot.token_ids.tolist())
