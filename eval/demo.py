@@ -44,7 +44,7 @@ def _print_table(report: dict[str, Any]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    recall = report["recall"]
+    recall = report["questions"]
     table = Table(title=report["title"])
     table.add_column("measure")
     table.add_column("value", justify="right")

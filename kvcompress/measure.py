@@ -120,7 +120,7 @@ def measure_file(
     continuation, source = continuation_of(model, exact, ids)
     measured = fidelity(model, restore(exact, model), restore(decoded, model), token_ids, continuation)
     asked = questions(session, tokenizer, token_ids.tolist())
-    recall = {
+    recall: dict[str, Any] = {
         "asked": len(asked),
         "exact": count_exact(model, restore(decoded, model), tokenizer, asked, token_ids),
         "exact_uncompressed": count_exact(model, restore(exact, model), tokenizer, asked, token_ids),
@@ -141,7 +141,8 @@ def measure_file(
         | {"name": path.name, "sections": {name: len(data) for name, data in encoded.sections.items()}},
         "fidelity": fidelity_json,
         "timing": timing,
-        "recall": recall,
+        "recall": recall["exact"] / len(asked) if asked else None,
+        "questions": recall,
         "continuation": source,
         "resumed_text": greedy_text(model, tokenizer, decoded, question),
         "uninterrupted_text": greedy_text(model, tokenizer, exact, question),

@@ -59,6 +59,10 @@ class Script:
         return {"id": session_id, "messages": self.messages, "facts": facts}
 
 
+MOST_ROUNDS = 60
+"""A model that ends no turn would never reach the length."""
+
+
 class Recorder:
     """Samples turns for a batch of conversations at once.
 
@@ -142,7 +146,9 @@ def record(
 def _converse(recorder: Recorder, scripts: list[Script]) -> None:
     """Bring every conversation to its length, then close it with three questions."""
     live = list(scripts)
-    while live:
+    for _ in range(MOST_ROUNDS):
+        if not live:
+            break
         recorder.run_on(live, 160)
         for script in live:
             _require_answer(script)

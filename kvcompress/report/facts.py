@@ -154,7 +154,7 @@ def _time_card(report: Mapping[str, Any]) -> Card | None:
 
 
 def _recall_card(report: Mapping[str, Any]) -> Card | None:
-    recall = part(report, "recall")
+    recall = part(report, "questions")
     if not recall.get("asked"):
         return None
     asked = spell(recall["asked"], "count")

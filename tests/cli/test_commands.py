@@ -182,6 +182,15 @@ def test_missing_directories_are_named(stored: dict[str, Path], tmp_path: Path) 
     assert "no-such-model" in refused("resume", stored["high.kvz"], "--model", "no-such-model")
 
 
+def test_a_bfloat16_session_is_stored_and_resumed_in_bfloat16(tmp_path: Path, sessions_file: Path) -> None:
+    raw, kvz = tmp_path / "raw.safetensors", tmp_path / "a.kvz"
+    run("record", "--session", sessions_file, "--tokens", 80, "--dtype", "bfloat16", "-o", raw)
+    run("encode", raw, "-o", kvz)
+    run("decode", kvz, "-o", tmp_path / "again.safetensors")
+    assert load_raw(tmp_path / "again.safetensors").layers[0].keys.dtype == torch.bfloat16
+    assert len(run("resume", kvz, "--dtype", "bfloat16", "--max-new-tokens", 4)["new_token_ids"]) > 0
+
+
 def test_chat_records_what_was_said(tmp_path: Path) -> None:
     said = CliRunner().invoke(
         app, ["record", "--chat", "-o", str(tmp_path / "chat.safetensors")], input="My locker code is 4821.\n\n"

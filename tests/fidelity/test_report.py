@@ -57,7 +57,7 @@ def sample() -> dict[str, Any]:
             "tier": "transparent",
         },
         "timing": {"encode_seconds": 0.4, "restore_seconds": 0.06, "prefill_seconds": 0.38},
-        "recall": {"asked": 12, "exact": 11, "exact_uncompressed": 12},
+        "questions": {"asked": 12, "exact": 11, "exact_uncompressed": 12},
         "resumed_text": f"The code is 7341. Monday {HOSTILE}",
         "uninterrupted_text": f"The code is 7341. Tuesday {HOSTILE}",
         "per_token_kl_nats": [0.001 * index for index in range(66)],
@@ -152,7 +152,7 @@ def test_what_was_not_measured_is_left_out(missing: str) -> None:
     assert render_markdown(report).startswith("# ")
     page = render_html(report)
     assert "None" not in read(page).text
-    assert ("Facts recalled" in page) == ("recall" in report)
+    assert ("Facts recalled" in page) == ("questions" in report)
 
 
 def test_unknown_and_infinite_values_become_a_dash() -> None:

@@ -1,16 +1,46 @@
-"""Write the golden files again, after a change of the format: `python -m tests.format.make_golden`."""
+"""Write the golden files again, after a change of the format or of the bundled codec.
+
+`python -m tests.format.make_golden`
+"""
 
 from __future__ import annotations
 
+import hashlib
+import json
 from pathlib import Path
 
 from kvcompress.container import save
+from kvcompress.entropy import decode_symbols
+from kvcompress.hf import capture, load_model
 from kvcompress.lossless import LosslessCodec
 from kvcompress.raw import save_raw
+from kvcompress.sessions import find_session, session_token_ids
+from kvcompress.zoo import find_checkpoint, load_codec
 from tests.format.examples import make_snapshot
 
 GOLDEN = Path(__file__).parent / "golden"
+SESSIONS = Path(__file__).parents[2] / "examples" / "sessions.jsonl"
+TINYVAE_TOKENS = 16
+
+
+def write_tinyvae() -> None:
+    """Write a short session of the bundled model: file, decoded cache, digest of the symbols."""
+    model, tokenizer = load_model(find_checkpoint("reference-lm"))
+    ids = session_token_ids(find_session(SESSIONS, None), tokenizer)[:TINYVAE_TOKENS]
+    codec, snapshot = load_codec(), capture(model, ids, tokenizer=tokenizer)
+    rate = codec.rate_of("transparent")
+    encoded = codec.encode(snapshot, rate)
+    vae = codec.vae(0)
+    levels = vae.levels(snapshot.token_ids, rate)[:, : vae.active_rank(rate)].numpy()
+    symbols = decode_symbols(encoded.sections["latents.0"], levels, codec.bank)
+    digest = hashlib.sha256(symbols.astype("<i4").tobytes()).hexdigest()
+    save(GOLDEN / "tinyvae.kvz", encoded, force=True)
+    save_raw(GOLDEN / "tinyvae.safetensors", codec.decode(encoded), force=True)
+    known = {"shape": list(symbols.shape), "symbols_sha256": digest}
+    (GOLDEN / "tinyvae.json").write_text(json.dumps(known) + "\n")
+
 
 if __name__ == "__main__":
     save(GOLDEN / "lossless.kvz", LosslessCodec().encode(make_snapshot()), force=True)
     save_raw(GOLDEN / "raw.safetensors", make_snapshot(), force=True)
+    write_tinyvae()

@@ -1,0 +1,52 @@
+"""A TinyVAE file made earlier, by the bundled codec, still reads: the same symbols, the same cache within rounding.
+
+Written by `python -m tests.format.make_golden`, after the bundled model or codec was replaced.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+
+import torch
+
+from kvcompress.container import load, to_bytes
+from kvcompress.entropy import decode_symbols
+from kvcompress.hf import capture, load_model
+from kvcompress.raw import load_raw
+from kvcompress.sections import read_session
+from kvcompress.zoo import find_checkpoint, load_codec
+from tests.format.make_golden import GOLDEN
+
+TOLERANCE = 1e-4
+"""Relative to the largest value of a layer; float32 sums in another order differ by less."""
+
+
+def test_golden_symbols_are_identical_on_every_machine() -> None:
+    codec, encoded = load_codec(), load(GOLDEN / "tinyvae.kvz")
+    known = json.loads((GOLDEN / "tinyvae.json").read_text())
+    token_ids, _, _ = read_session(encoded)
+    rate, vae = encoded.settings["rate"], codec.vae(0)
+    levels = vae.levels(token_ids, rate)[:, : vae.active_rank(rate)].numpy()
+    symbols = decode_symbols(encoded.sections["latents.0"], levels, codec.bank)
+    assert symbols.shape == tuple(known["shape"])
+    assert hashlib.sha256(symbols.astype("<i4").tobytes()).hexdigest() == known["symbols_sha256"]
+
+
+def test_golden_file_decodes_to_the_same_cache() -> None:
+    decoded = load_codec().decode(load(GOLDEN / "tinyvae.kvz"))
+    golden = load_raw(GOLDEN / "tinyvae.safetensors")
+    assert torch.equal(decoded.token_ids, golden.token_ids)
+    for ours, theirs in zip(decoded.layers, golden.layers, strict=True):
+        assert torch.equal(ours.positions, theirs.positions)
+        for mine, known in ((ours.keys, theirs.keys), (ours.values, theirs.values)):
+            assert float((mine - known).abs().max()) <= TOLERANCE * float(known.abs().max())
+
+
+def test_encoding_the_same_session_gives_a_file_of_the_same_size() -> None:
+    """Not the same bytes on every machine: the analysis is float. The symbols may differ only where they tie."""
+    encoded = load(GOLDEN / "tinyvae.kvz")
+    model, tokenizer = load_model(find_checkpoint("reference-lm"))
+    token_ids, _, _ = read_session(encoded)
+    again = load_codec().encode(capture(model, token_ids, tokenizer=tokenizer), encoded.settings["rate"])
+    assert abs(len(to_bytes(again)) - len(to_bytes(encoded))) <= 64
