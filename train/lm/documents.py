@@ -47,8 +47,18 @@ def _fillers(corpus: Corpus, rng: random.Random) -> list[list[Message]]:
     return [messages[i : i + 2] for i in range(0, len(messages) - 1, 2)]
 
 
-def session(corpus: Corpus, rng: random.Random, budget_chars: int) -> list[Message]:
-    """Compose a conversation of about `budget_chars` in which facts are stated early and asked for later."""
+def session(
+    corpus: Corpus, rng: random.Random, budget_chars: int, *, ask_share: float = 0.18, early_share: float = 0.0
+) -> list[Message]:
+    """Compose a conversation of about `budget_chars` in which facts are stated early and asked for later.
+
+    Args:
+        corpus: Source of the talk between.
+        rng: Source of chance.
+        budget_chars: Length before the closing questions.
+        ask_share: Share of exchanges followed by a question.
+        early_share: Share of questions that go back to the facts of the very start.
+    """
     messages: list[Message] = []
     taken: set[str] = set()
     open_facts: list[Fact] = []
@@ -58,6 +68,7 @@ def session(corpus: Corpus, rng: random.Random, budget_chars: int) -> list[Messa
         fresh = [invent_fact(rng, taken) for _ in range(rng.choice((1, 2, 2, 3)))]
         open_facts += fresh
         messages += state(fresh, rng)
+    opening_facts = tuple(open_facts)
     while size < budget_chars:
         for exchange in _fillers(corpus, rng):
             messages += exchange
@@ -66,9 +77,10 @@ def session(corpus: Corpus, rng: random.Random, budget_chars: int) -> list[Messa
                 fresh = [invent_fact(rng, taken)]
                 open_facts += fresh
                 messages += state(fresh, rng)
-            elif draw < 0.28 and open_facts:
-                messages += ask(rng.choice(open_facts), rng)
-            elif draw < 0.30:
+            elif draw < 0.10 + ask_share:
+                early = early_share > 0 and rng.random() < early_share
+                messages += ask(rng.choice(opening_facts if early else open_facts), rng)
+            elif draw < 0.12 + ask_share:
                 first = messages[0]["content"]
                 messages += [
                     {"role": "user", "content": rng.choice(_RECALL_FIRST)},
@@ -89,6 +101,12 @@ def composed_session(corpus: Corpus, rng: random.Random, budget_chars: int, sess
 
 def _session(corpus: Corpus, rng: random.Random, budget_chars: int) -> str:
     return render(session(corpus, rng, int(budget_chars * rng.uniform(0.35, 0.85))))
+
+
+def _long_session(corpus: Corpus, rng: random.Random, budget_chars: int) -> str:
+    """Fill most of the sequence and go back to its start often: long distances are rare otherwise."""
+    chars = int(budget_chars * rng.uniform(0.6, 0.93))
+    return render(session(corpus, rng, chars, ask_share=0.28, early_share=0.6))
 
 
 def _problem(corpus: Corpus, rng: random.Random, budget_chars: int) -> str:
@@ -133,23 +151,26 @@ def _lookup(corpus: Corpus, rng: random.Random, budget_chars: int) -> str:
     return render(messages)
 
 
-_MIXTURE: tuple[tuple[float, Callable[[Corpus, random.Random, int], str]], ...] = (
+_Mixture = tuple[tuple[float, Callable[[Corpus, random.Random, int], str]], ...]
+_MIXTURE: _Mixture = (
     (0.56, _session),
     (0.06, _problem),
     (0.17, _long_text),
     (0.09, _copy),
     (0.12, _lookup),
 )
+_LONG_MIXTURE: _Mixture = ((0.80, _long_session), (0.10, _long_text), (0.10, _copy))
+_LONG_TOKENS = 1024
 
 
 def document(corpus: Corpus, rng: random.Random, length_tokens: int) -> str:
     """Draw one document of the mixture, sized for a training sequence of `length_tokens`."""
     draw = rng.random()
-    for share, make in _MIXTURE:
+    for share, make in _LONG_MIXTURE if length_tokens >= _LONG_TOKENS else _MIXTURE:
         draw -= share
         if draw < 0:
             return make(corpus, rng, int(length_tokens * 3.6))
-    return _session(corpus, rng, int(length_tokens * 3.6))
+    return _long_text(corpus, rng, int(length_tokens * 3.6))
 
 
 __all__ = ["BOS", "END", "disguise", "document", "session"]
