@@ -24,7 +24,7 @@ from kvcompress.hf.capture import capture
 from kvcompress.hf.restore import restore
 from kvcompress.snapshot import KVSnapshot
 
-MARGIN = 0.8
+MARGIN = 0.7
 """Share of each bound that may be used up here, so that unseen sessions stay within it."""
 
 
@@ -85,7 +85,7 @@ def calibrate_tiers(
     *,
     tokenizer: Any = None,
     continuation_tokens: int = 192,
-    most_sessions: int = 16,
+    most_sessions: int = 20,
     progress: Callable[[str, int, int], None] = lambda stage, done, total: None,
 ) -> dict[str, int]:
     """Return the coarsest rate index of each tier that held on the sessions, by bisection.

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from kvcompress.calibrate import calibrate_tiers
+from kvcompress.calibrate import MARGIN, calibrate_tiers
 from kvcompress.codec import TinyVAECodec
 from kvcompress.fit import FitSettings, fit_codec
 from kvcompress.harvest import tokenized_sessions
@@ -79,7 +79,7 @@ sessions.
 {tiers}
 
 Each tier is the coarsest rate whose mean KL, context lost and top-1 agreement, measured after decode and resume on the
-further sessions, used at most four fifths of the tier's bounds.
+further sessions, used at most {MARGIN:.0%} of the tier's bounds.
 
 Model fingerprint: `{codec.model_fingerprint.weights}` (weights). Codec fingerprint: `{codec.fingerprint}`.
 

@@ -13,7 +13,7 @@ from kvcompress.hf import capture, load_model, restore
 from kvcompress.plan import encode_at_quality
 from kvcompress.zoo import find_checkpoint, load_codec
 
-TOKENS, CONTINUATION_TOKENS, SESSIONS = 768, 128, 4
+TOKENS, CONTINUATION_TOKENS, SESSIONS = 768, 192, 12
 
 
 def test_transparent_is_ten_times_smaller_and_within_its_tier(sessions_file: Path, tmp_path: Path) -> None:

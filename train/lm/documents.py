@@ -89,7 +89,8 @@ def session(
             size = sum(len(m["content"]) + 2 for m in messages)
             if size >= budget_chars:
                 break
-    for fact in rng.sample(open_facts, min(len(open_facts), 4)):
+    closing = [*rng.sample(opening_facts, len(opening_facts)), *rng.sample(open_facts, len(open_facts))]
+    for fact in closing[:8] if early_share else rng.sample(open_facts, min(len(open_facts), 4)):
         messages += ask(fact, rng)
     return messages
 
@@ -105,8 +106,8 @@ def _session(corpus: Corpus, rng: random.Random, budget_chars: int) -> str:
 
 def _long_session(corpus: Corpus, rng: random.Random, budget_chars: int) -> str:
     """Fill most of the sequence and go back to its start often: long distances are rare otherwise."""
-    chars = int(budget_chars * rng.uniform(0.6, 0.93))
-    return render(session(corpus, rng, chars, ask_share=0.28, early_share=0.6))
+    chars = int(budget_chars * rng.uniform(0.72, 0.93))
+    return render(session(corpus, rng, chars, ask_share=0.28, early_share=0.75))
 
 
 def _problem(corpus: Corpus, rng: random.Random, budget_chars: int) -> str:
