@@ -20,6 +20,17 @@ def _recall_rows(measured: dict[str, Any]) -> str:
     return "\n".join(f"| {distance} | {row['exact']} of {row['asked']} |" for distance, row in rows)
 
 
+def _phases_seen(phases: list[dict[str, int]], steps: int) -> list[dict[str, int]]:
+    """Return the phases as far as a run of `steps` steps went."""
+    seen = []
+    for phase in phases:
+        part = min(phase["steps"], steps)
+        steps -= part
+        if part:
+            seen.append(phase | {"steps": part})
+    return seen
+
+
 def _geometry(config: dict[str, Any]) -> str:
     return (
         f"Llama architecture, {config['num_hidden_layers']} layers of width {config['hidden_size']}, "
@@ -34,7 +45,7 @@ def write_card(directory: Path, measured: dict[str, Any]) -> None:
     recipe = json.loads((directory / "recipe.json").read_text())
     config = json.loads((directory / "config.json").read_text())
     last = json.loads((directory / "progress.jsonl").read_text().splitlines()[-1])
-    phases = recipe["phases"]
+    phases = _phases_seen(recipe["phases"], int(last["step"]))
     tokens = sum(p["steps"] * p["length_tokens"] * p["batch"] for p in phases)
     course = ", then ".join(f"{p['steps']} steps of {p['batch']} x {p['length_tokens']}" for p in phases)
     text = f"""---

@@ -107,7 +107,14 @@ def train_lm(
         log_every_n_steps=10,
         callbacks=[
             _Progress(tokenizer, held_out, out, report_every),
-            ModelCheckpoint(dirpath=out / "run", every_n_train_steps=report_every, save_last=True, save_top_k=0),
+            # Without a version counter: a resumed run must overwrite the checkpoint that the next one resumes from.
+            ModelCheckpoint(
+                dirpath=out / "run",
+                every_n_train_steps=report_every,
+                save_last=True,
+                save_top_k=0,
+                enable_version_counter=False,
+            ),
             TQDMProgressBar(refresh_rate=10),
         ],
         enable_model_summary=False,
