@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-import tempfile
 from pathlib import Path
 from typing import Any
+
+from kvcompress.sessions import find_session
 
 SESSIONS = Path("examples/sessions.jsonl")
 
@@ -23,20 +24,26 @@ def run(*arguments: str) -> dict[str, Any]:
     return result
 
 
+def first_question(session_id: str) -> str:
+    """Return the question about the first fact that the session planted."""
+    session = find_session(SESSIONS, session_id)
+    fact = min(session.facts, key=lambda fact: fact["stated_message"])
+    return session.messages[fact["question_message"]]["content"]
+
+
 def demo(out: Path, session_id: str, tokens: int) -> None:
     """Run the whole path on one example session and print what came out."""
-    with tempfile.TemporaryDirectory() as temporary:
-        raw, kvz, again = (
-            str(Path(temporary) / name) for name in ("raw.safetensors", "session.kvz", "again.safetensors")
-        )
-        run("record", "--session", str(SESSIONS), "--id", session_id, "--tokens", str(tokens), "-o", raw)
-        run("encode", raw, "-o", kvz)
-        run("decode", kvz, "-o", again)
-        resumed = run("resume", kvz, "--max-new-tokens", "48")
-        whole = run("resume", raw, "--max-new-tokens", "48")
-        report = run("report", kvz, "--session", str(SESSIONS), "--id", session_id, "-o", str(out))
+    out.mkdir(parents=True, exist_ok=True)
+    raw, kvz, again = (str(out / name) for name in ("raw.safetensors", "session.kvz", "again.safetensors"))
+    run("record", "--session", str(SESSIONS), "--id", session_id, "--tokens", str(tokens), "-o", raw, "--force")
+    run("encode", raw, "-o", kvz, "--force")
+    run("decode", kvz, "-o", again, "--force")
+    question = first_question(session_id)
+    resumed = run("resume", kvz, "--prompt", question, "--max-new-tokens", "48")
+    whole = run("resume", raw, "--prompt", question, "--max-new-tokens", "48")
+    report = run("report", kvz, "--session", str(SESSIONS), "--id", session_id, "-o", str(out))
     _print_table(report)
-    print(f"\nuninterrupted: {whole['text']!r}\nresumed:       {resumed['text']!r}")
+    print(f"\n{question}\nuninterrupted: {whole['text']}\nresumed:       {resumed['text']}")
     print(f"\n{report['verdict']}\nreport: {out / 'report.html'}")
 
 
