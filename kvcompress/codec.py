@@ -195,7 +195,7 @@ class TinyVAECodec(
             raise FormatError(f"a file of the codec {encoded.codec!r} is not for {self.kind!r}")
         if encoded.codec_fingerprint != self.fingerprint:
             raise MismatchError(
-                "the fingerprints of the codecs",
+                "the codec",
                 encoded.codec_fingerprint[:16],
                 self.fingerprint[:16],
                 "Name its codec with --codec DIR",

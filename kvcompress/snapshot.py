@@ -51,9 +51,7 @@ class ModelFingerprint:
             mine, theirs = getattr(self, field.name), getattr(other, field.name)
             if mine is not None and theirs is not None and mine != theirs:
                 remedy = "Use the model and tokenizer that this cache was recorded with"
-                raise MismatchError(
-                    f"the {field.name} fingerprints of the models", mine[:16], theirs[:16], remedy, path=path
-                )
+                raise MismatchError(f"the model's {field.name}", mine[:16], theirs[:16], remedy, path=path)
 
 
 @dataclass(frozen=True, slots=True)
