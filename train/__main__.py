@@ -21,12 +21,15 @@ def lm(
     out: Annotated[Path, typer.Option(help="Directory of the model; a run found there is resumed.")],
     short_steps: Annotated[int, typer.Option(help="Steps of 16 x 256 tokens.")] = 1000,
     middle_steps: Annotated[int, typer.Option(help="Steps of 8 x 512 tokens.")] = 1350,
-    long_steps: Annotated[int, typer.Option(help="Steps of 2 x 2,048 tokens.")] = 650,
+    long_steps: Annotated[int, typer.Option(help="Steps of 2 x 2,048 tokens.")] = 850,
     threads: Annotated[int, typer.Option(help="Threads of torch.")] = 2,
     compile_model: Annotated[
         bool, typer.Option("--compile", help="torch.compile the model; needs a C++ compiler.")
     ] = False,
     report_every: Annotated[int, typer.Option(help="Steps between checkpoints with held-out bits per byte.")] = 100,
+    learning_rate: Annotated[float, typer.Option(help="Highest rate of both optimisers.")] = 3e-3,
+    seed: Annotated[int, typer.Option(help="Seed of the weights and of the data.")] = 0,
+    start_from: Annotated[Path | None, typer.Option(help="Model to start from; takes its tokenizer too.")] = None,
     stop_after: Annotated[int | None, typer.Option(help="Stop after so many steps; run again to go on.")] = None,
 ) -> None:
     """Train the reference language model, resumably."""
@@ -34,8 +37,16 @@ def lm(
     from train.lm.run import train_lm
 
     phases = (Phase(short_steps, 256, 16), Phase(middle_steps, 512, 8), Phase(long_steps, 2048, 2))
-    options = {"compile_model": compile_model, "report_every": report_every, "stop_after": stop_after}
-    train_lm(corpus, out, Recipe(phases), threads=threads, **options)
+    train_lm(
+        corpus,
+        out,
+        Recipe(phases, matrix_lr=learning_rate, embedding_lr=learning_rate, seed=seed),
+        threads=threads,
+        compile_model=compile_model,
+        report_every=report_every,
+        stop_after=stop_after,
+        start_from=start_from,
+    )
 
 
 @app.command()

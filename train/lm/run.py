@@ -14,7 +14,7 @@ import torch
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint, TQDMProgressBar
 from lightning.pytorch.loggers import CSVLogger
 from torch.utils.data import DataLoader
-from transformers import AutoTokenizer, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from train.lm.corpus import Corpus, load_corpus
 from train.lm.curriculum import Batches, Recipe
@@ -88,16 +88,33 @@ def train_lm(
     compile_model: bool = False,
     report_every: int = 100,
     stop_after: int | None = None,
+    start_from: Path | None = None,
 ) -> None:
-    """Train, or go on with a run that was cut off, and leave a loadable model in `out`."""
+    """Train, or go on with a run that was cut off, and leave a loadable model in `out`.
+
+    Args:
+        paths: Corpus files.
+        out: Directory of the model and of the run's state.
+        recipe: What decides the weights.
+        threads: Of torch.
+        compile_model: See `torch.compile`.
+        report_every: Steps between checkpoints.
+        stop_after: Stop after so many steps of this call.
+        start_from: A model whose weights and tokenizer a fresh run starts from, instead of chance.
+    """
     torch.set_num_threads(threads)
     out.mkdir(parents=True, exist_ok=True)
     corpus, held_out = load_corpus(paths), load_corpus(paths, held_out=True)
+    if start_from is not None and not (out / "tokenizer.json").exists():
+        AutoTokenizer.from_pretrained(start_from).save_pretrained(out)
     tokenizer = make_tokenizer(corpus, recipe, out)
     (out / "recipe.json").write_text(json.dumps(asdict(recipe), indent=1) + "\n")
     last = out / "run" / "last.ckpt"
     first_step = int(torch.load(last, weights_only=False)["steps_done"]) if last.exists() else 0
-    module = LanguageModel(build_model(recipe, tokenizer), recipe, compile_model=compile_model)
+    model = build_model(recipe, tokenizer)
+    if start_from is not None:
+        model.load_state_dict(AutoModelForCausalLM.from_pretrained(start_from, dtype=torch.float32).state_dict())
+    module = LanguageModel(model, recipe, compile_model=compile_model)
     loader = DataLoader(Batches(corpus, tokenizer, recipe, first_step), batch_size=None, shuffle=False)
     trainer = lightning.Trainer(
         accelerator="auto",
