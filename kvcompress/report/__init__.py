@@ -1,4 +1,4 @@
-"""Reports of one session: JSON for programs, Markdown for the terminal and issues, one HTML page for people."""
+"""Reports of one session: JSON for programs, Markdown for the terminal, one HTML page for people."""
 
 from kvcompress.report.render import render_html, render_json, render_markdown, write_report
 
