@@ -23,13 +23,11 @@ from kvcompress.channels import LayerShape, Rope, from_channels, group_positions
 from kvcompress.container import Encoded
 from kvcompress.entropy import TableBank, decode_symbols, encode_symbols
 from kvcompress.errors import CheckpointError, FormatError, InputError, MismatchError
-from kvcompress.sections import read_session, session_sections
+from kvcompress.sections import SESSION_SECTIONS, encoded_session, read_session
 from kvcompress.snapshot import KVSnapshot, LayerKV, ModelFingerprint, Origin
 from tinyvae import TinyVAE, TinyVAEConfig
 from tinyvae.quantize import LEVELS
 from tinyvae.tables import TABLE_ENTRIES
-
-SESSION_SECTIONS = ("tokens", "origin", "positions")
 
 HIGHEST_RATE = 2 * LEVELS
 """Largest rate index; the step is then 2**-20 of the coarsest, finer than any cache needs."""
@@ -167,21 +165,12 @@ class TinyVAECodec(
         self.require_partner(snapshot)
         if not 0 <= rate <= HIGHEST_RATE:
             raise InputError(f"rate {rate} is not in 0..{HIGHEST_RATE}")
-        sections = session_sections(snapshot)
+        own = {}
         for group, layers in enumerate(self.groups):
             ids = snapshot.token_ids[group_positions(snapshot, layers)]
             symbols, levels = self._symbols(snapshot, group, ids, rate)
-            sections[f"latents.{group}"] = encode_symbols(symbols.numpy(), levels.numpy(), self.bank)
-        return Encoded(
-            codec=self.kind,
-            codec_fingerprint=self.fingerprint,
-            model=asdict(snapshot.origin.fingerprint),
-            model_name=snapshot.origin.model_name,
-            tokens=snapshot.tokens,
-            raw_bytes=snapshot.raw_bytes,
-            settings={"rate": rate, **(settings or {})},
-            sections=sections,
-        )
+            own[f"latents.{group}"] = encode_symbols(symbols.numpy(), levels.numpy(), self.bank)
+        return encoded_session(self.kind, self.fingerprint, snapshot, {"rate": rate, **(settings or {})}, own)
 
     @torch.inference_mode()
     def decode(self, encoded: Encoded) -> KVSnapshot:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -17,7 +16,7 @@ from torch import Tensor
 
 from kvcompress.container import Encoded
 from kvcompress.errors import FormatError, InputError, MismatchError
-from kvcompress.sections import read_session, session_sections, zstd_pack, zstd_unpack
+from kvcompress.sections import SESSION_SECTIONS, encoded_session, read_session, zstd_pack, zstd_unpack
 from kvcompress.snapshot import CACHE_DTYPES, KVSnapshot, LayerKV, Origin
 
 # Measured on caches of two small Llama-type models (400 and 800 tokens of dialogue), raw bytes by coded bytes:
@@ -32,7 +31,7 @@ MAX_CACHE_BYTES = 64 << 30
 _COUNT = struct.Struct("<I")
 _SHAPE = struct.Struct("<HHH")
 _LENGTH = struct.Struct("<Q")
-_SECTIONS = {"tokens", "origin", "positions", "cache"}
+_SECTIONS = {*SESSION_SECTIONS, "cache"}
 
 
 class LosslessCodec:
@@ -47,16 +46,8 @@ class LosslessCodec:
         Raises:
             InputError: The session does not fit the format.
         """
-        return Encoded(
-            codec=self.kind,
-            codec_fingerprint=self.fingerprint,
-            model=asdict(snapshot.origin.fingerprint),
-            model_name=snapshot.origin.model_name,
-            tokens=snapshot.tokens,
-            raw_bytes=snapshot.raw_bytes,
-            settings=dict(settings or {}),
-            sections={**session_sections(snapshot), "cache": b"".join(_cache_chunks(snapshot))},
-        )
+        own = {"cache": b"".join(_cache_chunks(snapshot))}
+        return encoded_session(self.kind, self.fingerprint, snapshot, settings or {}, own)
 
     def decode(self, encoded: Encoded) -> KVSnapshot:
         """Return the snapshot that was coded, bit by bit.

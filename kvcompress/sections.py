@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict
+from typing import Any
 
 import numpy as np
 import torch
@@ -28,6 +29,36 @@ TOKENS_LEVEL = 19
 
 # No zstd block is shorter than 4 bytes or decompresses to more than 128 KiB.
 _BLOCK_BYTES, _BLOCK_CONTENT_BYTES = 4, 128 << 10
+
+
+SESSION_SECTIONS = ("tokens", "origin", "positions")
+
+
+def encoded_session(
+    kind: str, fingerprint: str, snapshot: KVSnapshot, settings: Mapping[str, Any], own: Mapping[str, bytes]
+) -> Encoded:
+    """Return what a codec makes of a snapshot: what every codec says of the session, then its own sections.
+
+    Args:
+        kind: The codec's kind.
+        fingerprint: The codec's fingerprint, "" for a codec without weights.
+        snapshot: What was coded.
+        settings: The codec's settings, JSON-able.
+        own: The codec's own sections, in file order.
+
+    Raises:
+        InputError: As `session_sections`.
+    """
+    return Encoded(
+        codec=kind,
+        codec_fingerprint=fingerprint,
+        model=asdict(snapshot.origin.fingerprint),
+        model_name=snapshot.origin.model_name,
+        tokens=snapshot.tokens,
+        raw_bytes=snapshot.raw_bytes,
+        settings=dict(settings),
+        sections={**session_sections(snapshot), **own},
+    )
 
 
 def session_sections(snapshot: KVSnapshot) -> dict[str, bytes]:
@@ -58,7 +89,7 @@ def read_session_sections(sections: Mapping[str, bytes]) -> tuple[Tensor, Origin
         FormatError: A section is missing or damaged, or they contradict each other.
         InputError: The origin lacks a field.
     """
-    for name in ("tokens", "origin", "positions"):
+    for name in SESSION_SECTIONS:
         if name not in sections:
             raise FormatError(f"the section {name!r} is missing")
     token_ids = _unpack_tokens(sections["tokens"])

@@ -73,7 +73,8 @@ python -m train lm --corpus sgd_dialogues.jsonl.gz --corpus taskmaster4_dialogue
     --corpus gsm8k_train.jsonl.gz --corpus novels.jsonl.gz --out checkpoints/reference-lm
 ```
 For a better run where an accelerator is at hand, raise the steps and the geometry in the same command; nothing else
-changes.
+changes. The bundled weights come from one run that was cut off twice, with the long sequences composed anew on the way;
+its course is in `docs/log.md`, so the command gives a model like this one and not the same bytes.
 
 ## Measured
 Held-out documents: {last["held_out_bits_per_byte"]:.3f} bits per byte (step {last["step"]:.0f}).

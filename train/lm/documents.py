@@ -12,7 +12,7 @@ from typing import Any
 
 from train.lm.corpus import Corpus, Message
 from train.lm.facts import Fact, ask, invent_fact, invent_name, state
-from train.lm.tokenizer import BOS, END, render
+from train.lm.tokenizer import BOS, render
 
 _NUMBER = re.compile(r"\d{2,}")
 _NAME = re.compile(r"(?<=[a-z,] )[A-Z][a-z]{2,}")
@@ -172,6 +172,3 @@ def document(corpus: Corpus, rng: random.Random, length_tokens: int) -> str:
         if draw < 0:
             return make(corpus, rng, int(length_tokens * 3.6))
     return _long_text(corpus, rng, int(length_tokens * 3.6))
-
-
-__all__ = ["BOS", "END", "disguise", "document", "session"]
