@@ -64,7 +64,7 @@ def session(
     open_facts: list[Fact] = []
     size = 0
     # A few facts at the very start, so that long distances are as common as the session allows.
-    for _ in range(rng.choice((1, 1, 2))):
+    for _ in range(rng.choice((2, 2, 3) if early_share else (1, 1, 2))):
         fresh = [invent_fact(rng, taken) for _ in range(rng.choice((1, 2, 2, 3)))]
         open_facts += fresh
         messages += state(fresh, rng)
@@ -90,7 +90,7 @@ def session(
             if size >= budget_chars:
                 break
     closing = [*rng.sample(opening_facts, len(opening_facts)), *rng.sample(open_facts, len(open_facts))]
-    for fact in closing[:8] if early_share else rng.sample(open_facts, min(len(open_facts), 4)):
+    for fact in closing[:14] if early_share else rng.sample(open_facts, min(len(open_facts), 4)):
         messages += ask(fact, rng)
     return messages
 
@@ -105,8 +105,11 @@ def _session(corpus: Corpus, rng: random.Random, budget_chars: int) -> str:
 
 
 def _long_session(corpus: Corpus, rng: random.Random, budget_chars: int) -> str:
-    """Fill most of the sequence and go back to its start often: long distances are rare otherwise."""
-    chars = int(budget_chars * rng.uniform(0.72, 0.93))
+    """Fill most of the sequence, then ask for everything that its start said.
+
+    The share leaves room for the closing questions: cut off with the sequence, they would teach nothing.
+    """
+    chars = int(budget_chars * rng.uniform(0.60, 0.78))
     return render(session(corpus, rng, chars, ask_share=0.28, early_share=0.75))
 
 
