@@ -12,6 +12,7 @@ from typing import Any
 
 from train.lm.corpus import Corpus, Message
 from train.lm.facts import Fact, ask, invent_fact, invent_name, state
+from train.lm.instructions import follow_throughout, instruct, invent_instructions
 from train.lm.tokenizer import BOS, render
 
 _NUMBER = re.compile(r"\d{2,}")
@@ -104,6 +105,14 @@ def _session(corpus: Corpus, rng: random.Random, budget_chars: int) -> str:
     return render(session(corpus, rng, int(budget_chars * rng.uniform(0.35, 0.85))))
 
 
+def _instructed_session(corpus: Corpus, rng: random.Random, budget_chars: int) -> str:
+    """Give rules of form in the first turn that all answers of a long session keep."""
+    rules = invent_instructions(rng)
+    chars = int(budget_chars * rng.uniform(0.30, 0.72))
+    talk = session(corpus, rng, chars, ask_share=0.28, early_share=0.75)
+    return render(instruct(rules, rng) + follow_throughout(rules, talk))
+
+
 def _long_session(corpus: Corpus, rng: random.Random, budget_chars: int) -> str:
     """Fill most of the sequence, then ask for everything that its start said.
 
@@ -163,7 +172,12 @@ _MIXTURE: _Mixture = (
     (0.09, _copy),
     (0.12, _lookup),
 )
-_LONG_MIXTURE: _Mixture = ((0.80, _long_session), (0.10, _long_text), (0.10, _copy))
+_LONG_MIXTURE: _Mixture = (
+    (0.62, _long_session),
+    (0.22, _instructed_session),
+    (0.08, _long_text),
+    (0.08, _copy),
+)
 _LONG_TOKENS = 1024
 
 
