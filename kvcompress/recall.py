@@ -62,6 +62,8 @@ def questions(session: Session, tokenizer: Any, token_ids: Sequence[int]) -> lis
         token_ids: The tokens that the cache covers, a prefix of the session.
     """
     found: dict[tuple[int, str], Question] = {}
+    if session.text is not None:
+        return []
     for fact in session.facts:
         stated, value = int(fact["stated_message"]), str(fact["value"])
         end = len(_ids(tokenizer, session.messages[: stated + 1]))
@@ -75,10 +77,15 @@ def questions(session: Session, tokenizer: Any, token_ids: Sequence[int]) -> lis
 
 def answer(model: Any, cache: Any, tokenizer: Any, question: Question, tokens: int) -> str:
     """Return the model's greedy answer from a copy of `cache`, which covers `tokens` tokens."""
+    return reply(model, cache, tokenizer, question.ids, tokens)
+
+
+def reply(model: Any, cache: Any, tokenizer: Any, turn: Sequence[int], tokens: int) -> str:
+    """Return what the model says, greedily, to a user turn's tokens; the cache is left as it was."""
     new_ids = generate_from(
         model,
         copy.deepcopy(cache),
-        question.ids,
+        turn,
         next_position=tokens,
         max_new_tokens=ANSWER_TOKENS,
         stop_ids=[tokenizer.eos_token_id],

@@ -1,4 +1,9 @@
-"""Recorded sessions: JSON lines of `{"id", "messages": [{"role", "content"}]}`, and their token ids."""
+"""Recorded sessions and their token ids.
+
+JSON lines of `{"id", "messages": [{"role", "content"}]}`, or of `{"id", "text"}` for models without a chat template.
+What a line may say beside: `category`, `facts` (see `kvcompress.recall`), `instructions` (see
+`kvcompress.instructions`).
+"""
 
 from __future__ import annotations
 
@@ -10,21 +15,30 @@ from typing import Any
 
 from kvcompress.errors import FormatError, InputError
 
+DEFAULT_CATEGORY = "dialogue"
+
 
 @dataclass(frozen=True, slots=True)
 class Session:
-    """One recorded conversation.
+    """One recorded conversation or plain text.
 
     Attributes:
         id: Its name in the file.
-        messages: Turns with `role` and `content`.
+        messages: Turns with `role` and `content`; empty for plain text.
         facts: Planted facts, each with `question_message` (index of the user turn that asks),
             `stated_message` and `value`; empty where the file has none.
+        instructions: Standing instructions, each with `stated_message`, `position` and `text`; empty where there
+            are none.
+        category: What kind of session it is, e.g. "arithmetic": reports say their figures by category.
+        text: The plain text of a session without turns, else None.
     """
 
     id: str
     messages: list[dict[str, str]]
     facts: list[dict[str, Any]] = field(default_factory=list)
+    instructions: list[dict[str, Any]] = field(default_factory=list)
+    category: str = DEFAULT_CATEGORY
+    text: str | None = None
 
 
 def _parse(line: str, path: Path, number: int) -> Session:
@@ -35,6 +49,8 @@ def _parse(line: str, path: Path, number: int) -> Session:
         raise FormatError(
             f"{where} is not JSON ({error.msg})", "A session file has one JSON object a line", path=path
         ) from error
+    if isinstance(row, dict) and isinstance(row.get("text"), str) and "messages" not in row:
+        return Session(str(row.get("id", number)), [], category=str(row.get("category", "text")), text=row["text"])
     messages = row.get("messages") if isinstance(row, dict) else None
     if not isinstance(messages, list) or not messages:
         raise FormatError(f"{where} has no messages", 'Each line is {"id": ..., "messages": [...]}', path=path)
@@ -42,7 +58,21 @@ def _parse(line: str, path: Path, number: int) -> Session:
         fields = (message.get("role"), message.get("content")) if isinstance(message, dict) else ()
         if len(fields) != 2 or not all(isinstance(value, str) for value in fields):
             raise FormatError(f"{where} has a message without role and content", path=path)
-    return Session(str(row.get("id", number)), messages, list(row.get("facts") or []))
+    return Session(
+        str(row.get("id", number)),
+        messages,
+        _rows(row, "facts", where, path),
+        _rows(row, "instructions", where, path),
+        str(row.get("category") or DEFAULT_CATEGORY),
+    )
+
+
+def _rows(row: dict[str, Any], name: str, where: str, path: Path) -> list[dict[str, Any]]:
+    """Return a list of objects that a line may have."""
+    found = row.get(name) or []
+    if not isinstance(found, list) or not all(isinstance(item, dict) for item in found):
+        raise FormatError(f"{where}: {name} is not a list of objects", path=path)
+    return found
 
 
 def read_sessions(path: Path) -> Iterator[Session]:
@@ -86,8 +116,14 @@ def text_ids(tokenizer: Any, text: str) -> list[int]:
     return list(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
 
 
+def plain_text_ids(tokenizer: Any, text: str) -> list[int]:
+    """Return the token ids of plain text, the tokenizer's opening token (if it has one) before them."""
+    opening = [] if tokenizer.bos_token_id is None else [int(tokenizer.bos_token_id)]
+    return [*opening, *text_ids(tokenizer, text)]
+
+
 def session_token_ids(session: Session, tokenizer: Any, *, ask: bool = False) -> list[int]:
-    """Lay a session out by the tokenizer's chat template.
+    """Lay a session out by the tokenizer's chat template; plain text as it is.
 
     Args:
         session: The conversation.
@@ -97,8 +133,10 @@ def session_token_ids(session: Session, tokenizer: Any, *, ask: bool = False) ->
     Raises:
         InputError: The tokenizer has no chat template or the template refuses the messages.
     """
+    if session.text is not None:
+        return plain_text_ids(tokenizer, session.text)
     if not getattr(tokenizer, "chat_template", None):
-        raise InputError("the tokenizer has no chat template", "Record plain text with --text instead")
+        raise InputError("the tokenizer has no chat template", "Give plain text: record --text, or lines of {id, text}")
     try:
         text = tokenizer.apply_chat_template(session.messages, tokenize=False, add_generation_prompt=ask)
     except Exception as error:  # templates raise whatever jinja raises

@@ -77,17 +77,21 @@ def compose(
     count: Annotated[int, typer.Option(help="Conversations.", min=1)] = 320,
     chars: Annotated[int, typer.Option(help="Characters of a conversation, about.")] = 5200,
     held_out: Annotated[bool, typer.Option("--held-out", help="Draw from the held-out documents.")] = False,
+    category: Annotated[str | None, typer.Option(help="One category for all; a mixture if not given.")] = None,
     seed: Annotated[int, typer.Option(help="Seed.")] = 2,
 ) -> None:
     """Compose conversations from the corpus with planted facts, to fit a codec on or to measure the model with."""
     import random
 
+    from train.lm.compose import category_of, composed_session
     from train.lm.corpus import load_corpus
-    from train.lm.documents import composed_session
     from train.sessions import write_sessions
 
     loaded = load_corpus(corpus, held_out=held_out)
-    rows = (composed_session(loaded, random.Random(f"{seed}:{n}"), chars, f"c{n:04d}") for n in range(count))
+    kinds = [category or category_of(n) for n in range(count)]
+    rows = (
+        composed_session(loaded, random.Random(f"{seed}:{n}"), chars, f"c{n:04d}", kind) for n, kind in enumerate(kinds)
+    )
     typer.echo(f"{write_sessions(out, rows)} sessions in {out}")
 
 

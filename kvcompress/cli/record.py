@@ -60,14 +60,10 @@ def _token_ids(
             content = text.read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
             raise InputError(f"cannot be read as text ({error})", path=text) from error
-        from kvcompress.sessions import text_ids
+        from kvcompress.sessions import plain_text_ids
 
-        return [*_start(tokenizer), *text_ids(tokenizer, content)]
+        return plain_text_ids(tokenizer, content)
     return _chat(model, tokenizer)
-
-
-def _start(tokenizer: Any) -> list[int]:
-    return [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
 
 
 def _snapshot(model: Any, tokenizer: Any, ids: list[int]) -> KVSnapshot:

@@ -51,7 +51,7 @@ def bytes_by_section(sections: Mapping[str, int]) -> str:
     """Return horizontal bars of the bytes of each section, largest first."""
     ordered = sorted(sections.items(), key=lambda item: item[1])
     total = sum(sections.values()) or 1
-    with _Sheet("sections", WIDE_INCHES, 0.7 + 0.36 * len(ordered)) as sheet:
+    with Sheet("sections", WIDE_INCHES, 0.7 + 0.36 * len(ordered)) as sheet:
         axes = sheet.axes
         bars = axes.barh(range(len(ordered)), [size for _, size in ordered], color=ACCENT, height=0.62)
         axes.set_yticks(range(len(ordered)), [_label(name) for name, _ in ordered])
@@ -70,7 +70,7 @@ def kl_along(per_token_kl_nats: Sequence[float], tiers: Mapping[str, float]) -> 
     """Return KL at each continuation token on a logarithmic scale, with its mean and the tiers' bounds on the mean."""
     values = _floored(per_token_kl_nats)
     mean = sum(values) / len(values)
-    with _Sheet("along", HALF_INCHES, 3.3) as sheet:
+    with Sheet("along", HALF_INCHES, 3.3) as sheet:
         axes = sheet.axes
         axes.plot(range(len(values)), values, ".", color=ACCENT, markersize=4, alpha=0.75)
         _tier_lines(axes, tiers, mean)
@@ -84,7 +84,7 @@ def kl_distribution(per_token_kl_nats: Sequence[float], tiers: Mapping[str, floa
     """Return the same values in order of size against the percentage of tokens below them."""
     values = sorted(_floored(per_token_kl_nats))
     shares = [100 * (index + 1) / len(values) for index in range(len(values))]
-    with _Sheet("sorted", HALF_INCHES, 3.3) as sheet:
+    with Sheet("sorted", HALF_INCHES, 3.3) as sheet:
         axes = sheet.axes
         axes.plot(shares, values, color=ACCENT, linewidth=2)
         _tier_lines(axes, tiers, sum(values) / len(values))
@@ -99,7 +99,7 @@ def size_ratios(size_ratio: float, claimed: Mapping[str, float], target: float) 
     """Return this file's size ratio beside the target and, hatched, what others claim for theirs."""
     ordered = sorted(claimed.items(), key=lambda item: item[1])
     names, ratios = [*(name for name, _ in ordered), "this file"], [*(ratio for _, ratio in ordered), size_ratio]
-    with _Sheet("ratios", WIDE_INCHES, 0.8 + 0.36 * len(names)) as sheet:
+    with Sheet("ratios", WIDE_INCHES, 0.8 + 0.36 * len(names)) as sheet:
         axes = sheet.axes
         bars = axes.barh(range(len(names)), ratios, color=[MUTED] * len(ordered) + [ACCENT], height=0.62)
         axes.set_yticks(range(len(names)), list(map(_label, names)))
@@ -119,7 +119,7 @@ def size_ratios(size_ratio: float, claimed: Mapping[str, float], target: float) 
 
 def bits_by_layer(layer_bits: Sequence[float]) -> str:
     """Return the bits spent on each layer."""
-    with _Sheet("layers", WIDE_INCHES, 2.6) as sheet:
+    with Sheet("layers", WIDE_INCHES, 2.6) as sheet:
         sheet.axes.bar(range(len(layer_bits)), layer_bits, color=ACCENT, width=0.7)
         sheet.axes.grid(visible=False, axis="x")
         sheet.axes.set_xlabel("layer")
@@ -168,7 +168,7 @@ def _few_ticks(*, whole: bool = False) -> Any:
     return MaxNLocator(nbins=5, integer=whole)
 
 
-class _Sheet:
+class Sheet:
     """A figure with one pair of axes, drawn in our style whatever the user's own settings are."""
 
     def __init__(self, name: str, width_inches: float, height_inches: float) -> None:
@@ -176,7 +176,7 @@ class _Sheet:
         self._name, self._size = name, (width_inches, height_inches)
         self._text = StringIO()
 
-    def __enter__(self) -> _Sheet:
+    def __enter__(self) -> Sheet:
         """Open the sheet: matplotlib is imported here, not at start-up."""
         from matplotlib import style
         from matplotlib.figure import Figure

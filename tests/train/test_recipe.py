@@ -11,10 +11,13 @@ import torch
 
 pytest.importorskip("tokenizers", reason="the train extra is not installed")
 
+from kvcompress.instructions import Rule
+from train.lm.compose import CATEGORIES, composed_session
 from train.lm.corpus import Corpus, is_held_out, load_corpus
 from train.lm.curriculum import Batches, Phase, Recipe
 from train.lm.documents import disguise, session
-from train.lm.facts import ask, invent_fact, state
+from train.lm.facts import ask, invent_fact, planted_facts, state
+from train.lm.instructions import checks, follow_throughout, instruct, invent_instructions
 from train.lm.muon import Muon, orthogonalise
 from train.lm.tokenizer import render, train_tokenizer
 from train.sessions import _turns
@@ -148,3 +151,34 @@ def test_a_run_that_was_cut_off_ends_with_the_same_weights(tmp_path: Path) -> No
     whole, cut = (AutoModelForCausalLM.from_pretrained(tmp_path / name) for name in ("whole", "cut"))
     for ours, theirs in zip(whole.parameters(), cut.parameters(), strict=True):
         assert torch.equal(ours, theirs)
+
+
+def test_instructed_answers_keep_every_rule() -> None:
+    rng = random.Random(3)
+    for _ in range(50):
+        given = invent_instructions(rng)
+        messages = [*instruct(given, rng), *follow_throughout(given, PROBLEM)]
+        for check in checks(given):
+            for message in messages[1::2]:
+                assert Rule(check["position"], check["text"]).is_kept(message["content"]), (check, message)
+            assert not Rule(check["position"], check["text"]).is_kept(PROBLEM[1]["content"])
+
+
+def test_planted_facts_point_at_statement_and_question() -> None:
+    messages = session(CORPUS, random.Random(9), 4000)
+    found = planted_facts(messages)
+    assert len(found) >= 5
+    for fact in found:
+        assert fact["stated_message"] < fact["question_message"]
+        assert fact["value"] in messages[fact["stated_message"]]["content"]
+        assert f"is {fact['value']}." in messages[fact["question_message"] + 1]["content"]
+
+
+@pytest.mark.parametrize("category", sorted(set(CATEGORIES)))
+def test_composed_sessions_alternate_roles_in_every_category(category: str) -> None:
+    row = composed_session(CORPUS, random.Random(1), 3000, "c0", category)
+    roles = [m["role"] for m in row["messages"]]
+    assert roles == ["user", "assistant"] * (len(roles) // 2)
+    assert row["category"] == category
+    assert bool(row.get("facts")) == (category in ("facts", "instructions"))
+    assert bool(row.get("instructions")) == (category == "instructions")

@@ -8,7 +8,6 @@ from __future__ import annotations
 import random
 import re
 from collections.abc import Callable
-from typing import Any
 
 from train.lm.corpus import Corpus, Message
 from train.lm.facts import Fact, ask, invent_fact, invent_name, state
@@ -96,11 +95,6 @@ def session(
     return messages
 
 
-def composed_session(corpus: Corpus, rng: random.Random, budget_chars: int, session_id: str) -> dict[str, Any]:
-    """Return a conversation of the corpus as a session row, without metadata of its facts."""
-    return {"id": session_id, "messages": session(corpus, rng, budget_chars)}
-
-
 def _session(corpus: Corpus, rng: random.Random, budget_chars: int) -> str:
     return render(session(corpus, rng, int(budget_chars * rng.uniform(0.35, 0.85))))
 
@@ -126,30 +120,40 @@ def _problem(corpus: Corpus, rng: random.Random, budget_chars: int) -> str:
     return render([m for _ in range(1 + budget_chars // 2000) for m in rng.choice(corpus.problems)])
 
 
-def _excerpt(corpus: Corpus, rng: random.Random, size: int) -> str:
+def excerpt(corpus: Corpus, rng: random.Random, size: int) -> str:
+    """Return `size` characters from somewhere in a long text of the corpus."""
     text = rng.choice(corpus.texts)
     start = rng.randrange(max(1, len(text) - size))
     return text[start : start + size]
 
 
 def _long_text(corpus: Corpus, rng: random.Random, budget_chars: int) -> str:
-    return BOS + _excerpt(corpus, rng, budget_chars)
+    return BOS + excerpt(corpus, rng, budget_chars)
+
+
+def keep(passage: str) -> list[Message]:
+    """Return the turns that give a passage to remember."""
+    return [
+        {"role": "user", "content": f"Keep this text: {passage}"},
+        {"role": "assistant", "content": "Okay."},
+    ]
+
+
+def repeat(passage: str) -> list[Message]:
+    """Return the turns that ask for the passage and give it back."""
+    return [
+        {"role": "user", "content": "Repeat the text that I gave you."},
+        {"role": "assistant", "content": passage},
+    ]
 
 
 def _copy(corpus: Corpus, rng: random.Random, budget_chars: int) -> str:
     """Ask for a passage word by word, with other text between it and its copy."""
-    words = _WORD.findall(_excerpt(corpus, rng, 400)) if rng.random() < 0.5 else [invent_name(rng) for _ in range(30)]
+    words = _WORD.findall(excerpt(corpus, rng, 400)) if rng.random() < 0.5 else [invent_name(rng) for _ in range(30)]
     passage = " ".join(words[: rng.randrange(8, 40)])
-    between = _excerpt(corpus, rng, rng.randrange(20, max(40, budget_chars // 2)))
-    exchange = [
-        {"role": "user", "content": f"Keep this text: {passage}"},
-        {"role": "assistant", "content": "Okay."},
-        {"role": "user", "content": between},
-        {"role": "assistant", "content": "Okay."},
-        {"role": "user", "content": "Repeat the text that I gave you."},
-        {"role": "assistant", "content": passage},
-    ]
-    return render(exchange)
+    between = excerpt(corpus, rng, rng.randrange(20, max(40, budget_chars // 2)))
+    talk = [{"role": "user", "content": between}, {"role": "assistant", "content": "Okay."}]
+    return render([*keep(passage), *talk, *repeat(passage)])
 
 
 def _lookup(corpus: Corpus, rng: random.Random, budget_chars: int) -> str:

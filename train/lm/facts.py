@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import random
+import re
 from dataclasses import dataclass
+from typing import Any
 
 from train.lm.corpus import Message
 
@@ -180,3 +182,28 @@ def ask(fact: Fact, rng: random.Random) -> list[Message]:
     """Return the user turn that asks for a fact and the correct answer."""
     question = rng.choice(_QUESTIONS).format(s=fact.subject)
     return [{"role": "user", "content": question}, {"role": "assistant", "content": fact.question_answer}]
+
+
+_ANSWER = re.compile(r"Your (.+) is (.+)\.")
+
+
+def planted_facts(messages: list[Message]) -> list[dict[str, Any]]:
+    """Return each question of a conversation with where its fact was stated, as sessions keep them.
+
+    Args:
+        messages: A conversation made of `state` and `ask` and whatever lies between.
+    """
+    found = []
+    for index, message in enumerate(messages):
+        match = _ANSWER.fullmatch(message["content"]) if message["role"] == "assistant" else None
+        if match is None or not messages[index - 1]["content"].endswith("?"):
+            continue
+        said = f"my {match[1]} is {match[2]}."
+        stated = [i for i, m in enumerate(messages[:index]) if m["role"] == "user" and said in _lower_my(m["content"])]
+        if stated:
+            found.append({"question_message": index - 1, "stated_message": stated[0], "value": match[2]})
+    return found
+
+
+def _lower_my(text: str) -> str:
+    return text.replace("My ", "my ")

@@ -1,13 +1,14 @@
 """Standing instructions: rules of form, given in the first turn, that every later answer has to keep.
 
 Eviction is known to lose instructions silently (arXiv 2510.00231), so the model that measures codecs must follow some.
-Whether an answer keeps a rule can be read off its text.
+Whether an answer keeps a rule can be read off its text (`kvcompress.instructions`).
 """
 
 from __future__ import annotations
 
 import random
 from dataclasses import dataclass
+from typing import Any
 
 from train.lm.corpus import Message
 from train.lm.facts import invent_name
@@ -71,16 +72,15 @@ def follow_throughout(rules: list[Instruction], messages: list[Message]) -> list
     return [m | {"content": follow(rules, m["content"])} if m["role"] == "assistant" else m for m in messages]
 
 
-def is_kept(kind: str, word: str, answer: str) -> bool:
-    """Tell whether an answer keeps a rule.
-
-    Rules apply from the inside out: a name follows the beginning, and the signature stands last.
-    """
-    text = answer.strip()
-    if kind == "sign":
-        return text.endswith(f"- {word}")
-    if kind == "end":
-        return text.rsplit(" - ", 1)[0].endswith(f" {word}.")
-    if kind == "begin":
-        return text.startswith(f"{word}. ")
-    return f" {word}, " in f" {text}"
+def checks(rules: list[Instruction]) -> list[dict[str, Any]]:
+    """Return what a session keeps of its rules: where in an answer which text must stand."""
+    shapes = {
+        "sign": ("end", "- {w}"),
+        "end": ("anywhere", " {w}."),
+        "begin": ("start", "{w}. "),
+        "name": ("anywhere", "{w}, "),
+    }
+    return [
+        {"stated_message": 0, "position": shapes[rule.kind][0], "text": shapes[rule.kind][1].format(w=rule.word)}
+        for rule in rules
+    ]
