@@ -6,6 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from train.lm.history import describe, runs_of, tokens_of
+
 SOURCES = """| data | licence | source |
 | --- | --- | --- |
 | Schema-Guided Dialogue | CC BY-SA 4.0 | google-research-datasets/dstc8-schema-guided-dialogue |
@@ -20,17 +22,6 @@ def _recall_rows(measured: dict[str, Any]) -> str:
     return "\n".join(f"| {distance} | {row['exact']} of {row['asked']} |" for distance, row in rows)
 
 
-def _phases_seen(phases: list[dict[str, int]], steps: int) -> list[dict[str, int]]:
-    """Return the phases as far as a run of `steps` steps went."""
-    seen = []
-    for phase in phases:
-        part = min(phase["steps"], steps)
-        steps -= part
-        if part:
-            seen.append(phase | {"steps": part})
-    return seen
-
-
 def _geometry(config: dict[str, Any]) -> str:
     return (
         f"Llama architecture, {config['num_hidden_layers']} layers of width {config['hidden_size']}, "
@@ -42,12 +33,9 @@ def _geometry(config: dict[str, Any]) -> str:
 
 def write_card(directory: Path, measured: dict[str, Any]) -> None:
     """Write README.md from the recipe, the log of the run and the measurement, all of which lie in the directory."""
-    recipe = json.loads((directory / "recipe.json").read_text())
     config = json.loads((directory / "config.json").read_text())
     last = json.loads((directory / "progress.jsonl").read_text().splitlines()[-1])
-    phases = _phases_seen(recipe["phases"], int(last["step"]))
-    tokens = sum(p["steps"] * p["length_tokens"] * p["batch"] for p in phases)
-    course = ", then ".join(f"{p['steps']} steps of {p['batch']} x {p['length_tokens']}" for p in phases)
+    runs = runs_of(directory)
     text = f"""---
 license: cc-by-sa-4.0
 library_name: transformers
@@ -62,10 +50,10 @@ measured, not to be believed.
 Loads with `AutoModelForCausalLM.from_pretrained`.
 
 ## Training
-{tokens:,} tokens on two CPU cores: {course} tokens. Muon for the matrices, AdamW for the
-rest. Sequences are drawn from dialogues with invented names and numbers, worked problems and novels, with facts stated
-early and asked for later, copying and look-up, so that looking back pays. The texts themselves are not part of the
-project.
+{tokens_of(runs):,} tokens on two CPU cores: {describe(runs)}.
+Muon for the matrices, AdamW for the rest. Sequences are drawn from dialogues with invented names and numbers, worked
+problems and novels, with facts stated early and asked for later, rules of form given in the first turn that all answers
+keep, copying and look-up, so that looking back pays. The texts themselves are not part of the project.
 
 {SOURCES}
 ```
@@ -73,8 +61,8 @@ python -m train lm --corpus sgd_dialogues.jsonl.gz --corpus taskmaster4_dialogue
     --corpus gsm8k_train.jsonl.gz --corpus novels.jsonl.gz --out checkpoints/reference-lm
 ```
 For a better run where an accelerator is at hand, raise the steps and the geometry in the same command; nothing else
-changes. The bundled weights come from one run that was cut off twice, with the long sequences composed anew on the way;
-its course is in `docs/log.md`, so the command gives a model like this one and not the same bytes.
+changes. `--start-from` goes on from given weights. The mixture of the long sequences was improved between the runs
+(`docs/log.md`), so the commands give a model like this one and not the same bytes.
 
 ## Measured
 Held-out documents: {last["held_out_bits_per_byte"]:.3f} bits per byte (step {last["step"]:.0f}).

@@ -19,6 +19,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM, 
 from train.lm.corpus import Corpus, load_corpus
 from train.lm.curriculum import Batches, Recipe
 from train.lm.facts import invent_fact, state
+from train.lm.history import write_history
 from train.lm.module import LanguageModel, build_model
 from train.lm.tokenizer import render, train_tokenizer
 
@@ -107,6 +108,7 @@ def train_lm(
     corpus, held_out = load_corpus(paths), load_corpus(paths, held_out=True)
     if start_from is not None and not (out / "tokenizer.json").exists():
         AutoTokenizer.from_pretrained(start_from).save_pretrained(out)
+        write_history(start_from, out)
     tokenizer = make_tokenizer(corpus, recipe, out)
     (out / "recipe.json").write_text(json.dumps(asdict(recipe), indent=1) + "\n")
     last = out / "run" / "last.ckpt"
