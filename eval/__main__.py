@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -9,7 +11,10 @@ import typer
 
 from eval.bench import bench
 from eval.demo import demo
-from eval.tiers import tiers
+from kvcompress.errors import KVCompressError
+from kvcompress.zoo import DEFAULT_MODEL
+
+SESSIONS = Path("examples/sessions.jsonl")
 
 app = typer.Typer(no_args_is_help=True, help=__doc__, pretty_exceptions_enable=False)
 
@@ -39,16 +44,63 @@ def bench_command(
     bench(tokens, threads, out)
 
 
-@app.command("tiers")
-def tiers_command(
-    tokens: Annotated[int, typer.Option(help="Tokens stored of each session.")] = 1024,
-    count: Annotated[int, typer.Option(help="Sessions.")] = 24,
+@app.command("run")
+def run_command(
+    codec: Annotated[list[str], typer.Option(help="Codec family, codec directory, or all; repeat it.")] = ["all"],  # noqa: B006
+    model: Annotated[str, typer.Option(help="Model directory, or the name of a bundled model.")] = DEFAULT_MODEL,
+    sessions: Annotated[Path, typer.Option(help="JSON lines of recorded sessions.")] = SESSIONS,
+    out: Annotated[Path, typer.Option(help="Directory of rows and report.")] = Path("reports/suite"),
+    quick: Annotated[bool, typer.Option("--quick", help="Five minutes on two cores: few sessions and points.")] = False,
+    calibration: Annotated[
+        Path | None, typer.Option(help="Sessions that rivals are fitted to; the unmeasured ones if not given.")
+    ] = None,
+    tokens: Annotated[int | None, typer.Option(help="Tokens stored of each session.", min=32)] = None,
+    continuation: Annotated[int | None, typer.Option(help="Tokens predicted after them.", min=64)] = None,
+    count: Annotated[int | None, typer.Option(help="Sessions measured.", min=1)] = None,
+    threads: Annotated[int, typer.Option(help="Threads of torch.", min=1)] = 2,
+    wandb: Annotated[bool, typer.Option("--wandb", help="Log to Weights & Biases too; offline unless told else.")] = False,
     readme: Annotated[bool, typer.Option("--readme", help="Write the table into README.md.")] = False,
-    out: Annotated[Path, typer.Option(help="JSON file of the result.")] = Path("reports/tiers.json"),
 ) -> None:
-    """Measure every quality word over the example sessions, after encode, decode and resume."""
-    tiers(tokens, count, out, readme=readme)
+    """Measure codecs on recorded sessions after a true decode and resume, and write the report."""
+    import torch
+
+    from eval.suite.publish import log_to_wandb, write_readme
+    from eval.suite.run import QUICK, SuiteSettings, run_suite
+
+    torch.set_num_threads(threads)
+    asked = {"tokens": tokens, "continuation_tokens": continuation, "count": count}
+    given = {name: value for name, value in asked.items() if value is not None}
+    settings = replace(QUICK if quick else SuiteSettings(), **given)
+    command = " ".join(["python -m eval", *sys.argv[1:]])
+    result = run_suite(model, codec, sessions, out, settings, calibration=calibration, command=command)
+    typer.echo((out / "report.md").read_text(encoding="utf-8"))
+    typer.echo(f"report: {out / 'report.html'}")
+    if readme:
+        write_readme(result, Path("README.md"))
+    if wandb:
+        log_to_wandb(result, out)
+
+
+@app.command("compare")
+def compare_command(
+    first: Annotated[Path, typer.Argument(help="Directory of a report, or its report.json.")],
+    second: Annotated[Path, typer.Argument(help="Directory of the other.")],
+) -> None:
+    """Say codec by codec how two reports differ, and which differences exceed their standard errors."""
+    from eval.suite.publish import read_result
+    from eval.suite.report import compare
+
+    typer.echo(compare(read_result(first), read_result(second)))
+
+
+def run() -> None:
+    """Run a command; what a user can cause ends in one line and exit status 1."""
+    try:
+        app()
+    except KVCompressError as error:
+        typer.echo(f"error: {error}", err=True)
+        raise SystemExit(1) from error
 
 
 if __name__ == "__main__":
-    app()
+    run()

@@ -168,7 +168,7 @@ class TinyVAECodec(
         own = {}
         for group, layers in enumerate(self.groups):
             ids = snapshot.token_ids[group_positions(snapshot, layers)]
-            symbols, levels = self._symbols(snapshot, group, ids, rate)
+            symbols, levels = self.symbols(snapshot, group, ids, rate)
             own[f"latents.{group}"] = encode_symbols(symbols.numpy(), levels.numpy(), self.bank)
         return encoded_session(self.kind, self.fingerprint, snapshot, {"rate": rate, **(settings or {})}, own)
 
@@ -223,7 +223,7 @@ class TinyVAECodec(
         self.require_partner(snapshot)
         places = [group_positions(snapshot, layers) for layers in self.groups]
         symbols = [
-            self._symbols(snapshot, group, snapshot.token_ids[place], rate)[0] for group, place in enumerate(places)
+            self.symbols(snapshot, group, snapshot.token_ids[place], rate)[0] for group, place in enumerate(places)
         ]
         return self._rebuild(snapshot.token_ids, snapshot.origin, places, symbols, rate)
 
@@ -233,11 +233,19 @@ class TinyVAECodec(
         bits = torch.zeros(snapshot.tokens, dtype=torch.float64)
         for group, layers in enumerate(self.groups):
             place = group_positions(snapshot, layers)
-            symbols, levels = self._symbols(snapshot, group, snapshot.token_ids[place], rate)
+            symbols, levels = self.symbols(snapshot, group, snapshot.token_ids[place], rate)
             bits[place] += torch.from_numpy(self.bank.code_lengths(symbols.numpy(), levels.numpy()).sum(1))
         return [float(value) for value in bits]
 
-    def _symbols(self, snapshot: KVSnapshot, group: int, ids: Tensor, rate: int) -> tuple[Tensor, Tensor]:
+    def symbols(self, snapshot: KVSnapshot, group: int, ids: Tensor, rate: int) -> tuple[Tensor, Tensor]:
+        """Return symbols and levels, both [T, r] int32, of one group of layers at a rate index.
+
+        Args:
+            snapshot: The cache.
+            group: Index of the group.
+            ids: [T] int64, the tokens that the group's layers hold.
+            rate: Rate index.
+        """
         vae = self.vae(group)
         channels = to_channels(snapshot, self.groups[group], rope_of(snapshot.origin))
         expected = self._expected(group, snapshot.token_ids, snapshot.layers[self.groups[group][0]].positions)
