@@ -1,0 +1,44 @@
+"""Keep the tokens whose keys are short: they draw the most attention.
+
+After "A Simple and Effective L2 Norm-Based Strategy for KV Cache Compression" (Devoto et al., arXiv 2406.11430). There
+each head ranks its own tokens; here a layer does, by the mean norm over its heads. The norm alone often drops the
+newest tokens, without which nothing can be continued, so there is a second family that is not in the paper: a quarter
+of what is kept are the newest tokens.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from eval.rivals.eviction import points
+from eval.rivals.protocol import Calibration, Rival
+from kvcompress.snapshot import KVSnapshot
+
+RECENT_SHARE = 0.25
+
+
+class KeyNorm:
+    """The shorter the key, the more it is worth.
+
+    Args:
+        recent_share: Share of the kept tokens that are the newest, whatever their keys; 0 is the paper's form.
+    """
+
+    def __init__(self, recent_share: float = 0.0) -> None:
+        self.recent_share = recent_share
+        self.name = "key-norm-recent" if recent_share else "key-norm"
+
+    def score(self, snapshot: KVSnapshot, kept_tokens: int) -> list[Tensor]:
+        """Return minus the mean norm of each token's keys, which RoPE does not change."""
+        scores = []
+        for layer in snapshot.layers:
+            score = -layer.keys.float().norm(dim=2).mean(0)
+            score[len(score) - int(self.recent_share * kept_tokens) :] = torch.inf
+            scores.append(score)
+        return scores
+
+
+def family(calibration: Calibration) -> list[Rival]:
+    """Return both forms at each keep fraction; there is nothing to learn."""
+    return [*points(KeyNorm()), *points(KeyNorm(RECENT_SHARE))]

@@ -1,0 +1,167 @@
+"""The strongest form of KVTC's transform: one step for all components, and entropy coding close to the ideal.
+
+Keys and values have the axes of `eval.rivals.kvtc`, learned from all tokens of the calibration sessions. What the paper
+(Staniszewski and Lancucki, arXiv 2511.01815) does after that is replaced by what rate-distortion theory asks for:
+
+- one quantisation step for all components of keys and values, which is reverse water-filling, with a dead zone and
+  centroids; components far below the water level are not coded;
+- a static table for every component, of the spread measured on sessions that the axes have not seen, under asymmetric
+  numeral systems;
+- nothing raw: sinks and recent tokens are coded like all others.
+
+There is no model of the tokens, no context and no weight for what the model's output cares about.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from eval.rivals.eviction import require_own
+from eval.rivals.kvtc import Transform, fit, require_joint
+from eval.rivals.protocol import Calibration, Rival
+from kvcompress.container import Encoded
+from kvcompress.entropy import TableBank, decode_symbols, encode_symbols
+from kvcompress.sections import encoded_session, read_session
+from kvcompress.snapshot import KVSnapshot
+from tinyvae.quantize import LEVELS, LEVELS_PER_OCTAVE, LOWEST_SCALE_LOG2, dequantize, quantize
+from tinyvae.tables import build_tables
+
+SIZE_RATIOS = (4.0, 5.7, 8.0, 11.3, 16.0, 22.6, 32.0, 45.0, 64.0, 90.5)
+"""Aimed at: the step is the one whose calibrated rate is 16 bits over this."""
+
+TABLE_SAMPLES = 400_000
+
+
+class Tables:
+    """What the latents of unseen sessions look like: the spread of each, and one shape for all.
+
+    Args:
+        latents: [S, R] float32.
+    """
+
+    def __init__(self, latents: Tensor) -> None:
+        self.deviations = latents.square().mean(0).sqrt().clamp(min=1e-12)
+        pooled = (latents / self.deviations).flatten()
+        pick = torch.randperm(len(pooled), generator=torch.Generator().manual_seed(0))[:TABLE_SAMPLES]
+        counts, offsets, self.centroids = build_tables(pooled[pick])
+        self.bank = TableBank(counts.numpy(), offsets.numpy())
+        self.level_bits = torch.tensor([self._entropy_bits(level) for level in range(LEVELS)] + [0.0])
+
+    def levels(self, step: float) -> Tensor:
+        """Return the level [R] int32 of each latent at a step; -1 where it is not coded."""
+        octaves = torch.log2(self.deviations / step) - LOWEST_SCALE_LOG2
+        return (LEVELS_PER_OCTAVE * octaves).round().clamp(-1, LEVELS - 1).int()
+
+    def token_bits(self, step: float) -> float:
+        """Return the calibrated rate of a token at a step."""
+        return float(self.level_bits[self.levels(step).long()].sum())
+
+    def step_for(self, token_bits: float) -> float:
+        """Return the step of a rate, by bisection."""
+        low, high = float(self.deviations.min()) / 256, float(self.deviations.max()) * 256
+        for _ in range(60):
+            middle = (low * high) ** 0.5
+            low, high = (middle, high) if self.token_bits(middle) > token_bits else (low, middle)
+        return high
+
+    def _entropy_bits(self, level: int) -> float:
+        counts = self.bank.counts[self.bank.offsets[level] : self.bank.offsets[level + 1]].astype(np.float64)
+        share = counts / counts.sum()
+        return float(-(share * np.log2(share)).sum())
+
+
+class KvtcIdeal:
+    """One step of the ideal form.
+
+    Args:
+        transform: Fitted on all tokens.
+        tables: Of its latents, those of keys and then those of values.
+        size_ratio: Aimed at.
+    """
+
+    family = "kvtc-ideal"
+    kind = "kvtc-ideal"
+
+    def __init__(self, transform: Transform, tables: Tables, size_ratio: float) -> None:
+        self.transform, self.tables = transform, tables
+        self.name = f"kvtc-ideal-{size_ratio:g}x"
+        channels = sum(shape.channels for shape in transform.shapes)
+        self.step = tables.step_for(16 * channels / size_ratio)
+        levels = tables.levels(self.step)
+        self.coded = torch.nonzero(levels >= 0)[:, 0]
+        self.levels = levels[self.coded]
+        used = sorted(set(self.levels.tolist()))
+        keys = transform.axes[0].basis.shape[0]
+        coded_keys = int((self.coded < keys).sum())
+        coded_values = len(self.coded) - coded_keys
+        # Each coded axis with its level in a byte; of each table in use its counts at 2 bytes and two centroids at 4.
+        entries = sum(int(tables.bank.offsets[level + 1] - tables.bank.offsets[level]) for level in used)
+        self.codec_bytes = transform.size_bytes((coded_keys, coded_values)) + len(self.coded) + 2 * entries
+        self.codec_bytes += 8 * len(used)
+        self._fingerprint = self._digest()
+
+    @property
+    def fingerprint(self) -> str:
+        """sha256 over step, levels, tables, centroids, geometry, means and axes."""
+        return self._fingerprint
+
+    def _digest(self) -> str:
+        digest = hashlib.sha256(json.dumps([self.step, self.coded.tolist(), self.levels.tolist()]).encode())
+        for array in (self.tables.bank.counts, self.tables.bank.offsets, self.tables.centroids.numpy()):
+            digest.update(np.ascontiguousarray(array).tobytes())
+        keys, values = (axes.basis.shape[0] for axes in self.transform.axes)
+        self.transform.update_digest(digest, (keys, values))
+        return digest.hexdigest()
+
+    def symbols(self, snapshot: KVSnapshot) -> Tensor:
+        """Return the symbols [T, coded] int32 of a snapshot."""
+        latents = torch.cat(self.transform.analyse(snapshot), 1)[:, self.coded]
+        return quantize(latents, self.step, self.levels)
+
+    @torch.inference_mode()
+    def encode(self, snapshot: KVSnapshot) -> Encoded:
+        """Code a snapshot.
+
+        Raises:
+            MismatchError: The snapshot comes from another model.
+            InputError: It has another geometry, or its layers hold different tokens.
+        """
+        self.transform.require_partner(snapshot)
+        symbols = self.symbols(snapshot)
+        own = {"latents": encode_symbols(symbols.numpy(), self._all_levels(len(symbols)), self.tables.bank)}
+        return encoded_session(self.kind, self.fingerprint, snapshot, {"step": self.step}, own)
+
+    @torch.inference_mode()
+    def decode(self, encoded: Encoded) -> KVSnapshot:
+        """Return the snapshot of an encoded one.
+
+        Raises:
+            MismatchError: It was made by another codec or for another model.
+            FormatError: A section is missing, cut or inconsistent.
+        """
+        require_own(encoded, self.kind, self.fingerprint, ("latents",))
+        token_ids, origin, positions = read_session(encoded)
+        self.transform.model.require_match(origin.fingerprint)
+        require_joint(origin, positions)
+        tokens, keys = len(positions[0]), self.transform.axes[0].basis.shape[0]
+        symbols = decode_symbols(encoded.sections["latents"], self._all_levels(tokens), self.tables.bank)
+        latents = torch.zeros(tokens, len(self.tables.deviations))
+        shifts = self.tables.centroids[self.levels.long()].T
+        latents[:, self.coded] = dequantize(torch.from_numpy(symbols), self.step, shifts)
+        layers = self.transform.synthesise((latents[:, :keys], latents[:, keys:]), positions[0], origin)
+        return KVSnapshot(layers, token_ids, origin)
+
+    def _all_levels(self, tokens: int) -> np.ndarray:
+        return self.levels[None].expand(tokens, -1).contiguous().numpy()
+
+
+def family(calibration: Calibration) -> list[Rival]:
+    """Return the points of the curve, half an octave of the size ratio apart."""
+    transform, latents = fit(calibration)
+    tables = Tables(torch.cat(latents, 1))
+    return [KvtcIdeal(transform, tables, size_ratio) for size_ratio in SIZE_RATIOS]
