@@ -168,5 +168,3 @@ def _mean(rows: Sequence[Row], name: str) -> float:
 
 def _median(rows: Sequence[Row], name: str) -> float:
     return float(np.median([row[name] for row in rows]))
-
-

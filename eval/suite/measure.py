@@ -93,8 +93,9 @@ def _asked(model: Any, tokenizer: Any, subject: Subject, cache: Any) -> Row:
 
 def _thorough(model: Any, rival: Rival, subject: Subject, cache: Any) -> Row:
     snapshot = subject.snapshot
-    branches = branch_divergence(model, subject.cache, cache, snapshot.token_ids)
-    greedy = greedy_divergence(model, subject.cache, cache, snapshot.token_ids, GREEDY_TOKENS)
+    opening = subject.continuation[:1].tolist()
+    branches = branch_divergence(model, subject.cache, cache, snapshot.token_ids, opening)
+    greedy = greedy_divergence(model, subject.cache, cache, snapshot.token_ids, opening, GREEDY_TOKENS)
     errors = attention_errors(model, subject.cache, cache, subject.continuation, snapshot.tokens)
     _, peak = peak_bytes(lambda: rival.encode(snapshot))
     return {

@@ -191,9 +191,7 @@ def entries(suite: Suite) -> list[dict[str, Any]]:
         reason = suite.failures.get(rival.name)
         rows = suite.rows.get(rival.name)
         if rows:
-            found.append(
-                codec_entry(rows, codec_bytes=rival.codec_bytes, values_count=values_count, failed=reason)
-            )
+            found.append(codec_entry(rows, codec_bytes=rival.codec_bytes, values_count=values_count, failed=reason))
         else:
             found.append({"name": rival.name, "family": rival.family, "failed": reason or "was not measured"})
     built = {rival.name for rival in suite.rivals}

@@ -70,7 +70,9 @@ def choose_sessions(
     if not chosen:
         longest = max((len(ids) for _, ids in rows), default=0)
         remedy = f"The longest has {longest}; store fewer with --tokens or give longer sessions"
-        raise InputError(f"no session has the {need} tokens needed ({tokens} stored, then {continuation_tokens})", remedy)
+        raise InputError(
+            f"no session has the {need} tokens needed ({tokens} stored, then {continuation_tokens})", remedy
+        )
     return chosen, rest
 
 

@@ -1,0 +1,201 @@
+"""Tables of what the figures draw, which the page folds, and the list of all tables in the order of the report."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from eval.suite.report.facts import Codec, Result, measured, spell_number
+from eval.suite.report.tables import (
+    WORDS,
+    Column,
+    Row,
+    Table,
+    bound_table,
+    category_tables,
+    controls_table,
+    cost_table,
+    failed_table,
+    formats_table,
+    main_table,
+    size_table,
+    tail_table,
+    text_table,
+)
+from kvcompress.report.facts import NOTHING, spell
+
+MOST_STRIP_ROWS = 20
+
+
+def all_tables(result: Result) -> list[Table]:
+    """Return every table that has a row, in the order of the report."""
+    found = [
+        main_table(result),
+        failed_table(result),
+        controls_table(result),
+        bound_table(result),
+        formats_table(result),
+        tail_table(result),
+        text_table(result),
+        size_table(result),
+        cost_table(result),
+        longest_table(result),
+        *category_tables(result),
+        layers_table(result),
+        attention_table(result),
+        recall_table(result),
+        link_table(result),
+        lengths_table(result),
+        memory_table(result),
+        hops_table(result),
+    ]
+    return [table for table in found if table is not None and table.rows]
+
+
+def _grid(
+    heading: str, note: str, columns: Sequence[str], rows: Mapping[str, Sequence[str]], result: Result
+) -> Table | None:
+    """Return a folded table with a row for each codec."""
+    if not rows:
+        return None
+    family = {codec["name"]: codec["family"] for codec in result["codecs"]}
+    listed = tuple(Row((name, *cells), family.get(name, "")) for name, cells in rows.items())
+    return Table(heading, note, (WORDS, *map(Column, columns)), listed, folded=True)
+
+
+def _in_order(result: Result, by_codec: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what is given by codec in the order of the main table."""
+    return {codec["name"]: by_codec[codec["name"]] for codec in measured(result) if codec["name"] in by_codec}
+
+
+def layers_table(result: Result) -> Table | None:
+    """Return bits per value of each layer."""
+    bits = _in_order(result, result.get("bits_by_layer") or {})
+    rows = {name: [spell_number(value, "number") for value in values] for name, values in bits.items()}
+    return _padded("Bits a value by layer", "", rows, result)
+
+
+def attention_table(result: Result) -> Table | None:
+    """Return the error of the attention output in each layer."""
+    errors = {codec["name"]: codec.get("attention_error_by_layer") for codec in measured(result)}
+    rows = {name: [spell_number(value, "number") for value in found] for name, found in errors.items() if found}
+    return _padded("Error of the attention output by layer", "Relative to the exact output.", rows, result)
+
+
+def _padded(heading: str, note: str, rows: Mapping[str, list[str]], result: Result) -> Table | None:
+    layers = max(map(len, rows.values()), default=0)
+    filled = {name: [*cells, *[NOTHING] * (layers - len(cells))] for name, cells in rows.items()}
+    return _grid(heading, note, [f"{layer}" for layer in range(layers)], filled, result) if layers else None
+
+
+def distance_label(row: Mapping[str, Any]) -> str:
+    """Return how far back the asked facts lie."""
+    return f"{row['from_tokens']:,} to {row['to_tokens']:,}"
+
+
+def distances(codecs: Sequence[Codec]) -> list[tuple[int, int]]:
+    """Return every distance at which some codec was asked, in tokens, nearest first."""
+    rows = [row for codec in codecs if codec["recall"] for row in codec["recall"]["by_distance"]]
+    return sorted({(row["from_tokens"], row["to_tokens"]) for row in rows})
+
+
+def recall_table(result: Result) -> Table | None:
+    """Return facts recalled by how many tokens back they were said; first what the exact cache gives."""
+    codecs = [codec for codec in measured(result) if codec["recall"]]
+    buckets = distances(codecs)
+    if not buckets:
+        return None
+    found = {
+        codec["name"]: {(row["from_tokens"], row["to_tokens"]): row for row in codec["recall"]["by_distance"]}
+        for codec in codecs
+    }
+    exact: dict[tuple[int, int], Mapping[str, Any]] = {}
+    for rows in found.values():
+        exact = rows | exact
+    cells = {"exact cache": [_recalled(exact.get(bucket), "exact_uncompressed") for bucket in buckets]}
+    cells |= {name: [_recalled(rows.get(bucket), "exact") for bucket in buckets] for name, rows in found.items()}
+    heads = [f"{start:,} to {stop:,}" for start, stop in buckets]
+    return _grid("Facts recalled by distance", "Distance in tokens from the question.", heads, cells, result)
+
+
+def _recalled(row: Mapping[str, Any] | None, name: str) -> str:
+    return f"{row[name]} of {row['asked']}" if row else NOTHING
+
+
+def link_table(result: Result) -> Table | None:
+    """Return seconds until the model can go on, transfer and restore, by the speed of the link."""
+    links = _in_order(result, result["economics"]["link_seconds"])
+    speeds = sorted({speed for row in links.values() for speed in row}, key=float)
+    rows = {name: [spell(row.get(speed), "seconds") for speed in speeds] for name, row in links.items()}
+    prefill = spell(result["economics"]["prefill_seconds"], "seconds")
+    note = f"Transfer and restore; reading the session again takes {prefill}."
+    return _grid("Seconds to the first token", note, [f"{speed} Mbit/s" for speed in speeds], rows, result)
+
+
+def longest_table(result: Result) -> Table | None:
+    """Return how many tokens of context fit into a budget of memory or disk."""
+    found = _in_order(result, result["economics"]["longest_context_tokens"])
+    budgets = list(dict.fromkeys(budget for row in found.values() for budget in row))
+    rows = {name: [spell(row.get(budget), "count") for budget in budgets] for name, row in found.items()}
+    return _grid("Longest context, tokens", "How many tokens fit into a budget.", budgets, rows, result)
+
+
+def lengths_table(result: Result) -> Table | None:
+    """Return prefill and restore by length of session."""
+    rows, names = result["economics"].get("lengths") or [], ("prefill", "prefill_seconds", "restore_seconds")
+    return _by_tokens("Restore and prefill by length", names, "seconds", rows, result)
+
+
+def memory_table(result: Result) -> Table | None:
+    """Return bytes by length of session."""
+    rows = result["economics"]["memory"]
+    return _by_tokens("Bytes by length", ("16-bit cache", "raw_bytes", "coded_bytes"), "bytes", rows, result)
+
+
+def _by_tokens(
+    heading: str, names: tuple[str, str, str], style: str, rows: Sequence[Any], result: Result
+) -> Table | None:
+    """Return a table with a column for each length, a row for the yardstick and one for each codec.
+
+    `names` are the yardstick's, that of its field, and that of the field with a value for each codec.
+    """
+    if not rows:
+        return None
+    first, first_field, field = names
+    ordered = sorted(rows, key=lambda row: row["tokens"])
+    listed = [codec["name"] for codec in measured(result) if any(codec["name"] in row[field] for row in ordered)]
+    cells = {first: [spell(row[first_field], style) for row in ordered]}
+    cells |= {name: [spell(row[field].get(name), style) for row in ordered] for name in listed}
+    return _grid(heading, "", [f"{row['tokens']:,} tokens" for row in ordered], cells, result)
+
+
+def hops_table(result: Result) -> Table | None:
+    """Return KL and agreement after each further encoding of what was decoded."""
+    hops = _in_order(result, result.get("hops") or {})
+    numbers = sorted({row["hop"] for rows in hops.values() for row in rows})
+    cells = {}
+    for name, rows in hops.items():
+        found = {
+            row["hop"]: f"{spell(row['kl_nats'], 'nats')}, {spell(row['top1_agreement'], 'share')}" for row in rows
+        }
+        cells[name] = [found.get(number, NOTHING) for number in numbers]
+    heads = [f"{number} hop{'s' if number != 1 else ''}" for number in numbers]
+    return _grid("Drift over hops", "KL in nats and share of equal next tokens.", heads, cells, result)
+
+
+def strip_tables(result: Result) -> list[Table]:
+    """Return the dearest tokens of the shown session and the most damaged of its continuation."""
+    strip = result.get("strip")
+    if not strip:
+        return []
+    return [
+        _extremes("Dearest tokens", "bits", strip["tokens"], strip["bits"], "number"),
+        _extremes("Most damaged tokens", "KL, nats", strip["continuation"], strip["damage_nats"], "nats"),
+    ]
+
+
+def _extremes(heading: str, name: str, texts: Sequence[str], values: Sequence[float], style: str) -> Table:
+    order = sorted(range(len(values)), key=lambda index: -values[index])[:MOST_STRIP_ROWS]
+    rows = [Row((f"{index}", texts[index] or NOTHING, spell_number(values[index], style))) for index in order]
+    columns = (Column("token", number=False), Column("text", number=False), Column(name))
+    return Table(heading, f"The first {len(rows)} of {len(values):,}.", columns, tuple(rows))
