@@ -58,7 +58,9 @@ def run_command(
     continuation: Annotated[int | None, typer.Option(help="Tokens predicted after them.", min=64)] = None,
     count: Annotated[int | None, typer.Option(help="Sessions measured.", min=1)] = None,
     threads: Annotated[int, typer.Option(help="Threads of torch.", min=1)] = 2,
-    wandb: Annotated[bool, typer.Option("--wandb", help="Log to Weights & Biases too; offline unless told else.")] = False,
+    wandb: Annotated[
+        bool, typer.Option("--wandb", help="Log to Weights & Biases too; offline unless told else.")
+    ] = False,
     readme: Annotated[bool, typer.Option("--readme", help="Write the table into README.md.")] = False,
 ) -> None:
     """Measure codecs on recorded sessions after a true decode and resume, and write the report."""
@@ -68,9 +70,13 @@ def run_command(
     from eval.suite.run import QUICK, SuiteSettings, run_suite
 
     torch.set_num_threads(threads)
-    asked = {"tokens": tokens, "continuation_tokens": continuation, "count": count}
-    given = {name: value for name, value in asked.items() if value is not None}
-    settings = replace(QUICK if quick else SuiteSettings(), **given)
+    size = QUICK if quick else SuiteSettings()
+    settings = replace(
+        size,
+        tokens=tokens or size.tokens,
+        continuation_tokens=continuation or size.continuation_tokens,
+        count=count or size.count,
+    )
     command = " ".join(["python -m eval", *sys.argv[1:]])
     result = run_suite(model, codec, sessions, out, settings, calibration=calibration, command=command)
     typer.echo((out / "report.md").read_text(encoding="utf-8"))

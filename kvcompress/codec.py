@@ -246,10 +246,13 @@ class TinyVAECodec(
             ids: [T] int64, the tokens that the group's layers hold.
             rate: Rate index.
         """
-        vae = self.vae(group)
+        return self.vae(group).quantize(self.latents(snapshot, group), ids, rate)
+
+    def latents(self, snapshot: KVSnapshot, group: int) -> Tensor:
+        """Return the latents [T, R] float32 of one group of layers, before quantisation."""
         channels = to_channels(snapshot, self.groups[group], rope_of(snapshot.origin))
         expected = self._expected(group, snapshot.token_ids, snapshot.layers[self.groups[group][0]].positions)
-        return vae.quantize(vae.analyse(expected, channels), ids, rate)
+        return self.vae(group).analyse(expected, channels)
 
     def _expected(self, group: int, token_ids: Tensor, positions: Tensor) -> Tensor:
         """Return the prior's expectation at the positions of a group."""

@@ -71,6 +71,24 @@ def sessions(
 
 
 @app.command()
+def texts(
+    out: Annotated[Path, typer.Option("-o", "--out", help="JSON lines file to write.")],
+    model: Annotated[Path, typer.Option(help="Any causal language model with a tokenizer.")],
+    count: Annotated[int, typer.Option(help="Texts.", min=1)] = 64,
+    tokens: Annotated[int, typer.Option(help="Tokens of a text.", min=1)] = 480,
+    batch: Annotated[int, typer.Option(help="Texts sampled together.", min=1)] = 32,
+    seed: Annotated[int, typer.Option(help="Seed.")] = 1,
+) -> None:
+    """Let a model without a chat template write texts, as sessions to fit a codec on and to measure with."""
+    from kvcompress.hf import load_model
+    from train.sessions import Recorder, record_texts, write_sessions
+
+    language_model, tokenizer = load_model(model)
+    rows = record_texts(Recorder(language_model, tokenizer), count, tokens=tokens, seed=seed, batch=batch)
+    typer.echo(f"{write_sessions(out, rows)} texts in {out}")
+
+
+@app.command()
 def compose(
     corpus: Annotated[list[Path], typer.Option(help="JSON lines of dialogues or texts, gzipped or not; repeat it.")],
     out: Annotated[Path, typer.Option("-o", "--out", help="JSON lines file to write.")],

@@ -16,7 +16,7 @@ from train.lm.compose import category_of
 from train.lm.documents import keep, repeat
 from train.lm.facts import Fact, ask, invent_fact, invent_name, state
 from train.lm.instructions import checks, instruct, invent_instructions
-from train.lm.tokenizer import BOS, ROLES
+from train.lm.tokenizer import ROLES
 
 _GOODS = ("pen", "lamp", "chair", "ticket", "book", "cup", "shirt", "bag", "clock", "cake")
 _GREETING = "Hello, I need some help today."
@@ -150,8 +150,8 @@ class Recorder:
         """Return running texts, each of about `tokens` tokens, that the model makes up."""
         if not count:
             return []
-        start = torch.tensor([self.tokenizer(BOS, add_special_tokens=False)["input_ids"]] * count)
-        stops = self.tokenizer.convert_tokens_to_ids([BOS, "<|pad|>", "<|end|>", *ROLES.values()])
+        start = torch.full((count, 1), self.tokenizer.bos_token_id)
+        stops = self.tokenizer.all_special_ids
         out = self.model.generate(
             start,
             attention_mask=torch.ones_like(start),
@@ -163,7 +163,7 @@ class Recorder:
             pad_token_id=self.tokenizer.pad_token_id,
             suppress_tokens=stops,
         )
-        return [" ".join(self.tokenizer.decode(row[start.shape[1] :]).split()) for row in out]
+        return [self.tokenizer.decode(row[start.shape[1] :], skip_special_tokens=True) for row in out]
 
     @torch.inference_mode()
     def run_on(self, scripts: list[Script], max_new_tokens: int, *, answer_only: bool = False) -> None:
@@ -221,12 +221,22 @@ def record(
         scripts = []
         for number, kind in zip(numbers, kinds, strict=True):
             rng = random.Random(f"{seed}:{number}")
-            script = Script(rng, rng.randrange(shortest, longest), kind, next(texts) if kind == "documents" else "")
+            text = " ".join(next(texts).split()) if kind == "documents" else ""
+            script = Script(rng, rng.randrange(shortest, longest), kind, text)
             script.open()
             scripts.append(script)
         _converse(recorder, scripts)
         for number, script in enumerate(scripts, first):
             yield script.row(f"s{number:03d}")
+
+
+def record_texts(recorder: Recorder, count: int, *, tokens: int, seed: int, batch: int) -> Iterator[dict[str, Any]]:
+    """Yield `count` texts of about `tokens` tokens that any causal model makes up, as sessions without turns."""
+    for first in range(0, count, batch):
+        torch.manual_seed(seed * 1009 + first)
+        texts = recorder.sample_texts(min(batch, count - first), tokens)
+        for number, text in enumerate(texts, first):
+            yield {"id": f"t{number:03d}", "category": "text", "text": text}
 
 
 def _converse(recorder: Recorder, scripts: list[Script]) -> None:

@@ -33,36 +33,42 @@ FAMILIES = (
 def resolve(names: Sequence[str]) -> list[str]:
     """Return the families asked for, "all" spelled out, each once.
 
+    Where a codec directory is named, "all" means the rivals: the bundled codec belongs to the bundled model.
+
     Raises:
         InputError: A name is neither a family nor a codec at hand.
     """
-    wanted = [part for name in names for part in ((OWN, *FAMILIES) if name == "all" else (name,))]
+    known = (OWN, *FAMILIES)
+    everything = FAMILIES if any(name not in (*known, "all") for name in names) else known
+    wanted = [part for name in names for part in (everything if name == "all" else (name,))]
     for name in wanted:
-        if name not in (OWN, *FAMILIES) and not Path(name).is_dir():
-            known = ", ".join(("all", OWN, *FAMILIES))
-            raise InputError(f"unknown codec {name!r}", f"Known are {known}, or name a codec directory")
+        if name not in known and not Path(name).is_dir():
+            remedy = f"Known are {', '.join(('all', *known))}, or name a codec directory"
+            raise InputError(f"unknown codec {name!r}", remedy)
     return list(dict.fromkeys(wanted))
 
 
-def build(name: str, calibration: Calibration) -> list[Rival]:
+def build(name: str, calibration: Calibration, *, first: bool = True) -> list[Rival]:
     """Return the points of one family, fitted where the family needs it.
 
     Args:
         name: One of `FAMILIES`, "tinyvae" for the bundled codec, or a codec directory.
         calibration: What it may be fitted to.
+        first: Whether it is the first of this project's codecs in the run; the others show their names.
     """
     if name in FAMILIES:
         return list(importlib.import_module(f"eval.rivals.{name}").family(calibration))
     reference = DEFAULT_CODEC if name == OWN else name
     directory = find_checkpoint(reference)
-    family = OWN if name == OWN else Path(name).name
+    family = OWN if first else f"{OWN}:{Path(name).name}"
     return list(points(load_codec(reference), family, (directory / "model.safetensors").stat().st_size))
 
 
 def build_all(names: Sequence[str], calibration: Calibration) -> Iterator[tuple[str, list[Rival], str | None]]:
     """Yield for each family its points, or none and the reason why it cannot be measured."""
+    own = [name for name in names if name not in FAMILIES]
     for name in names:
         try:
-            yield name, build(name, calibration), None
+            yield name, build(name, calibration, first=name in own[:1]), None
         except Exception as error:  # one family's failure must not cost the others their figures
             yield name, [], f"{type(error).__name__}: {error}"

@@ -19,12 +19,16 @@ class TinyVAEPoint:
         family: Name of the curve.
         rate: Rate index.
         codec_bytes: Size of its checkpoint.
+        quality: The quality word whose rate this is, if it is one.
     """
 
     kind = TinyVAECodec.kind
 
-    def __init__(self, codec: TinyVAECodec, name: str, family: str, rate: int, codec_bytes: int) -> None:
+    def __init__(
+        self, codec: TinyVAECodec, name: str, family: str, rate: int, codec_bytes: int, quality: str | None = None
+    ) -> None:
         self.codec, self.name, self.family, self.rate, self.codec_bytes = codec, name, family, rate, codec_bytes
+        self.quality = quality
 
     @property
     def fingerprint(self) -> str:
@@ -42,9 +46,11 @@ class TinyVAEPoint:
 
 def points(codec: TinyVAECodec, family: str, codec_bytes: int) -> list[TinyVAEPoint]:
     """Return the quality words and, between and beyond them, a rate every half octave."""
-    tiers = {rate: f"{family}-{quality}" for quality, rate in codec.tiers.items()}
-    finest = max(tiers, default=4 * LEVELS_PER_OCTAVE) + _OCTAVES_FINER * LEVELS_PER_OCTAVE
-    grid = {rate: f"{family}-r{rate}" for rate in range(0, finest + 1, LEVELS_PER_OCTAVE // 2)}
-    near = {rate for rate in grid if any(abs(rate - tier) < LEVELS_PER_OCTAVE // 4 for tier in tiers)}
-    named = {rate: name for rate, name in grid.items() if rate not in near} | tiers
-    return [TinyVAEPoint(codec, named[rate], family, rate, codec_bytes) for rate in sorted(named, reverse=True)]
+    words = {rate: quality for quality, rate in codec.tiers.items()}
+    finest = max(words, default=4 * LEVELS_PER_OCTAVE) + _OCTAVES_FINER * LEVELS_PER_OCTAVE
+    between = range(0, finest + 1, LEVELS_PER_OCTAVE // 2)
+    free = [rate for rate in between if all(abs(rate - word) >= LEVELS_PER_OCTAVE // 4 for word in words)]
+    return [
+        TinyVAEPoint(codec, f"{family}-{words.get(rate, f'r{rate}')}", family, rate, codec_bytes, words.get(rate))
+        for rate in sorted([*free, *words], reverse=True)
+    ]

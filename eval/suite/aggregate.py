@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -134,7 +135,7 @@ def recall(rows: Sequence[Row]) -> dict[str, Any] | None:
     if not asked:
         return None
     bins = []
-    for low, high in zip(DISTANCES_TOKENS, DISTANCES_TOKENS[1:], strict=False):
+    for low, high in pairwise(DISTANCES_TOKENS):
         inside = [question for question in asked if low <= question[0] < high]
         if inside:
             bins.append({"from_tokens": low, "to_tokens": high} | _counts(inside))

@@ -24,15 +24,9 @@ def attention_modules(model: nn.Module) -> list[nn.Module]:
     found: dict[int, nn.Module] = {}
     for name, module in model.named_modules():
         index = getattr(module, "layer_idx", None)
-        if isinstance(index, int) and "attn" in name.rsplit(".", 1)[-1] + type(module).__name__.lower():
+        called = f"{name.rsplit('.', 1)[-1]} {type(module).__name__}".lower()
+        if isinstance(index, int) and "att" in called:
             found.setdefault(index, module)
-    if not found:
-        found = {
-            index: module
-            for module in model.modules()
-            if isinstance(index := getattr(module, "layer_idx", None), int)
-            and "attention" in type(module).__name__.lower()
-        }
     if not found:
         raise InputError(f"no attention modules found in a {type(model).__name__}")
     return [found[index] for index in sorted(found)]

@@ -3,8 +3,7 @@
 A mean KL along the true tokens says nothing about where the model itself would go. Branches are sampled from both
 caches, and every branch is scored under both. With p and q the probabilities of whole branches and m their mean, the
 Jensen-Shannon divergence (Lin, 1991) is (E_p[log p/m] + E_q[log q/m]) / 2: 0 for equal distributions, ln 2 for
-disjoint ones. The estimate from n branches of each side is unbiased, so that it may fall a little below 0 on both
-sides of a small divergence; it is floored there.
+disjoint ones. The estimate from n branches of each side is unbiased and may so fall below 0; it is floored there.
 """
 
 from __future__ import annotations

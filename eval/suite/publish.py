@@ -62,7 +62,7 @@ def log_to_wandb(result: dict[str, Any], out: Path) -> None:
     mode = os.environ.get("WANDB_MODE", "offline")
     names = ("model", "sessions", "machine", "versions", "seeds", "command", "commit")
     config = {name: result[name] for name in names}
-    with wandb.init(project="kvcompress", dir=str(out), mode=mode, config=config) as run:  # type: ignore[arg-type]
+    with wandb.init(project="kvcompress", dir=str(out), mode=mode, config=config) as run:
         table = wandb.Table(columns=["codec", "family", "size_ratio", "kl_nats", "context_lost", "top1_agreement"])
         for codec in result["codecs"]:
             if codec["failed"] is None:

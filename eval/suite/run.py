@@ -152,7 +152,7 @@ def thin(found: list[Rival], most: int) -> list[Rival]:
     """Return at most `most` points of a family, spread over its range; named quality words stay."""
     if len(found) <= most:
         return found
-    named = [point for point in found if point.name.endswith(("-transparent", "-high", "-usable"))]
+    named = [point for point in found if getattr(point, "quality", None)]
     if len(named) >= most:
         return named
     step = (len(found) - 1) / max(1, most - 1)

@@ -10,6 +10,9 @@ from kvcompress.fidelity import TIERS
 from kvcompress.report.facts import NOTHING, spell
 
 OURS, CHIEF_RIVAL = "tinyvae", "kvtc"
+RECOMPUTED = "tokens"
+"""The family that stores no cache at all: always the smallest, so it is shown but never called the best rival."""
+
 TIER_NAMES = tuple(tier.name for tier in TIERS)
 KL_BOUNDS_NATS = {tier.name: tier.max_kl_nats for tier in TIERS}
 PLUS_MINUS = "\N{PLUS-MINUS SIGN}"
@@ -28,8 +31,13 @@ class Best:
 
 
 def family_order(family: str) -> tuple[int, str]:
-    """Return the key that puts our family first, the chief rival second and the others by name."""
-    return {OURS: 0, CHIEF_RIVAL: 1}.get(family, 2), family
+    """Return the key that puts our families first, the chief rival second and the others by name."""
+    return (0 if is_ours(family) else {CHIEF_RIVAL: 1}.get(family, 2)), family
+
+
+def is_ours(family: str) -> bool:
+    """Tell whether a family is a codec of this project; of several, the second has a name of its own behind a colon."""
+    return family == OURS or family.startswith(f"{OURS}:")
 
 
 def measured(result: Result) -> list[Codec]:
@@ -72,8 +80,8 @@ def smallest_file(codecs: Sequence[Codec], tier: str) -> Codec | None:
 def best_points(result: Result) -> list[Best]:
     """Return for each tier our best codec and the best of all others."""
     codecs = measured(result)
-    ours = [codec for codec in codecs if codec["family"] == OURS]
-    rivals = [codec for codec in codecs if codec["family"] != OURS]
+    ours = [codec for codec in codecs if is_ours(codec["family"])]
+    rivals = [codec for codec in codecs if not is_ours(codec["family"]) and codec["family"] != RECOMPUTED]
     return [Best(tier, smallest_file(ours, tier), smallest_file(rivals, tier)) for tier in TIER_NAMES]
 
 
@@ -86,7 +94,7 @@ def shown(result: Result) -> list[Codec]:
     chosen = {codec["name"] for best in points for codec in (best.ours, best.rival) if codec is not None}
     codecs = measured(result)
     for ours in (True, False):
-        side = [codec for codec in codecs if (codec["family"] == OURS) == ours]
+        side = [codec for codec in codecs if is_ours(codec["family"]) == ours]
         if side and not chosen & {codec["name"] for codec in side}:
             chosen.add(min(side, key=kl_nats)["name"])
     return [codec for codec in codecs if codec["name"] in chosen]

@@ -1,0 +1,101 @@
+"""The fewest bits that a codec of Gaussian latents needs at the distortion that was measured.
+
+Reverse water-filling (Shannon 1959; Cover and Thomas, Elements of Information Theory, 10.3.3): components of variance
+v_i at distortion D need sum max(0, log2(v_i / w) / 2) bits, where the water level w solves sum min(w, v_i) = D. The
+covariance is that of the latents: conditional on the tokens, for the prior is subtracted, and weighted by sensitivity.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from kvcompress.channels import group_positions
+from kvcompress.codec import TinyVAECodec
+from kvcompress.container import to_bytes
+from kvcompress.snapshot import KVSnapshot
+
+Floats = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True)
+class Bound:
+    """A codec at one rate beside the bound at the same distortion.
+
+    Attributes:
+        measured_bits: Bits of the latents sections, a token.
+        bound_bits: Bits a token of the bound.
+        file_bytes: Mean size of the files.
+        bound_file_bytes: What they would be with the latents at the bound and all else as it is.
+    """
+
+    measured_bits: float
+    bound_bits: float
+    file_bytes: float
+    bound_file_bytes: float
+
+    @property
+    def rate_over_bound(self) -> float:
+        """Measured rate over the bound."""
+        return self.measured_bits / self.bound_bits if self.bound_bits else float("inf")
+
+
+def water_level(variances: Floats, distortion: float) -> float:
+    """Return w with sum min(w, v_i) = distortion; the largest variance where the distortion exceeds their sum."""
+    falling = np.sort(np.maximum(variances, 0.0))[::-1]
+    below = falling.sum()
+    for kept, variance in enumerate(falling, 1):
+        below -= variance
+        level = (distortion - below) / kept
+        following = falling[kept] if kept < len(falling) else 0.0
+        if following <= level <= variance:
+            return float(level)
+    return float(falling[0])
+
+
+def rate_bits(variances: Floats, distortion: float) -> float:
+    """Return R(D) in bits for one draw of all components."""
+    level = water_level(variances, distortion)
+    if level <= 0:
+        return float("inf")
+    above = variances[variances > level]
+    return float(0.5 * np.log2(above / level).sum())
+
+
+@torch.inference_mode()
+def bound_of(codec: TinyVAECodec, snapshots: Sequence[KVSnapshot], rate: int) -> Bound:
+    """Return the bound for the latents of real sessions at a rate index.
+
+    Args:
+        codec: A TinyVAE codec.
+        snapshots: Sessions, at least one; their latents are pooled.
+        rate: Rate index.
+    """
+    bound_bits = 0.0
+    tokens = sum(snapshot.tokens for snapshot in snapshots)
+    for group, layers in enumerate(codec.groups):
+        vae, rows, errors = codec.vae(group), [], 0.0
+        for snapshot in snapshots:
+            ids = snapshot.token_ids[group_positions(snapshot, layers)]
+            latents = codec.latents(snapshot, group)
+            symbols, _ = vae.quantize(latents, ids, rate)
+            coded = torch.zeros_like(latents)
+            coded[:, : symbols.shape[1]] = vae.dequantize(symbols, rate)
+            rows.append(latents.double())
+            errors += float((latents - coded).double().square().sum())
+        pooled = torch.cat(rows)
+        covariance = pooled.T @ pooled / len(pooled)
+        variances = torch.linalg.eigvalsh(covariance).clamp(min=0).numpy()
+        bound_bits += rate_bits(variances, errors / len(pooled)) * len(pooled) / tokens
+    latent_bytes = file_bytes = 0
+    for snapshot in snapshots:
+        encoded = codec.encode(snapshot, rate)
+        file_bytes += len(to_bytes(encoded))
+        latent_bytes += sum(len(data) for name, data in encoded.sections.items() if name.startswith("latents."))
+    count = len(snapshots)
+    at_bound = (file_bytes - latent_bytes + bound_bits * tokens / 8) / count
+    return Bound(8 * latent_bytes / tokens, bound_bits, file_bytes / count, at_bound)
