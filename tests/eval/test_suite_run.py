@@ -1,0 +1,200 @@
+"""The suite as a whole, small: what it reports is what a straightforward computation on its files gives."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+import eval.suite.run as suite_run
+from eval.__main__ import app
+from eval.rivals.int8 import family as int8_family
+from eval.rivals.registry import FAMILIES, OWN, build_all, resolve
+from eval.suite.publish import read_result, write_readme
+from eval.suite.run import SuiteSettings, run_suite, thin
+from kvcompress.container import load, save
+from kvcompress.errors import InputError, KVCompressError
+from kvcompress.harvest import tokenized_sessions
+from kvcompress.hf import capture, load_model
+from kvcompress.snapshot import KVSnapshot, LayerKV
+from kvcompress.zoo import DEFAULT_MODEL, find_checkpoint
+
+SMALL = SuiteSettings(tokens=96, continuation_tokens=64, count=2, thorough=1, calibration=4, most_points=2, quick=True)
+
+
+@pytest.fixture(scope="module")
+def result(tmp_path_factory: pytest.TempPathFactory, sessions_file: Path) -> dict[str, Any]:
+    out = tmp_path_factory.mktemp("suite")
+    found = run_suite(DEFAULT_MODEL, ["tinyvae", "int8", "raw16"], sessions_file, out, SMALL, command="the command")
+    return found | {"out": out}
+
+
+def _entry(result: dict[str, Any], name: str) -> dict[str, Any]:
+    return next(codec for codec in result["codecs"] if codec["name"] == name)
+
+
+def test_sizes_are_those_of_the_file_system(result: dict[str, Any], tmp_path: Path, sessions_file: Path) -> None:
+    model, tokenizer = load_model(find_checkpoint(DEFAULT_MODEL))
+    rival = next(r for r in int8_family(None) if r.name == "int8")  # type: ignore[arg-type]
+    sizes = []
+    for number, (_, ids) in enumerate(tokenized_sessions(model, tokenizer, sessions_file)[:2]):
+        path = tmp_path / f"{number}.kvz"
+        save(path, rival.encode(capture(model, ids[:96], tokenizer=tokenizer)))
+        sizes.append(path.stat().st_size)
+    size = _entry(result, "int8")["size"]
+    assert size["file_bytes"] == sum(sizes) / 2
+    assert size["size_ratio"]["mean"] == pytest.approx(2 * 2 * 96 * result["model"]["values_per_token"] / sum(sizes))
+    assert sum(size["sections"].values()) == pytest.approx(size["file_bytes"])
+
+
+def test_kl_agrees_with_plain_forward_passes(result: dict[str, Any], sessions_file: Path) -> None:
+    """Decoded keys and values are pasted into the model's own cache by hand; no code of the suite is used."""
+    model, tokenizer = load_model(find_checkpoint(DEFAULT_MODEL))
+    rival = next(r for r in int8_family(None) if r.name == "int8")  # type: ignore[arg-type]
+    means, worths = [], []
+    for _, ids in tokenized_sessions(model, tokenizer, sessions_file)[:2]:
+        stored, rest = ids[:96], ids[96:160]
+        decoded = rival.decode(rival.encode(capture(model, stored, tokenizer=tokenizer)))
+        with torch.no_grad():
+            exact = model(ids[:160][None]).logits[0, 96:].double().log_softmax(-1)
+            cache = model(stored[None], use_cache=True).past_key_values
+            for layer, kept in zip(cache.layers, decoded.layers, strict=True):
+                layer.keys, layer.values = kept.keys[None], kept.values[None]
+            logits = model(rest[None], past_key_values=cache).logits[0].double().log_softmax(-1)
+            short = [
+                model(ids[t - 31 : t + 1][None], position_ids=torch.arange(t - 31, t + 1)[None]).logits[0, -1]
+                for t in range(96, 160)
+            ]
+        cut = torch.stack(short).double().log_softmax(-1)
+        means.append(float((exact.exp() * (exact - logits)).sum(-1).mean()))
+        worths.append(float((exact.exp() * (exact - cut)).sum(-1).mean()))
+    fidelity = _entry(result, "int8")["fidelity"]
+    assert fidelity["kl_nats"]["mean"] == pytest.approx(sum(means) / 2, rel=0.02, abs=1e-9)
+    assert fidelity["context_lost"]["mean"] == pytest.approx(sum(means) / sum(worths), rel=0.02, abs=1e-9)
+    assert result["sessions"]["context_worth_nats"]["mean"] == pytest.approx(sum(worths) / 2, rel=1e-3)
+
+
+def test_report_is_written_and_read_again(result: dict[str, Any]) -> None:
+    again = read_result(result["out"])
+    assert [codec["name"] for codec in again["codecs"]] == [codec["name"] for codec in result["codecs"]]
+    assert {path.name for path in result["out"].iterdir()} == {"report.json", "report.md", "report.html", "rows.jsonl"}
+    rows = [json.loads(line) for line in (result["out"] / "rows.jsonl").read_text().splitlines()]
+    assert len(rows) == 2 * len(result["codecs"])
+    kl = [sum(r["per_token_kl_nats"]) / 64 for r in rows if r["codec"] == "int8"]
+    assert _entry(result, "int8")["fidelity"]["kl_nats"]["mean"] == pytest.approx(sum(kl) / 2)
+    assert (result["out"] / "report.md").read_text().count("the command") >= 1
+
+
+def test_noise_floor_lies_far_below_the_transparent_tier(result: dict[str, Any]) -> None:
+    assert result["noise_floor_nats"] < 0.1 * 0.005
+    assert {control["name"] for control in result["controls"]} >= {"prefilled again", "in chunks of 128 tokens"}
+
+
+class _Spoiled:
+    """int8, until its second session: then a NaN."""
+
+    name, family, kind, codec_bytes, fingerprint = "spoiled", "spoiled", "int8", 0, ""
+
+    def __init__(self) -> None:
+        self.rival, self.calls = next(r for r in int8_family(None) if r.name == "int8"), 0  # type: ignore[arg-type]
+
+    def encode(self, snapshot: KVSnapshot) -> Any:
+        self.calls += snapshot.tokens == 96
+        return self.rival.encode(snapshot)
+
+    def decode(self, encoded: Any) -> KVSnapshot:
+        snapshot = self.rival.decode(encoded)
+        if self.calls < 4:  # the slow measures of the first session encode once more
+            return snapshot
+        first = snapshot.layers[0]
+        spoiled = LayerKV(torch.full_like(first.keys, math.nan), first.values, first.positions)
+        return KVSnapshot((spoiled, *snapshot.layers[1:]), snapshot.token_ids, snapshot.origin)
+
+
+def test_a_failed_rival_says_why_and_costs_the_others_nothing(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, sessions_file: Path
+) -> None:
+    def build(names: Any, calibration: Any) -> Iterator[Any]:
+        yield "spoiled", [_Spoiled()], None
+        yield from build_all(["raw16"], calibration)
+        yield "broken", [], "ValueError: cannot be fitted"
+
+    monkeypatch.setattr(suite_run, "build_all", build)
+    found = run_suite(DEFAULT_MODEL, ["int8"], sessions_file, tmp_path, replace(SMALL, count=3))
+    reasons = {codec["name"]: codec["failed"] for codec in found["codecs"]}
+    assert "NaN" in reasons["spoiled"]
+    assert reasons["broken"] == "ValueError: cannot be fitted"
+    assert reasons["raw16"] is None
+    rows = [json.loads(line)["codec"] for line in (tmp_path / "rows.jsonl").read_text().splitlines()]
+    assert rows.count("raw16") == 3
+    assert 1 <= rows.count("spoiled") < 3  # what was measured before is kept
+    assert "NaN" in (tmp_path / "report.html").read_text()
+
+
+def test_unknown_codec_short_sessions_and_wrong_files_are_one_line(tmp_path: Path, sessions_file: Path) -> None:
+    with pytest.raises(InputError, match="unknown codec 'nonsense'"):
+        resolve(["nonsense"])
+    with pytest.raises(InputError, match="no session has the 100064 tokens"):
+        run_suite(DEFAULT_MODEL, ["raw16"], sessions_file, tmp_path / "a", replace(SMALL, tokens=100_000))
+    few = tmp_path / "few.jsonl"
+    few.write_text("".join(sessions_file.read_text().splitlines(keepends=True)[:3]))
+    with pytest.raises(InputError, match="left to fit rivals to"):
+        run_suite(DEFAULT_MODEL, ["raw16"], few, tmp_path / "b", SMALL)
+    assert not (tmp_path / "a").exists()
+    with pytest.raises(KVCompressError, match="cannot be read"):
+        read_result(tmp_path / "none")
+    (tmp_path / "report.json").write_text("{}")
+    with pytest.raises(KVCompressError, match="schema"):
+        read_result(tmp_path)
+
+
+def test_all_means_the_rivals_where_a_codec_directory_is_named(tmp_path: Path) -> None:
+    assert resolve(["all"]) == [OWN, *FAMILIES]
+    assert resolve([str(tmp_path), "all"]) == [str(tmp_path), *FAMILIES]
+    assert resolve(["int8", "int8"]) == ["int8"]
+
+
+def test_thinning_keeps_ends_and_quality_words() -> None:
+    rivals = [_Spoiled() for _ in range(9)]
+    chosen = thin(list(rivals), 3)
+    assert chosen == [rivals[0], rivals[4], rivals[8]]
+    assert thin(list(rivals), 20) == rivals
+
+
+def test_readme_keeps_its_text_and_takes_the_table(result: dict[str, Any], tmp_path: Path) -> None:
+    page = tmp_path / "README.md"
+    page.write_text("before\n<!-- results -->\nold\n<!-- /results -->\nafter\n")
+    write_readme(read_result(result["out"]), page)
+    text = page.read_text()
+    assert text.startswith("before\n<!-- results -->\n")
+    assert text.endswith("<!-- /results -->\nafter\n")
+    assert "old" not in text
+    assert "tinyvae" in text
+    page.write_text("no marks")
+    with pytest.raises(InputError, match="no place for results"):
+        write_readme(read_result(result["out"]), page)
+
+
+def test_compare_prints_the_differences_of_two_reports(result: dict[str, Any]) -> None:
+    outcome = CliRunner().invoke(app, ["compare", str(result["out"]), str(result["out"])])
+    assert outcome.exit_code == 0
+    assert "int8" in outcome.output
+
+
+def test_file_of_every_codec_is_read_back(result: dict[str, Any], tmp_path: Path, sessions_file: Path) -> None:
+    """Round trip through the file system, not through memory: what is measured is what was read."""
+    model, tokenizer = load_model(find_checkpoint(DEFAULT_MODEL))
+    _, ids = tokenized_sessions(model, tokenizer, sessions_file)[0]
+    snapshot = capture(model, ids[:96], tokenizer=tokenizer)
+    rival = next(r for r in int8_family(None) if r.name == "int8")  # type: ignore[arg-type]
+    save(tmp_path / "a.kvz", rival.encode(snapshot))
+    decoded = rival.decode(load(tmp_path / "a.kvz"))
+    assert not torch.equal(decoded.layers[0].keys, snapshot.layers[0].keys)
+    assert torch.equal(decoded.token_ids, snapshot.token_ids)
