@@ -12,7 +12,7 @@ import typer
 from eval.bench import bench
 from eval.demo import demo
 from kvcompress.errors import KVCompressError
-from kvcompress.zoo import DEFAULT_MODEL
+from kvcompress.zoo import DEFAULT_CODEC, DEFAULT_MODEL
 
 SESSIONS = Path("examples/sessions.jsonl")
 
@@ -97,6 +97,22 @@ def compare_command(
     from eval.suite.report import compare
 
     typer.echo(compare(read_result(first), read_result(second)))
+
+
+@app.command("devices")
+def devices_command(
+    codec: Annotated[str, typer.Option(help="Codec directory, or the name of a bundled codec.")] = DEFAULT_CODEC,
+    model: Annotated[str, typer.Option(help="Model directory, or the name of a bundled model.")] = DEFAULT_MODEL,
+    sessions: Annotated[Path, typer.Option(help="JSON lines of recorded sessions.")] = SESSIONS,
+    out: Annotated[Path, typer.Option(help="Directory of the result.")] = Path("reports/devices"),
+    tokens: Annotated[int, typer.Option(help="Tokens stored of each session.", min=1)] = 512,
+    count: Annotated[int, typer.Option(help="Sessions.", min=1)] = 1,
+    quality: Annotated[str, typer.Option(help="Quality word of the files.")] = "transparent",
+) -> None:
+    """Encode in one condition, decode in another, for every pair at hand; exit status 1 where a symbol changed."""
+    from eval.devices.run import devices
+
+    devices(out, model, codec, sessions, tokens, count, quality)
 
 
 def run() -> None:

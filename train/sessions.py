@@ -67,7 +67,9 @@ class Script:
     def go_on(self) -> None:
         """Add the user's next scripted turn, or none: then the model speaks for both."""
         draw = self.rng.random()
-        if self.category in ("facts", "instructions"):
+        if not self.facts:
+            self.state([invent_fact(self.rng, set())])
+        elif self.category in ("facts", "instructions"):
             if draw < 0.6:
                 self.ask()
             elif draw < 0.75:
@@ -78,7 +80,10 @@ class Script:
             self.recite()
 
     def close(self) -> None:
-        """Add one of the closing turns."""
+        """Add one of the closing turns; the first asks for a fact if none was asked for yet."""
+        if not self.asked:
+            self.ask()
+            return
         closing = {"arithmetic": self.calculate, "documents": self.recite, "dialogue": self.thank}
         closing.get(self.category, self.ask)()
 
