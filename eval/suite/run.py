@@ -55,7 +55,7 @@ class SuiteSettings:
     quick: bool = False
 
 
-QUICK = SuiteSettings(count=5, thorough=1, calibration=12, most_points=3, quick=True)
+QUICK = SuiteSettings(count=4, thorough=1, calibration=10, most_points=3, quick=True)
 LEAST_CALIBRATION = 4
 
 

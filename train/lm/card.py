@@ -79,8 +79,9 @@ Exact answers to facts planted at the start, by distance:
 
 At 1,000 tokens and more: **{measured["recall_at_1000_tokens_and_more"]:.1%}**.
 ```
-python -m train compose --held-out --corpus ... --count {measured["sessions"]} -o held_out.jsonl
-python -m train measure --sessions held_out.jsonl --card
+python -m train compose --held-out --corpus sgd_dialogues.jsonl.gz --corpus taskmaster4_dialogues.jsonl.gz \\
+    --corpus gsm8k_train.jsonl.gz --category facts --count 32 --chars 5600 --seed 7 -o held_out.jsonl
+python -m train measure --sessions held_out.jsonl --most-sessions {measured["sessions"]} --card
 ```
 """
     (directory / "README.md").write_text(text, encoding="utf-8")
