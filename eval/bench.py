@@ -41,9 +41,9 @@ def bench(tokens: int, threads: int, out: Path) -> None:
         encoded = load(path)
         decoded = codec.decode(encoded)
         result["file_bytes"], result["raw_bytes"] = path.stat().st_size, snapshot.raw_bytes
-        vae, rate = codec.vaes[0], int(encoded.settings["rate"])
-        left = torch.randn(tokens, vae.prior.weight.shape[0] + vae.active_rank(rate))
-        right = torch.randn(left.shape[1], vae.config.channels)
+        vae, rate = codec.vae(0), int(encoded.settings["rate"])
+        width = vae.config.prior_width + vae.active_rank(rate)
+        left, right = torch.randn(tokens, width), torch.randn(width, vae.config.channels)
         result["seconds"] = {
             "encode": median_seconds(lambda: codec.encode(snapshot, rate)),
             "open": median_seconds(lambda: load(path)),

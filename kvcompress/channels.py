@@ -41,6 +41,11 @@ class LayerShape:
         """Numbers a token adds to this layer's cache."""
         return self.heads * (self.key_size + self.value_size)
 
+    @property
+    def blocks(self) -> tuple[int, ...]:
+        """Sizes of what belongs together among the layer's channels: each head's keys, then each head's values."""
+        return (self.key_size,) * self.heads + (self.value_size,) * self.heads
+
 
 def layer_shapes(snapshot: KVSnapshot) -> tuple[LayerShape, ...]:
     """Return the shape of every layer."""

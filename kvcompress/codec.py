@@ -15,6 +15,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 from huggingface_hub import PyTorchModelHubMixin
 from torch import Tensor, nn
@@ -90,7 +91,7 @@ class TinyVAECodec(
         self.model_fingerprint = ModelFingerprint.from_json(model)
         self.tiers, self.fitted = dict(tiers or {}), dict(fitted or {})
         self.vaes = nn.ModuleList(TinyVAE(TinyVAEConfig(**group["config"])) for group in groups)
-        self.register_buffer("table_counts", torch.zeros(TABLE_ENTRIES, dtype=torch.int32))
+        self.register_buffer("table_counts", torch.zeros(TABLE_ENTRIES, dtype=torch.int16))
         self.register_buffer("table_offsets", torch.zeros(LEVELS + 1, dtype=torch.int32))
         self._fingerprint: str | None = None
         self._bank: TableBank | None = None
@@ -126,8 +127,17 @@ class TinyVAECodec(
     def bank(self) -> TableBank:
         """The frozen tables as the entropy coder sees them."""
         if self._bank is None:
-            self._bank = TableBank(self.table_counts.numpy(), self.table_offsets.numpy())
+            counts = self.table_counts.numpy().view(np.uint16).astype(np.int32)  # 16 bits, without a sign, on disk
+            self._bank = TableBank(counts, self.table_offsets.numpy())
         return self._bank
+
+    def store_tables(self, counts: Tensor, offsets: Tensor, centroids: Tensor) -> None:
+        """Keep what `tinyvae.tables.build_tables` made."""
+        self.table_counts.copy_(torch.from_numpy(counts.numpy().astype(np.uint16).view(np.int16)))
+        self.table_offsets.copy_(offsets)
+        for group in range(len(self.groups)):
+            self.vae(group).centroids.copy_(centroids)
+        self._bank = self._fingerprint = None
 
     def vae(self, group: int) -> TinyVAE:
         """Return the TinyVAE of a group."""
@@ -201,7 +211,7 @@ class TinyVAECodec(
         symbols = []
         for group, place in enumerate(places):
             vae = self.vae(group)
-            levels = vae.levels(token_ids[place], rate)[:, : vae.active_rank(rate)]
+            levels = vae.levels(token_ids[place], rate)
             data = encoded.sections[f"latents.{group}"]
             symbols.append(torch.from_numpy(decode_symbols(data, levels.numpy(), self.bank)))
         return self._rebuild(token_ids, origin, places, symbols, rate)
@@ -266,7 +276,9 @@ class TinyVAECodec(
         rope, layers = rope_of(origin), dict[int, LayerKV]()
         for group, (place, coded) in enumerate(zip(places, symbols, strict=True)):
             vae = self.vae(group)
-            channels = vae.synthesise(self._expected(group, token_ids, place), vae.dequantize(coded, rate))
+            channels = vae.synthesise(
+                self._expected(group, token_ids, place), vae.dequantize(coded, token_ids[place], rate)
+            )
             layers |= from_channels(channels, self.groups[group], self.shapes, place, rope, origin.dtype)
         return KVSnapshot(tuple(layers[i] for i in range(len(layers))), token_ids, origin)
 

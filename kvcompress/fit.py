@@ -5,7 +5,8 @@ does not grow with their number.
 
 1. token means and sensitivity (Fisher matrix) -> token table, weight of the error;
 2. moments of regressors and channels -> prior, covariance of what it leaves, weighted KLT;
-3. on sessions kept out of 1 and 2: spread of the latents by latent and by token -> levels, tables.
+3. on sessions kept out of 1 and 2: what decoded neighbours tell -> weights of the prediction; spread of what
+   is left by phase, latent and token -> levels, tables.
 """
 
 from __future__ import annotations
@@ -25,10 +26,10 @@ from kvcompress.hf.capture import capture
 from kvcompress.hf.sensitivity import cache_gradients
 from kvcompress.snapshot import KVSnapshot
 from tinyvae import TinyVAEConfig
+from tinyvae.spread import calibrate_group
 from tinyvae.prior import Moments, TokenMeans, TokenPrior
-from tinyvae.quantize import LEVELS_PER_OCTAVE, LOWEST_SCALE_LOG2
 from tinyvae.tables import build_tables
-from tinyvae.transform import sensitivity_weight, weighted_klt
+from tinyvae.transform import block_metric, sensitivity_weight, weighted_klt
 
 Progress = Callable[[str, int, int], None]
 """Called with the pass, the sessions done and their number."""
@@ -41,7 +42,8 @@ class FitSettings:
     Attributes:
         rank: Latents per group.
         prior_rank: Columns of the token table.
-        prior_taps: Tokens the prior looks at.
+        prior_taps: Tokens the prior looks up.
+        prior_width: Hidden units of the prior.
         fisher_exponent: See `tinyvae.transform.sensitivity_weight`.
         fisher_sessions: Sessions whose gradients are taken.
         continuation_tokens: Tokens of each of them that stand for the future.
@@ -50,9 +52,10 @@ class FitSettings:
         seed: Of sampled tokens and of the split.
     """
 
-    rank: int = 512
+    rank: int = 384
     prior_rank: int = 96
     prior_taps: int = 4
+    prior_width: int = 256
     fisher_exponent: float = 0.7
     fisher_sessions: int = 64
     continuation_tokens: int = 256
@@ -72,11 +75,11 @@ class _Group:
 
 @dataclass(slots=True)
 class _Solved:
-    """What the second pass solves for a group: prior [V, r] .., analysis [C, R], synthesis [R, C], variances [R]."""
+    """What the second pass solves for a group: prior, synthesis [R, C], blocks of the metric, variances [R]."""
 
     prior: TokenPrior
-    analysis: Tensor
     synthesis: Tensor
+    metric: Tensor
     variances: Tensor
 
 
@@ -157,8 +160,9 @@ class Fitter:
         priors, moments = [], []
         for group, weight in zip(self.groups, weights, strict=True):
             table = group.means.table(s.prior_rank, weight.diagonal().sqrt().float())
-            prior = TokenPrior(self.vocab_size, table.shape[1], s.prior_taps, len(weight))
-            prior.table.copy_(table)
+            width = min(s.prior_width, len(weight), table.shape[1] * s.prior_taps)
+            prior = TokenPrior(self.vocab_size, table.shape[1], s.prior_taps, width, len(weight))
+            prior.table.store(table)
             priors.append(prior)
             moments.append(Moments.empty(table.shape[1] * s.prior_taps, len(weight)))
         for snapshot in self._snapshots("prior", self.sessions):
@@ -166,34 +170,33 @@ class Fitter:
                 places = group_positions(snapshot, group.layers)
                 channels = to_channels(snapshot, group.layers, self.rope)
                 moment.add(prior.features(snapshot.token_ids)[places], channels)
-        solved = []
-        for prior, moment, weight in zip(priors, moments, weights, strict=True):
-            matrix, bias = moment.solve()
-            prior.weight.copy_(matrix)
-            prior.bias.copy_(bias)
-            # The stored weights are rounded: the covariance is that of what they really leave.
-            covariance = moment.residual_covariance(prior.weight, prior.bias)
-            solved.append(_Solved(prior, *weighted_klt(covariance, weight, s.rank)))
-        return solved
+        return [
+            self._solved(*parts, self._blocks(group))
+            for *parts, group in zip(priors, moments, weights, self.groups, strict=True)
+        ]
+
+    def _blocks(self, group: _Group) -> tuple[int, ...]:
+        return tuple(size for i in group.layers for size in self.shapes[i].blocks)
+
+    def _solved(self, prior: TokenPrior, moment: Moments, weight: Tensor, blocks: tuple[int, ...]) -> _Solved:
+        prior.store(*moment.factored(weight, prior.inward.values.shape[1]))
+        # The stored weights are rounded: constant and covariance are those of what they really leave.
+        matrix = prior.inward.dense @ prior.outward.dense
+        prior.bias.copy_(moment.constant(matrix))
+        covariance = moment.residual_covariance(matrix, prior.bias)
+        _, synthesis, variances = weighted_klt(covariance, weight, self.settings.rank)
+        return _Solved(prior, synthesis, block_metric(weight, blocks), variances)
 
     def build(self, solved: Sequence[_Solved]) -> TinyVAECodec:
-        """Pass 3: calibrate levels and tables on the sessions kept out, and assemble the codec."""
+        """Pass 3: calibrate prediction, levels and tables on the sessions kept out, and assemble the codec."""
         codec = self._assemble(solved)
-        samples = []
-        for index, (power, token_level, rows) in enumerate(self._latent_spread(codec)):
-            vae = codec.vae(index)
-            deviation = power.sqrt().clamp(min=1e-12)
-            octaves = torch.log2(deviation / vae.config.reference_step) - LOWEST_SCALE_LOG2
-            vae.base_level.copy_((LEVELS_PER_OCTAVE * octaves).round().int())
-            vae.token_level.copy_(token_level)
-            samples.append((rows / deviation)[:, : leading_latents(rows.shape[1])].flatten())
+        samples = [
+            calibrate_group(codec.vae(index), rows, self.settings.sample_rows)
+            for index, rows in enumerate(self._calibration_latents(codec))
+        ]
         pooled = torch.cat(samples)
         pick = torch.randperm(len(pooled), generator=torch.Generator().manual_seed(self.settings.seed))
-        counts, offsets, centroids = build_tables(pooled[pick[:400_000]])
-        codec.table_counts.copy_(counts)
-        codec.table_offsets.copy_(offsets)
-        for index in range(len(self.groups)):
-            codec.vae(index).centroids.copy_(centroids)
+        codec.store_tables(*build_tables(pooled[pick[:400_000]]))
         return codec.eval()
 
     def _assemble(self, solved: Sequence[_Solved]) -> TinyVAECodec:
@@ -202,11 +205,12 @@ class Fitter:
         groups = []
         for group, part in zip(self.groups, solved, strict=True):
             config = TinyVAEConfig(
-                channels=part.analysis.shape[0],
+                blocks=self._blocks(group),
                 vocab_size=self.vocab_size,
-                rank=part.analysis.shape[1],
-                prior_rank=part.prior.table.shape[1],
+                rank=part.synthesis.shape[0],
+                prior_rank=part.prior.table.values.shape[1],
                 prior_taps=self.settings.prior_taps,
+                prior_width=part.prior.inward.values.shape[1],
                 reference_step=step,
             )
             groups.append({"layers": list(group.layers), "config": asdict(config)})
@@ -224,57 +228,18 @@ class Fitter:
         for index, part in enumerate(solved):
             vae = codec.vae(index)
             vae.prior.load_state_dict(part.prior.state_dict())
-            vae.transform.analysis.copy_(part.analysis)
-            vae.transform.synthesis.copy_(part.synthesis)
+            vae.transform.store(part.synthesis, part.metric)
         return codec
 
     @torch.inference_mode()
-    def _latent_spread(self, codec: TinyVAECodec) -> list[tuple[Tensor, Tensor, Tensor]]:
-        """Return for each group: latent power [R] at unit token level, token levels [V], sample rows."""
-        rows: list[list[Tensor]] = [[] for _ in self.groups]
-        ids: list[list[Tensor]] = [[] for _ in self.groups]
+    def _calibration_latents(self, codec: TinyVAECodec) -> list[list[tuple[Tensor, Tensor]]]:
+        """Return for each group, and each session kept out, latents [T, R] and token ids [T]."""
+        found: list[list[tuple[Tensor, Tensor]]] = [[] for _ in self.groups]
         for snapshot in self._snapshots("calibration", self.calibration):
             for index, group in enumerate(self.groups):
-                vae = codec.vae(index)
                 places = group_positions(snapshot, group.layers)
-                expected = vae.prior(snapshot.token_ids)[places]
-                latents = vae.analyse(expected, to_channels(snapshot, group.layers, self.rope))
-                rows[index].append(latents)
-                ids[index].append(snapshot.token_ids[places])
-        return [self._spread(torch.cat(r), torch.cat(i)) for r, i in zip(rows, ids, strict=True)]
-
-    def _spread(self, latents: Tensor, token_ids: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        token_level = token_levels(latents, token_ids, self.vocab_size)
-        unit = latents * torch.exp2(-token_level[token_ids].float() / LEVELS_PER_OCTAVE)[:, None]
-        power = unit.square().mean(0)
-        pick = torch.randperm(len(unit), generator=torch.Generator().manual_seed(0))[: self.settings.sample_rows]
-        return power, token_level, unit[pick]
-
-
-def leading_latents(rank: int) -> int:
-    """Return how many of the widest latents stand for all when their spread is measured."""
-    return min(rank, max(8, rank // 3))
-
-
-def token_levels(latents: Tensor, token_ids: Tensor, vocab_size: int, shrinkage: float = 8.0) -> Tensor:
-    """Return [V] int32: how many levels a token's residual lies above or below the average.
-
-    The mean of the log energy over the leading latents, shrunk towards 0 where a token is rare.
-
-    Args:
-        latents: [T, R] float32.
-        token_ids: [T] int64.
-        vocab_size: V.
-        shrinkage: Occurrences at which half of the measured level is believed.
-    """
-    leading = latents[:, : leading_latents(latents.shape[1])]
-    power = leading.square().mean(0).clamp(min=1e-24)
-    log_energy = 0.5 * torch.log2((leading.square() / power).mean(1).clamp(min=1e-6))
-    log_energy -= log_energy.mean()
-    sums = torch.zeros(vocab_size).index_add_(0, token_ids, log_energy)
-    counts = torch.zeros(vocab_size).index_add_(0, token_ids, torch.ones_like(log_energy))
-    octaves = sums / (counts + shrinkage)
-    return (LEVELS_PER_OCTAVE * octaves).round().clamp(-24, 24).int()
+                found[index].append((codec.latents(snapshot, index), snapshot.token_ids[places]))
+        return found
 
 
 def fit_codec(

@@ -1,24 +1,26 @@
 """TinyVAE: a conditional variational codec of the channels of a KV cache.
 
 ```
-token_ids ──► prior ───────────────┬────────────────────────────┐
-                                   ▼ -                          ▼ +
-channels ────────────────────────► o ─► analyse ─► quantize     o ─► channels'
-                                                      │         ▲
-                                             symbols (integers) │
-                                                      └─► dequantize ─► synthesise
+token_ids ──► prior ───────────────┬─────────────────────────────────────┐
+                                   ▼ -                                   ▼ +
+channels ────────────────────────► o ─► analyse ─► o ─► quantize         o ─► channels'
+                                                 - ▲        │            ▲
+token_ids ──► phases ──► predicted from decoded ───┤   symbols (integers)│
+                         latents                   └───► + ─┴─ dequantize ─► synthesise
 ```
-The prior is subtracted before quantisation and added back after decoding: it moves the
+Prior and prediction are subtracted before quantisation and added back after decoding: they move the
 reconstruction, never a symbol's probability. Levels, which choose the tables, are integers.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
+from tinyvae.neighbours import MATCHES, PHASES, SOURCES, Phase, phases
 from tinyvae.prior import TokenPrior
 from tinyvae.quantize import LEVELS, dequantize, quantize, step_at
 from tinyvae.transform import Transform
@@ -29,62 +31,84 @@ class TinyVAEConfig:
     """Geometry of one group of layers.
 
     Attributes:
-        channels: Keys and values of a token over the layers of the group.
+        blocks: Sizes of the blocks of channels that belong together (a head's keys, its values); they add up to C.
         vocab_size: Number of token ids.
         rank: Number of latents.
         prior_rank: Columns of the token table.
-        prior_taps: Tokens the prior looks at, the current one included.
+        prior_taps: Tokens the prior looks up, the current one included.
+        prior_width: Hidden units of the prior.
         reference_step: Quantisation step of rate 0.
     """
 
-    channels: int
+    blocks: tuple[int, ...]
     vocab_size: int
     rank: int
     prior_rank: int
     prior_taps: int
+    prior_width: int
     reference_step: float
 
     def __post_init__(self) -> None:
         """Refuse impossible geometries."""
-        sizes = (self.channels, self.vocab_size, self.rank, self.prior_rank, self.prior_taps)
-        if min(sizes) < 1 or not self.reference_step > 0:
+        object.__setattr__(self, "blocks", tuple(self.blocks))
+        sizes = (*self.blocks, self.vocab_size, self.rank, self.prior_rank, self.prior_taps, self.prior_width)
+        if not self.blocks or min(sizes) < 1 or not self.reference_step > 0:
             raise ValueError(f"sizes and the reference step must be positive: {self}")
         if self.rank > self.channels:
             raise ValueError(f"rank {self.rank} exceeds the {self.channels} channels")
 
+    @property
+    def channels(self) -> int:
+        """Keys and values of a token over the layers of the group, C."""
+        return sum(self.blocks)
+
 
 class TinyVAE(nn.Module):
-    """One group of layers: prior, transform, quantiser and the integers that choose the tables.
+    """One group of layers: prior, transform, prediction, quantiser and the integers that choose the tables.
 
     Attributes:
-        base_level: [R] int32 level of each latent at rate 0.
-        token_level: [V] int32 added for each token id: how far above or below average the
+        base_level: [PHASES, R] int16 level of each latent at rate 0.
+        match_level: [PHASES, MATCHES] int16 added where the same token or pair was decoded before.
+        token_level: [V] int8 added for each token id: how far above or below average the
             residual of that token lies. Free side information, since the ids are known.
+        weights: [PHASES, MATCHES, SOURCES, R] float16: how much of each source's latent is expected again.
         centroids: [LEVELS, 2] float32: how far, in steps, the mean of bin 1 and of the bins above it
             lies below the bin's integer. Taken at the level of the latent, whatever the token.
     """
 
     base_level: Tensor
+    match_level: Tensor
     token_level: Tensor
+    weights: Tensor
     centroids: Tensor
 
     def __init__(self, config: TinyVAEConfig) -> None:
         super().__init__()
         self.config = config
-        self.prior = TokenPrior(config.vocab_size, config.prior_rank, config.prior_taps, config.channels)
-        self.transform = Transform(config.channels, config.rank)
-        self.register_buffer("base_level", torch.zeros(config.rank, dtype=torch.int32))
-        self.register_buffer("token_level", torch.zeros(config.vocab_size, dtype=torch.int32))
+        sizes = (config.vocab_size, config.prior_rank, config.prior_taps, config.prior_width)
+        self.prior = TokenPrior(*sizes, config.channels)
+        self.transform = Transform(config.blocks, config.rank)
+        self.register_buffer("base_level", torch.zeros(PHASES, config.rank, dtype=torch.int16))
+        self.register_buffer("match_level", torch.zeros(PHASES, MATCHES, dtype=torch.int16))
+        self.register_buffer("token_level", torch.zeros(config.vocab_size, dtype=torch.int8))
+        self.register_buffer("weights", torch.zeros(PHASES, MATCHES, SOURCES, config.rank, dtype=torch.float16))
         self.register_buffer("centroids", torch.zeros(LEVELS, 2))
 
     def levels(self, token_ids: Tensor, rate: int) -> Tensor:
-        """Return the level of every symbol, [T, R] int32, from integers alone; negative is not coded."""
-        total = self.base_level + rate + self.token_level[token_ids][:, None]
-        return total.clamp(-1, LEVELS - 1)
+        """Return the level of every symbol, [T, r] int32, from integers alone; negative is not coded."""
+        active = self.active_rank(rate)
+        out = torch.empty(len(token_ids), active, dtype=torch.int32)
+        for phase in phases(token_ids):
+            of_token = (
+                self.token_level[token_ids[phase.rows]].int() + self.match_level[phase.number][phase.matches] + rate
+            )
+            out[phase.rows] = self.base_level[phase.number, :active].int() + of_token[:, None]
+        return out.clamp_(-1, LEVELS - 1)
 
     def active_rank(self, rate: int) -> int:
         """Return how many leading latents can be coded at a rate: the others are zero for every token."""
-        coded = torch.nonzero(self.base_level + rate + self.token_level.max() >= 0)
+        highest = self.base_level.int() + self.match_level.int().amax(1, keepdim=True)
+        coded = torch.nonzero(highest.amax(0) + rate + int(self.token_level.max()) >= 0)
         return int(coded[-1]) + 1 if len(coded) else 0
 
     def analyse(self, expected: Tensor, channels: Tensor) -> Tensor:
@@ -92,15 +116,56 @@ class TinyVAE(nn.Module):
         return self.transform.analyse(channels - expected)
 
     def quantize(self, latents: Tensor, token_ids: Tensor, rate: int) -> tuple[Tensor, Tensor]:
-        """Return symbols and levels, both [T, r] int32, r the active rank."""
-        active = self.active_rank(rate)
-        levels = self.levels(token_ids, rate)[:, :active]
-        return quantize(latents[:, :active], step_at(self.config.reference_step, rate), levels), levels
+        """Return symbols and levels, both [T, r] int32, r the active rank, of latents [T, R] and token ids [T]."""
+        levels, step = self.levels(token_ids, rate), step_at(self.config.reference_step, rate)
+        symbols = torch.zeros_like(levels)
 
-    def dequantize(self, symbols: Tensor, rate: int) -> Tensor:
-        """Return latents [T, r] float32 of symbols [T, r] int32."""
-        level = (self.base_level[: symbols.shape[1]] + rate).clamp(0, LEVELS - 1)
-        return dequantize(symbols, step_at(self.config.reference_step, rate), self.centroids[level].T)
+        def round_phase(phase: Phase, predicted: Tensor) -> Tensor:
+            rest = latents[phase.rows, : levels.shape[1]] - predicted
+            symbols[phase.rows] = found = quantize(rest, step, levels[phase.rows])
+            return found
+
+        self.reconstruct(token_ids, rate, levels.shape[1], round_phase)
+        return symbols, levels
+
+    def dequantize(self, symbols: Tensor, token_ids: Tensor, rate: int) -> Tensor:
+        """Return latents [T, r] float32 of symbols [T, r] int32 and token ids [T] int64."""
+        return self.reconstruct(token_ids, rate, symbols.shape[1], lambda phase, _: symbols[phase.rows])
+
+    def reconstruct(
+        self, token_ids: Tensor, rate: int, active: int, symbols_of: Callable[[Phase, Tensor], Tensor]
+    ) -> Tensor:
+        """Return latents [T, r] float32, phase by phase: the one path of encoder and decoder.
+
+        Args:
+            token_ids: [T] int64.
+            rate: Rate index.
+            active: r, latents that are coded.
+            symbols_of: Called with a phase and what is expected of its latents, [N, r]; returns its symbols.
+        """
+        step = step_at(self.config.reference_step, rate)
+        decoded = torch.zeros(len(token_ids) + 1, active)  # the last row stands for sources that do not exist
+        for phase in phases(token_ids):
+            predicted = self._predicted(decoded, phase)
+            symbols = symbols_of(phase, predicted)
+            decoded[phase.rows] = predicted + dequantize(symbols, step, self.shifts(phase.number, rate, active))
+        return decoded[:-1]
+
+    def _predicted(self, decoded: Tensor, phase: Phase) -> Tensor:
+        """Return what the decoded latents [T + 1, r] tell about those of a phase, [N, r] float32."""
+        active = decoded.shape[1]
+        out = torch.zeros(len(phase.rows), active)
+        if phase.number == 0:
+            return out
+        weights = self.weights[phase.number, :, :, :active].float()
+        for source in range(SOURCES):
+            out.addcmul_(decoded[phase.sources[source]], weights[:, source][phase.matches])
+        return out
+
+    def shifts(self, phase: int, rate: int, active: int) -> Tensor:
+        """Return the centroid shifts [2, r] of a phase's latents."""
+        level = (self.base_level[phase, :active].int() + rate).clamp(0, LEVELS - 1)
+        return self.centroids[level].T
 
     def synthesise(self, expected: Tensor, latents: Tensor) -> Tensor:
         """Return channels [T, C] float32 from the expectation [T, C] and latents [T, r]."""

@@ -1,8 +1,7 @@
 """What the tokens alone say about a cache, before a single bit is spent.
 
-The prior is linear in a low-rank token table: expected channels at position t are a constant plus
-the embeddings of the tokens at t, t-1, ..., t-K+1, each through a matrix of its own (one causal
-convolution). It needs the token ids, which a session holds anyway, and costs no bits.
+Expected channels at position t come from the tokens at t, t-1, ..., t-K+1 through a low-rank token table and a few
+hidden units. It needs the token ids, which a session holds anyway, and costs no bits.
 """
 
 from __future__ import annotations
@@ -11,6 +10,8 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+
+from tinyvae.weights import Int8Matrix
 
 
 def lagged(embedded: Tensor, taps: int) -> Tensor:
@@ -33,30 +34,42 @@ def lagged(embedded: Tensor, taps: int) -> Tensor:
 class TokenPrior(nn.Module):
     """Expected channels given the token ids.
 
+    The token and its predecessors are looked up in a low-rank table and mixed into a few hidden units, which one matrix
+    turns into channels: a linear regression of low rank on a low-rank table.
+
+    Args:
+        vocab_size: V.
+        rank: r, columns of the token table.
+        taps: K, tokens looked up, the current one included.
+        width: H, hidden units.
+        channels: C.
+
     Attributes:
-        table: [V, r] bfloat16 token embeddings.
-        weight: [K * r, C] bfloat16, one matrix per lag, stacked.
         bias: [C] float32.
     """
 
-    table: Tensor
-    weight: Tensor
     bias: Tensor
 
-    def __init__(self, vocab_size: int, rank: int, taps: int, channels: int) -> None:
+    def __init__(self, vocab_size: int, rank: int, taps: int, width: int, channels: int) -> None:
         super().__init__()
         self.taps = taps
-        self.register_buffer("table", torch.zeros(vocab_size, rank, dtype=torch.bfloat16))
-        self.register_buffer("weight", torch.zeros(taps * rank, channels, dtype=torch.bfloat16))
+        self.table = Int8Matrix(vocab_size, rank)
+        self.inward, self.outward = Int8Matrix(taps * rank, width), Int8Matrix(width, channels)
         self.register_buffer("bias", torch.zeros(channels))
 
     def features(self, token_ids: Tensor) -> Tensor:
         """Return the regressors [T, K * r] of token ids [T] int64."""
-        return lagged(self.table[token_ids].float(), self.taps)
+        return lagged(self.table.rows(token_ids), self.taps)
 
     def forward(self, token_ids: Tensor) -> Tensor:
         """Return expected channels [T, C] float32 for token ids [T] int64."""
-        return torch.addmm(self.bias.float(), self.features(token_ids), self.weight.float())
+        return torch.addmm(self.bias, self.features(token_ids) @ self.inward.dense, self.outward.dense)
+
+    @torch.no_grad()
+    def store(self, inward: Tensor, outward: Tensor) -> None:
+        """Keep what `Moments.factored` found."""
+        self.inward.store(inward)
+        self.outward.store(outward)
 
 
 @dataclass(slots=True)
@@ -133,6 +146,30 @@ class Moments:
         penalty[-1, -1] = 0.0  # the constant is free
         solution = torch.linalg.solve(self.ff + penalty, self.fx)
         return solution[:-1].float(), solution[-1].float()
+
+    def factored(self, metric: Tensor, width: int, ridge: float = 1e-3) -> tuple[Tensor, Tensor]:
+        """Return inward [F, H] and outward [H, C], float32: the regression of rank H (Izenman 1975).
+
+        Of all matrices of that rank their product leaves the least error in the metric.
+
+        Args:
+            metric: [C, C] float64 positive definite, the weight of the squared error.
+            width: H.
+            ridge: Penalty of the regression.
+        """
+        weight, _ = self.solve(ridge)
+        centred = self.ff[:-1, :-1] - torch.outer(self.ff[:-1, -1], self.ff[-1, :-1]) / max(1.0, float(self.ff[-1, -1]))
+        fitted = weight.double().T @ centred @ weight.double()
+        values, vectors = torch.linalg.eigh(metric)
+        root, inverse = (vectors * values.sqrt()) @ vectors.T, (vectors * values.rsqrt()) @ vectors.T
+        _, basis = torch.linalg.eigh(root @ fitted @ root)
+        basis = basis[:, -width:].flip(1)
+        return (weight.double() @ (root @ basis)).float(), (basis.T @ inverse).float()
+
+    def constant(self, weight: Tensor) -> Tensor:
+        """Return the bias [C] float32 that leaves no mean error beside a weight [F, C]."""
+        count = max(1.0, float(self.ff[-1, -1]))
+        return ((self.fx[-1] - self.ff[-1, :-1] @ weight.double()) / count).float()
 
     def residual_covariance(self, weight: Tensor, bias: Tensor) -> Tensor:
         """Return the covariance [C, C] float64 of what the regression leaves."""

@@ -55,3 +55,18 @@ def dequantize(symbols: Tensor, step: float, shifts: Tensor) -> Tensor:
     magnitude = symbols.abs()
     value = magnitude - torch.where(magnitude == 1, shifts[0], shifts[1])
     return (value * symbols.sign()).mul_(step)
+
+
+def outside_bin(latents: Tensor, symbols: Tensor, step: float) -> Tensor:
+    """Return how far, in steps, latents lie outside the bins of their symbols, [T, R] float32; 0 inside.
+
+    Args:
+        latents: [T, R] float32.
+        symbols: [T, R] int32.
+        step: Quantisation step.
+    """
+    scaled = torch.where(symbols < 0, -latents, latents) / step
+    scaled = torch.where(symbols == 0, scaled.abs(), scaled)
+    magnitude = symbols.abs()
+    below = torch.where(magnitude > 0, magnitude - (1.0 - DEAD_ZONE) - scaled, 0.0)
+    return torch.maximum(below, scaled - magnitude - DEAD_ZONE).clamp(min=0.0)

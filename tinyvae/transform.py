@@ -7,8 +7,12 @@ latent costs the same. Then one quantisation step for all latents is optimal (re
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
+
+from tinyvae.weights import Int8Matrix
 
 
 def sensitivity_weight(fisher: Tensor, exponent: float = 0.7, floor: float = 0.02) -> Tensor:
@@ -47,26 +51,81 @@ def weighted_klt(covariance: Tensor, weight: Tensor, rank: int) -> tuple[Tensor,
     return root @ basis, basis.T @ inverse_root, variances[kept].flip(0).clamp(min=0)
 
 
+def block_metric(weight: Tensor, blocks: Sequence[int]) -> Tensor:
+    """Return the diagonal blocks of a weight matrix, one under the other.
+
+    Args:
+        weight: [C, C] float64 positive definite.
+        blocks: Sizes of the blocks, which add up to C.
+
+    Returns:
+        [C, largest block] float64; rows of smaller blocks end in zeros.
+    """
+    out, start = weight.new_zeros(len(weight), max(blocks)), 0
+    for size in blocks:
+        out[start : start + size, :size] = weight[start : start + size, start : start + size]
+        start += size
+    return out
+
+
+def times_block_metric(rows: Tensor, metric: Tensor, blocks: Sequence[int]) -> Tensor:
+    """Return rows [N, C] times the block-diagonal matrix whose blocks are the symmetric parts of `metric` [C, largest]."""
+    out, start = torch.empty_like(rows), 0
+    for size in blocks:
+        block = metric[start : start + size, :size]
+        out[:, start : start + size] = rows[:, start : start + size] @ (block + block.T) / 2
+        start += size
+    return out
+
+
 class Transform(nn.Module):
     """Linear analysis and synthesis; `synthesise(analyse(x), 0)` is the projection on the kept latents.
 
+    Only the synthesis is stored. The analysis is its weighted least-squares inverse: the latents that come nearest to
+    the channels in a metric. The metric of the whole transform would be as large as the channels squared; its diagonal
+    blocks, one a head, are enough to say which part of the error to leave.
+
+    Args:
+        blocks: Sizes of the metric's blocks; they add up to the channels.
+        rank: Latents.
+
     Attributes:
-        analysis: [C, R] bfloat16.
-        synthesis: [R, C] bfloat16.
+        synthesis: [R, C].
+        metric: [C, largest block].
     """
 
-    analysis: Tensor
-    synthesis: Tensor
-
-    def __init__(self, channels: int, rank: int) -> None:
+    def __init__(self, blocks: Sequence[int], rank: int) -> None:
         super().__init__()
-        self.register_buffer("analysis", torch.zeros(channels, rank, dtype=torch.bfloat16))
-        self.register_buffer("synthesis", torch.zeros(rank, channels, dtype=torch.bfloat16))
+        self.blocks = tuple(blocks)
+        self.synthesis, self.metric = Int8Matrix(rank, sum(blocks)), Int8Matrix(sum(blocks), max(blocks))
+        self._analysis: Tensor | None = None
+
+    @property
+    def analysis(self) -> Tensor:
+        """[C, R] float32, made from the synthesis once; only the encoder needs it."""
+        if self._analysis is None:
+            synthesis, metric = self.synthesis.dense.double(), self.metric.dense.double()
+            weighted = times_block_metric(synthesis, metric, self.blocks)
+            gram = weighted @ synthesis.T
+            floor = 1e-9 * gram.diagonal().mean().clamp(min=1e-30) * torch.eye(len(gram), dtype=gram.dtype)
+            self._analysis = torch.linalg.solve(gram + floor, weighted).T.float().contiguous()
+        return self._analysis
+
+    @torch.no_grad()
+    def store(self, synthesis: Tensor, metric: Tensor) -> None:
+        """Keep a synthesis [R, C] and the metric's blocks [C, largest block]."""
+        self.synthesis.store(synthesis)
+        self.metric.store(metric)
+        self._analysis = None
+
+    def _load_from_state_dict(self, *arguments: object) -> None:
+        self._analysis = None
+        super()._load_from_state_dict(*arguments)  # type: ignore[no-untyped-call]
 
     def analyse(self, channels: Tensor) -> Tensor:
         """Map channels [T, C] to latents [T, R], float32."""
-        return channels @ self.analysis.float()
+        return channels @ self.analysis
 
     def synthesise(self, latents: Tensor, expected: Tensor) -> Tensor:
         """Map the leading latents [T, r], r <= R, to channels [T, C] around the expected ones, float32."""
-        return torch.addmm(expected, latents, self.synthesis[: latents.shape[1]].float())
+        return torch.addmm(expected, latents, self.synthesis.dense[: latents.shape[1]])

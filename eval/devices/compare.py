@@ -11,7 +11,6 @@ from torch import Tensor
 from kvcompress.errors import FormatError
 from kvcompress.fidelity import first_divergence, kl_nats
 from kvcompress.snapshot import KVSnapshot
-from tinyvae.quantize import DEAD_ZONE
 
 Row = dict[str, Any]
 
@@ -56,35 +55,28 @@ def resumption_difference(
 
 
 def explain_symbols(
-    symbols: Sequence[Tensor], other: Sequence[Tensor], latents: Sequence[Tensor], tolerance: float
+    symbols: Sequence[Tensor], other: Sequence[Tensor], outside: Sequence[Tensor], allowed_steps: float
 ) -> dict[str, Any]:
     """Say whether rounding alone explains that two encoders made different symbols of one snapshot.
 
-    It does where every differing symbol has a latent so near a boundary between two bins that float arithmetic of the
-    given accuracy may put it on either side.
+    It does where each latent lies, to the accuracy of float arithmetic, in the bin of the other's symbol.
 
     Args:
         symbols: [T, r] int32 of each group, by the reference.
         other: [T, r] int32 of each group.
-        latents: [T, r] float32 of each group in steps, by the reference.
-        tolerance: Accuracy of the arithmetic, relative to the largest latent.
+        outside: [T, r] float32 of each group: how far, in steps, the latents lie outside the bins of the other's symbols.
+        allowed_steps: What rounding explains.
     """
     flat, flat_other = torch.cat([part.flatten() for part in symbols]), torch.cat([part.flatten() for part in other])
-    magnitude = torch.cat([part.flatten() for part in latents]).double().abs()
-    differing = flat != flat_other
-    allowed = tolerance * max(1.0, float(magnitude.max()) if magnitude.numel() else 0.0)
-    count, farthest, change = int(differing.sum()), 0.0, 0
-    if count:
-        place = magnitude[differing] + (1.0 - DEAD_ZONE)  # an integer here is a boundary between two bins
-        farthest = float((place - place.round()).abs().max())
-        change = int((flat[differing] - flat_other[differing]).abs().max())
+    differing = int((flat != flat_other).sum())
+    farthest = max((float(part.max()) for part in outside if part.numel()), default=0.0)
     return {
         "symbols": flat.numel(),
-        "differing": count,
-        "largest_change": change,
-        "farthest_from_boundary_steps": farthest,
-        "allowed_steps": allowed,
-        "explained": bool(count) and change <= 1 and farthest <= allowed,
+        "differing": differing,
+        "largest_change": int((flat - flat_other).abs().max()) if differing else 0,
+        "farthest_outside_steps": farthest,
+        "allowed_steps": allowed_steps,
+        "explained": bool(differing) and farthest <= allowed_steps,
     }
 
 

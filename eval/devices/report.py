@@ -133,7 +133,7 @@ def _same_snapshot(row: Row) -> str:
     count = f"{found['differing']} of {found['symbols']:,} symbols"
     if not found["explained"]:
         return f"UNEXPLAINED: {count} differ by up to {found['largest_change']}"
-    return f"rounding: {count} differ by 1, within {found['farthest_from_boundary_steps']:.1g} steps of a boundary"
+    return f"rounding: {count} differ, each within {found['farthest_outside_steps']:.1g} steps of its bin"
 
 
 def _setting(result: Row) -> str:

@@ -26,6 +26,7 @@ from eval.devices.compare import explain_symbols, judge
 from eval.devices.conditions import REFERENCE, Condition, conditions_at_hand, why_no_cuda
 from eval.devices.phases import Advance, Phases
 from eval.devices.report import markdown, show
+from eval.devices.symbols import outside_bins
 from eval.suite.subject import choose_sessions
 from kvcompress import __version__
 from kvcompress.cli.console import progress_bar
@@ -33,6 +34,7 @@ from kvcompress.errors import InputError, KVCompressError
 from kvcompress.harvest import tokenized_sessions
 from kvcompress.hf import fingerprint, load_model
 from kvcompress.zoo import DEFAULT_CODEC, DEFAULT_MODEL, find_checkpoint, load_codec
+from tinyvae.quantize import step_at
 
 SESSIONS = Path("examples/sessions.jsonl")
 GOLDEN = Path("tests/format/golden")
@@ -188,18 +190,24 @@ def _encodings(encoded: dict[Condition, Row], condition: Condition, job: Row, ph
             "same_cache_as_reference": own["cache_sha256"] == reference["cache_sha256"] if own else None,
             "same_file_as_reference": own["file_sha256"] == reference["file_sha256"] if own else None,
             "same_snapshot_same_bytes": same,
-            "explanation": None if same else _explanation(index, condition, phases),
+            "explanation": None if same else _explanation(index, condition, job, phases),
         }
 
 
-def _explanation(index: int, condition: Condition, phases: Phases) -> Row:
+def _explanation(index: int, condition: Condition, job: Row, phases: Phases) -> Row:
     """Say why a condition made other bytes of the shared snapshot."""
-    name = f"{index}.shared.safetensors"
+    name, codec = f"{index}.shared.safetensors", load_codec(job["codec"])
+    rate, token_ids = codec.rate_of(job["quality"]), torch.tensor(job["sessions"][index]["stored"])
     mine, theirs = (load_file(phases.place("encode", one) / name) for one in (REFERENCE, condition))
-    groups = range(len(mine) // 2)
-    symbols, other = ([part[f"symbols.{group}"] for group in groups] for part in (mine, theirs))
-    latents = [mine[f"latents.{group}"] for group in groups]
-    return explain_symbols(symbols, other, latents, condition.rounding_tolerance)
+    symbols, other, outside, largest = list[torch.Tensor](), list[torch.Tensor](), list[torch.Tensor](), 1.0
+    for group in range(len(codec.groups)):
+        latents = mine[f"latents.{group}"]
+        symbols.append(mine[f"symbols.{group}"])
+        other.append(theirs[f"symbols.{group}"])
+        outside.append(outside_bins(codec, group, token_ids, rate, latents, other[-1]))
+        step = step_at(codec.vae(group).config.reference_step, rate)
+        largest = max(largest, float(latents.abs().max()) / step)
+    return explain_symbols(symbols, other, outside, condition.rounding_tolerance * largest)
 
 
 def _files(encoded: dict[Condition, Row], conditions: Sequence[Condition]) -> tuple[list[Row], list[Row]]:

@@ -8,13 +8,14 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
-from kvcompress.channels import group_positions, to_channels
-from kvcompress.codec import TinyVAECodec, rope_of
+from kvcompress.channels import group_positions
+from kvcompress.codec import TinyVAECodec
 from kvcompress.container import Encoded
 from kvcompress.entropy import decode_symbols
 from kvcompress.sections import read_session
 from kvcompress.snapshot import KVSnapshot
-from tinyvae.quantize import step_at
+from tinyvae.neighbours import Phase
+from tinyvae.quantize import outside_bin, step_at
 
 
 def digest(symbols: Iterable[Tensor]) -> str:
@@ -30,16 +31,46 @@ def quantised(codec: TinyVAECodec, snapshot: KVSnapshot, rate: int) -> tuple[lis
     """Return what the encoder rounds and what it rounds it to; no bytes are involved.
 
     Returns:
-        For each group symbols [T, r] int32 and latents [T, r] float32 in steps.
+        For each group symbols [T, r] int32 and latents [T, R] float32.
     """
     symbols, latents = [], []
     for group, layers in enumerate(codec.groups):
-        vae, place = codec.vae(group), group_positions(snapshot, layers)
-        expected = vae.prior(snapshot.token_ids)[place]
-        exact = vae.analyse(expected, to_channels(snapshot, layers, rope_of(snapshot.origin)))
-        symbols.append(vae.quantize(exact, snapshot.token_ids[place], rate)[0])
-        latents.append(exact[:, : vae.active_rank(rate)] / step_at(vae.config.reference_step, rate))
+        ids = snapshot.token_ids[group_positions(snapshot, layers)]
+        latents.append(codec.latents(snapshot, group))
+        symbols.append(codec.vae(group).quantize(latents[-1], ids, rate)[0])
     return symbols, latents
+
+
+@torch.inference_mode()
+def outside_bins(
+    codec: TinyVAECodec, group: int, token_ids: Tensor, rate: int, latents: Tensor, symbols: Tensor
+) -> Tensor:
+    """Return how far each latent lies outside the bin of its symbol, given the symbols decoded before it.
+
+    One symbol that rounding flips changes what is expected of later tokens and so their symbols, rightly. What an
+    encoder answers for is each choice on its own.
+
+    Args:
+        codec: The codec.
+        group: Group of layers.
+        token_ids: [T] int64 of the group's layers.
+        rate: Rate index.
+        latents: [T, R] float32 of the reference.
+        symbols: [T, r] int32 that another encoder chose.
+
+    Returns:
+        [T, r] float32 in steps; 0 inside, and where nothing is coded.
+    """
+    vae, out = codec.vae(group), torch.zeros(symbols.shape)
+    step, levels = step_at(vae.config.reference_step, rate), vae.levels(token_ids, rate)
+
+    def keep(phase: Phase, predicted: Tensor) -> Tensor:
+        rest, chosen = latents[phase.rows, : symbols.shape[1]] - predicted, symbols[phase.rows]
+        out[phase.rows] = torch.where(levels[phase.rows] < 0, 0.0, outside_bin(rest, chosen, step))
+        return chosen
+
+    vae.reconstruct(token_ids, rate, symbols.shape[1], keep)
+    return out
 
 
 @torch.inference_mode()
@@ -53,6 +84,6 @@ def read_back(codec: TinyVAECodec, encoded: Encoded) -> list[Tensor]:
     rate, found = int(encoded.settings["rate"]), []
     for group, layers in enumerate(codec.groups):
         vae = codec.vae(group)
-        levels = vae.levels(token_ids[positions[layers[0]]], rate)[:, : vae.active_rank(rate)]
+        levels = vae.levels(token_ids[positions[layers[0]]], rate)
         found.append(torch.from_numpy(decode_symbols(encoded.sections[f"latents.{group}"], levels.numpy(), codec.bank)))
     return found

@@ -3,6 +3,7 @@
 Reverse water-filling (Shannon 1959; Cover and Thomas, Elements of Information Theory, 10.3.3): components of variance
 v_i at distortion D need sum max(0, log2(v_i / w) / 2) bits, where the water level w solves sum min(w, v_i) = D. The
 covariance is that of the latents: conditional on the tokens, for the prior is subtracted, and weighted by sensitivity.
+Tokens are taken one by one; a codec that predicts latents from those of other tokens may fall below it.
 """
 
 from __future__ import annotations
@@ -84,7 +85,7 @@ def bound_of(codec: TinyVAECodec, snapshots: Sequence[KVSnapshot], rate: int) ->
             latents = codec.latents(snapshot, group)
             symbols, _ = vae.quantize(latents, ids, rate)
             coded = torch.zeros_like(latents)
-            coded[:, : symbols.shape[1]] = vae.dequantize(symbols, rate)
+            coded[:, : symbols.shape[1]] = vae.dequantize(symbols, ids, rate)
             rows.append(latents.double())
             errors += float((latents - coded).double().square().sum())
         pooled = torch.cat(rows)

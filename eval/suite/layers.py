@@ -43,7 +43,7 @@ def layer_shares(codec: TinyVAECodec, group: int) -> Tensor:
     both, channel by channel, is how much of the latent each channel carries.
     """
     transform = codec.vae(group).transform
-    carried = (transform.analysis.T.double() * transform.synthesis.double()).abs()
+    carried = (transform.analysis.T.double() * transform.synthesis.dense.double()).abs()
     columns, start = [], 0
     for layer in codec.groups[group]:
         width = codec.shapes[layer].channels

@@ -16,9 +16,10 @@ def fit(
     sessions: Annotated[Path, typer.Option(help="JSON lines of recorded sessions.")],
     output: Annotated[Path, typer.Option("-o", "--output", help="Directory of the codec.")],
     model: ModelOption = DEFAULT_MODEL,
-    rank: Annotated[int, typer.Option(help="Latents per group of layers.", min=1)] = 512,
+    rank: Annotated[int, typer.Option(help="Latents per group of layers.", min=1)] = 384,
     prior_rank: Annotated[int, typer.Option(help="Columns of the prior's token table.", min=1)] = 96,
-    prior_taps: Annotated[int, typer.Option(help="Tokens the prior looks at.", min=1)] = 4,
+    prior_taps: Annotated[int, typer.Option(help="Tokens the prior looks up.", min=1)] = 4,
+    prior_width: Annotated[int, typer.Option(help="Hidden units of the prior.", min=1)] = 256,
     threads: Annotated[int | None, typer.Option(help="Threads of torch. [default: all cores]", min=1)] = None,
     seed: Annotated[int, typer.Option(help="Seed of the split and of sampling.")] = 0,
     force: ForceOption = False,
@@ -34,7 +35,9 @@ def fit(
         raise InputError("already holds a codec", "Pass --force to replace it", path=output)
     if threads:
         torch.set_num_threads(threads)
-    settings = FitSettings(rank=rank, prior_rank=prior_rank, prior_taps=prior_taps, seed=seed)
+    settings = FitSettings(
+        rank=rank, prior_rank=prior_rank, prior_taps=prior_taps, prior_width=prior_width, seed=seed
+    )
     with progress_bar("fit") as progress:
         summary = fit_checkpoint(model, sessions, output, settings, progress)
     show(summary, as_json=as_json)

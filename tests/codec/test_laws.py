@@ -63,10 +63,10 @@ def test_no_float_decides_a_bit(codec: TinyVAECodec, snapshot: KVSnapshot) -> No
     for name, tensor in disturbed.state_dict().items():
         if tensor.is_floating_point():
             tensor.mul_(1.1).add_(0.01)
-        assert tensor.dtype in (torch.int32, torch.bfloat16, torch.float32), name
+        assert tensor.dtype in (torch.int8, torch.int16, torch.float16, torch.float32), name
     symbols = []
     for decoder in (vae, disturbed):
-        levels = decoder.levels(snapshot.token_ids, 100)[:, : decoder.active_rank(100)]
+        levels = decoder.levels(snapshot.token_ids, 100)
         assert levels.dtype == torch.int32
         symbols.append(decode_symbols(encoded.sections["latents.0"], levels.numpy(), codec.bank))
     assert np.array_equal(*symbols)

@@ -1,0 +1,99 @@
+"""Matrices of bytes, the transform that is made of one, the regression of low rank."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tinyvae.prior import Moments
+from tinyvae.quantize import DEAD_ZONE, outside_bin, quantize
+from tinyvae.transform import Transform, block_metric, times_block_metric, weighted_klt
+from tinyvae.weights import LARGEST, Int8Matrix
+
+
+def spd(size: int, seed: int) -> torch.Tensor:
+    root = torch.randn(size, size, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    return root @ root.T / size + 0.1 * torch.eye(size, dtype=torch.float64)
+
+
+@given(st.integers(0, 2**16), st.integers(1, 7), st.integers(1, 9))
+def test_stored_matrix_is_within_half_a_step_of_each_row(seed: int, rows: int, columns: int) -> None:
+    exact = torch.randn(rows, columns, generator=torch.Generator().manual_seed(seed)) * 10.0 ** (seed % 9 - 4)
+    stored = Int8Matrix(rows, columns)
+    stored.store(exact)
+    bound = exact.abs().amax(1, keepdim=True) / LARGEST * 0.5001
+    assert bool(((stored.dense - exact).abs() <= bound).all())
+    assert torch.equal(stored.rows(torch.tensor([rows - 1])), stored.dense[-1:])
+
+
+def test_a_row_of_zeros_stays_zero_and_storing_again_replaces() -> None:
+    stored = Int8Matrix(2, 3)
+    stored.store(torch.zeros(2, 3))
+    assert torch.equal(stored.dense, torch.zeros(2, 3))
+    stored.store(torch.ones(2, 3))
+    assert torch.allclose(stored.dense, torch.ones(2, 3))
+    fresh = Int8Matrix(2, 3)
+    assert torch.equal(fresh.dense, torch.zeros(2, 3))
+    fresh.load_state_dict(stored.state_dict())
+    assert torch.allclose(fresh.dense, torch.ones(2, 3))
+
+
+def test_block_metric_multiplies_as_the_whole_matrix_does() -> None:
+    weight = torch.block_diag(spd(3, 0), spd(2, 1), spd(4, 2))
+    rows = torch.randn(5, 9, dtype=torch.float64)
+    assert torch.allclose(times_block_metric(rows, block_metric(weight, (3, 2, 4)), (3, 2, 4)), rows @ weight)
+
+
+def test_analysis_is_the_weighted_least_squares_inverse() -> None:
+    weight = torch.block_diag(spd(4, 0), spd(4, 1))
+    _, synthesis, _ = weighted_klt(spd(8, 2), weight, 3)
+    transform = Transform((4, 4), 3)
+    transform.store(synthesis, block_metric(weight, (4, 4)))
+    kept, metric = transform.synthesis.dense.double(), torch.block_diag(*_blocks(transform))
+    rows = torch.randn(6, 8, dtype=torch.float64)
+    root = torch.linalg.cholesky(metric)
+    plain = torch.linalg.lstsq((kept @ root).T, (rows @ root).T).solution.T
+    assert torch.allclose(transform.analyse(rows.float()).double(), plain, atol=1e-4)
+    latents = torch.randn(6, 3)
+    again = transform.analyse(transform.synthesise(latents, torch.zeros(6, 8)))
+    assert torch.allclose(again, latents, atol=1e-4)
+
+
+def _blocks(transform: Transform) -> list[torch.Tensor]:
+    metric = transform.metric.dense.double()
+    return [(block + block.T) / 2 for block in (metric[:4], metric[4:])]
+
+
+def test_regression_of_low_rank_leaves_the_least_weighted_error() -> None:
+    generator = torch.Generator().manual_seed(0)
+    features, noise = torch.randn(800, 6, generator=generator), torch.randn(800, 5, generator=generator)
+    channels = features @ torch.randn(6, 5, generator=generator) + 2.0 + noise
+    moments = Moments.empty(6, 5)
+    moments.add(features, channels)
+    metric = spd(5, 3)
+
+    def error(weight: torch.Tensor) -> float:
+        rest = (channels - features @ weight - moments.constant(weight)).double()
+        return float(((rest @ metric) * rest).sum())
+
+    full, _ = moments.solve()
+    errors = [error(torch.mm(*moments.factored(metric, width))) for width in (1, 2, 5)]
+    assert errors == sorted(errors, reverse=True)
+    assert errors[-1] == pytest.approx(error(full), rel=1e-3)
+    inward, outward = moments.factored(metric, 2)
+    for seed in range(5):
+        other = torch.randn(inward.shape, generator=torch.Generator().manual_seed(seed)) * 0.05 * inward.abs().mean()
+        assert error((inward + other) @ outward) >= errors[1] * (1 - 1e-6)
+
+
+@given(st.floats(-9, 9), st.floats(0.1, 4))
+def test_a_latent_lies_in_the_bin_it_rounds_to(value: float, step: float) -> None:
+    latents = torch.tensor([[value]])
+    symbols = quantize(latents, step, torch.zeros(1, 1))
+    assert float(outside_bin(latents, symbols, step)) <= 1e-5
+    beyond = float(outside_bin(latents, symbols + 1, step))
+    scaled = value / step
+    edges = (1 - DEAD_ZONE, DEAD_ZONE)
+    assert beyond > 0 or min(abs(abs(scaled) % 1 - edge) for edge in edges) < 1e-4

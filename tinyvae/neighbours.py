@@ -1,0 +1,91 @@
+"""Which tokens, decoded before it, tell most about a token: integers from the token ids alone.
+
+Tokens are decoded in three phases, every one at once: each fourth, those half-way between, the rest. A token of a later
+phase looks at the nearest tokens of earlier phases before and after it, and at the nearest occurrence, before or after,
+of the same token and of the same pair of tokens. What is near in time or has the same words is alike in the cache, also
+where the model has moved away from what the tokens alone would tell.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+PHASES = 3
+SOURCES = 4
+"""Before, after, same token, same pair."""
+
+MATCHES = 3
+"""Neither the token nor the pair was seen, the token was, both were."""
+
+Ints = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Phase:
+    """The tokens of one phase and where each looks.
+
+    Attributes:
+        number: 0, 1 or 2; nothing is known yet in phase 0.
+        rows: [N] int64 indices of the phase's tokens, ascending.
+        sources: [SOURCES, N] int64 indices of tokens of earlier phases; T where there is none.
+        matches: [N] int64 in 0..MATCHES-1.
+    """
+
+    number: int
+    rows: Tensor
+    sources: Tensor
+    matches: Tensor
+
+
+def phase_numbers(tokens: int) -> Ints:
+    """Return the phase [T] of each of `tokens` tokens."""
+    place = np.arange(tokens)
+    return np.where(place % 4 == 0, 0, np.where(place % 4 == 2, 1, 2))
+
+
+def phases(token_ids: Tensor) -> Iterator[Phase]:
+    """Yield the phases of a session in decoding order.
+
+    Args:
+        token_ids: [T] int64, the tokens that a group of layers holds.
+    """
+    ids = token_ids.numpy().astype(np.int64)
+    tokens = len(ids)
+    numbers = phase_numbers(tokens)
+    width = int(ids.max(initial=0)) + 1
+    pairs = np.concatenate([[-1], ids[:-1] * width + ids[1:]])[:tokens]
+    for number in range(PHASES):
+        rows = np.flatnonzero(numbers == number)
+        if number == 0:
+            sources, matches = np.full((SOURCES, len(rows)), tokens), np.zeros(len(rows), np.int64)
+        else:
+            stride = 4 >> number
+            known = np.flatnonzero(numbers < number)
+            after = np.where(rows + stride < tokens, rows + stride, tokens)
+            same, same_pair = (_nearest(keys, known, rows) for keys in (ids, pairs))
+            sources = np.stack([rows - stride, after, same, same_pair])
+            matches = (same < tokens).astype(np.int64) + (same_pair < tokens)
+        yield Phase(number, torch.from_numpy(rows), torch.from_numpy(sources), torch.from_numpy(matches))
+
+
+def _nearest(keys: Ints, known: Ints, rows: Ints) -> Ints:
+    """Return for each row the nearest known token of the same key, the earlier of two as near; len(keys) if none."""
+    tokens = len(keys)
+    places = np.sort(keys[known] * (tokens + 1) + known)
+    wanted = keys[rows] * (tokens + 1) + rows
+    after = np.searchsorted(places, wanted)
+    best, distance = np.full(len(rows), tokens), np.full(len(rows), tokens + 1)
+    for candidate in (after - 1, after):
+        inside = (candidate >= 0) & (candidate < len(places))
+        place = places[np.clip(candidate, 0, max(0, len(places) - 1))] if len(places) else wanted
+        inside &= place // (tokens + 1) == keys[rows]
+        gap = np.abs(place - wanted)
+        nearer = inside & (gap < distance)
+        best, distance = np.where(nearer, place % (tokens + 1), best), np.where(nearer, gap, distance)
+    return best

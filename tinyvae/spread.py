@@ -1,0 +1,151 @@
+"""How latents are predicted and how wide the rest is: the closed-form calibration of one group.
+
+All of it is measured on latents of real sessions, decoded phase by phase as the decoder will, at one middling rate.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from tinyvae.model import TinyVAE
+from tinyvae.neighbours import MATCHES, PHASES, SOURCES, Phase, phases
+from tinyvae.quantize import LEVELS, LEVELS_PER_OCTAVE, LOWEST_SCALE_LOG2, quantize, step_at
+
+Rows = Sequence[tuple[Tensor, Tensor]]
+"""Latents [T, R] float32 and token ids [T] int64 of each session."""
+
+CALIBRATION_RATE = 40
+"""Rate at which neighbours are decoded here, in the middle of what is used."""
+
+_WIDE = LEVELS - CALIBRATION_RATE - 1
+RIDGE = 0.01
+
+
+def calibrate_group(vae: TinyVAE, sessions: Rows, sample_rows: int) -> Tensor:
+    """Fit weights and levels of a group in place and return normalised samples [S] float32 for the tables.
+
+    Args:
+        vae: Its prior and transform are fitted; weights and levels are replaced.
+        sessions: Latents and token ids of sessions that those have not seen.
+        sample_rows: Rows of latents whose values are returned.
+    """
+    vae.base_level.fill_(_WIDE)  # nothing is dropped while it is measured
+    vae.match_level.zero_()
+    vae.token_level.zero_()
+    vae.centroids.zero_()
+    vae.weights.copy_(prediction_weights(vae, sessions))
+    rest, ids, places = _innovations(vae, sessions)
+    power = [rest[places[:, 0] == phase].square().mean(0).clamp(min=1e-24) for phase in range(PHASES)]
+    normal = rest * torch.stack(power).rsqrt()[places[:, 0]]
+    token_level = token_levels(normal, ids, vae.config.vocab_size)
+    normal = normal * _octaves(-token_level[ids])
+    match_level = match_levels(normal, places)
+    normal = normal * _octaves(-match_level[places[:, 0], places[:, 1]])
+    rest = rest * _octaves(-token_level[ids] - match_level[places[:, 0], places[:, 1]])
+    for phase in range(PHASES):
+        deviation = rest[places[:, 0] == phase].square().mean(0).sqrt().clamp(min=1e-12)
+        octaves = torch.log2(deviation / vae.config.reference_step) - LOWEST_SCALE_LOG2
+        vae.base_level[phase] = (LEVELS_PER_OCTAVE * octaves).round().clamp(-LEVELS, LEVELS).to(torch.int16)
+        normal[places[:, 0] == phase] = rest[places[:, 0] == phase] / deviation
+    vae.token_level.copy_(token_level)
+    vae.match_level.copy_(match_level)
+    pick = torch.randperm(len(normal), generator=torch.Generator().manual_seed(0))[:sample_rows]
+    return normal[pick, : leading_latents(normal.shape[1])].flatten()
+
+
+def prediction_weights(vae: TinyVAE, sessions: Rows) -> Tensor:
+    """Return [PHASES, MATCHES, SOURCES, R] float32: for each latent the ridge regression on the same latent's sources.
+
+    One number a source and latent: a full matrix gains a further tenth of what this gains and is larger than the codec.
+    """
+    rank = vae.config.rank
+    gram = torch.zeros(PHASES, MATCHES, rank, SOURCES, SOURCES)
+    cross = torch.zeros(PHASES, MATCHES, rank, SOURCES)
+    for latents, ids in sessions:
+        step = step_at(vae.config.reference_step, CALIBRATION_RATE)
+        rounded = quantize(latents, step, torch.zeros(1, 1)).float() * step
+        decoded = torch.cat([rounded, torch.zeros(1, rank)])
+        for phase in phases(ids):
+            if phase.number:
+                _add(gram, cross, phase, decoded[phase.sources], latents[phase.rows])
+    floor = RIDGE * gram.diagonal(dim1=-2, dim2=-1).mean(-1)[..., None, None] + 1e-9
+    weights = torch.linalg.solve(gram + floor * torch.eye(SOURCES), cross[..., None])[..., 0]
+    return weights.transpose(-1, -2)
+
+
+def _add(gram: Tensor, cross: Tensor, phase: Phase, sources: Tensor, latents: Tensor) -> None:
+    for match in range(MATCHES):
+        chosen = phase.matches == match
+        values = sources[:, chosen]
+        gram[phase.number, match] += torch.einsum("snr,tnr->rst", values, values)
+        cross[phase.number, match] += torch.einsum("snr,nr->rs", values, latents[chosen])
+
+
+def _innovations(vae: TinyVAE, sessions: Rows) -> tuple[Tensor, Tensor, Tensor]:
+    """Return what prediction leaves [N, R], token ids [N], and phase and match [N, 2] of all tokens."""
+    rest, ids, places = list[Tensor](), list[Tensor](), list[Tensor]()
+    step = step_at(vae.config.reference_step, CALIBRATION_RATE)
+    for latents, token_ids in sessions:
+
+        def keep(phase: Phase, predicted: Tensor, latents: Tensor = latents, token_ids: Tensor = token_ids) -> Tensor:
+            rest.append(latents[phase.rows] - predicted)
+            ids.append(token_ids[phase.rows])
+            places.append(torch.stack([torch.full_like(phase.matches, phase.number), phase.matches], 1))
+            return quantize(rest[-1], step, torch.zeros(1, 1))
+
+        vae.reconstruct(token_ids, CALIBRATION_RATE, vae.config.rank, keep)
+    return torch.cat(rest), torch.cat(ids), torch.cat(places)
+
+
+def _octaves(levels: Tensor) -> Tensor:
+    """Return the factors [N, 1] float32 that levels [N] stand for."""
+    return torch.exp2(levels.float() / LEVELS_PER_OCTAVE)[:, None]
+
+
+def leading_latents(rank: int) -> int:
+    """Return how many of the widest latents stand for all when their spread is measured."""
+    return min(rank, max(8, rank * 2 // 3))
+
+
+def _log_energy(normal: Tensor) -> Tensor:
+    """Return [N]: octaves that each token's latents [N, R] of about unit spread lie above the average."""
+    energy = 0.5 * torch.log2(normal[:, : leading_latents(normal.shape[1])].square().mean(1).clamp(min=1e-6))
+    return energy - energy.mean()
+
+
+def match_levels(normal: Tensor, places: Tensor) -> Tensor:
+    """Return [PHASES, MATCHES] int16: levels that tokens of a phase and match lie above the average of the phase.
+
+    Args:
+        normal: [N, R] float32 of about unit spread in each phase.
+        places: [N, 2] int64 phase and match.
+    """
+    energy, out = _log_energy(normal), torch.zeros(PHASES, MATCHES)
+    for phase in range(PHASES):
+        inside = places[:, 0] == phase
+        for match in range(MATCHES):
+            chosen = inside & (places[:, 1] == match)
+            if int(chosen.sum()) >= 8:
+                out[phase, match] = energy[chosen].mean() - energy[inside].mean()
+    return (LEVELS_PER_OCTAVE * out).round().clamp(-32, 32).to(torch.int16)
+
+
+def token_levels(normal: Tensor, token_ids: Tensor, vocab_size: int, shrinkage: float = 8.0) -> Tensor:
+    """Return [V] int8: how many levels a token's latents lie above or below the average.
+
+    The mean of the log energy over the leading latents, shrunk towards 0 where a token is rare.
+
+    Args:
+        normal: [N, R] float32 of about unit spread.
+        token_ids: [N] int64.
+        vocab_size: V.
+        shrinkage: Occurrences at which half of the measured level is believed.
+    """
+    energy = _log_energy(normal)
+    sums = torch.zeros(vocab_size).index_add_(0, token_ids, energy)
+    counts = torch.zeros(vocab_size).index_add_(0, token_ids, torch.ones_like(energy))
+    octaves = sums / (counts + shrinkage)
+    return (LEVELS_PER_OCTAVE * octaves).round().clamp(-24, 24).to(torch.int8)
