@@ -26,8 +26,8 @@ from kvcompress.hf.capture import capture
 from kvcompress.hf.sensitivity import cache_gradients
 from kvcompress.snapshot import KVSnapshot
 from tinyvae import TinyVAEConfig
-from tinyvae.spread import calibrate_group
 from tinyvae.prior import Moments, TokenMeans, TokenPrior
+from tinyvae.spread import calibrate_group
 from tinyvae.tables import build_tables
 from tinyvae.transform import block_metric, sensitivity_weight, weighted_klt
 
@@ -171,8 +171,8 @@ class Fitter:
                 channels = to_channels(snapshot, group.layers, self.rope)
                 moment.add(prior.features(snapshot.token_ids)[places], channels)
         return [
-            self._solved(*parts, self._blocks(group))
-            for *parts, group in zip(priors, moments, weights, self.groups, strict=True)
+            self._solved(prior, moment, weight, self._blocks(group))
+            for prior, moment, weight, group in zip(priors, moments, weights, self.groups, strict=True)
         ]
 
     def _blocks(self, group: _Group) -> tuple[int, ...]:

@@ -72,7 +72,7 @@ def prediction_weights(vae: TinyVAE, sessions: Rows) -> Tensor:
             if phase.number:
                 _add(gram, cross, phase, decoded[phase.sources], latents[phase.rows])
     floor = RIDGE * gram.diagonal(dim1=-2, dim2=-1).mean(-1)[..., None, None] + 1e-9
-    weights = torch.linalg.solve(gram + floor * torch.eye(SOURCES), cross[..., None])[..., 0]
+    weights: Tensor = torch.linalg.solve(gram + floor * torch.eye(SOURCES), cross[..., None])[..., 0]
     return weights.transpose(-1, -2)
 
 

@@ -69,7 +69,7 @@ def block_metric(weight: Tensor, blocks: Sequence[int]) -> Tensor:
 
 
 def times_block_metric(rows: Tensor, metric: Tensor, blocks: Sequence[int]) -> Tensor:
-    """Return rows [N, C] times the block-diagonal matrix whose blocks are the symmetric parts of `metric` [C, largest]."""
+    """Return rows [N, C] times the block-diagonal matrix of the symmetric parts of the blocks in `metric`."""
     out, start = torch.empty_like(rows), 0
     for size in blocks:
         block = metric[start : start + size, :size]
@@ -120,7 +120,7 @@ class Transform(nn.Module):
 
     def _load_from_state_dict(self, *arguments: object) -> None:
         self._analysis = None
-        super()._load_from_state_dict(*arguments)  # type: ignore[no-untyped-call]
+        super()._load_from_state_dict(*arguments)
 
     def analyse(self, channels: Tensor) -> Tensor:
         """Map channels [T, C] to latents [T, R], float32."""

@@ -50,4 +50,4 @@ class Int8Matrix(nn.Module):
 
     def _load_from_state_dict(self, *arguments: object) -> None:
         self._dense = None
-        super()._load_from_state_dict(*arguments)  # type: ignore[no-untyped-call]
+        super()._load_from_state_dict(*arguments)

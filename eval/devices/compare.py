@@ -64,7 +64,7 @@ def explain_symbols(
     Args:
         symbols: [T, r] int32 of each group, by the reference.
         other: [T, r] int32 of each group.
-        outside: [T, r] float32 of each group: how far, in steps, the latents lie outside the bins of the other's symbols.
+        outside: [T, r] float32 of each group: steps by which latents lie outside the bins of the other's symbols.
         allowed_steps: What rounding explains.
     """
     flat, flat_other = torch.cat([part.flatten() for part in symbols]), torch.cat([part.flatten() for part in other])
