@@ -2,7 +2,7 @@ PYTHON ?= python3.11
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: help demo test lint bench golden clean
+.PHONY: help demo test lint bench report quick devices golden clean
 help:  ## Show the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
 
@@ -24,6 +24,15 @@ test: lint  ## Lint and run the tests
 
 bench: $(VENV)/.installed  ## Time restoring against prefilling again
 	$(BIN)/python -m eval bench
+
+report: $(VENV)/.installed  ## Measure all codecs, write eval/reports/reference-lm and the table of the README
+	$(BIN)/python -m eval run --out eval/reports/reference-lm --readme
+
+quick: $(VENV)/.installed  ## A look at the same in a few minutes, in reports/suite
+	$(BIN)/python -m eval run --quick
+
+devices: $(VENV)/.installed  ## Encode in one condition, decode in another, for every pair at hand
+	$(BIN)/python -m eval devices --out eval/reports/devices
 
 golden: $(VENV)/.installed  ## Write the golden files of the current format again
 	$(BIN)/python -m tests.format.make_golden

@@ -19,7 +19,7 @@ import pytest
 
 from eval.suite.report import compare, readme_table, render_html, render_markdown, validate, write_suite_report
 from eval.suite.report.compare import difference_in_errors
-from eval.suite.report.facts import best_points, spell_estimate
+from eval.suite.report.facts import best_points, rival_at_same_kl, spell_estimate
 from eval.suite.report.markdown import MOST_README_ROWS
 from kvcompress.errors import InputError
 from kvcompress.fidelity import TIERS
@@ -334,6 +334,29 @@ def test_the_best_point_of_a_tier_is_found_among_all_that_keep_its_promise() -> 
             ]
             assert point is not None
             assert point["size"]["size_ratio"]["mean"] == max(kept)
+
+
+def test_the_rival_at_the_same_kl_lies_on_the_line_between_its_points() -> None:
+    def point(name: str, family: str, ratio: float, kl: float) -> dict[str, object]:
+        measured = {"size": {"size_ratio": {"mean": ratio}}, "fidelity": {"kl_nats": {"mean": kl}}}
+        return {"name": name, "family": family, "failed": None, **measured}
+
+    ours = point("tinyvae-a", "tinyvae", 50.0, 0.01)
+    rows = [ours, point("k1", "kvtc", 4.0, 0.001), point("k2", "kvtc", 16.0, 0.1), point("i", "int8", 99.0, 0.5)]
+    rows += [point("tokens", "tokens", 900.0, 0.001), point("tokens2", "tokens", 990.0, 0.1)]
+    family, ratio = rival_at_same_kl({"codecs": rows}, ours) or ("", 0.0)
+    assert family == "kvtc"
+    assert ratio == pytest.approx(8.0)  # half-way in both logarithms
+    assert rival_at_same_kl({"codecs": rows[:2]}, ours) is None
+
+
+def test_a_rate_chosen_beforehand_stands_for_its_tier() -> None:
+    result = example()
+    ours = [row for row in result["codecs"] if row["family"] == "tinyvae"]
+    largest = best_points(result)[0].ours
+    chosen = next(row for row in ours if row["tier"] == "transparent" and row["name"] != largest["name"])
+    chosen["name"] = "tinyvae-transparent"
+    assert best_points(result)[0].ours is chosen
 
 
 def test_the_warning_is_the_first_line_of_every_report() -> None:

@@ -20,6 +20,7 @@ from eval.suite.report.facts import (
     measured,
     recalled,
     recalled_uncompressed,
+    rival_at_same_kl,
     size_ratio,
     smallest_file,
     spell_estimate,
@@ -113,10 +114,18 @@ def _readme_cells(codec: Codec, tier: str) -> tuple[str, ...]:
 
 
 def best_table(result: Result) -> Table:
-    """Return the best points: for each tier our largest size ratio and the best rival's."""
+    """Return the best points: for each tier ours, the best rival in the tier, and the best rival at the same KL."""
     columns = (Column("tier", False), Column(OURS, False), Column("size ratio"), Column("best rival", False))
-    rows = [Row((best.tier, *_best_cells(best))) for best in best_points(result)]
-    return Table("", "", (*columns, Column("size ratio"), Column("ours over theirs")), tuple(rows))
+    compared = (Column("size ratio"), Column("ours over theirs"), Column("best rival at our KL", False))
+    rows = [Row((best.tier, *_best_cells(best), *_same_kl_cells(result, best))) for best in best_points(result)]
+    return Table("", "", (*columns, *compared, Column("size ratio"), Column("ours over theirs")), tuple(rows))
+
+
+def _same_kl_cells(result: Result, best: Best) -> tuple[str, str, str]:
+    rival = rival_at_same_kl(result, best.ours) if best.ours else None
+    if rival is None or best.ours is None:
+        return NOTHING, NOTHING, NOTHING
+    return rival[0], spell(rival[1], "ratio"), f"{size_ratio(best.ours) / rival[1]:.2f}"
 
 
 def _best_cells(best: Best) -> tuple[str, ...]:

@@ -17,6 +17,7 @@ from eval.suite.report.facts import (
     circumstances,
     kl_nats,
     measured,
+    rival_at_same_kl,
     shown,
     size_ratio,
     spell_estimate,
@@ -68,7 +69,7 @@ def render_html(result: Result) -> str:
         circumstances=circumstances(result),
         reached=[(point.tier, spell(size_ratio(point.ours), "ratio")) for point in best if point.ours],
         ours=OURS,
-        cards=[_card(point) for point in best],
+        cards=[_card(result, point) for point in best],
         leading=[table for table in tables if table.heading in LEADING_TABLES],
         tables=[table for table in tables if table.heading not in LEADING_TABLES],
         figures=[(figure, Markup(figure.svg)) for figure in figures(result)],
@@ -78,8 +79,8 @@ def render_html(result: Result) -> str:
     )
 
 
-def _card(best: Best) -> Card:
-    """Return a tier's card: our largest size ratio, the best rival's, and how they compare."""
+def _card(result: Result, best: Best) -> Card:
+    """Return a tier's card: our size ratio, the best rival's, and how they compare in the tier and at the same KL."""
     notes = [_point(best.ours) if best.ours else f"no {OURS} codec keeps this promise"]
     if best.rival is None:
         notes.append("nor does any rival" if best.ours is None else "no rival keeps this promise")
@@ -89,6 +90,10 @@ def _card(best: Best) -> Card:
         times = size_ratio(best.ours) / size_ratio(best.rival)
         compared = f"{times:.1f} times smaller" if times >= 1 else f"{1 / times:.1f} times larger"
         notes.append(f"files {compared} than the best rival's")
+    rival = rival_at_same_kl(result, best.ours) if best.ours else None
+    if best.ours and rival:
+        times = size_ratio(best.ours) / rival[1]
+        notes.append(f"at the same KL {rival[0]} reaches {spell(rival[1], 'ratio')}: ours over theirs {times:.1f}")
     figure = spell_estimate(best.ours["size"]["size_ratio"], "ratio") if best.ours else "not reached"
     return Card(best.tier, figure, tuple(notes))
 
