@@ -138,7 +138,8 @@ def compare_conditions(
         phases.job["files"], origins = _files(encoded, conditions)
         found = phases.decode(origins)
     pairs = _pairs(found["pairs"], encodings, conditions)
-    golden = {"file": job["golden"], "why_absent": _why_no_golden(asked.golden), "rows": found["golden"]}
+    file = None if job["golden"] is None else str(asked.golden / "tinyvae.kvz")
+    golden = {"file": file, "why_absent": _why_no_golden(asked.golden), "rows": found["golden"]}
     result = _facts(asked, conditions, encoded, job) | {"encodings": encodings, "pairs": pairs, "golden": golden}
     return result | {"verdict": judge(result)}
 
@@ -238,7 +239,7 @@ def _facts(asked: Asked, conditions: Sequence[Condition], encoded: dict[Conditio
     """Return what was run, on what, and what was not at hand."""
     return {
         "schema": 1,
-        "command": "python -m eval devices",
+        "command": " ".join(["python -m eval", *sys.argv[1:]]),
         "versions": {"kvcompress": __version__, "torch": torch.__version__, "python": platform.python_version()},
         "machine": platform.machine(),
         "model": Path(job["model"]).name,
