@@ -100,9 +100,9 @@ class TinyVAE(nn.Module):
         out = torch.empty(len(token_ids), active, dtype=torch.int32)
         for phase in phases(token_ids):
             of_token = (
-                self.token_level[token_ids[phase.rows]].int() + self.match_level[phase.number][phase.matches] + rate
+                self.token_level[token_ids[phase.span]].int() + self.match_level[phase.number][phase.matches] + rate
             )
-            out[phase.rows] = self.base_level[phase.number, :active].int() + of_token[:, None]
+            out[phase.span] = self.base_level[phase.number, :active].int() + of_token[:, None]
         return out.clamp_(-1, LEVELS - 1)
 
     def active_rank(self, rate: int) -> int:
@@ -121,8 +121,8 @@ class TinyVAE(nn.Module):
         symbols = torch.zeros_like(levels)
 
         def round_phase(phase: Phase, predicted: Tensor) -> Tensor:
-            rest = latents[phase.rows, : levels.shape[1]] - predicted
-            symbols[phase.rows] = found = quantize(rest, step, levels[phase.rows])
+            rest = latents[phase.span, : levels.shape[1]] - predicted
+            symbols[phase.span] = found = quantize(rest, step, levels[phase.span])
             return found
 
         self.reconstruct(token_ids, rate, levels.shape[1], round_phase)
@@ -130,7 +130,7 @@ class TinyVAE(nn.Module):
 
     def dequantize(self, symbols: Tensor, token_ids: Tensor, rate: int) -> Tensor:
         """Return latents [T, r] float32 of symbols [T, r] int32 and token ids [T] int64."""
-        return self.reconstruct(token_ids, rate, symbols.shape[1], lambda phase, _: symbols[phase.rows])
+        return self.reconstruct(token_ids, rate, symbols.shape[1], lambda phase, _: symbols[phase.span])
 
     def reconstruct(
         self, token_ids: Tensor, rate: int, active: int, symbols_of: Callable[[Phase, Tensor], Tensor]
@@ -148,7 +148,7 @@ class TinyVAE(nn.Module):
         for phase in phases(token_ids):
             predicted = self._predicted(decoded, phase)
             symbols = symbols_of(phase, predicted)
-            decoded[phase.rows] = predicted + dequantize(symbols, step, self.shifts(phase.number, rate, active))
+            decoded[:-1][phase.span] = predicted + dequantize(symbols, step, self.shifts(phase.number, rate, active))
         return decoded[:-1]
 
     def _predicted(self, decoded: Tensor, phase: Phase) -> Tensor:

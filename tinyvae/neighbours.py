@@ -20,6 +20,9 @@ PHASES = 3
 SOURCES = 4
 """Before, after, same token, same pair."""
 
+SPANS = (slice(0, None, 4), slice(2, None, 4), slice(1, None, 2))
+"""Tokens of each phase."""
+
 MATCHES = 3
 """Neither the token nor the pair was seen, the token was, both were."""
 
@@ -33,20 +36,24 @@ class Phase:
     Attributes:
         number: 0, 1 or 2; nothing is known yet in phase 0.
         rows: [N] int64 indices of the phase's tokens, ascending.
+        span: The same indices as a slice, which makes views instead of copies.
         sources: [SOURCES, N] int64 indices of tokens of earlier phases; T where there is none.
         matches: [N] int64 in 0..MATCHES-1.
     """
 
     number: int
     rows: Tensor
+    span: slice
     sources: Tensor
     matches: Tensor
 
 
 def phase_numbers(tokens: int) -> Ints:
     """Return the phase [T] of each of `tokens` tokens."""
-    place = np.arange(tokens)
-    return np.where(place % 4 == 0, 0, np.where(place % 4 == 2, 1, 2))
+    numbers = np.zeros(tokens, np.int64)
+    for number, span in enumerate(SPANS):
+        numbers[span] = number
+    return numbers
 
 
 def phases(token_ids: Tensor) -> Iterator[Phase]:
@@ -71,7 +78,7 @@ def phases(token_ids: Tensor) -> Iterator[Phase]:
             same, same_pair = (_nearest(keys, known, rows) for keys in (ids, pairs))
             sources = np.stack([rows - stride, after, same, same_pair])
             matches = (same < tokens).astype(np.int64) + (same_pair < tokens)
-        yield Phase(number, torch.from_numpy(rows), torch.from_numpy(sources), torch.from_numpy(matches))
+        yield Phase(number, torch.from_numpy(rows), SPANS[number], torch.from_numpy(sources), torch.from_numpy(matches))
 
 
 def _nearest(keys: Ints, known: Ints, rows: Ints) -> Ints:

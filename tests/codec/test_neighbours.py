@@ -42,6 +42,7 @@ def test_every_token_is_decoded_once_and_looks_only_at_what_is_known(ids: list[i
     for phase in phases(torch.tensor(ids, dtype=torch.int64)):
         assert set(phase.sources.flatten().tolist()) <= known | {len(ids)}
         assert not known & set(phase.rows.tolist())
+        assert phase.rows.tolist() == list(range(len(ids)))[phase.span]
         assert all(0 <= match < MATCHES for match in phase.matches.tolist())
         known |= set(phase.rows.tolist())
     assert known == set(range(len(ids)))
