@@ -7,10 +7,13 @@ from pathlib import Path
 from kvcompress.codec import Codec, TinyVAECodec
 from kvcompress.container import MAGIC, Encoded, load
 from kvcompress.errors import FormatError, about
+from kvcompress.int8 import Int8Codec
 from kvcompress.lossless import LosslessCodec
 from kvcompress.raw import load_raw
 from kvcompress.snapshot import KVSnapshot
 from kvcompress.zoo import DEFAULT_CODEC, load_codec
+
+WITHOUT_WEIGHTS: tuple[type[Int8Codec] | type[LosslessCodec], ...] = (Int8Codec, LosslessCodec)
 
 
 def codec_of(encoded: Encoded, codec: str | Path = DEFAULT_CODEC) -> Codec:
@@ -20,8 +23,9 @@ def codec_of(encoded: Encoded, codec: str | Path = DEFAULT_CODEC) -> Codec:
         encoded: What a `.kvz` file holds.
         codec: Codec directory or bundled name, for codecs that have weights.
     """
-    if encoded.codec == LosslessCodec.kind:
-        return LosslessCodec()
+    for weightless in WITHOUT_WEIGHTS:
+        if encoded.codec == weightless.kind:
+            return weightless()
     if encoded.codec != TinyVAECodec.kind:
         raise FormatError(f"the file was made by the unknown codec {encoded.codec!r}", "Upgrade kvcompress")
     return load_codec(codec)

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from kvcompress import __version__
+from kvcompress.cli.calibrate import calibrate
 from kvcompress.cli.decode import decode
 from kvcompress.cli.encode import encode
 from kvcompress.cli.fit import fit
@@ -37,7 +38,7 @@ def _root(
     """Store, move and resume the KV cache of a transformer session in a file many times smaller."""
 
 
-for _command in (record, encode, decode, resume, inspect, verify, report, fit, harvest):
+for _command in (record, encode, decode, resume, inspect, verify, report, fit, calibrate, harvest):
     app.command()(_command)
 
 

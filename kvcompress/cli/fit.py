@@ -35,9 +35,7 @@ def fit(
         raise InputError("already holds a codec", "Pass --force to replace it", path=output)
     if threads:
         torch.set_num_threads(threads)
-    settings = FitSettings(
-        rank=rank, prior_rank=prior_rank, prior_taps=prior_taps, prior_width=prior_width, seed=seed
-    )
+    settings = FitSettings(rank=rank, prior_rank=prior_rank, prior_taps=prior_taps, prior_width=prior_width, seed=seed)
     with progress_bar("fit") as progress:
         summary = fit_checkpoint(model, sessions, output, settings, progress)
     show(summary, as_json=as_json)

@@ -3,8 +3,25 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
+from typing import Any
 
 from kvcompress.cli.console import JsonOption, KvzArgument, show
+
+
+def in_words(settings: Mapping[str, Any]) -> dict[str, str]:
+    """Return what a file's settings promise, in words; a part that is not as this package writes it is left out."""
+    words = {}
+    certificate, stored = settings.get("certificate"), settings.get("stored")
+    if isinstance(certificate, dict):
+        numbers = [certificate.get(name) for name in ("kl_nats", "tail_tokens", "max_kl_nats")]
+        if all(isinstance(number, (int, float)) for number in numbers):
+            told = "mean KL {:.4g} nats, measured over the last {} tokens; asked for: at most {:g}"
+            words["certificate"] = told.format(*numbers)
+    if settings.get("unlike") is True and isinstance(stored, str):
+        quality = settings.get("quality")
+        words["quality"] = f"{quality!r} was asked for, {stored!r} is stored: unlike the sessions that the codec knows"
+    return words
 
 
 def inspect(file: KvzArgument, as_json: JsonOption = False) -> None:
@@ -30,7 +47,7 @@ def inspect(file: KvzArgument, as_json: JsonOption = False) -> None:
         sections_all = {"header": file_bytes - sum(sections.values()), **sections}
         show(data | {"model": model, "sections": sections_all}, as_json=True)
         return
-    show(data, as_json=False)
+    show(data | in_words(header.settings), as_json=False)
     sys.stdout.write("\n")
     for name, size in {"header": file_bytes - sum(sections.values()), **sections}.items():
         sys.stdout.write(f"  {name:<14} {size:>12,} bytes  {size / file_bytes:6.1%}\n")

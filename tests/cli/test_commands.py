@@ -98,7 +98,16 @@ def test_inspect_agrees_with_the_file_system_and_loads_no_torch(stored: dict[str
 
 
 def test_size_ratio_is_met(stored: dict[str, Path]) -> None:
-    assert run("inspect", stored["ratio.kvz"])["size_ratio"] >= 25
+    assert run("inspect", stored["ratio.kvz"])["size_ratio"] == pytest.approx(25, rel=0.03)
+
+
+def test_a_size_ratio_that_is_out_of_reach_of_the_finest_rate_is_told(stored: dict[str, Path], tmp_path: Path) -> None:
+    options = ["encode", stored["raw.safetensors"], "-o", tmp_path / "a.kvz", "--size-ratio", "2", "--json"]
+    result = CliRunner().invoke(app, list(map(str, options)))
+    data = json.loads(result.stdout)
+    assert data["settings"]["size_ratio"] == 2
+    assert data["size_ratio"] > 2.06
+    assert f"asked 2, reached {data['size_ratio']:.4g}: the codec has no finer rate" in result.stderr
 
 
 def test_raw_bytes_count_two_bytes_a_value(stored: dict[str, Path]) -> None:
@@ -162,6 +171,99 @@ def test_session_longer_than_the_context_is_refused(tmp_path: Path) -> None:
     line = refused("record", "--text", tmp_path / "long.txt", "-o", tmp_path / "r.safetensors")
     assert "2048" in line
     assert not (tmp_path / "r.safetensors").exists()
+
+
+def test_a_bound_on_kl_is_kept_and_certified(stored: dict[str, Path], tmp_path: Path) -> None:
+    data = run("encode", stored["raw.safetensors"], "-o", tmp_path / "a.kvz", "--max-kl", "0.05")
+    certificate = data["settings"]["certificate"]
+    assert certificate == run("inspect", tmp_path / "a.kvz")["settings"]["certificate"]
+    assert 0 < certificate["kl_nats"] <= certificate["max_kl_nats"] == 0.05
+    assert certificate["tail_tokens"] == TOKENS // 4
+    assert data["codec"] == "tinyvae"
+    assert data["settings"]["rate"] >= 0
+    told = CliRunner().invoke(app, ["inspect", str(tmp_path / "a.kvz")]).stdout
+    assert f"mean KL {certificate['kl_nats']:.4g} nats, measured over the last {TOKENS // 4} tokens" in told
+    assert "at most 0.05" in told
+
+
+def test_a_bound_below_every_rate_is_kept_by_int8_and_the_note_says_so(stored: dict[str, Path], tmp_path: Path) -> None:
+    path = tmp_path / "a.kvz"
+    options = ["encode", stored["raw.safetensors"], "-o", path, "--max-kl", "1e-4", "--json"]
+    result = CliRunner().invoke(app, list(map(str, options)))
+    assert json.loads(result.stdout)["codec"] == "int8"
+    assert "no rate of the codec keeps a mean KL of 0.0001 nats: stored by the codec 'int8'" in result.stderr
+    assert {run("verify", path)[part] for part in ("checksums", "decodes")} == {"ok"}
+    assert run("decode", path, "-o", tmp_path / "again.safetensors", "--codec", "no-such-codec")["tokens"] == TOKENS
+    assert run("resume", path, "--codec", "no-such-codec", "--max-new-tokens", 2)["tokens"] == TOKENS
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        (["--max-kl", "0"], "not a positive number"),
+        (["--max-kl", "nan"], "not a positive number"),
+        (["--max-kl", "inf"], "not a positive number"),
+        (["--max-kl", "0.1", "--quality", "high"], "only one"),
+        (["--max-kl", "0.1", "--model", "no-such-model"], "no-such-model"),
+        (["--model", "reference-lm"], "--max-kl"),
+    ],
+)
+def test_bounds_that_cannot_be_are_refused(
+    stored: dict[str, Path], tmp_path: Path, options: list[str], told: str
+) -> None:
+    assert told in refused("encode", stored["raw.safetensors"], "-o", tmp_path / "x.kvz", *options)
+    assert not (tmp_path / "x.kvz").exists()
+
+
+def test_sessions_too_short_for_a_bound_are_refused_with_the_remedy(tmp_path: Path, sessions_file: Path) -> None:
+    run("record", "--session", sessions_file, "--tokens", 63, "-o", tmp_path / "raw.safetensors")
+    line = refused("encode", tmp_path / "raw.safetensors", "-o", tmp_path / "x.kvz", "--max-kl", "0.1")
+    assert "raw.safetensors" in line
+    assert "Record at least 64 tokens" in line
+
+
+def test_the_wrong_model_is_refused_before_the_race(stored: dict[str, Path], tmp_path: Path) -> None:
+    from tests.codec.conftest import tiny_model
+
+    tiny_model().save_pretrained(tmp_path / "other")
+    line = refused(
+        "encode", stored["raw.safetensors"], "-o", tmp_path / "x.kvz", "--max-kl", "0.1", "--model", tmp_path / "other"
+    )
+    assert "wrong partner in the model's config" in line
+
+
+def test_sessions_unlike_the_codecs_are_stored_finer_and_inspect_says_so(
+    stored: dict[str, Path], tmp_path: Path, sessions_file: Path
+) -> None:
+    import shutil
+
+    from kvcompress.zoo import find_checkpoint
+
+    directory = shutil.copytree(find_checkpoint("reference-lm-tinyvae"), tmp_path / "codec")
+    config = json.loads((directory / "config.json").read_text())
+    spread = {"bits_per_token": [1e-3, 0.0], "error": [1e6, 0.0]}  # nothing is ordinary
+    config["fitted"]["known"] = {"sessions": 8, "tiers": {"usable": spread}}
+    (directory / "config.json").write_text(json.dumps(config))
+    options = ["encode", stored["raw.safetensors"], "-o", tmp_path / "a.kvz", "--codec", directory]
+    result = CliRunner().invoke(app, [*map(str, options), "--quality", "usable"])
+    assert result.exit_code == 0
+    assert result.stderr.strip().count("\n") == 0
+    assert "unlike those that the codec knows: stored at 'high' instead of 'usable'" in result.stderr
+    told = CliRunner().invoke(app, ["inspect", str(tmp_path / "a.kvz")]).stdout
+    assert "'usable' was asked for, 'high' is stored" in told
+    settings = run("inspect", tmp_path / "a.kvz")["settings"]
+    assert {**settings, "rate": 0} == {"quality": "usable", "stored": "high", "unlike": True, "rate": 0}
+
+
+def test_inspect_takes_no_words_from_settings_that_this_package_does_not_write(tmp_path: Path) -> None:
+    from kvcompress.container import Encoded, save
+
+    odd = {"certificate": {"kl_nats": "\x1b[31m"}, "unlike": True, "stored": 3, "quality": ["x"]}
+    save(tmp_path / "a.kvz", Encoded("demo", "", {}, "", 1, 2, odd, {}))
+    told = CliRunner().invoke(app, ["inspect", str(tmp_path / "a.kvz")])
+    assert told.exit_code == 0
+    assert "asked for" not in told.stdout
+    assert "\x1b" not in told.stdout
 
 
 @pytest.mark.parametrize("options", [["--quality", "perfect"], ["--size-ratio", "0"], ["--size-ratio", "1e9"]])

@@ -1,0 +1,33 @@
+"""`kvcompress calibrate`: measure a codec's tiers again, and what it knows about ordinary sessions."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from kvcompress.cli.console import JsonOption, ModelOption, progress_bar, show
+from kvcompress.zoo import DEFAULT_MODEL
+
+
+def calibrate(
+    codec: Annotated[Path, typer.Argument(help="Directory of the codec.", metavar="CODEC")],
+    sessions: Annotated[Path, typer.Option(help="JSON lines of recorded sessions.")],
+    model: ModelOption = DEFAULT_MODEL,
+    threads: Annotated[int | None, typer.Option(help="Threads of torch. [default: all cores]", min=1)] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Measure quality tiers and ordinary sessions again; config and card are replaced, the weights stay.
+
+    Of the file that the codec was fitted to, only the sessions that the fit kept out are used.
+    """
+    import torch
+
+    from kvcompress.checkpoint import calibrate_checkpoint
+
+    if threads:
+        torch.set_num_threads(threads)
+    with progress_bar("calibrate") as progress:
+        summary = calibrate_checkpoint(model, sessions, codec, progress)
+    show(summary, as_json=as_json)
