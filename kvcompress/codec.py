@@ -22,16 +22,21 @@ from torch import Tensor, nn
 
 from kvcompress.channels import LayerShape, Rope, from_channels, group_positions, layer_shapes, to_channels
 from kvcompress.container import Encoded
-from kvcompress.entropy import TableBank, decode_symbols, encode_symbols
+from kvcompress.entropy import TableBank, decode_choices, decode_symbols, encode_choices, encode_symbols
 from kvcompress.errors import CheckpointError, FormatError, InputError, MismatchError
 from kvcompress.sections import SESSION_SECTIONS, encoded_session, read_session
 from kvcompress.snapshot import KVSnapshot, LayerKV, ModelFingerprint, Origin
 from tinyvae import TinyVAE, TinyVAEConfig
+from tinyvae.offsets import PRIOR_ONLY
 from tinyvae.quantize import LEVELS
 from tinyvae.tables import TABLE_ENTRIES
 
 HIGHEST_RATE = 2 * LEVELS
 """Largest rate index; the step is then 2**-20 of the coarsest, finer than any cache needs."""
+
+
+OFFSETS = "offsets"
+"""Section of a file whose tokens are not all coded alike."""
 
 
 class Codec(Protocol):
@@ -164,22 +169,57 @@ class TinyVAECodec(
             raise InputError(f"this codec has no measured tier {quality!r}", f"It has: {known}; or use --size-ratio")
         return self.tiers[quality]
 
+    def rates(self, group: int, token_ids: Tensor, rate: int, offsets: Tensor | None = None) -> Tensor:
+        """Return the rate index [N] int32 of every token of a session for a group of layers.
+
+        Args:
+            group: Index of the group.
+            token_ids: [N] int64, all tokens seen.
+            rate: Rate index of the session.
+            offsets: [N] integer, added for each token, in levels; `PRIOR_ONLY` codes nothing of it.
+
+        Raises:
+            InputError: The offsets are not one a token, or beyond their range.
+        """
+        rates = self.vae(group).rates(token_ids, rate)
+        if offsets is None:
+            return rates
+        if offsets.shape != token_ids.shape:
+            raise InputError(f"{tuple(offsets.shape)} offsets do not fit {len(token_ids)} tokens")
+        if offsets.numel() and (int(offsets.min()) < PRIOR_ONLY or int(offsets.max()) > HIGHEST_RATE):
+            raise InputError(f"offsets must lie in {PRIOR_ONLY}..{HIGHEST_RATE}")
+        return rates + offsets.to(torch.int32)
+
     @torch.inference_mode()
-    def encode(self, snapshot: KVSnapshot, rate: int, settings: dict[str, Any] | None = None) -> Encoded:
+    def encode(
+        self,
+        snapshot: KVSnapshot,
+        rate: int,
+        settings: dict[str, Any] | None = None,
+        offsets: Tensor | None = None,
+    ) -> Encoded:
         """Code a snapshot at a rate index.
+
+        Args:
+            snapshot: The cache.
+            rate: Rate index; 16 more halve the quantisation step.
+            settings: Goes into the header.
+            offsets: [N] integer, how much finer (positive) or coarser each token is, in rate indices; see
+                `rates`. The file keeps them.
 
         Raises:
             MismatchError: The snapshot comes from another model.
-            InputError: It has another geometry, or its layers hold different tokens.
+            InputError: It has another geometry, its layers hold different tokens, or the offsets do not fit.
         """
         self.require_partner(snapshot)
         if not 0 <= rate <= HIGHEST_RATE:
             raise InputError(f"rate {rate} is not in 0..{HIGHEST_RATE}")
         own = {}
-        for group, layers in enumerate(self.groups):
-            ids = snapshot.token_ids[group_positions(snapshot, layers)]
-            symbols, levels = self.symbols(snapshot, group, ids, rate)
+        for group in range(len(self.groups)):
+            symbols, levels = self.symbols(snapshot, group, rate, offsets)
             own[f"latents.{group}"] = encode_symbols(symbols.numpy(), levels.numpy(), self.bank)
+        if offsets is not None:
+            own[OFFSETS] = encode_choices(offsets.numpy().astype(np.int16))
         return encoded_session(self.kind, self.fingerprint, snapshot, {"rate": rate, **(settings or {})}, own)
 
     @torch.inference_mode()
@@ -203,18 +243,28 @@ class TinyVAECodec(
         if not isinstance(rate, int) or isinstance(rate, bool) or not 0 <= rate <= HIGHEST_RATE:
             raise FormatError(f"the file names the impossible rate {rate!r}")
         names = {f"latents.{group}" for group in range(len(self.groups))} | set(SESSION_SECTIONS)
-        if names != set(encoded.sections):
+        if names != set(encoded.sections) - {OFFSETS}:
             odd = ", ".join(sorted(names ^ set(encoded.sections)))
             raise FormatError(f"the file's sections are not those of its codec: {odd}")
         token_ids, origin, positions = read_session(encoded)
         places = self._places(token_ids, origin, positions)
-        symbols = []
+        rates = self._stored_rates(encoded, token_ids, rate)
+        coded = []
         for group, place in enumerate(places):
-            vae = self.vae(group)
-            levels = vae.levels(token_ids[place], rate)
+            levels = self.vae(group).levels(token_ids[place], rates[group][place])
             data = encoded.sections[f"latents.{group}"]
-            symbols.append(torch.from_numpy(decode_symbols(data, levels.numpy(), self.bank)))
-        return self._rebuild(token_ids, origin, places, symbols, rate)
+            coded.append((torch.from_numpy(decode_symbols(data, levels.numpy(), self.bank)), levels))
+        return self._rebuild(token_ids, origin, places, rates, coded)
+
+    def _stored_rates(self, encoded: Encoded, token_ids: Tensor, rate: int) -> list[Tensor]:
+        """Return the rate index [N] of every token for each group, as the file says."""
+        offsets = None
+        if OFFSETS in encoded.sections:
+            offsets = torch.from_numpy(decode_choices(encoded.sections[OFFSETS], len(token_ids)))
+        try:
+            return [self.rates(group, token_ids, rate, offsets) for group in range(len(self.groups))]
+        except InputError as error:
+            raise FormatError(f"the section {OFFSETS!r}: {error.what}") from error
 
     def _places(self, token_ids: Tensor, origin: Origin, positions: Sequence[Tensor]) -> list[Tensor]:
         """Return the positions of each group, refusing files that this codec cannot have made."""
@@ -228,35 +278,32 @@ class TinyVAECodec(
         return [positions[layers[0]] for layers in self.groups]
 
     @torch.inference_mode()
-    def reconstruct(self, snapshot: KVSnapshot, rate: int) -> KVSnapshot:
+    def reconstruct(self, snapshot: KVSnapshot, rate: int, offsets: Tensor | None = None) -> KVSnapshot:
         """Return what `decode` would, from the same symbols but without bytes."""
         self.require_partner(snapshot)
         places = [group_positions(snapshot, layers) for layers in self.groups]
-        symbols = [
-            self.symbols(snapshot, group, snapshot.token_ids[place], rate)[0] for group, place in enumerate(places)
-        ]
-        return self._rebuild(snapshot.token_ids, snapshot.origin, places, symbols, rate)
+        groups = range(len(places))
+        rates = [self.rates(group, snapshot.token_ids, rate, offsets) for group in groups]
+        coded = [self.symbols(snapshot, group, rate, offsets) for group in groups]
+        return self._rebuild(snapshot.token_ids, snapshot.origin, places, rates, coded)
 
     @torch.inference_mode()
-    def token_bits(self, snapshot: KVSnapshot, rate: int) -> list[float]:
+    def token_bits(self, snapshot: KVSnapshot, rate: int, offsets: Tensor | None = None) -> list[float]:
         """Return the bits spent on each token, summed over groups; 0 where a window dropped it."""
         bits = torch.zeros(snapshot.tokens, dtype=torch.float64)
         for group, layers in enumerate(self.groups):
-            place = group_positions(snapshot, layers)
-            symbols, levels = self.symbols(snapshot, group, snapshot.token_ids[place], rate)
-            bits[place] += torch.from_numpy(self.bank.code_lengths(symbols.numpy(), levels.numpy()).sum(1))
+            symbols, levels = self.symbols(snapshot, group, rate, offsets)
+            spent = self.bank.code_lengths(symbols.numpy(), levels.numpy()).sum(1)
+            bits[group_positions(snapshot, layers)] += torch.from_numpy(spent)
         return [float(value) for value in bits]
 
-    def symbols(self, snapshot: KVSnapshot, group: int, ids: Tensor, rate: int) -> tuple[Tensor, Tensor]:
-        """Return symbols and levels, both [T, r] int32, of one group of layers at a rate index.
-
-        Args:
-            snapshot: The cache.
-            group: Index of the group.
-            ids: [T] int64, the tokens that the group's layers hold.
-            rate: Rate index.
-        """
-        return self.vae(group).quantize(self.latents(snapshot, group), ids, rate)
+    def symbols(
+        self, snapshot: KVSnapshot, group: int, rate: int, offsets: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Return symbols and levels, both [T, r] int32, of the tokens that a group of layers holds."""
+        place = group_positions(snapshot, self.groups[group])
+        rates = self.rates(group, snapshot.token_ids, rate, offsets)[place]
+        return self.vae(group).quantize(self.latents(snapshot, group), snapshot.token_ids[place], rates)
 
     def latents(self, snapshot: KVSnapshot, group: int) -> Tensor:
         """Return the latents [T, R] float32 of one group of layers, before quantisation."""
@@ -270,15 +317,19 @@ class TinyVAECodec(
         return expected if len(positions) == len(token_ids) else expected[positions]
 
     def _rebuild(
-        self, token_ids: Tensor, origin: Origin, places: Sequence[Tensor], symbols: Sequence[Tensor], rate: int
+        self,
+        token_ids: Tensor,
+        origin: Origin,
+        places: Sequence[Tensor],
+        rates: Sequence[Tensor],
+        coded: Sequence[tuple[Tensor, Tensor]],
     ) -> KVSnapshot:
-        """Return the snapshot of decoded symbols: the one path of `decode` and `reconstruct`."""
+        """Return the snapshot of decoded symbols and their levels: the one path of `decode` and `reconstruct`."""
         rope, layers = rope_of(origin), dict[int, LayerKV]()
-        for group, (place, coded) in enumerate(zip(places, symbols, strict=True)):
+        for group, (place, (symbols, levels)) in enumerate(zip(places, coded, strict=True)):
             vae = self.vae(group)
-            channels = vae.synthesise(
-                self._expected(group, token_ids, place), vae.dequantize(coded, token_ids[place], rate)
-            )
+            latents = vae.dequantize(symbols, token_ids[place], rates[group][place], levels)
+            channels = vae.synthesise(self._expected(group, token_ids, place), latents)
             layers |= from_channels(channels, self.groups[group], self.shapes, place, rope, origin.dtype)
         return KVSnapshot(tuple(layers[i] for i in range(len(layers))), token_ids, origin)
 

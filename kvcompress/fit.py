@@ -26,6 +26,7 @@ from kvcompress.hf.capture import capture
 from kvcompress.hf.sensitivity import cache_gradients
 from kvcompress.snapshot import KVSnapshot
 from tinyvae import TinyVAEConfig
+from tinyvae.offsets import age_classes, fit_offsets
 from tinyvae.prior import Moments, TokenMeans, TokenPrior
 from tinyvae.spread import calibrate_group
 from tinyvae.tables import build_tables
@@ -47,6 +48,8 @@ class FitSettings:
         fisher_exponent: See `tinyvae.transform.sensitivity_weight`.
         fisher_sessions: Sessions whose gradients are taken.
         continuation_tokens: Tokens of each of them that stand for the future.
+        worth_exponent: See `tinyvae.offsets.fit_offsets`.
+        worth_draws: Futures sampled of each session to measure what its tokens are worth.
         calibration_share: Share of the sessions kept for levels, tables and tiers.
         sample_rows: Rows of latents kept for the tables.
         seed: Of sampled tokens and of the split.
@@ -59,6 +62,8 @@ class FitSettings:
     fisher_exponent: float = 0.7
     fisher_sessions: int = 64
     continuation_tokens: int = 256
+    worth_exponent: float = 0.7
+    worth_draws: int = 2
     calibration_share: float = 0.25
     sample_rows: int = 4096
     seed: int = 0
@@ -190,6 +195,7 @@ class Fitter:
     def build(self, solved: Sequence[_Solved]) -> TinyVAECodec:
         """Pass 3: calibrate prediction, levels and tables on the sessions kept out, and assemble the codec."""
         codec = self._assemble(solved)
+        self.gather_worth(codec)
         samples = [
             calibrate_group(codec.vae(index), rows, self.settings.sample_rows)
             for index, rows in enumerate(self._calibration_latents(codec))
@@ -198,6 +204,24 @@ class Fitter:
         pick = torch.randperm(len(pooled), generator=torch.Generator().manual_seed(self.settings.seed))
         codec.store_tables(*build_tables(pooled[pick[:400_000]]))
         return codec.eval()
+
+    def gather_worth(self, codec: TinyVAECodec) -> None:
+        """Pass 2b: what an error in each token costs, from gradients with respect to latents -> offsets."""
+        generator = torch.Generator().manual_seed(self.settings.seed + 1)
+        chosen = self.sessions[: self.settings.fisher_sessions]
+        found: list[list[tuple[Tensor, Tensor, Tensor]]] = [[] for _ in self.groups]
+        for done, token_ids in enumerate(chosen, 1):
+            cut = max(len(token_ids) - self.settings.continuation_tokens, len(token_ids) // 2)
+            snapshot = self._capture(token_ids[:cut])
+            worth = token_worth(self.model, codec, snapshot, token_ids[cut:], generator, self.settings.worth_draws)
+            for group, (place, of_token) in enumerate(worth):
+                found[group].append((token_ids[place], age_classes(cut)[place], of_token))
+            self.progress("worth of tokens", done, len(chosen))
+        for group, rows in enumerate(found):
+            vae = codec.vae(group)
+            of_id, of_age = fit_offsets(rows, vae.config.vocab_size, self.settings.worth_exponent)
+            vae.token_offset.copy_(of_id)
+            vae.age_offset.copy_(of_age)
 
     def _assemble(self, solved: Sequence[_Solved]) -> TinyVAECodec:
         # One step for all groups: their latents are in the same unit, the model's output.
@@ -240,6 +264,30 @@ class Fitter:
                 places = group_positions(snapshot, group.layers)
                 found[index].append((codec.latents(snapshot, index), snapshot.token_ids[places]))
         return found
+
+
+def token_worth(
+    model: Any,
+    codec: TinyVAECodec,
+    snapshot: KVSnapshot,
+    continuation: Tensor,
+    generator: torch.Generator,
+    draws: int,
+) -> list[tuple[Tensor, Tensor]]:
+    """Return for each group the positions [T] and what a unit of squared error in each token's latents costs, [T].
+
+    The squared gradient of sampled log-likelihoods with respect to a token's latents, summed over these and averaged
+    over draws: the diagonal of the Fisher matrix, token by token.
+    """
+    totals: dict[int, Tensor] = {}
+    rope = rope_of(snapshot.origin)
+    for _ in range(draws):
+        gradients = cache_gradients(model, snapshot, continuation, rope, generator)
+        for group, layers in enumerate(codec.groups):
+            rows = torch.cat([t.transpose(0, 1).flatten(1) for i in layers for t in gradients[i]], 1)
+            energy = (rows @ codec.vae(group).transform.synthesis.dense.T).square().sum(1) / draws
+            totals[group] = totals.get(group, 0.0) + energy
+    return [(group_positions(snapshot, layers), totals[group]) for group, layers in enumerate(codec.groups)]
 
 
 def fit_codec(

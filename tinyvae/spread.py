@@ -96,7 +96,8 @@ def _innovations(vae: TinyVAE, sessions: Rows) -> tuple[Tensor, Tensor, Tensor]:
             places.append(torch.stack([torch.full_like(phase.matches, phase.number), phase.matches], 1))
             return quantize(rest[-1], step, torch.zeros(1, 1))
 
-        vae.reconstruct(token_ids, CALIBRATION_RATE, vae.config.rank, keep)
+        rates = torch.full_like(token_ids, CALIBRATION_RATE, dtype=torch.int32)
+        vae.reconstruct(token_ids, rates, vae.levels(token_ids, rates), keep)
     return torch.cat(rest), torch.cat(ids), torch.cat(places)
 
 

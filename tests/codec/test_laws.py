@@ -66,7 +66,7 @@ def test_no_float_decides_a_bit(codec: TinyVAECodec, snapshot: KVSnapshot) -> No
         assert tensor.dtype in (torch.int8, torch.int16, torch.float16, torch.float32), name
     symbols = []
     for decoder in (vae, disturbed):
-        levels = decoder.levels(snapshot.token_ids, 100)
+        levels = decoder.levels(snapshot.token_ids, decoder.rates(snapshot.token_ids, 100))
         assert levels.dtype == torch.int32
         symbols.append(decode_symbols(encoded.sections["latents.0"], levels.numpy(), codec.bank))
     assert np.array_equal(*symbols)
