@@ -24,7 +24,8 @@ from kvcompress.channels import LayerShape, Rope, from_channels, group_positions
 from kvcompress.container import Encoded
 from kvcompress.entropy import TableBank, decode_choices, decode_symbols, encode_choices, encode_symbols
 from kvcompress.errors import CheckpointError, FormatError, InputError, MismatchError
-from kvcompress.sections import SESSION_SECTIONS, encoded_session, read_session
+from kvcompress.packing import canonical_json
+from kvcompress.sections import Preset, encoded_session, own_sections, read_session
 from kvcompress.snapshot import KVSnapshot, LayerKV, ModelFingerprint, Origin
 from tinyvae import TinyVAE, TinyVAEConfig
 from tinyvae.offsets import PRIOR_ONLY
@@ -76,6 +77,7 @@ class TinyVAECodec(
         model: Fingerprint of the model whose caches it codes.
         tiers: Quality word -> rate index, from measured fidelity on held-out sessions.
         fitted: How it was fitted: sessions, tokens and other facts for the card.
+        origin: Where its model's caches come from, `Origin.to_json()`; files need not repeat it. None in old codecs.
     """
 
     kind = "tinyvae"
@@ -89,6 +91,7 @@ class TinyVAECodec(
         model: dict[str, str | None],
         tiers: dict[str, int] | None = None,
         fitted: dict[str, Any] | None = None,
+        origin: dict[str, Any] | None = None,
     ) -> None:
         super().__init__()
         self.groups = [tuple(group["layers"]) for group in groups]
@@ -98,6 +101,7 @@ class TinyVAECodec(
         self.vaes = nn.ModuleList(TinyVAE(TinyVAEConfig(**group["config"])) for group in groups)
         self.register_buffer("table_counts", torch.zeros(TABLE_ENTRIES, dtype=torch.int16))
         self.register_buffer("table_offsets", torch.zeros(LEVELS + 1, dtype=torch.int32))
+        self.preset = Preset(canonical_json(origin) if origin else b"")
         self._fingerprint: str | None = None
         self._bank: TableBank | None = None
 
@@ -107,13 +111,14 @@ class TinyVAECodec(
             {"layers": list(layers), "config": asdict(self.vae(index).config)}
             for index, layers in enumerate(self.groups)
         ]
-        return {
+        config = {
             "groups": groups,
             "shapes": [[shape.heads, shape.key_size, shape.value_size] for shape in self.shapes],
             "model": asdict(self.model_fingerprint),
             "tiers": self.tiers,
             "fitted": self.fitted,
         }
+        return config | ({"origin": json.loads(self.preset.origin)} if self.preset.origin else {})
 
     @property
     def fingerprint(self) -> str:
@@ -220,7 +225,8 @@ class TinyVAECodec(
             own[f"latents.{group}"] = encode_symbols(symbols.numpy(), levels.numpy(), self.bank)
         if offsets is not None:
             own[OFFSETS] = encode_choices(offsets.numpy().astype(np.int16))
-        return encoded_session(self.kind, self.fingerprint, snapshot, {"rate": rate, **(settings or {})}, own)
+        stated = {"rate": rate, **(settings or {})}
+        return encoded_session(self.kind, self.fingerprint, snapshot, stated, own, self.preset)
 
     @torch.inference_mode()
     def decode(self, encoded: Encoded) -> KVSnapshot:
@@ -242,11 +248,10 @@ class TinyVAECodec(
         rate = encoded.settings.get("rate")
         if not isinstance(rate, int) or isinstance(rate, bool) or not 0 <= rate <= HIGHEST_RATE:
             raise FormatError(f"the file names the impossible rate {rate!r}")
-        names = {f"latents.{group}" for group in range(len(self.groups))} | set(SESSION_SECTIONS)
-        if names != set(encoded.sections) - {OFFSETS}:
-            odd = ", ".join(sorted(names ^ set(encoded.sections)))
-            raise FormatError(f"the file's sections are not those of its codec: {odd}")
-        token_ids, origin, positions = read_session(encoded)
+        odd = {f"latents.{group}" for group in range(len(self.groups))} ^ (own_sections(encoded) - {OFFSETS})
+        if odd:
+            raise FormatError(f"the file's sections are not those of its codec: {', '.join(sorted(odd))}")
+        token_ids, origin, positions = read_session(encoded, self.preset)
         places = self._places(token_ids, origin, positions)
         rates = self._stored_rates(encoded, token_ids, rate)
         coded = []

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
@@ -249,6 +249,7 @@ class Fitter:
             groups=groups,
             shapes=[[s.heads, s.key_size, s.value_size] for s in self.shapes],
             model=asdict(self.origin.fingerprint),
+            origin=replace(self.origin, next_position=0).to_json(),
             fitted={
                 "sessions": len(self.sessions),
                 "calibration_sessions": len(self.calibration),
