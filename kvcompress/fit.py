@@ -24,6 +24,7 @@ from kvcompress.codec import TinyVAECodec, rope_of
 from kvcompress.errors import InputError
 from kvcompress.hf.capture import capture
 from kvcompress.hf.sensitivity import cache_gradients
+from kvcompress.recompute import Known
 from kvcompress.snapshot import KVSnapshot
 from tinyvae import TinyVAEConfig
 from tinyvae.offsets import age_classes, fit_offsets
@@ -45,6 +46,9 @@ class FitSettings:
         prior_rank: Columns of the token table.
         prior_taps: Tokens the prior looks up.
         prior_width: Hidden units of the prior.
+        recompute_layers: Layers that the model runs when a session is restored, m; with m > 0 only those above m are
+            coded, see `kvcompress.recompute`.
+        known_taps: Tokens whose known channels the prior looks at; of no effect with m = 0.
         fisher_exponent: See `tinyvae.transform.sensitivity_weight`.
         fisher_sessions: Sessions whose gradients are taken.
         continuation_tokens: Tokens of each of them that stand for the future.
@@ -59,6 +63,8 @@ class FitSettings:
     prior_rank: int = 96
     prior_taps: int = 4
     prior_width: int = 256
+    recompute_layers: int = 0
+    known_taps: int = 4
     fisher_exponent: float = 0.7
     fisher_sessions: int = 64
     continuation_tokens: int = 256
@@ -74,6 +80,7 @@ class _Group:
     """What the first pass gathers about one group of layers."""
 
     layers: tuple[int, ...]
+    known: Known
     means: TokenMeans
     fisher: Tensor
 
@@ -119,11 +126,14 @@ class Fitter:
         self.shapes, self.origin = layer_shapes(first), first.origin
         self.rope: Rope = rope_of(first.origin)
         self.vocab_size = int(model.get_input_embeddings().weight.shape[0])
+        recompute, kinds = settings.recompute_layers, first.origin.layer_kinds
+        require_coded_layers(recompute, len(self.shapes))
         self.groups = []
-        for layers in group_layers(first.origin, self.shapes):
+        for layers in group_layers(first.origin, self.shapes, recompute + 1 if recompute else 0):
             width = sum(self.shapes[i].channels for i in layers)
             fisher = torch.zeros(width, width, dtype=torch.float64)
-            self.groups.append(_Group(layers, TokenMeans.empty(self.vocab_size, width), fisher))
+            known = Known.of(layers[0], recompute, kinds, settings.known_taps)
+            self.groups.append(_Group(layers, known, TokenMeans.empty(self.vocab_size, width), fisher))
 
     def _capture(self, token_ids: Tensor) -> KVSnapshot:
         return capture(self.model, token_ids, tokenizer=self.tokenizer)
@@ -165,16 +175,20 @@ class Fitter:
         priors, moments = [], []
         for group, weight in zip(self.groups, weights, strict=True):
             table = group.means.table(s.prior_rank, weight.diagonal().sqrt().float())
-            width = min(s.prior_width, len(weight), table.shape[1] * s.prior_taps)
-            prior = TokenPrior(self.vocab_size, table.shape[1], s.prior_taps, width, len(weight))
+            known = group.known.channels(self.shapes)
+            features = table.shape[1] * s.prior_taps + known * group.known.taps
+            width = min(s.prior_width, len(weight), features)
+            sizes = (self.vocab_size, table.shape[1], s.prior_taps, width, len(weight))
+            prior = TokenPrior(*sizes, known, group.known.taps)
             prior.table.store(table)
             priors.append(prior)
-            moments.append(Moments.empty(table.shape[1] * s.prior_taps, len(weight)))
+            moments.append(Moments.empty(features, len(weight), known * group.known.taps))
         for snapshot in self._snapshots("prior", self.sessions):
             for group, prior, moment in zip(self.groups, priors, moments, strict=True):
                 places = group_positions(snapshot, group.layers)
                 channels = to_channels(snapshot, group.layers, self.rope)
-                moment.add(prior.features(snapshot.token_ids)[places], channels)
+                known = group.known.rows(dict(enumerate(snapshot.layers)), snapshot.tokens, self.rope)
+                moment.add(prior.features(snapshot.token_ids, known)[places], channels)
         return [
             self._solved(prior, moment, weight, self._blocks(group))
             for prior, moment, weight, group in zip(priors, moments, weights, self.groups, strict=True)
@@ -237,11 +251,12 @@ class Fitter:
                 prior_width=part.prior.inward.values.shape[1],
                 reference_step=step,
             )
-            groups.append({"layers": list(group.layers), "config": asdict(config)})
+            groups.append({"layers": list(group.layers), "config": asdict(config)} | group.known.to_json())
         codec = TinyVAECodec(
             groups=groups,
             shapes=[[s.heads, s.key_size, s.value_size] for s in self.shapes],
             model=asdict(self.origin.fingerprint),
+            recompute_layers=self.settings.recompute_layers,
             fitted={
                 "sessions": len(self.sessions),
                 "calibration_sessions": len(self.calibration),
@@ -264,6 +279,13 @@ class Fitter:
                 places = group_positions(snapshot, group.layers)
                 found[index].append((codec.latents(snapshot, index), snapshot.token_ids[places]))
         return found
+
+
+def require_coded_layers(recompute_layers: int, layers: int) -> None:
+    """Raise `InputError` unless m recomputed layers leave one of `layers` to code; the next one comes with them."""
+    if not 0 <= recompute_layers <= max(0, layers - 2):
+        what = f"{recompute_layers} layers cannot be recomputed of a model that has {layers}"
+        raise InputError(what, f"Choose 0 to {max(0, layers - 2)}")
 
 
 def token_worth(

@@ -67,6 +67,11 @@ class TinyVAEConfig:
 class TinyVAE(nn.Module):
     """One group of layers: prior, transform, prediction, quantiser and the integers that choose the tables.
 
+    Args:
+        config: Geometry.
+        known: Channels of other layers that the prior is given, see `TokenPrior`.
+        known_taps: Tokens whose known channels it looks at.
+
     Attributes:
         base_level: [PHASES, R] int16 level of each latent at rate 0.
         match_level: [PHASES, MATCHES] int16 added where the same token or pair was decoded before.
@@ -87,11 +92,11 @@ class TinyVAE(nn.Module):
     weights: Tensor
     centroids: Tensor
 
-    def __init__(self, config: TinyVAEConfig) -> None:
+    def __init__(self, config: TinyVAEConfig, known: int = 0, known_taps: int = 1) -> None:
         super().__init__()
         self.config = config
         sizes = (config.vocab_size, config.prior_rank, config.prior_taps, config.prior_width)
-        self.prior = TokenPrior(*sizes, config.channels)
+        self.prior = TokenPrior(*sizes, config.channels, known, known_taps)
         self.transform = Transform(config.blocks, config.rank)
         self.register_buffer("base_level", torch.zeros(PHASES, config.rank, dtype=torch.int16))
         self.register_buffer("match_level", torch.zeros(PHASES, MATCHES, dtype=torch.int16))

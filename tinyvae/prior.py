@@ -1,7 +1,8 @@
 """What the tokens alone say about a cache, before a single bit is spent.
 
 Expected channels at position t come from the tokens at t, t-1, ..., t-K+1 through a low-rank token table and a few
-hidden units. It needs the token ids, which a session holds anyway, and costs no bits.
+hidden units. It needs the token ids, which a session holds anyway, and costs no bits. Where the model has run its first
+layers over the tokens, channels of one of these, known at t, t-1, ..., are further regressors.
 """
 
 from __future__ import annotations
@@ -43,6 +44,8 @@ class TokenPrior(nn.Module):
         taps: K, tokens looked up, the current one included.
         width: H, hidden units.
         channels: C.
+        known: Channels known at no bits, C'; 0 where no layer is.
+        known_taps: Tokens whose known channels are looked at, K'.
 
     Attributes:
         bias: [C] float32.
@@ -50,20 +53,24 @@ class TokenPrior(nn.Module):
 
     bias: Tensor
 
-    def __init__(self, vocab_size: int, rank: int, taps: int, width: int, channels: int) -> None:
+    def __init__(
+        self, vocab_size: int, rank: int, taps: int, width: int, channels: int, known: int = 0, known_taps: int = 1
+    ) -> None:
         super().__init__()
-        self.taps = taps
+        self.taps, self.known_taps = taps, known_taps
         self.table = Int8Matrix(vocab_size, rank)
-        self.inward, self.outward = Int8Matrix(taps * rank, width), Int8Matrix(width, channels)
+        self.inward = Int8Matrix(taps * rank + known_taps * known, width)
+        self.outward = Int8Matrix(width, channels)
         self.register_buffer("bias", torch.zeros(channels))
 
-    def features(self, token_ids: Tensor) -> Tensor:
-        """Return the regressors [T, K * r] of token ids [T] int64."""
-        return lagged(self.table.rows(token_ids), self.taps)
+    def features(self, token_ids: Tensor, known: Tensor | None = None) -> Tensor:
+        """Return the regressors [T, K r + K' C'] of token ids [T] int64 and known channels [T, C'] float32."""
+        of_tokens = lagged(self.table.rows(token_ids), self.taps)
+        return of_tokens if known is None else torch.cat([of_tokens, lagged(known, self.known_taps)], 1)
 
-    def forward(self, token_ids: Tensor) -> Tensor:
-        """Return expected channels [T, C] float32 for token ids [T] int64."""
-        return torch.addmm(self.bias, self.features(token_ids) @ self.inward.dense, self.outward.dense)
+    def forward(self, token_ids: Tensor, known: Tensor | None = None) -> Tensor:
+        """Return expected channels [T, C] float32 for token ids [T] int64 and known channels [T, C'] float32."""
+        return torch.addmm(self.bias, self.features(token_ids, known) @ self.inward.dense, self.outward.dense)
 
     @torch.no_grad()
     def store(self, inward: Tensor, outward: Tensor) -> None:
@@ -118,19 +125,21 @@ class Moments:
         fx: [F + 1, C] float64 cross products.
         xx: [C, C] float64 of channels.
         tokens: Number of tokens added.
+        known: Regressors behind those of the token table; each has a scale of its own.
     """
 
     ff: Tensor
     fx: Tensor
     xx: Tensor
     tokens: int = 0
+    known: int = 0
 
     @classmethod
-    def empty(cls, features: int, channels: int) -> Moments:
-        """Return zero moments."""
+    def empty(cls, features: int, channels: int, known: int = 0) -> Moments:
+        """Return zero moments of `features` regressors, `known` of them known channels."""
         sizes = ((features + 1, features + 1), (features + 1, channels), (channels, channels))
         ff, fx, xx = (torch.zeros(size, dtype=torch.float64) for size in sizes)
-        return cls(ff, fx, xx)
+        return cls(ff, fx, xx, known=known)
 
     def add(self, features: Tensor, channels: Tensor) -> None:
         """Add one session: regressors [T, F] and channels [T, C], float32."""
@@ -142,9 +151,12 @@ class Moments:
 
     def solve(self, ridge: float = 1e-3) -> tuple[Tensor, Tensor]:
         """Return weight [F, C] and bias [C] of the ridge regression, float32."""
-        penalty = ridge * self.ff.diagonal().mean() * torch.eye(len(self.ff), dtype=torch.float64)
-        penalty[-1, -1] = 0.0  # the constant is free
-        solution = torch.linalg.solve(self.ff + penalty, self.fx)
+        energy = self.ff.diagonal().clone()
+        of_tokens = len(energy) - 1 - self.known
+        # Columns of the token table are alike in scale; known channels are not, and a common penalty would hide some.
+        energy[:of_tokens] = torch.cat([energy[:of_tokens], energy[-1:]]).mean()
+        energy[-1] = 0.0  # the constant is free
+        solution = torch.linalg.solve(self.ff + ridge * energy.diag(), self.fx)
         return solution[:-1].float(), solution[-1].float()
 
     def factored(self, metric: Tensor, width: int, ridge: float = 1e-3) -> tuple[Tensor, Tensor]:

@@ -20,6 +20,10 @@ def fit(
     prior_rank: Annotated[int, typer.Option(help="Columns of the prior's token table.", min=1)] = 96,
     prior_taps: Annotated[int, typer.Option(help="Tokens the prior looks up.", min=1)] = 4,
     prior_width: Annotated[int, typer.Option(help="Hidden units of the prior.", min=1)] = 256,
+    recompute_layers: Annotated[
+        int, typer.Option(help="Layers that the model runs when a session is restored; fewer are coded then.")
+    ] = 0,
+    known_taps: Annotated[int, typer.Option(help="Tokens whose recomputed layers the prior looks at.", min=1)] = 4,
     threads: Annotated[int | None, typer.Option(help="Threads of torch. [default: all cores]", min=1)] = None,
     seed: Annotated[int, typer.Option(help="Seed of the split and of sampling.")] = 0,
     force: ForceOption = False,
@@ -35,7 +39,15 @@ def fit(
         raise InputError("already holds a codec", "Pass --force to replace it", path=output)
     if threads:
         torch.set_num_threads(threads)
-    settings = FitSettings(rank=rank, prior_rank=prior_rank, prior_taps=prior_taps, prior_width=prior_width, seed=seed)
+    settings = FitSettings(
+        rank=rank,
+        prior_rank=prior_rank,
+        prior_taps=prior_taps,
+        prior_width=prior_width,
+        recompute_layers=recompute_layers,
+        known_taps=known_taps,
+        seed=seed,
+    )
     with progress_bar("fit") as progress:
         summary = fit_checkpoint(model, sessions, output, settings, progress)
     show(summary, as_json=as_json)
