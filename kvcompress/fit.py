@@ -148,6 +148,10 @@ class Fitter:
         places = group_positions(snapshot, group.layers)
         return snapshot.token_ids[places], to_channels(snapshot, group.layers, self.rope)
 
+    def _known(self, snapshot: KVSnapshot, group: _Group) -> Tensor | None:
+        """Return the known channels [N, C'] that predict a group, None where nothing is known."""
+        return group.known.rows(dict(enumerate(snapshot.layers)), snapshot.tokens, self.rope)
+
     def gather_means(self) -> None:
         """Pass 1a: token means."""
         for snapshot in self._snapshots("token means", self.sessions):
@@ -187,8 +191,7 @@ class Fitter:
             for group, prior, moment in zip(self.groups, priors, moments, strict=True):
                 places = group_positions(snapshot, group.layers)
                 channels = to_channels(snapshot, group.layers, self.rope)
-                known = group.known.rows(dict(enumerate(snapshot.layers)), snapshot.tokens, self.rope)
-                moment.add(prior.features(snapshot.token_ids, known)[places], channels)
+                moment.add(prior.features(snapshot.token_ids, self._known(snapshot, group))[places], channels)
         return [
             self._solved(prior, moment, weight, self._blocks(group))
             for prior, moment, weight, group in zip(priors, moments, weights, self.groups, strict=True)

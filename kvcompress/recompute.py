@@ -1,7 +1,7 @@
 """Layers that a file leaves out because the model recomputes them from the token ids when the session is restored.
 
-A codec with `recompute_layers` m > 0 codes layers m + 1 and up. Layers 0 to m are *known*: at encode from the snapshot, at
-decode from the model, whose first m layers run over the tokens. They predict the coded layers and decide no bit, so
+A codec with `recompute_layers` m > 0 codes layers m + 1 and up. Layers 0 to m are *known*: at encode from the snapshot,
+at decode from the model, whose first m layers run over the tokens. They predict the coded layers and decide no bit, so
 floats that differ in the last place move the reconstruction by as little.
 
 That holds where the snapshot's known layers are what the model computes. They are not in a cache that went on from a

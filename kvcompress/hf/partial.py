@@ -25,7 +25,7 @@ from kvcompress.snapshot import CACHE_DTYPES, LayerKV, Origin
 REMEDY = "Use --recompute-layers 0"
 
 
-class _Reached(Exception):  # noqa: N818 - not an error
+class _Reached(Exception):
     """The last layer that is needed has handed over its keys and values."""
 
 

@@ -78,7 +78,7 @@ def test_encoding_needs_no_model_and_decoding_asks_for_it(partial: TinyVAECodec,
     alone.recompute = None
     encoded = alone.encode(snapshot, 100)
     assert to_bytes(encoded) == to_bytes(partial.encode(snapshot, 100))
-    with pytest.raises(InputError, match="first 2 layers.*--model"):
+    with pytest.raises(InputError, match=r"first 2 layers.*--model"):
         alone.decode(encoded)
 
 
@@ -108,14 +108,14 @@ def test_layers_that_are_not_the_recorded_ones_are_refused(partial: TinyVAECodec
     encoded, elsewhere = partial.encode(snapshot, 100), copy.deepcopy(partial)
     assert partial.recompute is not None
     elsewhere.recompute = moved(partial.recompute, 1.5)
-    with pytest.raises(IntegrityError, match="layer 1 .* differs by 50%"):
+    with pytest.raises(IntegrityError, match=r"layer 1 .* differs by 50%"):
         elsewhere.decode(encoded)
 
 
 def test_a_cache_that_went_on_from_a_lossy_file_is_refused_at_encode(
     partial: TinyVAECodec, codec: TinyVAECodec, snapshot: KVSnapshot
 ) -> None:
-    with pytest.raises(InputError, match="lossy file.*--recompute-layers 0"):
+    with pytest.raises(InputError, match=r"lossy file.*--recompute-layers 0"):
         partial.encode(codec.reconstruct(snapshot, 40), 100)
 
 
