@@ -19,7 +19,7 @@ from kvcompress.errors import InputError
 from kvcompress.fidelity import MIN_CONTINUATION_TOKENS, fidelity
 from kvcompress.files import codec_of
 from kvcompress.harvest import tokenized_sessions
-from kvcompress.hf import capture, restore
+from kvcompress.hf import capture, recompute_with, restore
 from kvcompress.recall import Question, count_exact, questions
 from kvcompress.resume import context_limit, generate_from, resume_start
 from kvcompress.sections import read_session_sections
@@ -114,7 +114,7 @@ def measure_file(
     encoded = load(path)
     token_ids, _, _ = read_session_sections(encoded.sections)
     session, ids = find_session_of(model, tokenizer, sessions, session_id, token_ids)
-    codec = codec_of(encoded, codec_name)
+    codec = codec_of(encoded, codec_name, recompute_with(model, tokenizer))
     decoded, exact = codec.decode(encoded), capture(model, token_ids, tokenizer=tokenizer)
     restore(decoded, model, tokenizer=tokenizer)  # refuses a wrong partner before anything is measured
     continuation, source = continuation_of(model, exact, ids)

@@ -29,12 +29,18 @@ def fit(
     force: ForceOption = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Fit a codec in closed form and measure its quality tiers; a few minutes for a small model."""
+    """Fit a codec in closed form and measure its quality tiers; a few minutes for a small model.
+
+    With --recompute-layers m it goes into the subdirectory recompute-m, beside the codec that codes all layers.
+    """
     import torch
 
     from kvcompress.checkpoint import fit_checkpoint
     from kvcompress.fit import FitSettings
+    from kvcompress.zoo import recompute_name
 
+    if recompute_layers:
+        output = output / recompute_name(recompute_layers)
     if (output / "config.json").exists() and not force:
         raise InputError("already holds a codec", "Pass --force to replace it", path=output)
     if threads:
