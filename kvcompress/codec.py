@@ -78,8 +78,7 @@ class TinyVAECodec(
         tiers: Quality word -> rate index, from measured fidelity on held-out sessions.
         fitted: How it was fitted: sessions, tokens and other facts for the card.
         recompute_layers: m. With m > 0 layers 0 to m are not coded: the model runs its first m layers when a session is
-            restored, see `kvcompress.recompute`. A group then says which `known` layers predict it, and how many
-            `known_taps` tokens back.
+            restored, see `kvcompress.recompute`. A group then says which `known` layer predicts it.
 
     Attributes:
         recompute: Gives those layers at decode (`kvcompress.hf.recompute_with`); not needed with m = 0.
@@ -107,7 +106,7 @@ class TinyVAECodec(
         self.model_fingerprint = ModelFingerprint.from_json(model)
         self.tiers, self.fitted = dict(tiers or {}), dict(fitted or {})
         self.vaes = nn.ModuleList(
-            TinyVAE(TinyVAEConfig(**group["config"]), known.channels(self.shapes), known.taps)
+            TinyVAE(TinyVAEConfig(**group["config"]), known.channels(self.shapes))
             for group, known in zip(groups, self.known, strict=True)
         )
         self.register_buffer("table_counts", torch.zeros(TABLE_ENTRIES, dtype=torch.int16))
@@ -387,7 +386,7 @@ def load_tinyvae(directory: Path) -> TinyVAECodec:
             raise CheckpointError(f"no codec here: {name} is missing", "Make one with `kvcompress fit`", path=directory)
     try:
         with redirect_stdout(io.StringIO()):  # the mixin prints, which would spoil --json
-            codec = TinyVAECodec.from_pretrained(directory)
+            codec = TinyVAECodec.from_pretrained(directory, strict=True)
     except Exception as error:  # the mixin passes on whatever its parsers raise
         raise CheckpointError(f"the codec does not load ({error})", "Fit or fetch it again", path=directory) from error
     return codec.eval()

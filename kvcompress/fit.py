@@ -28,10 +28,10 @@ from kvcompress.recompute import Known
 from kvcompress.snapshot import KVSnapshot
 from tinyvae import TinyVAEConfig
 from tinyvae.offsets import age_classes, fit_offsets
-from tinyvae.prior import Moments, TokenMeans, TokenPrior
+from tinyvae.prior import CONTEXTS, Moments, TokenMeans, TokenPrior, TokenTable, contexts, lagged
 from tinyvae.spread import calibrate_group
 from tinyvae.tables import build_tables
-from tinyvae.transform import block_metric, sensitivity_weight, weighted_klt
+from tinyvae.transform import Transform, block_metric, sensitivity_weight, weighted_klt
 
 Progress = Callable[[str, int, int], None]
 """Called with the pass, the sessions done and their number."""
@@ -48,7 +48,6 @@ class FitSettings:
         prior_width: Hidden units of the prior.
         recompute_layers: Layers that the model runs when a session is restored, m; with m > 0 only those above m are
             coded, see `kvcompress.recompute`.
-        known_taps: Tokens whose known channels the prior looks at; of no effect with m = 0.
         fisher_exponent: See `tinyvae.transform.sensitivity_weight`.
         fisher_sessions: Sessions whose gradients are taken.
         continuation_tokens: Tokens of each of them that stand for the future.
@@ -60,15 +59,14 @@ class FitSettings:
     """
 
     rank: int = 384
-    prior_rank: int = 96
+    prior_rank: int = 72
     prior_taps: int = 4
-    prior_width: int = 256
+    prior_width: int = 160
     recompute_layers: int = 0
-    known_taps: int = 4
     fisher_exponent: float = 0.7
     fisher_sessions: int = 64
     continuation_tokens: int = 256
-    worth_exponent: float = 0.7
+    worth_exponent: float = 0.75
     worth_draws: int = 2
     calibration_share: float = 0.25
     sample_rows: int = 4096
@@ -87,11 +85,10 @@ class _Group:
 
 @dataclass(slots=True)
 class _Solved:
-    """What the second pass solves for a group: prior, synthesis [R, C], blocks of the metric, variances [R]."""
+    """What the second pass solves for a group: prior, transform, variances of its latents [R]."""
 
     prior: TokenPrior
-    synthesis: Tensor
-    metric: Tensor
+    transform: Transform
     variances: Tensor
 
 
@@ -132,7 +129,7 @@ class Fitter:
         for layers in group_layers(first.origin, self.shapes, recompute + 1 if recompute else 0):
             width = sum(self.shapes[i].channels for i in layers)
             fisher = torch.zeros(width, width, dtype=torch.float64)
-            known = Known.of(layers[0], recompute, kinds, settings.known_taps)
+            known = Known.of(layers[0], recompute, kinds)
             self.groups.append(_Group(layers, known, TokenMeans.empty(self.vocab_size, width), fisher))
 
     def _capture(self, token_ids: Tensor) -> KVSnapshot:
@@ -148,9 +145,11 @@ class Fitter:
         places = group_positions(snapshot, group.layers)
         return snapshot.token_ids[places], to_channels(snapshot, group.layers, self.rope)
 
-    def _known(self, snapshot: KVSnapshot, group: _Group) -> Tensor | None:
-        """Return the known channels [N, C'] that predict a group, None where nothing is known."""
-        return group.known.rows(dict(enumerate(snapshot.layers)), snapshot.tokens, self.rope)
+    def _features(self, snapshot: KVSnapshot, group: _Group, table: TokenTable) -> Tensor:
+        """Return the regressors [N, F] of the prior of a group."""
+        of_tokens = lagged(table.rows(snapshot.token_ids), self.settings.prior_taps)
+        known = group.known.rows(dict(enumerate(snapshot.layers)), snapshot.tokens, self.rope)
+        return of_tokens if known is None else torch.cat([of_tokens, contexts(known)], 1)
 
     def gather_means(self) -> None:
         """Pass 1a: token means."""
@@ -176,42 +175,49 @@ class Fitter:
         """Pass 2: token table, regression, weighted KLT."""
         s = self.settings
         weights = [sensitivity_weight(group.fisher, s.fisher_exponent) for group in self.groups]
-        priors, moments = [], []
+        tables, moments = [], []
         for group, weight in zip(self.groups, weights, strict=True):
-            table = group.means.table(s.prior_rank, weight.diagonal().sqrt().float())
-            known = group.known.channels(self.shapes)
-            features = table.shape[1] * s.prior_taps + known * group.known.taps
-            width = min(s.prior_width, len(weight), features)
-            sizes = (self.vocab_size, table.shape[1], s.prior_taps, width, len(weight))
-            prior = TokenPrior(*sizes, known, group.known.taps)
-            prior.table.store(table)
-            priors.append(prior)
-            moments.append(Moments.empty(features, len(weight), known * group.known.taps))
+            table = TokenTable(self.vocab_size, min(s.prior_rank, len(weight)))
+            table.store(group.means.table(s.prior_rank, weight.diagonal().sqrt().float()))
+            tables.append(table)
+            known = CONTEXTS * group.known.channels(self.shapes)
+            moments.append(Moments.empty(table.rank * s.prior_taps + known, len(weight), known))
         for snapshot in self._snapshots("prior", self.sessions):
-            for group, prior, moment in zip(self.groups, priors, moments, strict=True):
+            for group, table, moment in zip(self.groups, tables, moments, strict=True):
                 places = group_positions(snapshot, group.layers)
-                channels = to_channels(snapshot, group.layers, self.rope)
-                moment.add(prior.features(snapshot.token_ids, self._known(snapshot, group))[places], channels)
+                features = self._features(snapshot, group, table)[places]
+                moment.add(features, to_channels(snapshot, group.layers, self.rope))
         return [
-            self._solved(prior, moment, weight, self._blocks(group))
-            for prior, moment, weight, group in zip(priors, moments, weights, self.groups, strict=True)
+            self._solved(table, moment, weight, group)
+            for table, moment, weight, group in zip(tables, moments, weights, self.groups, strict=True)
         ]
 
     def _blocks(self, group: _Group) -> tuple[int, ...]:
         return tuple(size for i in group.layers for size in self.shapes[i].blocks)
 
-    def _solved(self, prior: TokenPrior, moment: Moments, weight: Tensor, blocks: tuple[int, ...]) -> _Solved:
-        prior.store(*moment.factored(weight, prior.inward.values.shape[1]))
+    def _solved(self, table: TokenTable, moment: Moments, weight: Tensor, group: _Group) -> _Solved:
+        s, blocks, known = self.settings, self._blocks(group), group.known.channels(self.shapes)
+        width = min(s.prior_width, len(weight), len(moment.ff) - 1)
+        prior = TokenPrior(self.vocab_size, table.rank, s.prior_taps, width, len(weight), known=known)
+        prior.table.load_state_dict(table.state_dict())
+        prior.store(*moment.factored(weight, width))
         # The stored weights are rounded: constant and covariance are those of what they really leave.
-        matrix = prior.inward.dense @ prior.outward.dense
+        matrix = prior.mixing @ prior.outward.dense
         prior.bias.copy_(moment.constant(matrix))
         covariance = moment.residual_covariance(matrix, prior.bias)
-        _, synthesis, variances = weighted_klt(covariance, weight, self.settings.rank)
-        return _Solved(prior, synthesis, block_metric(weight, blocks), variances)
+        _, synthesis, variances = weighted_klt(covariance, weight, s.rank)
+        transform = Transform(blocks, len(synthesis))
+        transform.store(synthesis, block_metric(weight, blocks))
+        return _Solved(prior, transform, variances)
 
     def build(self, solved: Sequence[_Solved]) -> TinyVAECodec:
-        """Pass 3: calibrate prediction, levels and tables on the sessions kept out, and assemble the codec."""
+        """Assemble the codec and fit to it what `refit` fits."""
         codec = self._assemble(solved)
+        self.refit(codec)
+        return codec.eval()
+
+    def refit(self, codec: TinyVAECodec) -> None:
+        """Fit what follows from prior and transform: offsets; on sessions kept out prediction, levels, tables."""
         self.gather_worth(codec)
         samples = [
             calibrate_group(codec.vae(index), rows, self.settings.sample_rows)
@@ -220,7 +226,6 @@ class Fitter:
         pooled = torch.cat(samples)
         pick = torch.randperm(len(pooled), generator=torch.Generator().manual_seed(self.settings.seed))
         codec.store_tables(*build_tables(pooled[pick[:400_000]]))
-        return codec.eval()
 
     def gather_worth(self, codec: TinyVAECodec) -> None:
         """Pass 2b: what an error in each token costs, from gradients with respect to latents -> offsets."""
@@ -248,10 +253,10 @@ class Fitter:
             config = TinyVAEConfig(
                 blocks=self._blocks(group),
                 vocab_size=self.vocab_size,
-                rank=part.synthesis.shape[0],
-                prior_rank=part.prior.table.values.shape[1],
+                rank=len(part.variances),
+                prior_rank=part.prior.table.rank,
                 prior_taps=self.settings.prior_taps,
-                prior_width=part.prior.inward.values.shape[1],
+                prior_width=part.prior.inward.columns,
                 reference_step=step,
             )
             groups.append({"layers": list(group.layers), "config": asdict(config)} | group.known.to_json())
@@ -270,7 +275,7 @@ class Fitter:
         for index, part in enumerate(solved):
             vae = codec.vae(index)
             vae.prior.load_state_dict(part.prior.state_dict())
-            vae.transform.store(part.synthesis, part.metric)
+            vae.transform.load_state_dict(part.transform.state_dict())
         return codec
 
     @torch.inference_mode()

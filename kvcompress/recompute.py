@@ -47,34 +47,31 @@ class Known:
 
     Attributes:
         layers: Indices of known layers that hold the same tokens; none where nothing is known.
-        taps: Tokens whose channels are looked at, the current one included.
     """
 
     layers: tuple[int, ...] = ()
-    taps: int = 1
 
     @classmethod
-    def of(cls, layer: int, recompute_layers: int, kinds: Sequence[str], taps: int) -> Known:
+    def of(cls, layer: int, recompute_layers: int, kinds: Sequence[str]) -> Known:
         """Choose for a coded layer the last known one that holds all its tokens: of its kind, or of full attention.
 
         Args:
             layer: Index of the coded layer.
             recompute_layers: m; 0 means that no layer is known.
             kinds: Kind of every layer, as in `Origin.layer_kinds`.
-            taps: As the attribute.
         """
         candidates = range(recompute_layers, -1, -1) if recompute_layers else ()
         chosen = [index for index in candidates if kinds[index] in ("full_attention", kinds[layer])][:1]
-        return cls(tuple(chosen), taps) if chosen else cls()
+        return cls(tuple(chosen))
 
     @classmethod
     def from_json(cls, group: Mapping[str, Any]) -> Known:
-        """Read the fields `known` and `known_taps` of a codec's group; both are missing where nothing is known."""
-        return cls(tuple(group.get("known", ())), group.get("known_taps", 1))
+        """Read the field `known` of a codec's group; it is missing where nothing is known."""
+        return cls(tuple(group.get("known", ())))
 
     def to_json(self) -> dict[str, Any]:
-        """Return the same fields."""
-        return {"known": list(self.layers), "known_taps": self.taps} if self.layers else {}
+        """Return the same field."""
+        return {"known": list(self.layers)} if self.layers else {}
 
     def channels(self, shapes: Sequence[LayerShape]) -> int:
         """Return how many channels the known layers have."""

@@ -23,7 +23,6 @@ def fit(
     recompute_layers: Annotated[
         int, typer.Option(help="Layers that the model runs when a session is restored; fewer are coded then.")
     ] = 0,
-    known_taps: Annotated[int, typer.Option(help="Tokens whose recomputed layers the prior looks at.", min=1)] = 4,
     threads: Annotated[int | None, typer.Option(help="Threads of torch. [default: all cores]", min=1)] = None,
     seed: Annotated[int, typer.Option(help="Seed of the split and of sampling.")] = 0,
     force: ForceOption = False,
@@ -51,7 +50,6 @@ def fit(
         prior_taps=prior_taps,
         prior_width=prior_width,
         recompute_layers=recompute_layers,
-        known_taps=known_taps,
         seed=seed,
     )
     with progress_bar("fit") as progress:

@@ -23,9 +23,7 @@ from kvcompress.snapshot import KVSnapshot, LayerKV, Origin
 from tests.codec.conftest import random_sessions, tiny_model
 from tests.codec.test_laws import same
 
-SMALL = FitSettings(
-    rank=16, prior_rank=8, prior_taps=2, prior_width=24, known_taps=2, fisher_sessions=4, continuation_tokens=32
-)
+SMALL = FitSettings(rank=16, prior_rank=8, prior_taps=2, prior_width=24, fisher_sessions=4, continuation_tokens=32)
 
 
 def fitted(model: object, recompute_layers: int) -> TinyVAECodec:
@@ -44,7 +42,7 @@ def partial(model: LlamaForCausalLM) -> TinyVAECodec:
 
 def test_only_layers_above_the_known_ones_are_coded(partial: TinyVAECodec) -> None:
     assert partial.groups == [(2,)]
-    assert partial.known == [Known((1,), 2)]
+    assert partial.known == [Known((1,))]
 
 
 @pytest.mark.parametrize("rate", [0, 60, 120])
@@ -192,11 +190,11 @@ def test_known_layers_predict_better_than_tokens_alone(
 
 def test_windows_are_predicted_by_layers_that_hold_their_tokens() -> None:
     kinds = ("sliding_attention", "full_attention", "sliding_attention", "sliding_attention", "full_attention")
-    assert Known.of(3, 2, kinds, 4) == Known((2,), 4)
-    assert Known.of(4, 2, kinds, 4) == Known((1,), 4)
-    assert Known.of(4, 0, kinds, 4) == Known()
-    assert Known.of(1, 1, ("sliding_attention",) * 2 + ("full_attention",), 4) == Known((1,), 4)
-    assert Known.of(2, 1, ("sliding_attention",) * 2 + ("full_attention",), 4) == Known()
+    assert Known.of(3, 2, kinds) == Known((2,))
+    assert Known.of(4, 2, kinds) == Known((1,))
+    assert Known.of(4, 0, kinds) == Known()
+    assert Known.of(1, 1, ("sliding_attention",) * 2 + ("full_attention",)) == Known((1,))
+    assert Known.of(2, 1, ("sliding_attention",) * 2 + ("full_attention",)) == Known()
 
 
 def test_sliding_window_models_restore_their_windows() -> None:
@@ -220,10 +218,23 @@ def test_sliding_window_models_restore_their_windows() -> None:
     codec, _ = fit_codec(sliding, None, random_sessions(8, 96), settings, lambda stage, done, total: None)
     codec.recompute = recompute_with(sliding)
     assert codec.groups == [(2,), (3,)]
-    assert codec.known == [Known((1,), 2), Known((0,), 2)]
+    assert codec.known == [Known((1,)), Known((0,))]
     snapshot = capture(sliding, random_sessions(1, 70, seed=2)[0])
     decoded = codec.decode(codec.encode(snapshot, 150))
     assert same(decoded, codec.reconstruct(snapshot, 150))
     for ours, theirs in zip(decoded.layers[:2], snapshot.layers[:2], strict=True):
         assert torch.equal(ours.keys, theirs.keys)
         assert torch.equal(ours.positions, theirs.positions)
+
+
+@pytest.mark.parametrize("tokens", [0, 1, 63, 64, 65, 200])
+@pytest.mark.parametrize("reach", [4, 32])
+def test_trailing_means_are_those_of_a_loop_over_tokens(tokens: int, reach: int) -> None:
+    from tinyvae.prior import trailing_mean
+
+    rows = torch.randn(tokens, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float32)
+    decay, mean, expected = torch.exp(torch.tensor(-1 / reach)), torch.zeros(3), []
+    for row in rows:
+        mean = decay * mean + (1 - decay) * row
+        expected.append(mean)
+    assert torch.allclose(trailing_mean(rows, reach), torch.stack(expected) if expected else rows, atol=1e-5)
