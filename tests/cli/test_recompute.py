@@ -2,58 +2,27 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM
 from typer.testing import CliRunner
 
 from kvcompress.cli.app import app
 from kvcompress.errors import KVCompressError
 from kvcompress.raw import load_raw, save_raw
-from kvcompress.zoo import find_checkpoint, load_codec, recompute_choices
+from kvcompress.zoo import load_codec, recompute_choices
 from tests.cli.test_commands import refused as refused_in_a_process
 from tests.cli.test_commands import run
-
-TOKENS = 150
-FIT = ("--rank", 12, "--prior-rank", 8, "--prior-taps", 2, "--prior-width", 24)
+from tests.dial_example import FIT, build_dial
 
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory, sessions_file: Path) -> Path:
     """A directory with a model, its sessions, codecs for m = 0 and 1, and a raw snapshot."""
-    root = tmp_path_factory.mktemp("dial")
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=4096,
-        hidden_size=64,
-        intermediate_size=96,
-        num_hidden_layers=3,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=512,
-        eos_token_id=2,
-    )
-    LlamaForCausalLM(config).to(torch.bfloat16).save_pretrained(root / "model")  # the same weights in any precision
-    for file in find_checkpoint("reference-lm").glob("*token*"):
-        shutil.copy(file, root / "model")
-    shutil.copy(find_checkpoint("reference-lm") / "chat_template.jinja", root / "model")
-    rows = [json.loads(line) for line in sessions_file.read_text().splitlines()[:8]]
-    short = [{"id": row["id"], "messages": row["messages"][:12]} for row in rows]
-    (root / "sessions.jsonl").write_text("".join(json.dumps(row) + "\n" for row in short))
-    for layers in (0, 1):
-        dial = ("--recompute-layers", layers) if layers else ()
-        options = ("--model", root / "model", "--sessions", root / "sessions.jsonl", *FIT)
-        run("fit", *options, *dial, "-o", root / "codec")
-    options = ("--model", root / "model", "--session", root / "sessions.jsonl", "--tokens", TOKENS)
-    run("record", *options, "-o", root / "raw.safetensors")
-    both = ("--model", root / "model", "--codec", root / "codec")
-    run("encode", root / "raw.safetensors", "-o", root / "one.kvz", "--recompute-layers", 1, *both)
-    return root
+    return build_dial(tmp_path_factory.mktemp("dial"), sessions_file)
 
 
 def refused(*arguments: object) -> str:
