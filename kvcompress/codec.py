@@ -315,7 +315,7 @@ class TinyVAECodec(
         groups = range(len(places))
         rates = [self.rates(group, snapshot.token_ids, rate, offsets) for group in groups]
         coded = [self.symbols(snapshot, group, rate, offsets) for group in groups]
-        known = self._known_of(snapshot)
+        known = self.known_layers(snapshot)
         return self._rebuild(snapshot.token_ids, snapshot.origin, known, places, rates, coded)
 
     @torch.inference_mode()
@@ -338,15 +338,19 @@ class TinyVAECodec(
 
     def latents(self, snapshot: KVSnapshot, group: int) -> Tensor:
         """Return the latents [T, R] float32 of one group of layers, before quantisation."""
-        rope, layers, known = rope_of(snapshot.origin), self.groups[group], self._known_of(snapshot)
+        rope, layers, known = rope_of(snapshot.origin), self.groups[group], self.known_layers(snapshot)
         channels = to_channels(snapshot, layers, rope)
         place = snapshot.layers[layers[0]].positions
         self.known[group].require_cover(known, place)
         return self.vae(group).analyse(self._expected(group, snapshot.token_ids, place, known, rope), channels)
 
-    def _known_of(self, snapshot: KVSnapshot) -> dict[int, LayerKV]:
-        """Return the layers of a snapshot that this codec does not code."""
+    def known_layers(self, snapshot: KVSnapshot) -> dict[int, LayerKV]:
+        """Return the layers of a snapshot that this codec does not code, by index."""
         return dict(enumerate(snapshot.layers[: self.recompute_layers + 1])) if self.recompute_layers else {}
+
+    def known_rows(self, snapshot: KVSnapshot, group: int) -> Tensor | None:
+        """Return the channels [N, C'] of a snapshot that predict a group beside the tokens; None if there are none."""
+        return self.known[group].rows(self.known_layers(snapshot), snapshot.tokens, rope_of(snapshot.origin))
 
     def _expected(
         self, group: int, token_ids: Tensor, positions: Tensor, known: Mapping[int, LayerKV], rope: Rope

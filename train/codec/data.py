@@ -73,7 +73,10 @@ class LatentShards(torch.utils.data.Dataset[dict[str, Tensor]]):
         return len(self.paths)
 
     def __getitem__(self, index: int) -> dict[str, Tensor]:
-        """Return `token_ids` [N] and for each group g `places.g` [T] and `latents.g` [T, R] float16."""
+        """Return `token_ids` [N] and for each group g `places.g` [T], `latents.g` [T, R] float16, `known.g` [N, C'].
+
+        Known channels, float16, are there only where the codec leaves layers to the model.
+        """
         return load_file(self.paths[index])
 
 
@@ -102,6 +105,9 @@ def _latents(model: Any, codec: TinyVAECodec, ids: Tensor) -> dict[str, Tensor]:
         found[f"places.{group}"] = group_positions(snapshot, layers).clone()
         latents = codec.vae(group).transform.analyse(channels)
         found[f"latents.{group}"] = latents.clamp(-6e4, 6e4).half()
+        known = codec.known_rows(snapshot, group)
+        if known is not None:
+            found[f"known.{group}"] = known.clamp(-6e4, 6e4).half()
     return found
 
 
