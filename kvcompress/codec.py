@@ -338,11 +338,11 @@ class TinyVAECodec(
 
     def latents(self, snapshot: KVSnapshot, group: int) -> Tensor:
         """Return the latents [T, R] float32 of one group of layers, before quantisation."""
-        rope, layers, known = rope_of(snapshot.origin), self.groups[group], self.known_layers(snapshot)
-        channels = to_channels(snapshot, layers, rope)
-        place = snapshot.layers[layers[0]].positions
-        self.known[group].require_cover(known, place)
-        return self.vae(group).analyse(self._expected(group, snapshot.token_ids, place, known, rope), channels)
+        channels = to_channels(snapshot, self.groups[group], rope_of(snapshot.origin))
+        place = snapshot.layers[self.groups[group][0]].positions
+        self.known[group].require_cover(self.known_layers(snapshot), place)
+        expected = self._expected(group, snapshot.token_ids, place, self.known_rows(snapshot, group))
+        return self.vae(group).analyse(expected, channels)
 
     def known_layers(self, snapshot: KVSnapshot) -> dict[int, LayerKV]:
         """Return the layers of a snapshot that this codec does not code, by index."""
@@ -352,12 +352,9 @@ class TinyVAECodec(
         """Return the channels [N, C'] of a snapshot that predict a group beside the tokens; None if there are none."""
         return self.known[group].rows(self.known_layers(snapshot), snapshot.tokens, rope_of(snapshot.origin))
 
-    def _expected(
-        self, group: int, token_ids: Tensor, positions: Tensor, known: Mapping[int, LayerKV], rope: Rope
-    ) -> Tensor:
-        """Return the prior's expectation at the positions of a group."""
-        channels = self.known[group].rows(known, len(token_ids), rope)
-        expected: Tensor = self.vae(group).prior(token_ids, channels)
+    def _expected(self, group: int, token_ids: Tensor, positions: Tensor, known: Tensor | None) -> Tensor:
+        """Return the prior's expectation at the positions of a group, given known channels [N, C']."""
+        expected: Tensor = self.vae(group).prior(token_ids, known)
         return expected if len(positions) == len(token_ids) else expected[positions]
 
     def _rebuild(
@@ -374,7 +371,8 @@ class TinyVAECodec(
         for group, (place, (symbols, levels)) in enumerate(zip(places, coded, strict=True)):
             vae = self.vae(group)
             latents = vae.dequantize(symbols, token_ids[place], rates[group][place], levels)
-            channels = vae.synthesise(self._expected(group, token_ids, place, known, rope), latents)
+            told = self.known[group].rows(known, len(token_ids), rope)
+            channels = vae.synthesise(self._expected(group, token_ids, place, told), latents)
             layers |= from_channels(channels, self.groups[group], self.shapes, place, rope, origin.dtype)
         return KVSnapshot(tuple(layers[i] for i in range(len(layers))), token_ids, origin)
 

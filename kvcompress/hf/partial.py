@@ -17,6 +17,7 @@ from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 
 from kvcompress.errors import InputError
+from kvcompress.hf.capture import check_ids
 from kvcompress.hf.families import new_cache
 from kvcompress.hf.fingerprint import fingerprint
 from kvcompress.recompute import Recompute
@@ -63,10 +64,10 @@ def first_layers(
         m + 1 layers on the CPU in the model's data type, sliding windows not applied.
 
     Raises:
-        InputError: The model is not supported or in training mode, has not so many layers, or does not hand over
-            keys and values layer by layer.
+        InputError: The model is not supported or in training mode, has not so many layers, does not hand over
+            keys and values layer by layer, or cannot take the tokens.
     """
-    count = len(new_cache(model).layers)
+    count, token_ids = len(new_cache(model).layers), check_ids(model, token_ids)
     if not 1 <= layers < count:
         raise InputError(f"{layers} of {count} layers cannot be run alone", f"Ask for 1 to {count - 1}")
     if model.training:

@@ -118,7 +118,7 @@ def test_a_cache_that_went_on_from_a_lossy_file_is_refused_at_encode(
 
 
 def test_a_restored_session_that_went_on_is_stored_again(partial: TinyVAECodec, model: LlamaForCausalLM) -> None:
-    """Known layers are exact and depend on known layers only: what the model adds to them is what it would recompute."""
+    """Known layers are exact, and what the model adds to them is what it would recompute: they depend on no other."""
     from kvcompress.hf import restore
 
     ids = random_sessions(1, 80, seed=6)[0]

@@ -10,7 +10,7 @@ from transformers import DynamicCache
 
 from kvcompress.errors import InputError, MismatchError
 from kvcompress.hf import capture, first_layers, recompute_with
-from tests.hf.families import ACCEPTED, REFUSED, build, model_of, session
+from tests.hf.families import ACCEPTED, CONTEXT, REFUSED, VOCABULARY, build, model_of, session
 
 TOKENS = 24  # longer than the window
 
@@ -77,6 +77,14 @@ def test_an_empty_session_has_empty_layers() -> None:
 def test_layers_that_the_model_does_not_have_are_refused(layers: int) -> None:
     with pytest.raises(InputError, match="Ask for 1 to 1"):
         first_layers(model_of("llama"), session(4), layers)
+
+
+@pytest.mark.parametrize(
+    ("ids", "told"), [(session(CONTEXT + 1), "context ends"), (torch.tensor([VOCABULARY]), "outside")]
+)
+def test_tokens_that_the_model_cannot_take_are_refused(ids: torch.Tensor, told: str) -> None:
+    with pytest.raises(InputError, match=told):
+        first_layers(model_of("gpt2"), ids, 1)
 
 
 @pytest.mark.parametrize("name", REFUSED)
