@@ -149,7 +149,7 @@ class Fitter:
         """Return the regressors [N, F] of the prior of a group."""
         of_tokens = lagged(table.rows(snapshot.token_ids), self.settings.prior_taps)
         known = group.known.rows(dict(enumerate(snapshot.layers)), snapshot.tokens, self.rope)
-        return of_tokens if known is None else torch.cat([of_tokens, contexts(known)], 1)
+        return of_tokens if known is None else torch.cat([of_tokens, *contexts(known)], 1)
 
     def gather_means(self) -> None:
         """Pass 1a: token means."""

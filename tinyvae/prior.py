@@ -47,13 +47,15 @@ def lagged(embedded: Tensor, taps: int) -> Tensor:
     return out
 
 
-def contexts(known: Tensor) -> Tensor:
-    """Lay known channels beside those of the token before and beside what they were lately: [T, CONTEXTS * C'].
+def contexts(known: Tensor) -> Iterator[Tensor]:
+    """Yield what of known channels [T, C'] are regressors: a token's, the one's before, and what they were lately.
 
-    Args:
-        known: [T, C'] float32.
+    One after another, each [T, C']: together they would be the largest matrix that decoding makes.
     """
-    return torch.cat([lagged(known, 2), *(trailing_mean(known, reach) for reach in REACHES_TOKENS)], 1)
+    yield known
+    yield functional.pad(known, (0, 0, 1, 0))[: len(known)]
+    for reach in REACHES_TOKENS:
+        yield trailing_mean(known, reach)
 
 
 def trailing_mean(rows: Tensor, reach_tokens: int) -> Tensor:
@@ -218,9 +220,11 @@ class TokenPrior(nn.Module):
         hidden = self.features(token_ids) @ self.inward.dense
         if self.known is not None:
             assert known is not None
-            hidden = torch.addmm(hidden, contexts(known), self.known.dense)
-        for block in self.blocks:
-            hidden = block(hidden)
+            blocks = self.known.dense.view(CONTEXTS, known.shape[1], hidden.shape[1])
+            for part, block in zip(contexts(known), blocks, strict=True):
+                hidden = torch.addmm(hidden, part, block)
+        for layer in self.blocks:
+            hidden = layer(hidden)
         return torch.addmm(self.bias, hidden, self.outward.dense)
 
     @property
