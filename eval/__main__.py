@@ -137,6 +137,30 @@ def devices_command(
     devices(out, model, codec, sessions, tokens, count, quality)
 
 
+@app.command("recompute")
+def recompute_command(
+    codec: Annotated[str, typer.Option(help="Codec directory, or the name of a bundled codec.")] = DEFAULT_CODEC,
+    model: Annotated[str, typer.Option(help="Model directory, or the name of a bundled model.")] = DEFAULT_MODEL,
+    sessions: Annotated[Path, typer.Option(help="JSON lines of recorded sessions.")] = SESSIONS,
+    out: Annotated[Path, typer.Option(help="Directory of the result.")] = Path("reports/recompute"),
+    count: Annotated[int, typer.Option(help="Sessions measured.", min=1)] = 24,
+    threads: Annotated[int, typer.Option(help="Threads of torch.", min=1)] = 2,
+) -> None:
+    """Measure the continuum from coding all layers to prefilling again: bytes, KL, seconds over m."""
+    import torch
+
+    from eval.recompute.report import write_page
+    from eval.recompute.run import DialSettings, run_dial
+    from kvcompress.cli.console import progress_bar
+
+    torch.set_num_threads(threads)
+    command = " ".join(["python -m eval", *sys.argv[1:]])
+    with progress_bar("dial") as progress:
+        result = run_dial(model, codec, sessions, out, DialSettings(count=count), progress, command)
+    write_page(result, out)
+    typer.echo((out / "report.md").read_text(encoding="utf-8"))
+
+
 def run() -> None:
     """Run a command; what a user can cause ends in one line and exit status 1."""
     try:

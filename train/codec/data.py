@@ -73,7 +73,10 @@ class ChannelShards(torch.utils.data.Dataset[dict[str, Tensor]]):
         return len(self.paths)
 
     def __getitem__(self, index: int) -> dict[str, Tensor]:
-        """Return `token_ids` [N] and for each group g `places.g` [T] and `channels.g` [T, C] float16."""
+        """Return `token_ids` [N] and for each group g `places.g` [T], `channels.g` [T, C] float16, `known.g`.
+
+        Known channels, float16, are there only where the codec leaves layers to the model.
+        """
         return load_file(self.paths[index])
 
 
@@ -101,6 +104,9 @@ def _channels(model: Any, codec: TinyVAECodec, ids: Tensor) -> dict[str, Tensor]
         found[f"places.{group}"] = group_positions(snapshot, layers).clone()
         channels = to_channels(snapshot, layers, rope_of(snapshot.origin))
         found[f"channels.{group}"] = channels.clamp(-6e4, 6e4).half()
+        known = codec.known_rows(snapshot, group)
+        if known is not None:
+            found[f"known.{group}"] = known.clamp(-6e4, 6e4).half()
     return found
 
 

@@ -116,7 +116,9 @@ class RateStage(StageModule):
 
     def _session(self, session: dict[str, Tensor], group: int, rate: int) -> tuple[Tensor, Tensor]:
         vae, ids, places = self.codec.vae(group), session["token_ids"], session[f"places.{group}"]
-        left = session[f"channels.{group}"].float() - vae.prior(ids)[places]
+        known = session.get(f"known.{group}")
+        expected = vae.prior(ids, None if known is None else known.float())[places]
+        left = session[f"channels.{group}"].float() - expected
         rest = vae.transform.analyse(left)
         beyond = left - vae.transform.synthesise(rest, torch.zeros_like(left))
         squares = (times_block_metric(beyond, vae.transform.metric.dense, vae.config.blocks) * beyond).sum(1)
@@ -172,7 +174,7 @@ class DivergenceStage(StageModule):
             snapshot = capture(model, ids[:cut])
             exact = feed(model, restore(snapshot, model, check_fingerprint=False), ids[cut:], cut)
         bits, coded, cache = torch.zeros(1), torch.zeros(1), DynamicCache(config=model.config)
-        layers: dict[int, tuple[Tensor, Tensor]] = {}
+        layers = {i: (layer.keys[None], layer.values[None]) for i, layer in self.codec.known_layers(snapshot).items()}
         for group in range(len(self.codec.groups)):
             spent, counted, channels = coded_channels(self.codec, group, snapshot, rate)
             bits, coded = bits + spent.sum() / cut, coded + counted.sum() / cut
@@ -200,7 +202,7 @@ def coded_channels(codec: TinyVAECodec, group: int, snapshot: KVSnapshot, rate: 
     vae, layers = codec.vae(group), codec.groups[group]
     place = group_positions(snapshot, layers)
     ids, rates = snapshot.token_ids[place], codec.rates(group, snapshot.token_ids, rate)[place]
-    expected = vae.prior(snapshot.token_ids)[place]
+    expected = vae.prior(snapshot.token_ids, codec.known_rows(snapshot, group))[place]
     rest = vae.analyse(expected, to_channels(snapshot, layers, rope_of(snapshot.origin)))
     with torch.no_grad():
         symbols, levels = vae.quantize(rest.detach(), ids, rates)
