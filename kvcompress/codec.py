@@ -24,8 +24,9 @@ from kvcompress.channels import LayerShape, Rope, from_channels, group_positions
 from kvcompress.container import Encoded
 from kvcompress.entropy import TableBank, decode_choices, decode_symbols, encode_choices, encode_symbols
 from kvcompress.errors import CheckpointError, FormatError, InputError, MismatchError
+from kvcompress.packing import canonical_json
 from kvcompress.recompute import PROBE, Known, Recompute, checked_probe, recomputed
-from kvcompress.sections import SESSION_SECTIONS, encoded_session, read_session
+from kvcompress.sections import Preset, encoded_session, own_sections, read_session
 from kvcompress.snapshot import KVSnapshot, LayerKV, ModelFingerprint, Origin
 from tinyvae import TinyVAE, TinyVAEConfig
 from tinyvae.offsets import PRIOR_ONLY
@@ -79,6 +80,7 @@ class TinyVAECodec(
         fitted: How it was fitted: sessions, tokens and other facts for the card.
         recompute_layers: m. With m > 0 layers 0 to m are not coded: the model runs its first m layers when a session is
             restored, see `kvcompress.recompute`. A group then says which `known` layer predicts it.
+        origin: Where its model's caches come from, `Origin.to_json()`; files need not repeat it. None in old codecs.
 
     Attributes:
         recompute: Gives those layers at decode (`kvcompress.hf.recompute_with`); not needed with m = 0.
@@ -96,6 +98,7 @@ class TinyVAECodec(
         tiers: dict[str, int] | None = None,
         fitted: dict[str, Any] | None = None,
         recompute_layers: int = 0,
+        origin: dict[str, Any] | None = None,
     ) -> None:
         super().__init__()
         self.recompute_layers = recompute_layers
@@ -111,6 +114,7 @@ class TinyVAECodec(
         )
         self.register_buffer("table_counts", torch.zeros(TABLE_ENTRIES, dtype=torch.int16))
         self.register_buffer("table_offsets", torch.zeros(LEVELS + 1, dtype=torch.int32))
+        self.preset = Preset(canonical_json(origin) if origin else b"")
         self._fingerprint: str | None = None
         self._bank: TableBank | None = None
 
@@ -120,14 +124,16 @@ class TinyVAECodec(
             {"layers": list(layers), "config": asdict(self.vae(index).config)} | self.known[index].to_json()
             for index, layers in enumerate(self.groups)
         ]
-        recomputed = {"recompute_layers": self.recompute_layers} if self.recompute_layers else {}
-        return recomputed | {
+        config: dict[str, Any] = {
             "groups": groups,
             "shapes": [[shape.heads, shape.key_size, shape.value_size] for shape in self.shapes],
             "model": asdict(self.model_fingerprint),
             "tiers": self.tiers,
             "fitted": self.fitted,
         }
+        if self.recompute_layers:
+            config["recompute_layers"] = self.recompute_layers
+        return config | ({"origin": json.loads(self.preset.origin)} if self.preset.origin else {})
 
     @property
     def fingerprint(self) -> str:
@@ -236,11 +242,11 @@ class TinyVAECodec(
             own[f"latents.{group}"] = encode_symbols(symbols.numpy(), levels.numpy(), self.bank)
         if offsets is not None:
             own[OFFSETS] = encode_choices(offsets.numpy().astype(np.int16))
-        told: dict[str, Any] = {"rate": rate}
+        stated: dict[str, Any] = {"rate": rate}
         if self.recompute_layers:
-            told["recompute_layers"] = self.recompute_layers
+            stated["recompute_layers"] = self.recompute_layers
             own[PROBE] = checked_probe(snapshot, self.recompute_layers, self.recompute)
-        return encoded_session(self.kind, self.fingerprint, snapshot, told | (settings or {}), own)
+        return encoded_session(self.kind, self.fingerprint, snapshot, stated | (settings or {}), own, self.preset)
 
     @torch.inference_mode()
     def decode(self, encoded: Encoded) -> KVSnapshot:
@@ -262,14 +268,15 @@ class TinyVAECodec(
         rate = encoded.settings.get("rate")
         if not isinstance(rate, int) or isinstance(rate, bool) or not 0 <= rate <= HIGHEST_RATE:
             raise FormatError(f"the file names the impossible rate {rate!r}")
-        names = {f"latents.{group}" for group in range(len(self.groups))} | set(SESSION_SECTIONS)
-        names |= {PROBE} if self.recompute_layers else set()
-        if names != set(encoded.sections) - {OFFSETS}:
-            odd = ", ".join(sorted(names ^ set(encoded.sections)))
-            raise FormatError(f"the file's sections are not those of its codec: {odd}")
-        token_ids, origin, positions = read_session(encoded)
+        names = {f"latents.{group}" for group in range(len(self.groups))} | (
+            {PROBE} if self.recompute_layers else set()
+        )
+        odd = names ^ (own_sections(encoded) - {OFFSETS})
+        if odd:
+            raise FormatError(f"the file's sections are not those of its codec: {', '.join(sorted(odd))}")
+        token_ids, origin, positions = read_session(encoded, self.preset)
         places = self._places(token_ids, origin, positions)
-        known = self._recomputed(encoded, token_ids, origin, positions)
+        known = recomputed(self.recompute, self.recompute_layers, token_ids, origin, positions, encoded.sections)
         rates = self._stored_rates(encoded, token_ids, rate)
         coded = []
         for group, place in enumerate(places):
@@ -277,14 +284,6 @@ class TinyVAECodec(
             data = encoded.sections[f"latents.{group}"]
             coded.append((torch.from_numpy(decode_symbols(data, levels.numpy(), self.bank)), levels))
         return self._rebuild(token_ids, origin, known, places, rates, coded)
-
-    def _recomputed(
-        self, encoded: Encoded, token_ids: Tensor, origin: Origin, positions: Sequence[Tensor]
-    ) -> dict[int, LayerKV]:
-        """Return the known layers with the positions that the file gives them."""
-        if not self.recompute_layers:
-            return {}
-        return recomputed(self.recompute, self.recompute_layers, token_ids, origin, positions, encoded.sections[PROBE])
 
     def _stored_rates(self, encoded: Encoded, token_ids: Tensor, rate: int) -> list[Tensor]:
         """Return the rate index [N] of every token for each group, as the file says."""

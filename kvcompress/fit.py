@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
@@ -273,6 +273,7 @@ class Fitter:
             shapes=[[s.heads, s.key_size, s.value_size] for s in self.shapes],
             model=asdict(self.origin.fingerprint),
             recompute_layers=self.settings.recompute_layers,
+            origin=replace(self.origin, next_position=0).to_json(),
             fitted={
                 "sessions": len(self.sessions),
                 "calibration_sessions": len(self.calibration),

@@ -62,12 +62,18 @@ def _decodes(file: KvzArgument, codec: str, model: str | None) -> dict[str, str]
 
 
 def _check_model(file: KvzArgument, model: str) -> str:
-    from kvcompress.container import load
+    from kvcompress.container import HASH_CHARACTERS, read_header
+    from kvcompress.errors import FormatError, about
     from kvcompress.hf import fingerprint, load_model
-    from kvcompress.sections import read_session_sections
+    from kvcompress.snapshot import ModelFingerprint
     from kvcompress.zoo import find_checkpoint
 
-    _, origin, _ = read_session_sections(load(file).sections)
+    with about(file):
+        try:
+            # The header's halves tell without the file's codec, which the section "origin" may need.
+            named = ModelFingerprint.from_json(read_header(file).model)
+        except (KeyError, ValueError) as error:
+            raise FormatError(f"the header does not name the model ({error})") from error
     language_model, tokenizer = load_model(find_checkpoint(model))
-    origin.fingerprint.require_match(fingerprint(language_model, tokenizer), path=file)
+    named.require_match(fingerprint(language_model, tokenizer).shortened(HASH_CHARACTERS), path=file)
     return "ok"
