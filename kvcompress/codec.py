@@ -78,9 +78,9 @@ class TinyVAECodec(
         model: Fingerprint of the model whose caches it codes.
         tiers: Quality word -> rate index, from measured fidelity on held-out sessions.
         fitted: How it was fitted: sessions, tokens and other facts for the card.
-        origin: Where its model's caches come from, `Origin.to_json()`; files need not repeat it. None in old codecs.
         recompute_layers: m. With m > 0 layers 0 to m are not coded: the model runs its first m layers when a session is
             restored, see `kvcompress.recompute`. A group then says which `known` layer predicts it.
+        origin: Where its model's caches come from, `Origin.to_json()`; files need not repeat it. None in old codecs.
 
     Attributes:
         recompute: Gives those layers at decode (`kvcompress.hf.recompute_with`); not needed with m = 0.
@@ -97,8 +97,8 @@ class TinyVAECodec(
         model: dict[str, str | None],
         tiers: dict[str, int] | None = None,
         fitted: dict[str, Any] | None = None,
-        origin: dict[str, Any] | None = None,
         recompute_layers: int = 0,
+        origin: dict[str, Any] | None = None,
     ) -> None:
         super().__init__()
         self.recompute_layers = recompute_layers
@@ -124,14 +124,15 @@ class TinyVAECodec(
             {"layers": list(layers), "config": asdict(self.vae(index).config)} | self.known[index].to_json()
             for index, layers in enumerate(self.groups)
         ]
-        recomputed = {"recompute_layers": self.recompute_layers} if self.recompute_layers else {}
-        config = recomputed | {
+        config: dict[str, Any] = {
             "groups": groups,
             "shapes": [[shape.heads, shape.key_size, shape.value_size] for shape in self.shapes],
             "model": asdict(self.model_fingerprint),
             "tiers": self.tiers,
             "fitted": self.fitted,
         }
+        if self.recompute_layers:
+            config["recompute_layers"] = self.recompute_layers
         return config | ({"origin": json.loads(self.preset.origin)} if self.preset.origin else {})
 
     @property
@@ -241,11 +242,11 @@ class TinyVAECodec(
             own[f"latents.{group}"] = encode_symbols(symbols.numpy(), levels.numpy(), self.bank)
         if offsets is not None:
             own[OFFSETS] = encode_choices(offsets.numpy().astype(np.int16))
-        told: dict[str, Any] = {"rate": rate}
+        stated: dict[str, Any] = {"rate": rate}
         if self.recompute_layers:
-            told["recompute_layers"] = self.recompute_layers
+            stated["recompute_layers"] = self.recompute_layers
             own[PROBE] = checked_probe(snapshot, self.recompute_layers, self.recompute)
-        return encoded_session(self.kind, self.fingerprint, snapshot, told | (settings or {}), own, self.preset)
+        return encoded_session(self.kind, self.fingerprint, snapshot, stated | (settings or {}), own, self.preset)
 
     @torch.inference_mode()
     def decode(self, encoded: Encoded) -> KVSnapshot:
@@ -275,7 +276,7 @@ class TinyVAECodec(
             raise FormatError(f"the file's sections are not those of its codec: {', '.join(sorted(odd))}")
         token_ids, origin, positions = read_session(encoded, self.preset)
         places = self._places(token_ids, origin, positions)
-        known = self._recomputed(encoded, token_ids, origin, positions)
+        known = recomputed(self.recompute, self.recompute_layers, token_ids, origin, positions, encoded.sections)
         rates = self._stored_rates(encoded, token_ids, rate)
         coded = []
         for group, place in enumerate(places):
@@ -283,14 +284,6 @@ class TinyVAECodec(
             data = encoded.sections[f"latents.{group}"]
             coded.append((torch.from_numpy(decode_symbols(data, levels.numpy(), self.bank)), levels))
         return self._rebuild(token_ids, origin, known, places, rates, coded)
-
-    def _recomputed(
-        self, encoded: Encoded, token_ids: Tensor, origin: Origin, positions: Sequence[Tensor]
-    ) -> dict[int, LayerKV]:
-        """Return the known layers with the positions that the file gives them."""
-        if not self.recompute_layers:
-            return {}
-        return recomputed(self.recompute, self.recompute_layers, token_ids, origin, positions, encoded.sections[PROBE])
 
     def _stored_rates(self, encoded: Encoded, token_ids: Tensor, rate: int) -> list[Tensor]:
         """Return the rate index [N] of every token for each group, as the file says."""

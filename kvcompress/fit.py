@@ -33,6 +33,9 @@ from tinyvae.spread import calibrate_group
 from tinyvae.tables import build_tables
 from tinyvae.transform import Transform, block_metric, sensitivity_weight, weighted_klt
 
+COARSER_STEP = 4.0
+"""Beside known layers so little is left to code that a step of the widest latent's spread still holds "high"."""
+
 Progress = Callable[[str, int, int], None]
 """Called with the pass, the sessions done and their number."""
 
@@ -149,7 +152,7 @@ class Fitter:
         """Return the regressors [N, F] of the prior of a group."""
         of_tokens = lagged(table.rows(snapshot.token_ids), self.settings.prior_taps)
         known = group.known.rows(dict(enumerate(snapshot.layers)), snapshot.tokens, self.rope)
-        return of_tokens if known is None else torch.cat([of_tokens, *contexts(known)], 1)
+        return of_tokens if known is None else torch.cat([of_tokens, known, *contexts(known)], 1)
 
     def gather_means(self) -> None:
         """Pass 1a: token means."""
@@ -180,7 +183,7 @@ class Fitter:
             table = TokenTable(self.vocab_size, min(s.prior_rank, len(weight)))
             table.store(group.means.table(s.prior_rank, weight.diagonal().sqrt().float()))
             tables.append(table)
-            known = CONTEXTS * group.known.channels(self.shapes)
+            known = (1 + CONTEXTS) * group.known.channels(self.shapes)
             moments.append(Moments.empty(table.rank * s.prior_taps + known, len(weight), known))
         for snapshot in self._snapshots("prior", self.sessions):
             for group, table, moment in zip(self.groups, tables, moments, strict=True):
@@ -197,9 +200,12 @@ class Fitter:
 
     def _solved(self, table: TokenTable, moment: Moments, weight: Tensor, group: _Group) -> _Solved:
         s, blocks, known = self.settings, self._blocks(group), group.known.channels(self.shapes)
-        width = min(s.prior_width, len(weight), len(moment.ff) - 1)
+        width = min(s.prior_width, len(weight), table.rank * s.prior_taps + known)
         prior = TokenPrior(self.vocab_size, table.rank, s.prior_taps, width, len(weight), known=known)
         prior.table.load_state_dict(table.state_dict())
+        if prior.past is not None:
+            prior.past.store(moment.past_directions(known, weight))
+            moment = moment.narrowed(prior.past.dense)
         prior.store(*moment.factored(weight, width))
         # The stored weights are rounded: constant and covariance are those of what they really leave.
         matrix = prior.mixing @ prior.outward.dense
@@ -248,6 +254,8 @@ class Fitter:
     def _assemble(self, solved: Sequence[_Solved]) -> TinyVAECodec:
         # One step for all groups: their latents are in the same unit, the model's output.
         step = max(float(part.variances[0].sqrt()) for part in solved)
+        if self.settings.recompute_layers:
+            step *= COARSER_STEP
         groups = []
         for group, part in zip(self.groups, solved, strict=True):
             config = TinyVAEConfig(
@@ -264,8 +272,8 @@ class Fitter:
             groups=groups,
             shapes=[[s.heads, s.key_size, s.value_size] for s in self.shapes],
             model=asdict(self.origin.fingerprint),
-            origin=replace(self.origin, next_position=0).to_json(),
             recompute_layers=self.settings.recompute_layers,
+            origin=replace(self.origin, next_position=0).to_json(),
             fitted={
                 "sessions": len(self.sessions),
                 "calibration_sessions": len(self.calibration),

@@ -107,9 +107,9 @@ def recomputed(
     token_ids: Tensor,
     origin: Origin,
     positions: Sequence[Tensor],
-    probe: bytes,
+    sections: Mapping[str, bytes],
 ) -> dict[int, LayerKV]:
-    """Return layers 0 to m as the model computes them, with the tokens that the file's layers hold.
+    """Return layers 0 to m as the model computes them, with the tokens that the file's layers hold; none for m = 0.
 
     Args:
         recompute: The model; None where none was given.
@@ -117,17 +117,19 @@ def recomputed(
         token_ids: [N] int64.
         origin: Of the session.
         positions: For each layer of the file [T] int64.
-        probe: The section "known".
+        sections: Of the file; "known" is among them.
 
     Raises:
         InputError: There is no model.
         IntegrityError: What it computes is not what was recorded.
     """
+    if not layers:
+        return {}
     if recompute is None:
         what = f"the model recomputes the first {layers + 1} layers of this file"
         raise InputError(what, "Name the model with --model DIR")
     found = recompute(token_ids, layers, origin)
-    difference = probe_difference(probe, found[-1], positions[layers])
+    difference = probe_difference(sections[PROBE], found[-1], positions[layers])
     if not difference <= PROBE_TOLERANCE:
         what = f"layer {layers} as the model computes it differs by {difference:.0%} from the one recorded"
         raise IntegrityError(what, f"Use the precision it was recorded in, {origin.dtype}")

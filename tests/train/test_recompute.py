@@ -36,14 +36,14 @@ def test_both_stages_train_what_known_layers_tell(partial: TinyVAECodec, tmp_pat
 
     from datasets import Dataset
 
-    from train.codec.data import harvest_latents
+    from train.codec.data import harvest_channels
     from train.codec.module import DivergenceStage, RateStage
     from train.codec.recipe import CodecRecipe, Stage
 
     model, recipe = tiny_model(), CodecRecipe()
     ids = random_sessions(1, 80, seed=5)[0]
     rows = Dataset.from_list([{"id": "a", "token_ids": ids.tolist()}])
-    shard = harvest_latents(model, partial, rows, tmp_path, lambda stage, done, total: None)[0]
+    shard = harvest_channels(model, partial, rows, tmp_path, lambda stage, done, total: None)[0]
     assert shard["known.0"].shape == (80, 64)
     rate = RateStage(copy.deepcopy(partial), recipe, Stage(1, 1e-3))
     bits, _ = rate._bits([shard], 40)

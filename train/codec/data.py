@@ -73,7 +73,7 @@ class ChannelShards(torch.utils.data.Dataset[dict[str, Tensor]]):
         return len(self.paths)
 
     def __getitem__(self, index: int) -> dict[str, Tensor]:
-        """Return `token_ids` [N] and for each group g `places.g` [T], `channels.g` [T, C] float16, `known.g`.
+        """Return `token_ids` [N] and for each group g `places.g` [T], `channels.g` [T, C] float16, `known.g` [N, C'].
 
         Known channels, float16, are there only where the codec leaves layers to the model.
         """
