@@ -42,7 +42,7 @@ def bench(tokens: int, threads: int, out: Path) -> None:
         decoded = codec.decode(encoded)
         result["file_bytes"], result["raw_bytes"] = path.stat().st_size, snapshot.raw_bytes
         vae, rate = codec.vae(0), int(encoded.settings["rate"])
-        width = vae.config.prior_width + vae.active_rank(rate)
+        width = vae.config.prior_width + vae.active_rank(codec.rates(0, snapshot.token_ids, rate))
         left, right = torch.randn(tokens, width), torch.randn(width, vae.config.channels)
         result["seconds"] = {
             "encode": median_seconds(lambda: codec.encode(snapshot, rate)),

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import redirect_stdout
 from dataclasses import asdict
 from pathlib import Path
@@ -22,17 +22,23 @@ from torch import Tensor, nn
 
 from kvcompress.channels import LayerShape, Rope, from_channels, group_positions, layer_shapes, to_channels
 from kvcompress.container import Encoded
-from kvcompress.entropy import TableBank, decode_symbols, encode_symbols
+from kvcompress.entropy import TableBank, decode_choices, decode_symbols, encode_choices, encode_symbols
 from kvcompress.errors import CheckpointError, FormatError, InputError, MismatchError
 from kvcompress.packing import canonical_json
+from kvcompress.recompute import PROBE, Known, Recompute, checked_probe, recomputed
 from kvcompress.sections import Preset, encoded_session, own_sections, read_session
 from kvcompress.snapshot import KVSnapshot, LayerKV, ModelFingerprint, Origin
 from tinyvae import TinyVAE, TinyVAEConfig
+from tinyvae.offsets import PRIOR_ONLY
 from tinyvae.quantize import LEVELS
 from tinyvae.tables import TABLE_ENTRIES
 
 HIGHEST_RATE = 2 * LEVELS
 """Largest rate index; the step is then 2**-20 of the coarsest, finer than any cache needs."""
+
+
+OFFSETS = "offsets"
+"""Section of a file whose tokens are not all coded alike."""
 
 
 class Codec(Protocol):
@@ -72,7 +78,12 @@ class TinyVAECodec(
         model: Fingerprint of the model whose caches it codes.
         tiers: Quality word -> rate index, from measured fidelity on held-out sessions.
         fitted: How it was fitted: sessions, tokens and other facts for the card.
+        recompute_layers: m. With m > 0 layers 0 to m are not coded: the model runs its first m layers when a session is
+            restored, see `kvcompress.recompute`. A group then says which `known` layer predicts it.
         origin: Where its model's caches come from, `Origin.to_json()`; files need not repeat it. None in old codecs.
+
+    Attributes:
+        recompute: Gives those layers at decode (`kvcompress.hf.recompute_with`); not needed with m = 0.
     """
 
     kind = "tinyvae"
@@ -86,14 +97,21 @@ class TinyVAECodec(
         model: dict[str, str | None],
         tiers: dict[str, int] | None = None,
         fitted: dict[str, Any] | None = None,
+        recompute_layers: int = 0,
         origin: dict[str, Any] | None = None,
     ) -> None:
         super().__init__()
+        self.recompute_layers = recompute_layers
+        self.recompute: Recompute | None = None
         self.groups = [tuple(group["layers"]) for group in groups]
+        self.known = [Known.from_json(group) for group in groups]
         self.shapes = [LayerShape(*shape) for shape in shapes]
         self.model_fingerprint = ModelFingerprint.from_json(model)
         self.tiers, self.fitted = dict(tiers or {}), dict(fitted or {})
-        self.vaes = nn.ModuleList(TinyVAE(TinyVAEConfig(**group["config"])) for group in groups)
+        self.vaes = nn.ModuleList(
+            TinyVAE(TinyVAEConfig(**group["config"]), known.channels(self.shapes))
+            for group, known in zip(groups, self.known, strict=True)
+        )
         self.register_buffer("table_counts", torch.zeros(TABLE_ENTRIES, dtype=torch.int16))
         self.register_buffer("table_offsets", torch.zeros(LEVELS + 1, dtype=torch.int32))
         self.preset = Preset(canonical_json(origin) if origin else b"")
@@ -103,16 +121,18 @@ class TinyVAECodec(
     def config_json(self) -> dict[str, Any]:
         """Return the arguments that rebuild this codec's geometry, as `config.json` holds them."""
         groups = [
-            {"layers": list(layers), "config": asdict(self.vae(index).config)}
+            {"layers": list(layers), "config": asdict(self.vae(index).config)} | self.known[index].to_json()
             for index, layers in enumerate(self.groups)
         ]
-        config = {
+        config: dict[str, Any] = {
             "groups": groups,
             "shapes": [[shape.heads, shape.key_size, shape.value_size] for shape in self.shapes],
             "model": asdict(self.model_fingerprint),
             "tiers": self.tiers,
             "fitted": self.fitted,
         }
+        if self.recompute_layers:
+            config["recompute_layers"] = self.recompute_layers
         return config | ({"origin": json.loads(self.preset.origin)} if self.preset.origin else {})
 
     @property
@@ -120,7 +140,9 @@ class TinyVAECodec(
         """sha256 over geometry, weights and tables."""
         if self._fingerprint is None:
             config = self.config_json()
-            geometry = {name: config[name] for name in ("groups", "shapes", "model")}
+            # A codec that codes all layers names none, so that its fingerprint is that of versions before the dial.
+            named = ("groups", "shapes", "model", "recompute_layers")
+            geometry = {name: config[name] for name in named if name in config}
             digest = hashlib.sha256(json.dumps(geometry, sort_keys=True).encode())
             for name, tensor in sorted(self.state_dict().items()):
                 digest.update(name.encode())
@@ -169,24 +191,62 @@ class TinyVAECodec(
             raise InputError(f"this codec has no measured tier {quality!r}", f"It has: {known}; or use --size-ratio")
         return self.tiers[quality]
 
+    def rates(self, group: int, token_ids: Tensor, rate: int, offsets: Tensor | None = None) -> Tensor:
+        """Return the rate index [N] int32 of every token of a session for a group of layers.
+
+        Args:
+            group: Index of the group.
+            token_ids: [N] int64, all tokens seen.
+            rate: Rate index of the session.
+            offsets: [N] integer, added for each token, in levels; `PRIOR_ONLY` codes nothing of it.
+
+        Raises:
+            InputError: The offsets are not one a token, or beyond their range.
+        """
+        rates = self.vae(group).rates(token_ids, rate)
+        if offsets is None:
+            return rates
+        if offsets.shape != token_ids.shape:
+            raise InputError(f"{tuple(offsets.shape)} offsets do not fit {len(token_ids)} tokens")
+        if offsets.numel() and (int(offsets.min()) < PRIOR_ONLY or int(offsets.max()) > HIGHEST_RATE):
+            raise InputError(f"offsets must lie in {PRIOR_ONLY}..{HIGHEST_RATE}")
+        return rates + offsets.to(torch.int32)
+
     @torch.inference_mode()
-    def encode(self, snapshot: KVSnapshot, rate: int, settings: dict[str, Any] | None = None) -> Encoded:
+    def encode(
+        self,
+        snapshot: KVSnapshot,
+        rate: int,
+        settings: dict[str, Any] | None = None,
+        offsets: Tensor | None = None,
+    ) -> Encoded:
         """Code a snapshot at a rate index.
+
+        Args:
+            snapshot: The cache.
+            rate: Rate index; 16 more halve the quantisation step.
+            settings: Goes into the header.
+            offsets: [N] integer, how much finer (positive) or coarser each token is, in rate indices; see
+                `rates`. The file keeps them.
 
         Raises:
             MismatchError: The snapshot comes from another model.
-            InputError: It has another geometry, or its layers hold different tokens.
+            InputError: It has another geometry, its layers hold different tokens, or the offsets do not fit.
         """
         self.require_partner(snapshot)
         if not 0 <= rate <= HIGHEST_RATE:
             raise InputError(f"rate {rate} is not in 0..{HIGHEST_RATE}")
         own = {}
-        for group, layers in enumerate(self.groups):
-            ids = snapshot.token_ids[group_positions(snapshot, layers)]
-            symbols, levels = self.symbols(snapshot, group, ids, rate)
+        for group in range(len(self.groups)):
+            symbols, levels = self.symbols(snapshot, group, rate, offsets)
             own[f"latents.{group}"] = encode_symbols(symbols.numpy(), levels.numpy(), self.bank)
-        stated = {"rate": rate, **(settings or {})}
-        return encoded_session(self.kind, self.fingerprint, snapshot, stated, own, self.preset)
+        if offsets is not None:
+            own[OFFSETS] = encode_choices(offsets.numpy().astype(np.int16))
+        stated: dict[str, Any] = {"rate": rate}
+        if self.recompute_layers:
+            stated["recompute_layers"] = self.recompute_layers
+            own[PROBE] = checked_probe(snapshot, self.recompute_layers, self.recompute)
+        return encoded_session(self.kind, self.fingerprint, snapshot, stated | (settings or {}), own, self.preset)
 
     @torch.inference_mode()
     def decode(self, encoded: Encoded) -> KVSnapshot:
@@ -208,18 +268,32 @@ class TinyVAECodec(
         rate = encoded.settings.get("rate")
         if not isinstance(rate, int) or isinstance(rate, bool) or not 0 <= rate <= HIGHEST_RATE:
             raise FormatError(f"the file names the impossible rate {rate!r}")
-        odd = {f"latents.{group}" for group in range(len(self.groups))} ^ own_sections(encoded)
+        names = {f"latents.{group}" for group in range(len(self.groups))} | (
+            {PROBE} if self.recompute_layers else set()
+        )
+        odd = names ^ (own_sections(encoded) - {OFFSETS})
         if odd:
             raise FormatError(f"the file's sections are not those of its codec: {', '.join(sorted(odd))}")
         token_ids, origin, positions = read_session(encoded, self.preset)
         places = self._places(token_ids, origin, positions)
-        symbols = []
+        known = recomputed(self.recompute, self.recompute_layers, token_ids, origin, positions, encoded.sections)
+        rates = self._stored_rates(encoded, token_ids, rate)
+        coded = []
         for group, place in enumerate(places):
-            vae = self.vae(group)
-            levels = vae.levels(token_ids[place], rate)
+            levels = self.vae(group).levels(token_ids[place], rates[group][place])
             data = encoded.sections[f"latents.{group}"]
-            symbols.append(torch.from_numpy(decode_symbols(data, levels.numpy(), self.bank)))
-        return self._rebuild(token_ids, origin, places, symbols, rate)
+            coded.append((torch.from_numpy(decode_symbols(data, levels.numpy(), self.bank)), levels))
+        return self._rebuild(token_ids, origin, known, places, rates, coded)
+
+    def _stored_rates(self, encoded: Encoded, token_ids: Tensor, rate: int) -> list[Tensor]:
+        """Return the rate index [N] of every token for each group, as the file says."""
+        offsets = None
+        if OFFSETS in encoded.sections:
+            offsets = torch.from_numpy(decode_choices(encoded.sections[OFFSETS], len(token_ids)))
+        try:
+            return [self.rates(group, token_ids, rate, offsets) for group in range(len(self.groups))]
+        except InputError as error:
+            raise FormatError(f"the section {OFFSETS!r}: {error.what}") from error
 
     def _places(self, token_ids: Tensor, origin: Origin, positions: Sequence[Tensor]) -> list[Tensor]:
         """Return the positions of each group, refusing files that this codec cannot have made."""
@@ -233,57 +307,71 @@ class TinyVAECodec(
         return [positions[layers[0]] for layers in self.groups]
 
     @torch.inference_mode()
-    def reconstruct(self, snapshot: KVSnapshot, rate: int) -> KVSnapshot:
+    def reconstruct(self, snapshot: KVSnapshot, rate: int, offsets: Tensor | None = None) -> KVSnapshot:
         """Return what `decode` would, from the same symbols but without bytes."""
         self.require_partner(snapshot)
         places = [group_positions(snapshot, layers) for layers in self.groups]
-        symbols = [
-            self.symbols(snapshot, group, snapshot.token_ids[place], rate)[0] for group, place in enumerate(places)
-        ]
-        return self._rebuild(snapshot.token_ids, snapshot.origin, places, symbols, rate)
+        groups = range(len(places))
+        rates = [self.rates(group, snapshot.token_ids, rate, offsets) for group in groups]
+        coded = [self.symbols(snapshot, group, rate, offsets) for group in groups]
+        known = self.known_layers(snapshot)
+        return self._rebuild(snapshot.token_ids, snapshot.origin, known, places, rates, coded)
 
     @torch.inference_mode()
-    def token_bits(self, snapshot: KVSnapshot, rate: int) -> list[float]:
+    def token_bits(self, snapshot: KVSnapshot, rate: int, offsets: Tensor | None = None) -> list[float]:
         """Return the bits spent on each token, summed over groups; 0 where a window dropped it."""
         bits = torch.zeros(snapshot.tokens, dtype=torch.float64)
         for group, layers in enumerate(self.groups):
-            place = group_positions(snapshot, layers)
-            symbols, levels = self.symbols(snapshot, group, snapshot.token_ids[place], rate)
-            bits[place] += torch.from_numpy(self.bank.code_lengths(symbols.numpy(), levels.numpy()).sum(1))
+            symbols, levels = self.symbols(snapshot, group, rate, offsets)
+            spent = self.bank.code_lengths(symbols.numpy(), levels.numpy()).sum(1)
+            bits[group_positions(snapshot, layers)] += torch.from_numpy(spent)
         return [float(value) for value in bits]
 
-    def symbols(self, snapshot: KVSnapshot, group: int, ids: Tensor, rate: int) -> tuple[Tensor, Tensor]:
-        """Return symbols and levels, both [T, r] int32, of one group of layers at a rate index.
-
-        Args:
-            snapshot: The cache.
-            group: Index of the group.
-            ids: [T] int64, the tokens that the group's layers hold.
-            rate: Rate index.
-        """
-        return self.vae(group).quantize(self.latents(snapshot, group), ids, rate)
+    def symbols(
+        self, snapshot: KVSnapshot, group: int, rate: int, offsets: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Return symbols and levels, both [T, r] int32, of the tokens that a group of layers holds."""
+        place = group_positions(snapshot, self.groups[group])
+        rates = self.rates(group, snapshot.token_ids, rate, offsets)[place]
+        return self.vae(group).quantize(self.latents(snapshot, group), snapshot.token_ids[place], rates)
 
     def latents(self, snapshot: KVSnapshot, group: int) -> Tensor:
         """Return the latents [T, R] float32 of one group of layers, before quantisation."""
         channels = to_channels(snapshot, self.groups[group], rope_of(snapshot.origin))
-        expected = self._expected(group, snapshot.token_ids, snapshot.layers[self.groups[group][0]].positions)
+        place = snapshot.layers[self.groups[group][0]].positions
+        self.known[group].require_cover(self.known_layers(snapshot), place)
+        expected = self._expected(group, snapshot.token_ids, place, self.known_rows(snapshot, group))
         return self.vae(group).analyse(expected, channels)
 
-    def _expected(self, group: int, token_ids: Tensor, positions: Tensor) -> Tensor:
-        """Return the prior's expectation at the positions of a group."""
-        expected: Tensor = self.vae(group).prior(token_ids)
+    def known_layers(self, snapshot: KVSnapshot) -> dict[int, LayerKV]:
+        """Return the layers of a snapshot that this codec does not code, by index."""
+        return dict(enumerate(snapshot.layers[: self.recompute_layers + 1])) if self.recompute_layers else {}
+
+    def known_rows(self, snapshot: KVSnapshot, group: int) -> Tensor | None:
+        """Return the channels [N, C'] of a snapshot that predict a group beside the tokens; None if there are none."""
+        return self.known[group].rows(self.known_layers(snapshot), snapshot.tokens, rope_of(snapshot.origin))
+
+    def _expected(self, group: int, token_ids: Tensor, positions: Tensor, known: Tensor | None) -> Tensor:
+        """Return the prior's expectation at the positions of a group, given known channels [N, C']."""
+        expected: Tensor = self.vae(group).prior(token_ids, known)
         return expected if len(positions) == len(token_ids) else expected[positions]
 
     def _rebuild(
-        self, token_ids: Tensor, origin: Origin, places: Sequence[Tensor], symbols: Sequence[Tensor], rate: int
+        self,
+        token_ids: Tensor,
+        origin: Origin,
+        known: Mapping[int, LayerKV],
+        places: Sequence[Tensor],
+        rates: Sequence[Tensor],
+        coded: Sequence[tuple[Tensor, Tensor]],
     ) -> KVSnapshot:
-        """Return the snapshot of decoded symbols: the one path of `decode` and `reconstruct`."""
-        rope, layers = rope_of(origin), dict[int, LayerKV]()
-        for group, (place, coded) in enumerate(zip(places, symbols, strict=True)):
+        """Return the snapshot of decoded symbols and their levels: the one path of `decode` and `reconstruct`."""
+        rope, layers = rope_of(origin), dict(known)
+        for group, (place, (symbols, levels)) in enumerate(zip(places, coded, strict=True)):
             vae = self.vae(group)
-            channels = vae.synthesise(
-                self._expected(group, token_ids, place), vae.dequantize(coded, token_ids[place], rate)
-            )
+            latents = vae.dequantize(symbols, token_ids[place], rates[group][place], levels)
+            told = self.known[group].rows(known, len(token_ids), rope)
+            channels = vae.synthesise(self._expected(group, token_ids, place, told), latents)
             layers |= from_channels(channels, self.groups[group], self.shapes, place, rope, origin.dtype)
         return KVSnapshot(tuple(layers[i] for i in range(len(layers))), token_ids, origin)
 
@@ -299,7 +387,7 @@ def load_tinyvae(directory: Path) -> TinyVAECodec:
             raise CheckpointError(f"no codec here: {name} is missing", "Make one with `kvcompress fit`", path=directory)
     try:
         with redirect_stdout(io.StringIO()):  # the mixin prints, which would spoil --json
-            codec = TinyVAECodec.from_pretrained(directory)
+            codec = TinyVAECodec.from_pretrained(directory, strict=True)
     except Exception as error:  # the mixin passes on whatever its parsers raise
         raise CheckpointError(f"the codec does not load ({error})", "Fit or fetch it again", path=directory) from error
     return codec.eval()

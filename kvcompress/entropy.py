@@ -13,9 +13,12 @@ import constriction
 import numpy as np
 import numpy.typing as npt
 
-from kvcompress.errors import FormatError
+from kvcompress.errors import FormatError, InputError
+from tinyvae.tables import TABLE_TOTAL
 
 Ints = npt.NDArray[np.int32]
+
+MOST_CHOICES = 255
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -113,3 +116,59 @@ def decode_symbols(data: bytes, levels: Ints, bank: TableBank) -> Ints:
     if taken != len(tail) or not coder.is_empty():
         raise FormatError("the symbol stream holds more than its symbols", offset=words_end)
     return flat.reshape(levels.shape)
+
+
+def encode_choices(values: npt.NDArray[np.int16]) -> bytes:
+    """Code one of a few integers for each token.
+
+    The number of distinct values as u8, each as i16 with its number of occurrences as u32, then 32-bit words: the
+    tokens' values under the distribution that these numbers are. A single value needs no words.
+
+    Args:
+        values: [N] int16 of at most 255 distinct values.
+    """
+    distinct, index, counts = np.unique(values, return_inverse=True, return_counts=True)
+    if len(distinct) > MOST_CHOICES:
+        raise InputError(f"{len(distinct)} different offsets are more than {MOST_CHOICES}", "Use fewer tiers")
+    head = len(distinct).to_bytes(1, "little") + distinct.astype("<i2").tobytes() + counts.astype("<u4").tobytes()
+    if len(distinct) < 2:
+        return head
+    coder = constriction.stream.stack.AnsCoder()
+    coder.encode_reverse(index.astype(np.int32), _choice_model(counts))
+    words: bytes = coder.get_compressed().astype("<u4").tobytes()
+    return head + words
+
+
+def decode_choices(data: bytes, tokens: int) -> npt.NDArray[np.int16]:
+    """Return the integers [N] int16 that `encode_choices` coded for N tokens.
+
+    Raises:
+        FormatError: The section is cut, too long, or not of so many tokens.
+    """
+    kinds = data[0] if data else 0
+    words_start = 1 + 6 * kinds
+    if len(data) < max(1, words_start) or (len(data) - words_start) % 4:
+        raise FormatError("the list of offsets is cut", offset=len(data))
+    distinct = np.frombuffer(data[1 : 1 + 2 * kinds], "<i2").astype(np.int16)
+    counts = np.frombuffer(data[1 + 2 * kinds : words_start], "<u4").astype(np.int64)
+    if int(counts.sum()) != tokens or (counts == 0).any() or (np.diff(distinct.astype(np.int64)) <= 0).any():
+        raise FormatError(f"the list of offsets is not one of {tokens} tokens", offset=0)
+    if kinds < 2:
+        if len(data) != words_start:
+            raise FormatError("the list of offsets holds more than its tokens", offset=words_start)
+        return np.repeat(distinct, tokens)[:tokens]
+    coder = constriction.stream.stack.AnsCoder(np.frombuffer(data[words_start:], "<u4").astype(np.uint32))
+    index = coder.decode(_choice_model(counts), tokens)
+    if not coder.is_empty() or not np.array_equal(np.bincount(index, minlength=kinds), counts):
+        raise FormatError("the list of offsets does not decode", offset=words_start)
+    found: npt.NDArray[np.int16] = distinct[index]
+    return found
+
+
+def _choice_model(counts: npt.NDArray[np.int64]) -> constriction.stream.model.Categorical:
+    """Return the coder's model of counts, brought by integers to a power of two, so that every division is exact."""
+    share = counts * (TABLE_TOTAL - len(counts))
+    table = share // counts.sum() + 1
+    most = np.argsort(-(share % counts.sum()), kind="stable")[: TABLE_TOTAL - int(table.sum())]
+    table[most] += 1
+    return constriction.stream.model.Categorical(table.astype(np.float64) / TABLE_TOTAL, perfect=False)

@@ -19,7 +19,7 @@ from kvcompress.errors import InputError
 from kvcompress.fidelity import MIN_CONTINUATION_TOKENS, fidelity
 from kvcompress.files import codec_of
 from kvcompress.harvest import tokenized_sessions
-from kvcompress.hf import capture, restore
+from kvcompress.hf import capture, recompute_with, restore
 from kvcompress.recall import Question, count_exact, questions
 from kvcompress.resume import context_limit, generate_from, resume_start
 from kvcompress.sessions import Session
@@ -111,7 +111,7 @@ def measure_file(
 ) -> dict[str, Any]:
     """Return the report of one file: sizes from disk, fidelity, recall, times, texts, and what pictures need."""
     encoded = load(path)
-    codec = codec_of(encoded, codec_name)
+    codec = codec_of(encoded, codec_name, recompute_with(model, tokenizer))
     decoded = codec.decode(encoded)
     token_ids = decoded.token_ids
     session, ids = find_session_of(model, tokenizer, sessions, session_id, token_ids)

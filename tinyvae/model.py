@@ -21,8 +21,9 @@ import torch
 from torch import Tensor, nn
 
 from tinyvae.neighbours import MATCHES, PHASES, SOURCES, Phase, phases
+from tinyvae.offsets import AGES, age_classes
 from tinyvae.prior import TokenPrior
-from tinyvae.quantize import LEVELS, dequantize, quantize, step_at
+from tinyvae.quantize import LEVELS, dequantize, quantize, steps_at
 from tinyvae.transform import Transform
 
 
@@ -37,6 +38,7 @@ class TinyVAEConfig:
         prior_rank: Columns of the token table.
         prior_taps: Tokens the prior looks up, the current one included.
         prior_width: Hidden units of the prior.
+        prior_layers: Learned causal layers of the prior; 0 where it is in closed form.
         reference_step: Quantisation step of rate 0.
     """
 
@@ -47,12 +49,13 @@ class TinyVAEConfig:
     prior_taps: int
     prior_width: int
     reference_step: float
+    prior_layers: int = 0
 
     def __post_init__(self) -> None:
         """Refuse impossible geometries."""
         object.__setattr__(self, "blocks", tuple(self.blocks))
         sizes = (*self.blocks, self.vocab_size, self.rank, self.prior_rank, self.prior_taps, self.prior_width)
-        if not self.blocks or min(sizes) < 1 or not self.reference_step > 0:
+        if not self.blocks or min(sizes) < 1 or self.prior_layers < 0 or not self.reference_step > 0:
             raise ValueError(f"sizes and the reference step must be positive: {self}")
         if self.rank > self.channels:
             raise ValueError(f"rank {self.rank} exceeds the {self.channels} channels")
@@ -66,92 +69,126 @@ class TinyVAEConfig:
 class TinyVAE(nn.Module):
     """One group of layers: prior, transform, prediction, quantiser and the integers that choose the tables.
 
+    Args:
+        config: Geometry.
+        known: Channels of other layers that the prior is given, see `TokenPrior`.
+
     Attributes:
         base_level: [PHASES, R] int16 level of each latent at rate 0.
         match_level: [PHASES, MATCHES] int16 added where the same token or pair was decoded before.
         token_level: [V] int8 added for each token id: how far above or below average the
             residual of that token lies. Free side information, since the ids are known.
+        token_offset: [V] int8 and
+        age_offset: [AGES] int8: added to the rate of each token, see `tinyvae.offsets`.
         weights: [PHASES, MATCHES, SOURCES, R] float16: how much of each source's latent is expected again.
         centroids: [LEVELS, 2] float32: how far, in steps, the mean of bin 1 and of the bins above it
-            lies below the bin's integer. Taken at the level of the latent, whatever the token.
+            lies below the bin's integer.
     """
 
     base_level: Tensor
     match_level: Tensor
     token_level: Tensor
+    token_offset: Tensor
+    age_offset: Tensor
     weights: Tensor
     centroids: Tensor
 
-    def __init__(self, config: TinyVAEConfig) -> None:
+    def __init__(self, config: TinyVAEConfig, known: int = 0) -> None:
         super().__init__()
         self.config = config
         sizes = (config.vocab_size, config.prior_rank, config.prior_taps, config.prior_width)
-        self.prior = TokenPrior(*sizes, config.channels)
+        self.prior = TokenPrior(*sizes, config.channels, config.prior_layers, known)
         self.transform = Transform(config.blocks, config.rank)
         self.register_buffer("base_level", torch.zeros(PHASES, config.rank, dtype=torch.int16))
         self.register_buffer("match_level", torch.zeros(PHASES, MATCHES, dtype=torch.int16))
         self.register_buffer("token_level", torch.zeros(config.vocab_size, dtype=torch.int8))
+        self.register_buffer("token_offset", torch.zeros(config.vocab_size, dtype=torch.int8))
+        self.register_buffer("age_offset", torch.zeros(AGES, dtype=torch.int8))
         self.register_buffer("weights", torch.zeros(PHASES, MATCHES, SOURCES, config.rank, dtype=torch.float16))
         self.register_buffer("centroids", torch.zeros(LEVELS, 2))
 
-    def levels(self, token_ids: Tensor, rate: int) -> Tensor:
-        """Return the level of every symbol, [T, r] int32, from integers alone; negative is not coded."""
-        active = self.active_rank(rate)
+    def begin_training(self, *, with_synthesis: bool) -> None:
+        """Give the prior, and the synthesis where asked, float32 parameters that are rounded in every forward pass."""
+        self.prior.begin_training()
+        if with_synthesis:
+            self.transform.begin_training()
+
+    def end_training(self) -> None:
+        """Keep what was trained as integers; there are no parameters afterwards."""
+        self.prior.end_training()
+        self.transform.end_training()
+
+    def rates(self, token_ids: Tensor, rate: int) -> Tensor:
+        """Return the rate index [N] int32 of each token of a whole session, ids [N] int64, at a rate index."""
+        offsets = self.token_offset[token_ids].int() + self.age_offset[age_classes(len(token_ids))].int()
+        return offsets + rate
+
+    def levels(self, token_ids: Tensor, rates: Tensor) -> Tensor:
+        """Return the level of every symbol, [T, r] int32, from integers alone; negative is not coded.
+
+        Args:
+            token_ids: [T] int64.
+            rates: [T] int32 rate index of each token.
+        """
+        active = self.active_rank(rates)
         out = torch.empty(len(token_ids), active, dtype=torch.int32)
         for phase in phases(token_ids):
             of_token = (
-                self.token_level[token_ids[phase.span]].int() + self.match_level[phase.number][phase.matches] + rate
+                self.token_level[token_ids[phase.span]].int()
+                + self.match_level[phase.number][phase.matches]
+                + rates[phase.span]
             )
             out[phase.span] = self.base_level[phase.number, :active].int() + of_token[:, None]
         return out.clamp_(-1, LEVELS - 1)
 
-    def active_rank(self, rate: int) -> int:
-        """Return how many leading latents can be coded at a rate: the others are zero for every token."""
+    def active_rank(self, rates: Tensor) -> int:
+        """Return how many leading latents can be coded at rates [T]: the others are zero for every token."""
         highest = self.base_level.int() + self.match_level.int().amax(1, keepdim=True)
-        coded = torch.nonzero(highest.amax(0) + rate + int(self.token_level.max()) >= 0)
+        most = int(rates.max()) if len(rates) else 0
+        coded = torch.nonzero(highest.amax(0) + most + int(self.token_level.max()) >= 0)
         return int(coded[-1]) + 1 if len(coded) else 0
 
     def analyse(self, expected: Tensor, channels: Tensor) -> Tensor:
         """Return latents [T, R] of channels [T, C] given the prior's expectation [T, C], float32."""
         return self.transform.analyse(channels - expected)
 
-    def quantize(self, latents: Tensor, token_ids: Tensor, rate: int) -> tuple[Tensor, Tensor]:
-        """Return symbols and levels, both [T, r] int32, r the active rank, of latents [T, R] and token ids [T]."""
-        levels, step = self.levels(token_ids, rate), step_at(self.config.reference_step, rate)
+    def quantize(self, latents: Tensor, token_ids: Tensor, rates: Tensor) -> tuple[Tensor, Tensor]:
+        """Return symbols and levels, both [T, r] int32, r the active rank, of latents [T, R], ids [T] and rates [T]."""
+        levels, step = self.levels(token_ids, rates), steps_at(self.config.reference_step, rates)
         symbols = torch.zeros_like(levels)
 
         def round_phase(phase: Phase, predicted: Tensor) -> Tensor:
             rest = latents[phase.span, : levels.shape[1]] - predicted
-            symbols[phase.span] = found = quantize(rest, step, levels[phase.span])
+            symbols[phase.span] = found = quantize(rest, step[phase.span], levels[phase.span])
             return found
 
-        self.reconstruct(token_ids, rate, levels.shape[1], round_phase)
+        self.reconstruct(token_ids, rates, levels, round_phase)
         return symbols, levels
 
-    def dequantize(self, symbols: Tensor, token_ids: Tensor, rate: int) -> Tensor:
-        """Return latents [T, r] float32 of symbols [T, r] int32 and token ids [T] int64."""
-        return self.reconstruct(token_ids, rate, symbols.shape[1], lambda phase, _: symbols[phase.span])
+    def dequantize(self, symbols: Tensor, token_ids: Tensor, rates: Tensor, levels: Tensor) -> Tensor:
+        """Return latents [T, r] float32 of symbols [T, r] int32, ids [T] int64, rates [T] and levels [T, r] int32."""
+        return self.reconstruct(token_ids, rates, levels, lambda phase, _: symbols[phase.span])
 
     def reconstruct(
-        self, token_ids: Tensor, rate: int, active: int, symbols_of: Callable[[Phase, Tensor], Tensor]
+        self, token_ids: Tensor, rates: Tensor, levels: Tensor, symbols_of: Callable[[Phase, Tensor], Tensor]
     ) -> Tensor:
         """Return latents [T, r] float32, phase by phase: the one path of encoder and decoder.
 
         Args:
             token_ids: [T] int64.
-            rate: Rate index.
-            active: r, latents that are coded.
+            rates: [T] int32 rate index of each token.
+            levels: [T, r] int32, as `levels` gives them.
             symbols_of: Called with a phase and what is expected of its latents, [N, r]; returns its symbols.
         """
-        step = step_at(self.config.reference_step, rate)
-        decoded = torch.zeros(len(token_ids) + 1, active)  # the last row stands for sources that do not exist
+        step = steps_at(self.config.reference_step, rates)
+        decoded = torch.zeros(len(token_ids) + 1, levels.shape[1])  # the last row stands for sources that do not exist
         for phase in phases(token_ids):
-            predicted = self._predicted(decoded, phase)
-            symbols = symbols_of(phase, predicted)
-            decoded[:-1][phase.span] = predicted + dequantize(symbols, step, self.shifts(phase.number, rate, active))
+            predicted, span = self.predicted(decoded, phase), phase.span
+            rest = dequantize(symbols_of(phase, predicted), step[span], levels[span], self.centroids)
+            decoded[:-1][span] = predicted + rest
         return decoded[:-1]
 
-    def _predicted(self, decoded: Tensor, phase: Phase) -> Tensor:
+    def predicted(self, decoded: Tensor, phase: Phase) -> Tensor:
         """Return what the decoded latents [T + 1, r] tell about those of a phase, [N, r] float32."""
         active = decoded.shape[1]
         out = torch.zeros(len(phase.rows), active)
@@ -161,11 +198,6 @@ class TinyVAE(nn.Module):
         for source in range(SOURCES):
             out.addcmul_(decoded[phase.sources[source]], weights[:, source][phase.matches])
         return out
-
-    def shifts(self, phase: int, rate: int, active: int) -> Tensor:
-        """Return the centroid shifts [2, r] of a phase's latents."""
-        level = (self.base_level[phase, :active].int() + rate).clamp(0, LEVELS - 1)
-        return self.centroids[level].T
 
     def synthesise(self, expected: Tensor, latents: Tensor) -> Tensor:
         """Return channels [T, C] float32 from the expectation [T, C] and latents [T, r]."""

@@ -28,12 +28,17 @@ def step_at(reference_step: float, rate: int) -> float:
     return float(reference_step * 2.0 ** (-rate / LEVELS_PER_OCTAVE))
 
 
-def quantize(latents: Tensor, step: float, levels: Tensor) -> Tensor:
+def steps_at(reference_step: float, rates: Tensor) -> Tensor:
+    """Return the quantisation steps [T, 1] float32 of rate indices [T] integer, one a token."""
+    return (reference_step * torch.exp2(rates.float() / -LEVELS_PER_OCTAVE))[:, None]
+
+
+def quantize(latents: Tensor, step: float | Tensor, levels: Tensor) -> Tensor:
     """Round latents to symbols.
 
     Args:
         latents: [T, R] float32.
-        step: Quantisation step.
+        step: Quantisation step, one or [T, 1] float32.
         levels: [T, R] integer; where negative the symbol is 0.
 
     Returns:
@@ -43,27 +48,34 @@ def quantize(latents: Tensor, step: float, levels: Tensor) -> Tensor:
     return torch.where(levels < 0, 0.0, torch.copysign(magnitude, latents)).to(torch.int32)
 
 
-def dequantize(symbols: Tensor, step: float, shifts: Tensor) -> Tensor:
-    """Return the reconstruction points of symbols.
+def dequantize(symbols: Tensor, step: Tensor, levels: Tensor, centroids: Tensor) -> Tensor:
+    """Return the reconstruction points of symbols, [T, R] float32.
 
     Args:
-        symbols: [T, R] int32.
-        step: Quantisation step.
-        shifts: [2, R] float32: how far, in steps, the mean of bin 1 (row 0) and of the bins above it
-            (row 1) lies below the bin's integer.
+        symbols: [T, R] int32. Most are 0 and stay 0, so only the others are looked at.
+        step: [T, 1] float32 quantisation steps.
+        levels: [T, R] int32.
+        centroids: [LEVELS, 2] float32: how far, in steps, the mean of bin 1 (column 0) and of the bins above it
+            (column 1) lies below the bin's integer.
     """
-    magnitude = symbols.abs()
-    value = magnitude - torch.where(magnitude == 1, shifts[0], shifts[1])
-    return (value * symbols.sign()).mul_(step)
+    out = torch.zeros(symbols.shape)
+    places = symbols.flatten().nonzero()[:, 0]
+    found = symbols.flatten()[places]
+    magnitude = found.abs()
+    bins = 2 * levels.flatten()[places].clamp(min=0) + (magnitude > 1)
+    value = (magnitude - centroids.flatten()[bins]).copysign(found.float())
+    rows = torch.div(places, max(symbols.shape[1], 1), rounding_mode="floor")
+    out.view(-1)[places] = value * step[:, 0][rows]
+    return out
 
 
-def outside_bin(latents: Tensor, symbols: Tensor, step: float) -> Tensor:
+def outside_bin(latents: Tensor, symbols: Tensor, step: float | Tensor) -> Tensor:
     """Return how far, in steps, latents lie outside the bins of their symbols, [T, R] float32; 0 inside.
 
     Args:
         latents: [T, R] float32.
         symbols: [T, R] int32.
-        step: Quantisation step.
+        step: Quantisation step, one or [T, 1] float32.
     """
     scaled = torch.where(symbols < 0, -latents, latents) / step
     scaled = torch.where(symbols == 0, scaled.abs(), scaled)

@@ -34,7 +34,7 @@ from kvcompress.errors import InputError, KVCompressError
 from kvcompress.harvest import tokenized_sessions
 from kvcompress.hf import fingerprint, load_model
 from kvcompress.zoo import DEFAULT_CODEC, DEFAULT_MODEL, find_checkpoint, load_codec
-from tinyvae.quantize import step_at
+from tinyvae.quantize import steps_at
 
 SESSIONS = Path("examples/sessions.jsonl")
 GOLDEN = Path("tests/format/golden")
@@ -205,9 +205,10 @@ def _explanation(index: int, condition: Condition, job: Row, phases: Phases) -> 
         latents = mine[f"latents.{group}"]
         symbols.append(mine[f"symbols.{group}"])
         other.append(theirs[f"symbols.{group}"])
-        outside.append(outside_bins(codec, group, token_ids, rate, latents, other[-1]))
-        step = step_at(codec.vae(group).config.reference_step, rate)
-        largest = max(largest, float(latents.abs().max()) / step)
+        rates = codec.rates(group, token_ids, rate)
+        outside.append(outside_bins(codec, group, token_ids, rates, latents, other[-1]))
+        steps = steps_at(codec.vae(group).config.reference_step, rates)
+        largest = max(largest, float((latents.abs() / steps).max()))
     return explain_symbols(symbols, other, outside, condition.rounding_tolerance * largest)
 
 

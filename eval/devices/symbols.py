@@ -15,7 +15,7 @@ from kvcompress.entropy import decode_symbols
 from kvcompress.sections import read_session
 from kvcompress.snapshot import KVSnapshot
 from tinyvae.neighbours import Phase
-from tinyvae.quantize import outside_bin, step_at
+from tinyvae.quantize import outside_bin, steps_at
 
 
 def digest(symbols: Iterable[Tensor]) -> str:
@@ -35,15 +35,16 @@ def quantised(codec: TinyVAECodec, snapshot: KVSnapshot, rate: int) -> tuple[lis
     """
     symbols, latents = [], []
     for group, layers in enumerate(codec.groups):
-        ids = snapshot.token_ids[group_positions(snapshot, layers)]
+        place = group_positions(snapshot, layers)
+        rates = codec.rates(group, snapshot.token_ids, rate)[place]
         latents.append(codec.latents(snapshot, group))
-        symbols.append(codec.vae(group).quantize(latents[-1], ids, rate)[0])
+        symbols.append(codec.vae(group).quantize(latents[-1], snapshot.token_ids[place], rates)[0])
     return symbols, latents
 
 
 @torch.inference_mode()
 def outside_bins(
-    codec: TinyVAECodec, group: int, token_ids: Tensor, rate: int, latents: Tensor, symbols: Tensor
+    codec: TinyVAECodec, group: int, token_ids: Tensor, rates: Tensor, latents: Tensor, symbols: Tensor
 ) -> Tensor:
     """Return how far each latent lies outside the bin of its symbol, given the symbols decoded before it.
 
@@ -54,7 +55,7 @@ def outside_bins(
         codec: The codec.
         group: Group of layers.
         token_ids: [T] int64 of the group's layers.
-        rate: Rate index.
+        rates: [T] int32 rate index of each token.
         latents: [T, R] float32 of the reference.
         symbols: [T, r] int32 that another encoder chose.
 
@@ -62,14 +63,14 @@ def outside_bins(
         [T, r] float32 in steps; 0 inside, and where nothing is coded.
     """
     vae, out = codec.vae(group), torch.zeros(symbols.shape)
-    step, levels = step_at(vae.config.reference_step, rate), vae.levels(token_ids, rate)
+    step, levels = steps_at(vae.config.reference_step, rates), vae.levels(token_ids, rates)
 
     def keep(phase: Phase, predicted: Tensor) -> Tensor:
         rest, chosen = latents[phase.rows, : symbols.shape[1]] - predicted, symbols[phase.rows]
-        out[phase.rows] = torch.where(levels[phase.rows] < 0, 0.0, outside_bin(rest, chosen, step))
+        out[phase.rows] = torch.where(levels[phase.rows] < 0, 0.0, outside_bin(rest, chosen, step[phase.rows]))
         return chosen
 
-    vae.reconstruct(token_ids, rate, symbols.shape[1], keep)
+    vae.reconstruct(token_ids, rates, levels, keep)
     return out
 
 
@@ -83,7 +84,7 @@ def read_back(codec: TinyVAECodec, encoded: Encoded) -> list[Tensor]:
     token_ids, _, positions = read_session(encoded, codec.preset)
     rate, found = int(encoded.settings["rate"]), []
     for group, layers in enumerate(codec.groups):
-        vae = codec.vae(group)
-        levels = vae.levels(token_ids[positions[layers[0]]], rate)
+        place = positions[layers[0]]
+        levels = codec.vae(group).levels(token_ids[place], codec.rates(group, token_ids, rate)[place])
         found.append(torch.from_numpy(decode_symbols(encoded.sections[f"latents.{group}"], levels.numpy(), codec.bank)))
     return found

@@ -81,11 +81,12 @@ def bound_of(codec: TinyVAECodec, snapshots: Sequence[KVSnapshot], rate: int) ->
     for group, layers in enumerate(codec.groups):
         vae, rows, errors = codec.vae(group), [], 0.0
         for snapshot in snapshots:
-            ids = snapshot.token_ids[group_positions(snapshot, layers)]
+            place = group_positions(snapshot, layers)
+            ids, rates = snapshot.token_ids[place], codec.rates(group, snapshot.token_ids, rate)[place]
             latents = codec.latents(snapshot, group)
-            symbols, _ = vae.quantize(latents, ids, rate)
+            symbols, levels = vae.quantize(latents, ids, rates)
             coded = torch.zeros_like(latents)
-            coded[:, : symbols.shape[1]] = vae.dequantize(symbols, ids, rate)
+            coded[:, : symbols.shape[1]] = vae.dequantize(symbols, ids, rates, levels)
             rows.append(latents.double())
             errors += float((latents - coded).double().square().sum())
         pooled = torch.cat(rows)

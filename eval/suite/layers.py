@@ -10,7 +10,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from kvcompress.channels import group_positions
 from kvcompress.codec import TinyVAECodec
 from kvcompress.snapshot import KVSnapshot
 
@@ -26,8 +25,7 @@ def bits_by_layer(codec: TinyVAECodec, snapshot: KVSnapshot, rate: int) -> list[
     """
     found = torch.zeros(len(snapshot.layers), dtype=torch.float64)
     for group, layers in enumerate(codec.groups):
-        ids = snapshot.token_ids[group_positions(snapshot, layers)]
-        symbols, levels = codec.symbols(snapshot, group, ids, rate)
+        symbols, levels = codec.symbols(snapshot, group, rate)
         bits = torch.from_numpy(codec.bank.code_lengths(symbols.numpy(), levels.numpy()).sum(0))
         shares = layer_shares(codec, group)
         for column, layer in enumerate(layers):

@@ -18,6 +18,9 @@ def in_words(settings: Mapping[str, Any]) -> dict[str, str]:
         if all(isinstance(number, (int, float)) for number in numbers):
             told = "mean KL {:.4g} nats, measured over the last {} tokens; asked for: at most {:g}"
             words["certificate"] = told.format(*numbers)
+    layers = settings.get("recompute_layers")
+    if isinstance(layers, int) and layers > 0:
+        words["recomputed"] = f"keys and values of layers 0 to {layers}: restoring needs the model"
     if settings.get("unlike") is True and isinstance(stored, str):
         quality = settings.get("quality")
         words["quality"] = f"{quality!r} was asked for, {stored!r} is stored: unlike the sessions that the codec knows"

@@ -16,7 +16,7 @@ from kvcompress.hf.sensitivity import cache_gradients
 from kvcompress.snapshot import KVSnapshot
 from tests.codec.conftest import random_sessions
 from tinyvae.prior import Moments, TokenMeans, lagged
-from tinyvae.quantize import dequantize, quantize
+from tinyvae.quantize import LEVELS, dequantize, quantize
 from tinyvae.transform import sensitivity_weight, weighted_klt
 
 
@@ -75,7 +75,7 @@ def test_token_table_tells_tokens_with_different_means_apart() -> None:
 def test_quantiser_error_is_bounded(step: float) -> None:
     latents = torch.linspace(-20, 20, 4001)[:, None]
     symbols = quantize(latents, step, torch.zeros(4001, 1, dtype=torch.int32))
-    back = dequantize(symbols, step, torch.zeros(2, 1))
+    back = dequantize(symbols, torch.full((4001, 1), step), torch.zeros_like(symbols), torch.zeros(LEVELS, 2))
     assert float((back - latents).abs().max()) <= 0.6 * step + 1e-5
     assert bool((symbols.sign() * latents.sign() >= 0).all())
 

@@ -27,7 +27,7 @@ def test_golden_symbols_are_identical_on_every_machine() -> None:
     known = json.loads((GOLDEN / "tinyvae.json").read_text())
     token_ids, _, _ = read_session(encoded, codec.preset)
     rate, vae = encoded.settings["rate"], codec.vae(0)
-    levels = vae.levels(token_ids, rate).numpy()
+    levels = vae.levels(token_ids, codec.rates(0, token_ids, rate)).numpy()
     symbols = decode_symbols(encoded.sections["latents.0"], levels, codec.bank)
     assert symbols.shape == tuple(known["shape"])
     assert hashlib.sha256(symbols.astype("<i4").tobytes()).hexdigest() == known["symbols_sha256"]

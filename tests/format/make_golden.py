@@ -31,7 +31,7 @@ def write_tinyvae() -> None:
     rate = codec.rate_of("transparent")
     encoded = codec.encode(snapshot, rate)
     vae = codec.vae(0)
-    levels = vae.levels(snapshot.token_ids, rate).numpy()
+    levels = vae.levels(snapshot.token_ids, codec.rates(0, snapshot.token_ids, rate)).numpy()
     symbols = decode_symbols(encoded.sections["latents.0"], levels, codec.bank)
     digest = hashlib.sha256(symbols.astype("<i4").tobytes()).hexdigest()
     save(GOLDEN / "tinyvae.kvz", encoded, force=True)
