@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -16,6 +17,8 @@ from torch import Tensor
 from kvcompress.codec import rope_of
 from kvcompress.errors import InputError
 from kvcompress.snapshot import KVSnapshot
+
+_Found = TypeVar("_Found")
 
 SURPRISE, WINDOW_ATTENTION, QUERIES = "surprise", "window_attention", "queries"
 RECONSTRUCTION, SENSITIVITY = "reconstruction", "sensitivity"
@@ -91,7 +94,7 @@ class Evidence:
         return _present(self.sensitivity, SENSITIVITY)
 
 
-def _present[T](found: T | None, name: str) -> T:
+def _present(found: _Found | None, name: str) -> _Found:
     if found is None:
         raise InputError(f"the evidence {name!r} was not collected", "Collect it with kvcompress.hf.evidence.collect")
     return found
