@@ -113,7 +113,9 @@ def require_whole(snapshot: KVSnapshot) -> None:
     """Raise `InputError` where tokens were dropped: what the model saw can then not be looked at."""
     for index, (kind, layer) in enumerate(zip(snapshot.origin.layer_kinds, snapshot.layers, strict=True)):
         if kind == "full_attention" and len(layer.positions) != snapshot.tokens:
-            what = f"layer {index} holds {len(layer.positions)} of {snapshot.tokens} tokens: the cache is pruned already"
+            what = (
+                f"layer {index} holds {len(layer.positions)} of {snapshot.tokens} tokens: the cache is pruned already"
+            )
             raise InputError(what, "Give a cache that holds every token")
 
 
@@ -231,9 +233,7 @@ def reread(observer: Observer, snapshot: KVSnapshot) -> tuple[Tensor, ...]:
     return tuple(best for best in highest if best is not None)
 
 
-def sensitivity(
-    model: Any, snapshot: KVSnapshot, futures: Tensor, codec: TinyVAECodec | None, seed: int = 0
-) -> Tensor:
+def sensitivity(model: Any, snapshot: KVSnapshot, futures: Tensor, codec: TinyVAECodec | None, seed: int = 0) -> Tensor:
     """Return [N] float32: squared gradients of futures with respect to each token's cache, mean over futures.
 
     Args:

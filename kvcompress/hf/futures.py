@@ -1,7 +1,8 @@
 """Futures: what a model says next when it goes on from the exact cache by itself.
 
 Nobody knows how a session will go on. What the model itself thinks likely stands in for it: to tell which cache entries
-matter for what comes (`kvcompress.hf.evidence`), and to measure plans before one is committed (`kvcompress.prune.race`).
+matter for what comes (`kvcompress.hf.evidence`), and to measure plans before one is committed
+(`kvcompress.prune.race`).
 """
 
 from __future__ import annotations

@@ -2,8 +2,8 @@
 
 After "SnapKV: LLM Knows What You are Looking for Before Generation" (Li et al., arXiv 2404.14469). The last 32 tokens
 are the observation window: their attention is summed over the window and smoothed along the tokens by average pooling
-of kernel 7; the window itself comes first. What differs: a layer, or the mean over layers, chooses, not a head. Cost: the
-model runs over the last 32 tokens. Evidence: window_attention.
+of kernel 7; the window itself comes first. What differs: a layer, or the mean over layers, chooses, not a head. Cost:
+the model runs over the last 32 tokens. Evidence: window_attention.
 """
 
 from __future__ import annotations

@@ -2,9 +2,10 @@
 
 Score (a r + b s + c n) / (a + b + c) with recency r = exp(-age / tau), similarity s of the token's keys to the latest
 queries and novelty n = 1 - (highest cosine to an earlier token's keys), after the ranking rule of the Persistent Memory
-Logic Loop; weights .35, .50 and .08. A token whose similarity lies below the floor of .15 scores 0. What differs: that rule
-ranks stored vectors by the similarity they had when they were stored; here it is to the queries of now. Ages are counted in
-tokens, or in seconds where the evidence has a clock. Cost: one run over the latest queries, and all cosines between keys.
+Logic Loop; weights .35, .50 and .08. A token whose similarity lies below the floor of .15 scores 0. What differs: that
+rule ranks stored vectors by the similarity they had when they were stored; here it is to the queries of now. Ages are
+counted in tokens, or in seconds where the evidence has a clock. Cost: one run over the latest queries, and all cosines
+between keys.
 Evidence: queries.
 """
 

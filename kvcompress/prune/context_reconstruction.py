@@ -2,9 +2,9 @@
 
 After "KVzip: Query-Agnostic KV Cache Compression with Context Reconstruction" (Kim et al., arXiv 2505.23416). The model
 goes on from its cache with the session's own text, piece by piece; a token is worth the highest attention that any of
-these queries pays to it. What differs: there is no "repeat the previous context" prompt, for small models were not trained
-to obey one, and a token has one score, the mean over layers of the highest head. Cost: as much as prefilling twice the
-session. Evidence: reconstruction.
+these queries pays to it. What differs: there is no "repeat the previous context" prompt, for small models were not
+trained to obey one, and a token has one score, the mean over layers of the highest head. Cost: as much as prefilling
+twice the session. Evidence: reconstruction.
 """
 
 from __future__ import annotations

@@ -1,10 +1,11 @@
 """Keep the tokens that queries to come will attend to, by what queries were like so far.
 
-After "Expected Attention: KV Cache Compression by Estimating Attention from Future Queries Distribution" (Devoto et al.,
-arXiv 2510.00636). Queries are taken as normal; with mean m and covariance S, both rotated on average over the next 128
-positions, a key k expects the weight exp(m k s + k S k s^2 / 2), s being the attention's scaling; weights are normalised
-over tokens and multiplied by the value's norm. What differs: moments come from the session's own latest queries, and a
-token has one score, the mean over layers and heads. Cost: the model runs over the last queries. Evidence: queries.
+After "Expected Attention: KV Cache Compression by Estimating Attention from Future Queries Distribution" (Devoto et
+al., arXiv 2510.00636). Queries are taken as normal; with mean m and covariance S, both rotated on average over the
+next 128 positions, a key k expects the weight exp(m k s + k S k s^2 / 2), s being the attention's scaling; weights are
+normalised over tokens and multiplied by the value's norm. What differs: moments come from the session's own latest
+queries, and a token has one score, the mean over layers and heads. Cost: the model runs over the last queries.
+Evidence: queries.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """What was fitted for scorers: weights, a small network, and how a rank in each scorer's order turns into worth.
 
-It lies beside this module as JSON, written by `python -m eval prune --fit`: the fit looks at recorded sessions and at what
-damage the loss of each token did. Another model may have a file of its own.
+It lies beside this module as JSON, written by `python -m eval prune --fit`: the fit looks at recorded sessions and at
+what damage the loss of each token did. Another model may have a file of its own.
 """
 
 from __future__ import annotations
@@ -28,8 +28,9 @@ REMEDY = "Fit it again with `python -m eval prune --fit`"
 class Profile:
     """How worth follows from a scorer's order and the codec's own opinion.
 
-    The worth of a token, relative to the session's mean, is own ** share * 2 ** curve(rank): what the codec expects by id
-    and age, as far as the scorer does not know better, times what tokens of that rank were worth on fitting sessions.
+    The worth of a token, relative to the session's mean, is own ** share * 2 ** curve(rank): what the codec expects by
+    id and age, as far as the scorer does not know better, times what tokens of that rank were worth on fitting
+    sessions.
 
     Attributes:
         share: Exponent of the codec's own expectation.

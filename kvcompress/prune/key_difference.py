@@ -2,8 +2,8 @@
 
 After "KeyDiff: Key Similarity-Based KV Cache Eviction for Long-Context LLM Inference in Resource-Constrained
 Environments" (Park et al., arXiv 2504.15364). There each head ranks by minus the cosine to the mean of its normalised
-keys; here a token has one score, the mean over heads and layers. Keys are as cached, RoPE applied, as in the paper. Cost:
-one pass over the keys. Evidence: none.
+keys; here a token has one score, the mean over heads and layers. Keys are as cached, RoPE applied, as in the paper.
+Cost: one pass over the keys. Evidence: none.
 """
 
 from __future__ import annotations

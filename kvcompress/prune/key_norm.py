@@ -1,7 +1,8 @@
 """Keep the tokens whose keys are short: they draw the most attention.
 
 After "A Simple and Effective L2 Norm-Based Strategy for KV Cache Compression" (Devoto et al., arXiv 2406.11430). There
-each head ranks its own tokens; here a token has one score, the mean over layers of the standardised mean norm over heads.
+each head ranks its own tokens; here a token has one score, the mean over layers of the standardised mean norm over
+heads.
 Cost: one pass over the keys. Evidence: none.
 """
 

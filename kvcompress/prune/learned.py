@@ -1,10 +1,10 @@
 """A small network that was trained to predict measured damage.
 
 In the spirit of "KVzap: Fast, Adaptive, and Faithful KV Cache Pruning" (Jegou and Jeblick, arXiv 2601.07891), which
-distils KVzip into a small network on hidden states; here the input is what the other scorers measure, as ranks, and the target
-is the damage that a unit of error in each token's cache did to what really followed. One hidden layer; the loss is the
-deviance of a gamma distribution, whose minimum is the mean of the damage and not that of its logarithm. Cost: one reading
-of the session, a few sampled futures. Evidence: surprise, window_attention, queries, sensitivity.
+distils KVzip into a small network on hidden states; here the input is what the other scorers measure, as ranks, and
+the target is the damage that a unit of error in each token's cache did to what really followed. One hidden layer; the
+loss is the deviance of a gamma distribution, whose minimum is the mean of the damage and not that of its logarithm.
+Cost: one reading of the session, a few sampled futures. Evidence: surprise, window_attention, queries, sensitivity.
 """
 
 from __future__ import annotations
@@ -56,9 +56,7 @@ def new_network(seed: int = 0) -> torch.nn.Sequential:
     """Return an untrained network."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        return torch.nn.Sequential(
-            torch.nn.Linear(len(FEATURES), HIDDEN), torch.nn.Tanh(), torch.nn.Linear(HIDDEN, 1)
-        )
+        return torch.nn.Sequential(torch.nn.Linear(len(FEATURES), HIDDEN), torch.nn.Tanh(), torch.nn.Linear(HIDDEN, 1))
 
 
 def to_json(network: torch.nn.Sequential) -> dict[str, Any]:

@@ -38,9 +38,9 @@ def novelty(evidence: Evidence) -> Tensor:
 
 
 def similarity(evidence: Evidence) -> Tensor:
-    """Return [N] float32 in [0, 1]: the cosine of each token's keys and the mean of the latest queries, mean over heads.
+    """Return [N] float32 in [0, 1]: the cosine of each token's keys and the mean of the latest queries.
 
-    Negative cosines count as 0.
+    The mean over heads and layers; where it is negative it counts as 0.
     """
     total, layers = torch.zeros(evidence.tokens), 0
     statistics = evidence.require_queries()

@@ -1,7 +1,7 @@
 """Five-part salience: surprise, novelty, arousal, reward and conflict, as quantities of tokens.
 
-After SNARC, the salience filter of the SAGE project, which scores observations by five hand-weighted parts. Here each part is
-something of a token that can be measured, taken as its rank in the session:
+After SNARC, the salience filter of the SAGE project, which scores observations by five hand-weighted parts. Here each
+part is something of a token that can be measured, taken as its rank in the session:
 
     surprise   -log p of the token given those before it
     novelty    1 - highest cosine of its keys to those of an earlier token
@@ -9,8 +9,8 @@ something of a token that can be measured, taken as its rank in the session:
     reward     squared gradient of sampled futures with respect to its cache: its effect on what the model will say
     conflict   disagreement of heads and layers about it
 
-The weights were fitted, none below 0, to the rank of the damage that the loss of each token did. Cost: one reading of the
-session, a few sampled futures. Evidence: surprise, window_attention, sensitivity.
+The weights were fitted, none below 0, to the rank of the damage that the loss of each token did. Cost: one reading of
+the session, a few sampled futures. Evidence: surprise, window_attention, sensitivity.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """Keep the first tokens and the newest: StreamingLLM.
 
 After "Efficient Streaming Language Models with Attention Sinks" (Xiao et al., arXiv 2309.17453). The paper gives kept
-tokens new positions inside the cache; here they keep their own, as in every pruned snapshot. Cost: none. Evidence: none.
+tokens new positions inside the cache; here they keep their own, as in every pruned snapshot. Cost: none. Evidence:
+none.
 """
 
 from __future__ import annotations
