@@ -1,7 +1,7 @@
 """Keep the tokens whose keys are short: the scorer `key_norm` of `kvcompress.prune`, chosen layer by layer.
 
-The norm alone often drops the newest tokens, without which nothing can be continued, so there is a second family that is
-not in the paper: a quarter of what is kept are the newest tokens.
+The norm alone often drops the newest tokens, without which nothing can be continued, so there is a second family that
+is not in the paper: a quarter of what is kept are the newest tokens.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Semantic anchors: tokens that carry the meaning of a session, whatever a score says of them.
 
-Eviction by one score loses some instructions silently while others survive ("The Pitfalls of KV Cache Compression", Chen
-et al., arXiv 2510.00231; a list of what must stay, and fair shares, mend it). So anchors are found from the tokens and
-their text alone, and each kind has a tier below which its tokens never fall.
+Eviction by one score loses some instructions silently while others survive ("The Pitfalls of KV Cache Compression",
+Chen et al., arXiv 2510.00231; a list of what must stay, and fair shares, mend it). So anchors are found from the
+tokens and their text alone, and each kind has a tier below which its tokens never fall.
 
 ```
 sink         the first tokens, on which attention rests
@@ -36,12 +36,14 @@ KINDS = (SINK, ROLE, DELIMITER, INSTRUCTION, ENTITY, NUMBER, MARK, CHECKPOINT)
 SINK_TOKENS = 4
 ROLES = ("system", "user", "assistant", "tool", "developer")
 PEAK_DEVIATIONS = 4.0
+LONGEST_CHARACTER_TOKENS = 4
 
 _NUMBER = re.compile(r"\d+(?:[.,:/-]\d+)*")
 _NAME = re.compile(r"(?<![.!?:\n\"'] )(?<!^)\b[A-Z][\w-]+(?: [A-Z][\w-]+)*|\b(?=\w*[A-Z]\w*[A-Z\d])\w{2,}\b")
 _SENTENCE = re.compile(r"[^.!?\n]+[.!?]*")
 _STANDING = re.compile(
-    r"\b(?:(?:every|each|all|any) (?:of )?(?:your |my |the )?(?:\w+ )?(?:answers?|repl(?:y|ies)|responses?|messages?|times?)"
+    r"\b(?:(?:every|each|all|any) (?:of )?(?:your |my |the )?(?:\w+ )?"
+    r"(?:answers?|repl(?:y|ies)|responses?|messages?|times?)"
     r"|always|never|must(?: not)?|from now on|remember to|make sure|at all times|unless i)\b|^\s*(?:do not|don't)\b",
     re.IGNORECASE,
 )
@@ -88,13 +90,23 @@ class Text:
 
 
 def text_of(tokenizer: Any, token_ids: Tensor) -> Text:
-    """Return the text of token ids [N]; each token is decoded behind the one before it, which gives it its spaces."""
+    """Return the text of token ids [N]: each token decoded behind the one before it, which gives it its spaces.
+
+    A character that several tokens spell belongs to the last of them.
+    """
     ids = token_ids.tolist()
     known = set(getattr(tokenizer, "all_special_ids", ()))
     added = getattr(tokenizer, "added_tokens_decoder", {})
     known |= {number for number, token in added.items() if getattr(token, "special", False)}
-    pieces = [tokenizer.decode(ids[:1])] if ids else []
-    pieces += [tokenizer.decode([a, b])[len(tokenizer.decode([a])) :] for a, b in pairwise(ids)]
+    pieces, told = list[str](), 0
+    for at in range(len(ids)):
+        context = max(told - 1, 0)
+        now = tokenizer.decode(ids[context : at + 1])
+        if now.endswith("\ufffd") and at - told < LONGEST_CHARACTER_TOKENS and at + 1 < len(ids):
+            pieces.append("")
+            continue
+        pieces.append(now[len(tokenizer.decode(ids[context:told])) :])
+        told = at + 1
     return Text(tuple(pieces), torch.tensor([token in known for token in ids], dtype=torch.bool))
 
 

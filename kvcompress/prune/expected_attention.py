@@ -49,14 +49,16 @@ def _layer_score(index: int, layer: LayerKV, statistics: QueryStatistics, rope: 
     second = torch.einsum("htd,hde,hte->ht", keys, covariance, keys) * statistics.scaling**2 / 2
     weights = torch.softmax(first + second, dim=1)
     norms = layer.values.float().norm(dim=2).repeat_interleave(groups, 0)
-    return (weights * norms).mean(0)
+    found: Tensor = (weights * norms).mean(0)
+    return found
 
 
 def mean_rotation(rope: Rope, layer: int, size: int, start: int) -> Tensor:
     """Return the mean over the next positions of the rotation, as the matrix [D, D] that rows are multiplied by."""
     positions = torch.arange(start, start + FUTURE_TOKENS)
     unit = torch.eye(size)[:, None].expand(size, FUTURE_TOKENS, size)
-    return rope.redo(layer, unit, positions).float().mean(1)
+    turned: Tensor = rope.redo(layer, unit, positions)
+    return turned.float().mean(1)
 
 
 SCORER = ExpectedAttention()

@@ -53,5 +53,5 @@ def similarity(evidence: Evidence) -> Tensor:
 
 def _cosines(keys: Tensor, moments: QueryStatistics) -> Tensor:
     """Return the mean over KV heads of cosines [T] of keys [H, T, D] and their query heads' mean."""
-    wanted = moments.mean.unflatten(0, (len(keys), -1)).mean(1)
+    wanted = moments.mean.view(len(keys), -1, keys.shape[2]).mean(1)
     return torch.nn.functional.cosine_similarity(keys, wanted[:, None], dim=2).mean(0)

@@ -1,8 +1,8 @@
 """Keep the tokens whose values are long: what they add to the output is large.
 
 The value's norm is the second factor of "Attention Score is not All You Need for Token Importance Indicator in KV Cache
-Reduction: Value Also Matters" (Guo et al., arXiv 2406.12335); alone it is a control for that factor. Cost: one pass over
-the values. Evidence: none.
+Reduction: Value Also Matters" (Guo et al., arXiv 2406.12335); alone it is a control for that factor. Cost: one pass
+over the values. Evidence: none.
 """
 
 from __future__ import annotations

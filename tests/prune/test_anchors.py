@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from pathlib import Path
 from typing import Any
 
@@ -111,8 +110,7 @@ def test_every_planted_instruction_of_the_recorded_sessions_is_an_anchor(session
             continue
         session = find_session(sessions_file, row["id"])
         of = text_of(tokenizer, torch.tensor(session_token_ids(session, tokenizer)))
-        whole = tokenizer.decode(session_token_ids(session, tokenizer))
-        assert re.sub("\ufffd+", "?", of.text) == re.sub("\ufffd+", "?", whole)  # half a character is a sign either way
+        assert of.text == tokenizer.decode(session_token_ids(session, tokenizer))
         kept = " ".join(said(of, "instruction"))
         for rule in row["instructions"]:
             assert rule["text"].strip(" .,-") in kept

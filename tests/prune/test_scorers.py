@@ -225,7 +225,7 @@ def test_scores_of_the_wrong_length_and_nan_are_refused() -> None:
 
 
 def test_unknown_scorers_and_evidence_are_refused(model: Any, snapshot: KVSnapshot) -> None:
-    with pytest.raises(InputError, match="unknown scorer 'snarc'.*salience"):
+    with pytest.raises(InputError, match=r"unknown scorer 'snarc'.*salience"):
         find_scorer("snarc")
     with pytest.raises(InputError, match="unknown evidence: taste"):
         collect(model, snapshot, ["taste"])
