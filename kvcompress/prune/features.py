@@ -11,14 +11,23 @@ import torch
 from torch import Tensor
 
 from kvcompress.prune.attention_mass import SCORER as ATTENTION_MASS
-from kvcompress.prune.evidence import QUERIES, SENSITIVITY, SURPRISE, WINDOW_ATTENTION, Evidence, ranks
+from kvcompress.prune.context_reconstruction import SCORER as RECONSTRUCTED
+from kvcompress.prune.evidence import (
+    QUERIES,
+    RECONSTRUCTION,
+    SENSITIVITY,
+    SURPRISE,
+    WINDOW_ATTENTION,
+    Evidence,
+    ranks,
+)
 from kvcompress.prune.expected_attention import SCORER as EXPECTED_ATTENTION
 from kvcompress.prune.key_difference import SCORER as KEY_DIFFERENCE
 from kvcompress.prune.key_norm import SCORER as KEY_NORM
 from kvcompress.prune.likeness import novelty, similarity
 from kvcompress.prune.value_norm import SCORER as VALUE_NORM
 
-NEEDS = (SURPRISE, WINDOW_ATTENTION, QUERIES, SENSITIVITY)
+NEEDS = (SURPRISE, WINDOW_ATTENTION, QUERIES, RECONSTRUCTION, SENSITIVITY)
 
 LAST_AGE_OCTAVES = 16.0
 """Ages are said by their logarithm, as a share of this."""
@@ -46,6 +55,8 @@ def following(score: Tensor) -> Tensor:
 FEATURES: dict[str, Callable[[Evidence], Tensor]] = {
     "sensitivity": lambda e: ranks(e.require_sensitivity()),
     "sensitivity_near": lambda e: ranks(following(e.require_sensitivity())),
+    "reconstruction": lambda e: ranks(RECONSTRUCTED.score(e)),
+    "reconstruction_near": lambda e: ranks(following(RECONSTRUCTED.score(e))),
     "surprise": lambda e: ranks(e.require_surprise()),
     "received": lambda e: ranks(received(e)),
     "attention_mass": lambda e: ranks(ATTENTION_MASS.score(e)),

@@ -21,6 +21,9 @@ from kvcompress.errors import CheckpointError
 from kvcompress.prune.evidence import ranks
 
 FITTED = Path(__file__).with_name("fitted.json")
+KNOTS = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.925, 0.95, 0.97, 0.98, 0.99, 0.995, 1.0)
+"""Ranks at which curves are known; most of the worth lies in few tokens, so they stand close at the end."""
+
 REMEDY = "Fit it again with `python -m eval prune --fit`"
 
 
@@ -34,7 +37,7 @@ class Profile:
 
     Attributes:
         share: Exponent of the codec's own expectation.
-        curve: Logarithm (base 2) of the worth at equally spaced ranks from 0 to 1.
+        curve: Logarithm (base 2) of the worth at the ranks `KNOTS`.
     """
 
     share: float
@@ -49,13 +52,12 @@ class Profile:
         """
         if not len(score):
             return torch.zeros(0, dtype=torch.float64)
-        knots = np.linspace(0.0, 1.0, len(self.curve))
-        logs = np.interp(ranks(score).numpy(), knots, np.array(self.curve)) + self.share * own.double().numpy()
+        logs = np.interp(ranks(score).numpy(), KNOTS, np.array(self.curve)) + self.share * own.double().numpy()
         worth = torch.from_numpy(np.exp2(logs - logs.max()))
         return worth / worth.mean()
 
 
-FLAT = Profile(1.0, (0.0, 0.0))
+FLAT = Profile(1.0, (0.0,) * len(KNOTS))
 """Of a scorer that was never fitted: its order says nothing about how much more one token is worth than another."""
 
 
@@ -81,7 +83,10 @@ def profile_of(scorer: str, path: Path = FITTED) -> Profile:
     if found is None:
         return FLAT
     try:
-        return Profile(float(found["share"]), tuple(float(value) for value in found["curve"]))
+        profile = Profile(float(found["share"]), tuple(float(value) for value in found["curve"]))
+        if len(profile.curve) != len(KNOTS):
+            raise ValueError(f"a curve of {len(profile.curve)} values")
+        return profile
     except (KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"the profile of {scorer!r} is damaged ({error})", REMEDY, path=path) from error
 

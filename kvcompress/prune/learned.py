@@ -4,7 +4,7 @@ In the spirit of "KVzap: Fast, Adaptive, and Faithful KV Cache Pruning" (Jegou a
 distils KVzip into a small network on hidden states; here the input is what the other scorers measure, as ranks, and
 the target is the damage that a unit of error in each token's cache did to what really followed. One hidden layer; the
 loss is the deviance of a gamma distribution, whose minimum is the mean of the damage and not that of its logarithm.
-Cost: one reading of the session, a few sampled futures. Evidence: surprise, window_attention, queries, sensitivity.
+Cost: one reading of the session, a few sampled futures. Evidence: all.
 """
 
 from __future__ import annotations
@@ -42,13 +42,17 @@ class Learned:
         Raises:
             CheckpointError: The network does not fit the features.
         """
+        return self.of_features(features(evidence))
+
+    def of_features(self, rows: Tensor) -> Tensor:
+        """Return the score [N] of features [N, F]."""
         network = self._network if self._network is not None else part(load_fitted(), "learned")
         try:
             module = from_json(network)
         except (KeyError, TypeError, ValueError, RuntimeError) as error:
             raise CheckpointError(f"the network of the scorer 'learned' is damaged ({error})", REMEDY) from error
         with torch.no_grad():
-            found: Tensor = module(features(evidence))[:, 0]
+            found: Tensor = module(rows)[:, 0]
         return found
 
 

@@ -53,11 +53,15 @@ class Salience:
 
     def score(self, evidence: Evidence) -> Tensor:
         """Return the weighted sum of the parts."""
-        weights = self._weights if self._weights is not None else part(load_fitted(), "salience")
         total = torch.zeros(evidence.tokens)
         for name, value in self.parts(evidence).items():
-            total += float(weights[name]) * value
+            total += self.weight(name) * value
         return total
+
+    def weight(self, name: str) -> float:
+        """Return the weight of a part."""
+        weights = self._weights if self._weights is not None else part(load_fitted(), "salience")
+        return float(weights[name])
 
 
 SCORER = Salience()
