@@ -40,7 +40,7 @@ def fit_checkpoint(
     language_model, tokenizer = load_model(find_checkpoint(model))
     rows = _usable_sessions(language_model, tokenizer, sessions)
     codec, kept_out = fit_codec(language_model, tokenizer, rows, settings, progress)
-    _calibrate(codec, language_model, tokenizer, kept_out, progress)
+    finish_codec(codec, language_model, tokenizer, kept_out, progress)
     save_codec(codec, output)
     weights_bytes = (output / "model.safetensors").stat().st_size
     return {
@@ -79,7 +79,7 @@ def calibrate_checkpoint(model: str, sessions: Path, directory: Path, progress: 
         codec.model_fingerprint.require_match(fingerprint(language_model, tokenizer))
     rows = _usable_sessions(language_model, tokenizer, sessions)
     kept_out = kept_out_of_fit(codec.fitted, rows)
-    _calibrate(codec, language_model, tokenizer, kept_out or rows, progress)
+    finish_codec(codec, language_model, tokenizer, kept_out or rows, progress)
     config = json.dumps(codec.config_json(), sort_keys=True, indent=2)
     atomic_write(directory / "config.json", [config.encode()], force=True)
     atomic_write(directory / "README.md", [card(codec).encode()], force=True)
@@ -117,7 +117,9 @@ def _usable_sessions(model: Any, tokenizer: Any, sessions: Path) -> list[Tensor]
     return [ids for _, ids in tokenized_sessions(model, tokenizer, sessions) if len(ids) >= SHORTEST_SESSION_TOKENS]
 
 
-def _calibrate(codec: TinyVAECodec, model: Any, tokenizer: Any, kept_out: Sequence[Tensor], progress: Progress) -> None:
+def finish_codec(
+    codec: TinyVAECodec, model: Any, tokenizer: Any, kept_out: Sequence[Tensor], progress: Progress
+) -> None:
     """Give a codec its tiers and its figures of ordinary sessions."""
     codec.tiers = calibrate_tiers(model, codec, kept_out, tokenizer=tokenizer, progress=progress)
     codec.fitted["known"] = measure_known(model, codec, kept_out, tokenizer=tokenizer, progress=progress)

@@ -345,7 +345,7 @@ def load_tinyvae(directory: Path) -> TinyVAECodec:
             raise CheckpointError(f"no codec here: {name} is missing", "Make one with `kvcompress fit`", path=directory)
     try:
         with redirect_stdout(io.StringIO()):  # the mixin prints, which would spoil --json
-            codec = TinyVAECodec.from_pretrained(directory)
+            codec = TinyVAECodec.from_pretrained(directory, strict=True)
     except Exception as error:  # the mixin passes on whatever its parsers raise
         raise CheckpointError(f"the codec does not load ({error})", "Fit or fetch it again", path=directory) from error
     return codec.eval()

@@ -27,10 +27,10 @@ from kvcompress.hf.sensitivity import cache_gradients
 from kvcompress.snapshot import KVSnapshot
 from tinyvae import TinyVAEConfig
 from tinyvae.offsets import age_classes, fit_offsets
-from tinyvae.prior import Moments, TokenMeans, TokenPrior
+from tinyvae.prior import Moments, TokenMeans, TokenPrior, TokenTable, lagged
 from tinyvae.spread import calibrate_group
 from tinyvae.tables import build_tables
-from tinyvae.transform import block_metric, sensitivity_weight, weighted_klt
+from tinyvae.transform import Transform, block_metric, sensitivity_weight, weighted_klt
 
 Progress = Callable[[str, int, int], None]
 """Called with the pass, the sessions done and their number."""
@@ -56,13 +56,13 @@ class FitSettings:
     """
 
     rank: int = 384
-    prior_rank: int = 96
+    prior_rank: int = 72
     prior_taps: int = 4
-    prior_width: int = 256
+    prior_width: int = 160
     fisher_exponent: float = 0.7
     fisher_sessions: int = 64
     continuation_tokens: int = 256
-    worth_exponent: float = 0.7
+    worth_exponent: float = 0.75
     worth_draws: int = 2
     calibration_share: float = 0.25
     sample_rows: int = 4096
@@ -80,11 +80,10 @@ class _Group:
 
 @dataclass(slots=True)
 class _Solved:
-    """What the second pass solves for a group: prior, synthesis [R, C], blocks of the metric, variances [R]."""
+    """What the second pass solves for a group: prior, transform, variances of its latents [R]."""
 
     prior: TokenPrior
-    synthesis: Tensor
-    metric: Tensor
+    transform: Transform
     variances: Tensor
 
 
@@ -162,39 +161,48 @@ class Fitter:
         """Pass 2: token table, regression, weighted KLT."""
         s = self.settings
         weights = [sensitivity_weight(group.fisher, s.fisher_exponent) for group in self.groups]
-        priors, moments = [], []
+        tables, moments = [], []
         for group, weight in zip(self.groups, weights, strict=True):
-            table = group.means.table(s.prior_rank, weight.diagonal().sqrt().float())
-            width = min(s.prior_width, len(weight), table.shape[1] * s.prior_taps)
-            prior = TokenPrior(self.vocab_size, table.shape[1], s.prior_taps, width, len(weight))
-            prior.table.store(table)
-            priors.append(prior)
-            moments.append(Moments.empty(table.shape[1] * s.prior_taps, len(weight)))
+            table = TokenTable(self.vocab_size, min(s.prior_rank, len(weight)))
+            table.store(group.means.table(s.prior_rank, weight.diagonal().sqrt().float()))
+            tables.append(table)
+            moments.append(Moments.empty(table.rank * s.prior_taps, len(weight)))
         for snapshot in self._snapshots("prior", self.sessions):
-            for group, prior, moment in zip(self.groups, priors, moments, strict=True):
+            for group, table, moment in zip(self.groups, tables, moments, strict=True):
                 places = group_positions(snapshot, group.layers)
-                channels = to_channels(snapshot, group.layers, self.rope)
-                moment.add(prior.features(snapshot.token_ids)[places], channels)
+                features = lagged(table.rows(snapshot.token_ids), s.prior_taps)[places]
+                moment.add(features, to_channels(snapshot, group.layers, self.rope))
         return [
-            self._solved(prior, moment, weight, self._blocks(group))
-            for prior, moment, weight, group in zip(priors, moments, weights, self.groups, strict=True)
+            self._solved(table, moment, weight, self._blocks(group))
+            for table, moment, weight, group in zip(tables, moments, weights, self.groups, strict=True)
         ]
 
     def _blocks(self, group: _Group) -> tuple[int, ...]:
         return tuple(size for i in group.layers for size in self.shapes[i].blocks)
 
-    def _solved(self, prior: TokenPrior, moment: Moments, weight: Tensor, blocks: tuple[int, ...]) -> _Solved:
-        prior.store(*moment.factored(weight, prior.inward.values.shape[1]))
+    def _solved(self, table: TokenTable, moment: Moments, weight: Tensor, blocks: tuple[int, ...]) -> _Solved:
+        s = self.settings
+        width = min(s.prior_width, len(weight), len(moment.ff) - 1)
+        prior = TokenPrior(self.vocab_size, table.rank, s.prior_taps, width, len(weight))
+        prior.table.load_state_dict(table.state_dict())
+        prior.store(*moment.factored(weight, width))
         # The stored weights are rounded: constant and covariance are those of what they really leave.
         matrix = prior.inward.dense @ prior.outward.dense
         prior.bias.copy_(moment.constant(matrix))
         covariance = moment.residual_covariance(matrix, prior.bias)
-        _, synthesis, variances = weighted_klt(covariance, weight, self.settings.rank)
-        return _Solved(prior, synthesis, block_metric(weight, blocks), variances)
+        _, synthesis, variances = weighted_klt(covariance, weight, s.rank)
+        transform = Transform(blocks, len(synthesis))
+        transform.store(synthesis, block_metric(weight, blocks))
+        return _Solved(prior, transform, variances)
 
     def build(self, solved: Sequence[_Solved]) -> TinyVAECodec:
-        """Pass 3: calibrate prediction, levels and tables on the sessions kept out, and assemble the codec."""
+        """Assemble the codec and fit to it what `refit` fits."""
         codec = self._assemble(solved)
+        self.refit(codec)
+        return codec.eval()
+
+    def refit(self, codec: TinyVAECodec) -> None:
+        """Fit what follows from prior and transform: offsets; on sessions kept out prediction, levels, tables."""
         self.gather_worth(codec)
         samples = [
             calibrate_group(codec.vae(index), rows, self.settings.sample_rows)
@@ -203,7 +211,6 @@ class Fitter:
         pooled = torch.cat(samples)
         pick = torch.randperm(len(pooled), generator=torch.Generator().manual_seed(self.settings.seed))
         codec.store_tables(*build_tables(pooled[pick[:400_000]]))
-        return codec.eval()
 
     def gather_worth(self, codec: TinyVAECodec) -> None:
         """Pass 2b: what an error in each token costs, from gradients with respect to latents -> offsets."""
@@ -231,10 +238,10 @@ class Fitter:
             config = TinyVAEConfig(
                 blocks=self._blocks(group),
                 vocab_size=self.vocab_size,
-                rank=part.synthesis.shape[0],
-                prior_rank=part.prior.table.values.shape[1],
+                rank=len(part.variances),
+                prior_rank=part.prior.table.rank,
                 prior_taps=self.settings.prior_taps,
-                prior_width=part.prior.inward.values.shape[1],
+                prior_width=part.prior.inward.columns,
                 reference_step=step,
             )
             groups.append({"layers": list(group.layers), "config": asdict(config)})
@@ -252,7 +259,7 @@ class Fitter:
         for index, part in enumerate(solved):
             vae = codec.vae(index)
             vae.prior.load_state_dict(part.prior.state_dict())
-            vae.transform.store(part.synthesis, part.metric)
+            vae.transform.load_state_dict(part.transform.state_dict())
         return codec
 
     @torch.inference_mode()

@@ -38,6 +38,7 @@ class TinyVAEConfig:
         prior_rank: Columns of the token table.
         prior_taps: Tokens the prior looks up, the current one included.
         prior_width: Hidden units of the prior.
+        prior_layers: Learned causal layers of the prior; 0 where it is in closed form.
         reference_step: Quantisation step of rate 0.
     """
 
@@ -48,12 +49,13 @@ class TinyVAEConfig:
     prior_taps: int
     prior_width: int
     reference_step: float
+    prior_layers: int = 0
 
     def __post_init__(self) -> None:
         """Refuse impossible geometries."""
         object.__setattr__(self, "blocks", tuple(self.blocks))
         sizes = (*self.blocks, self.vocab_size, self.rank, self.prior_rank, self.prior_taps, self.prior_width)
-        if not self.blocks or min(sizes) < 1 or not self.reference_step > 0:
+        if not self.blocks or min(sizes) < 1 or self.prior_layers < 0 or not self.reference_step > 0:
             raise ValueError(f"sizes and the reference step must be positive: {self}")
         if self.rank > self.channels:
             raise ValueError(f"rank {self.rank} exceeds the {self.channels} channels")
@@ -91,7 +93,7 @@ class TinyVAE(nn.Module):
         super().__init__()
         self.config = config
         sizes = (config.vocab_size, config.prior_rank, config.prior_taps, config.prior_width)
-        self.prior = TokenPrior(*sizes, config.channels)
+        self.prior = TokenPrior(*sizes, config.channels, config.prior_layers)
         self.transform = Transform(config.blocks, config.rank)
         self.register_buffer("base_level", torch.zeros(PHASES, config.rank, dtype=torch.int16))
         self.register_buffer("match_level", torch.zeros(PHASES, MATCHES, dtype=torch.int16))
@@ -100,6 +102,17 @@ class TinyVAE(nn.Module):
         self.register_buffer("age_offset", torch.zeros(AGES, dtype=torch.int8))
         self.register_buffer("weights", torch.zeros(PHASES, MATCHES, SOURCES, config.rank, dtype=torch.float16))
         self.register_buffer("centroids", torch.zeros(LEVELS, 2))
+
+    def begin_training(self, *, with_synthesis: bool) -> None:
+        """Give the prior, and the synthesis where asked, float32 parameters that are rounded in every forward pass."""
+        self.prior.begin_training()
+        if with_synthesis:
+            self.transform.begin_training()
+
+    def end_training(self) -> None:
+        """Keep what was trained as integers; there are no parameters afterwards."""
+        self.prior.end_training()
+        self.transform.end_training()
 
     def rates(self, token_ids: Tensor, rate: int) -> Tensor:
         """Return the rate index [N] int32 of each token of a whole session, ids [N] int64, at a rate index."""
@@ -166,12 +179,12 @@ class TinyVAE(nn.Module):
         step = steps_at(self.config.reference_step, rates)
         decoded = torch.zeros(len(token_ids) + 1, levels.shape[1])  # the last row stands for sources that do not exist
         for phase in phases(token_ids):
-            predicted, span = self._predicted(decoded, phase), phase.span
+            predicted, span = self.predicted(decoded, phase), phase.span
             rest = dequantize(symbols_of(phase, predicted), step[span], levels[span], self.centroids)
             decoded[:-1][span] = predicted + rest
         return decoded[:-1]
 
-    def _predicted(self, decoded: Tensor, phase: Phase) -> Tensor:
+    def predicted(self, decoded: Tensor, phase: Phase) -> Tensor:
         """Return what the decoded latents [T + 1, r] tell about those of a phase, [N, r] float32."""
         active = decoded.shape[1]
         out = torch.zeros(len(phase.rows), active)

@@ -1,7 +1,8 @@
 """What the tokens alone say about a cache, before a single bit is spent.
 
 Expected channels at position t come from the tokens at t, t-1, ..., t-K+1 through a low-rank token table and a few
-hidden units. It needs the token ids, which a session holds anyway, and costs no bits.
+hidden units, which learned causal layers may refine. It needs the token ids, which a session holds anyway, and costs
+no bits.
 """
 
 from __future__ import annotations
@@ -10,8 +11,13 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
-from tinyvae.weights import Int8Matrix
+from tinyvae.weights import RankedMatrix, StoredMatrix, as_buffer, as_parameter
+
+BLOCK_TAPS = 8
+SHARP_COLUMNS = 16
+SHARP_UNITS = 32
 
 
 def lagged(embedded: Tensor, taps: int) -> Tensor:
@@ -31,11 +37,93 @@ def lagged(embedded: Tensor, taps: int) -> Tensor:
     return out
 
 
+class CausalBlock(nn.Module):
+    """A residual layer that looks at a token and its predecessors: a convolution a channel, then two matrices.
+
+    h_t + gelu([h_t, sum_k w_k * h_{t-k}] U) V: the learned part of the prior. V starts at 0, so a fresh block changes
+    nothing.
+
+    Args:
+        width: H, hidden units.
+        taps: K, tokens looked at, the current one not included.
+
+    Attributes:
+        kernel: [K, H] float16, or the float32 parameter in its place while in training.
+    """
+
+    kernel: Tensor
+
+    def __init__(self, width: int, taps: int) -> None:
+        super().__init__()
+        self.register_buffer("kernel", torch.full((taps, width), 1.0 / taps, dtype=torch.float16))
+        self.inward, self.outward = StoredMatrix(2 * width, width, 4), StoredMatrix(width, width, 4)
+
+    def start(self, generator: torch.Generator) -> None:
+        """Draw the first matrix at random and leave the second at 0."""
+        rows = 2 * self.outward.columns
+        self.inward.store(torch.randn(rows, self.outward.columns, generator=generator) / rows**0.5)
+        self.outward.store(torch.zeros(self.outward.columns, self.outward.columns))
+
+    def begin_training(self) -> None:
+        """Give kernel and matrices float32 parameters."""
+        as_parameter(self, "kernel")
+        self.inward.begin_training()
+        self.outward.begin_training()
+
+    def end_training(self) -> None:
+        """Keep what was trained."""
+        as_buffer(self, "kernel", torch.float16)
+        self.inward.end_training()
+        self.outward.end_training()
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """Map hidden units [T, H] float32 to hidden units."""
+        kernel, past = self.kernel.float(), torch.zeros_like(hidden)
+        for lag in range(1, min(len(kernel), len(hidden) - 1) + 1):
+            past[lag:] = past[lag:] + kernel[lag - 1] * hidden[:-lag]
+        return hidden + functional.gelu(torch.cat([hidden, past], 1) @ self.inward.dense) @ self.outward.dense
+
+
+class TokenTable(nn.Module):
+    """A row for each token id: its leading columns, which tell most, in 8 bits, the others in 4.
+
+    Args:
+        vocab_size: V.
+        rank: r, columns.
+    """
+
+    def __init__(self, vocab_size: int, rank: int) -> None:
+        super().__init__()
+        self.rank, self.sharp_columns = rank, min(rank, SHARP_COLUMNS)
+        self.sharp = StoredMatrix(vocab_size, self.sharp_columns, 8)
+        self.rest = StoredMatrix(vocab_size, rank - self.sharp_columns, 4)
+
+    def rows(self, token_ids: Tensor) -> Tensor:
+        """Return the rows [T, r] float32 of token ids [T] int64."""
+        return torch.cat([self.sharp.rows(token_ids), self.rest.rows(token_ids)], 1)
+
+    def store(self, table: Tensor) -> None:
+        """Keep a table [V, r]."""
+        self.sharp.store(table[:, : self.sharp_columns])
+        self.rest.store(table[:, self.sharp_columns :])
+
+    def begin_training(self) -> None:
+        """Give both parts float32 parameters."""
+        self.sharp.begin_training()
+        self.rest.begin_training()
+
+    def end_training(self) -> None:
+        """Keep what was trained."""
+        self.sharp.end_training()
+        self.rest.end_training()
+
+
 class TokenPrior(nn.Module):
     """Expected channels given the token ids.
 
-    The token and its predecessors are looked up in a low-rank table and mixed into a few hidden units, which one matrix
-    turns into channels: a linear regression of low rank on a low-rank table.
+    The token and its predecessors are looked up in a low-rank table and mixed into a few hidden units (a linear
+    regression of low rank on a low-rank table, which closed forms can fit), causal layers may follow, and one matrix
+    turns hidden units into channels.
 
     Args:
         vocab_size: V.
@@ -43,6 +131,7 @@ class TokenPrior(nn.Module):
         taps: K, tokens looked up, the current one included.
         width: H, hidden units.
         channels: C.
+        layers: Causal layers, learned; 0 for a prior in closed form.
 
     Attributes:
         bias: [C] float32.
@@ -50,12 +139,26 @@ class TokenPrior(nn.Module):
 
     bias: Tensor
 
-    def __init__(self, vocab_size: int, rank: int, taps: int, width: int, channels: int) -> None:
+    def __init__(self, vocab_size: int, rank: int, taps: int, width: int, channels: int, layers: int = 0) -> None:
         super().__init__()
         self.taps = taps
-        self.table = Int8Matrix(vocab_size, rank)
-        self.inward, self.outward = Int8Matrix(taps * rank, width), Int8Matrix(width, channels)
+        self.table = TokenTable(vocab_size, rank)
+        self.inward = StoredMatrix(taps * rank, width, 6)
+        self.blocks = nn.ModuleList(CausalBlock(width, BLOCK_TAPS) for _ in range(layers))
+        self.outward = RankedMatrix(width, channels, SHARP_UNITS)
         self.register_buffer("bias", torch.zeros(channels))
+
+    def begin_training(self) -> None:
+        """Give all matrices float32 parameters."""
+        as_parameter(self, "bias")
+        for part in (self.table, self.inward, self.outward, *self.blocks):
+            part.begin_training()
+
+    def end_training(self) -> None:
+        """Keep what was trained."""
+        as_buffer(self, "bias", torch.float32)
+        for part in (self.table, self.inward, self.outward, *self.blocks):
+            part.end_training()
 
     def features(self, token_ids: Tensor) -> Tensor:
         """Return the regressors [T, K * r] of token ids [T] int64."""
@@ -63,7 +166,10 @@ class TokenPrior(nn.Module):
 
     def forward(self, token_ids: Tensor) -> Tensor:
         """Return expected channels [T, C] float32 for token ids [T] int64."""
-        return torch.addmm(self.bias, self.features(token_ids) @ self.inward.dense, self.outward.dense)
+        hidden = self.features(token_ids) @ self.inward.dense
+        for block in self.blocks:
+            hidden = block(hidden)
+        return torch.addmm(self.bias, hidden, self.outward.dense)
 
     @torch.no_grad()
     def store(self, inward: Tensor, outward: Tensor) -> None:

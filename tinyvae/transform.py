@@ -12,7 +12,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from tinyvae.weights import Int8Matrix
+from tinyvae.weights import RankedMatrix, StoredMatrix
+
+SHARP_LATENTS = 64
 
 
 def sensitivity_weight(fisher: Tensor, exponent: float = 0.7, floor: float = 0.02) -> Tensor:
@@ -90,32 +92,48 @@ class Transform(nn.Module):
         rank: Latents.
 
     Attributes:
-        synthesis: [R, C].
-        metric: [C, largest block].
+        synthesis: [R, C], the widest latent first.
+        metric: [C, largest block]; in few bits the analysis would go astray.
     """
 
     def __init__(self, blocks: Sequence[int], rank: int) -> None:
         super().__init__()
         self.blocks = tuple(blocks)
-        self.synthesis, self.metric = Int8Matrix(rank, sum(blocks)), Int8Matrix(sum(blocks), max(blocks))
+        self.synthesis = RankedMatrix(rank, sum(blocks), SHARP_LATENTS)
+        self.metric = StoredMatrix(sum(blocks), max(blocks), 8)
         self._analysis: Tensor | None = None
 
     @property
     def analysis(self) -> Tensor:
-        """[C, R] float32, made from the synthesis once; only the encoder needs it."""
+        """[C, R] float32, made from the synthesis once (in training each time); only the encoder needs it."""
+        if self.synthesis.is_training:
+            return self._inverse(self.synthesis.dense.detach())
         if self._analysis is None:
-            synthesis, metric = self.synthesis.dense.double(), self.metric.dense.double()
-            weighted = times_block_metric(synthesis, metric, self.blocks)
-            gram = weighted @ synthesis.T
-            floor = 1e-9 * gram.diagonal().mean().clamp(min=1e-30) * torch.eye(len(gram), dtype=gram.dtype)
-            self._analysis = torch.linalg.solve(gram + floor, weighted).T.float().contiguous()
+            self._analysis = self._inverse(self.synthesis.dense)
         return self._analysis
+
+    def _inverse(self, synthesis: Tensor) -> Tensor:
+        wide, metric = synthesis.double(), self.metric.dense.double()
+        weighted = times_block_metric(wide, metric, self.blocks)
+        gram = weighted @ wide.T
+        floor = 1e-9 * gram.diagonal().mean().clamp(min=1e-30) * torch.eye(len(gram), dtype=gram.dtype)
+        solution: Tensor = torch.linalg.solve(gram + floor, weighted)
+        return solution.T.float().contiguous()
 
     @torch.no_grad()
     def store(self, synthesis: Tensor, metric: Tensor) -> None:
         """Keep a synthesis [R, C] and the metric's blocks [C, largest block]."""
         self.synthesis.store(synthesis)
         self.metric.store(metric)
+        self._analysis = None
+
+    def begin_training(self) -> None:
+        """Give the synthesis its float32 parameters."""
+        self.synthesis.begin_training()
+
+    def end_training(self) -> None:
+        """Keep the trained synthesis."""
+        self.synthesis.end_training()
         self._analysis = None
 
     def _load_from_state_dict(self, *arguments: object) -> None:

@@ -12,7 +12,7 @@ app = typer.Typer(no_args_is_help=True, help=__doc__, pretty_exceptions_enable=F
 
 @app.callback()
 def main() -> None:
-    """Recipes that train the bundled reference model and record sessions with it."""
+    """Recipes that train the bundled reference model, its codec, and record sessions."""
 
 
 @app.command()
@@ -47,6 +47,36 @@ def lm(
         stop_after=stop_after,
         start_from=start_from,
     )
+
+
+@app.command()
+def fit(
+    sessions: Annotated[Path, typer.Option(help="JSON lines of recorded sessions.")],
+    out: Annotated[Path, typer.Option("-o", "--out", help="Directory of the codec; its run, beside it, is resumed.")],
+    config: Annotated[Path, typer.Option(help="Recipe (YAML).")] = Path("train/configs/codec.yaml"),
+    model: Annotated[str, typer.Option(help="Model directory, or the name of a bundled model.")] = "reference-lm",
+    devices: Annotated[int | None, typer.Option(help="Processes of data-parallel training.", min=1)] = None,
+    threads: Annotated[int, typer.Option(help="Threads of torch in each process.", min=1)] = 2,
+    logger: Annotated[str | None, typer.Option(help="wandb (offline by default) or csv.")] = None,
+) -> None:
+    """Train a codec for a model from recorded sessions, resumably: closed form, then its prior, then for the model."""
+    import json
+    from dataclasses import replace
+
+    import torch
+
+    from kvcompress.cli.console import progress_bar
+    from train.codec.recipe import read_recipe
+
+    recipe = read_recipe(config)
+    recipe = replace(recipe, devices=devices or recipe.devices, logger=logger or recipe.logger)
+    torch.set_num_threads(threads)
+    from train.codec.run import CodecRun
+
+    with progress_bar("fit") as progress:
+        summary = CodecRun(recipe, model, sessions, out, progress).run()
+    if summary:
+        typer.echo(json.dumps(summary, indent=1))
 
 
 @app.command()
@@ -149,5 +179,16 @@ def index(
     typer.echo(json.dumps(digests, indent=1))
 
 
+def run() -> None:
+    """Run a command; what a user can cause ends in one line and exit status 1."""
+    from kvcompress.errors import KVCompressError
+
+    try:
+        app()
+    except KVCompressError as error:
+        typer.echo(f"error: {error}", err=True)
+        raise SystemExit(1) from error
+
+
 if __name__ == "__main__":
-    app()
+    run()

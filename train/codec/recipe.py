@@ -1,0 +1,121 @@
+"""What decides a codec's weights: a YAML file, read strictly."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from kvcompress.errors import InputError
+from kvcompress.fit import FitSettings
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """One stage of training.
+
+    Attributes:
+        steps: Optimiser steps; 0 leaves the stage out.
+        learning_rate: Highest rate of the prior's weights.
+        synthesis_rate: Highest rate of the synthesis, as a share of its root mean square.
+        sessions: Sessions a step.
+    """
+
+    steps: int
+    learning_rate: float
+    synthesis_rate: float = 0.0
+    sessions: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class CodecRecipe:
+    """How a codec is made.
+
+    Attributes:
+        fit: Dials of the closed form, from which training starts.
+        prior_layers: Learned causal layers of the prior.
+        rate_stage: Prior alone, on bits: latents are harvested once.
+        divergence_stage: Prior and synthesis, on bits and the KL divergence of the resumed model.
+        lowest_rate: Coarsest rate index trained for.
+        highest_rate: Finest rate index trained for.
+        prefix_tokens: Tokens of the cache that is coded in the second stage, at most.
+        continuation_tokens: Tokens predicted from it.
+        devices: Processes of data-parallel training.
+        logger: "wandb" (offline unless its environment says otherwise) or "csv".
+        seed: Of the split, the order and the rates.
+    """
+
+    fit: FitSettings = field(default_factory=FitSettings)
+    prior_layers: int = 1
+    rate_stage: Stage = field(default_factory=lambda: Stage(3000, 2e-3, 0.0, 2))
+    divergence_stage: Stage = field(default_factory=lambda: Stage(1500, 2e-4, 2e-3))
+    lowest_rate: int = 8
+    highest_rate: int = 64
+    prefix_tokens: int = 1024
+    continuation_tokens: int = 192
+    devices: int = 1
+    logger: str = "wandb"
+    seed: int = 0
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the recipe as JSON-able data."""
+        return asdict(self)
+
+
+def read_recipe(path: Path) -> CodecRecipe:
+    """Read a recipe; what it does not name keeps its default.
+
+    Raises:
+        InputError: The file is missing or not YAML, or names what no recipe has.
+    """
+    try:
+        data = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError("the recipe cannot be read", "Name one such as train/configs/codec.yaml", path=path) from error
+    except yaml.YAMLError as error:
+        raise InputError(f"the recipe is not YAML ({str(error).splitlines()[0]})", path=path) from error
+    parts = {"fit": FitSettings, "rate_stage": Stage, "divergence_stage": Stage}
+    values = _checked(CodecRecipe, data, path, "")
+    for name, kind in parts.items():
+        if name in values:
+            values[name] = _built(kind, values[name], path, f"{name}.")
+    recipe: CodecRecipe = _built(CodecRecipe, values, path, "")
+    _require(recipe, path)
+    return recipe
+
+
+def _checked(kind: type[Any], data: Any, path: Path, where: str) -> dict[str, Any]:
+    if not isinstance(data, dict):
+        raise InputError(f"{where or 'the recipe'} is not a mapping", path=path)
+    known = {item.name for item in fields(kind)}
+    odd = sorted(set(map(str, data)) - known)
+    if odd:
+        raise InputError(f"no recipe has {where}{odd[0]}", f"It may have {', '.join(sorted(known))}", path=path)
+    return dict(data)
+
+
+def _built(kind: type[Any], data: Any, path: Path, where: str) -> Any:
+    values = _checked(kind, data, path, where) if isinstance(data, dict) else data
+    types = {item.name: item.type for item in fields(kind)}
+    for name, value in values.items():
+        wanted = {"int": int, "float": (int, float), "str": str}.get(str(types[name]))
+        if wanted is not None and (not isinstance(value, wanted) or isinstance(value, bool)):
+            raise InputError(f"{where}{name} must be of type {types[name]}, not {value!r}", path=path)
+    try:
+        return kind(**values)
+    except TypeError as error:
+        raise InputError(f"{where or 'the recipe'} lacks a value ({error})", path=path) from error
+
+
+def _require(recipe: CodecRecipe, path: Path) -> None:
+    counts = (recipe.rate_stage.steps, recipe.divergence_stage.steps, recipe.prior_layers, recipe.lowest_rate)
+    if min(counts) < 0 or recipe.highest_rate < recipe.lowest_rate:
+        raise InputError(
+            "steps, layers and rates must not be negative, nor the lowest rate above the highest", path=path
+        )
+    if recipe.devices < 1 or min(recipe.prefix_tokens, recipe.continuation_tokens) < 1:
+        raise InputError("devices, prefix_tokens and continuation_tokens must be at least 1", path=path)
+    if recipe.logger not in ("wandb", "csv"):
+        raise InputError(f"no logger is called {recipe.logger!r}", "Use wandb or csv", path=path)
