@@ -246,6 +246,21 @@ class TinyVAECodec(
         if names != set(encoded.sections) - {OFFSETS}:
             odd = ", ".join(sorted(names ^ set(encoded.sections)))
             raise FormatError(f"the file's sections are not those of its codec: {odd}")
+        return self._rebuild(*self._read(encoded, rate))
+
+    @torch.inference_mode()
+    def stored_bits(self, encoded: Encoded) -> list[float]:
+        """Return the bits that a file spends on each token of its session; raises as `decode` does."""
+        token_ids, _, places, _, coded = self._read(encoded, int(encoded.settings["rate"]))
+        bits = torch.zeros(len(token_ids), dtype=torch.float64)
+        for place, (symbols, levels) in zip(places, coded, strict=True):
+            bits[place] += torch.from_numpy(self.bank.code_lengths(symbols.numpy(), levels.numpy()).sum(1))
+        return [float(value) for value in bits]
+
+    def _read(
+        self, encoded: Encoded, rate: int
+    ) -> tuple[Tensor, Origin, list[Tensor], list[Tensor], list[tuple[Tensor, Tensor]]]:
+        """Return what `_rebuild` needs: token ids, origin, and for each group positions, rates, symbols and levels."""
         token_ids, origin, positions = read_session(encoded)
         places = self._places(token_ids, origin, positions)
         rates = self._stored_rates(encoded, token_ids, rate)
@@ -254,7 +269,7 @@ class TinyVAECodec(
             levels = self.vae(group).levels(token_ids[place], rates[group][place])
             data = encoded.sections[f"latents.{group}"]
             coded.append((torch.from_numpy(decode_symbols(data, levels.numpy(), self.bank)), levels))
-        return self._rebuild(token_ids, origin, places, rates, coded)
+        return token_ids, origin, places, rates, coded
 
     def _stored_rates(self, encoded: Encoded, token_ids: Tensor, rate: int) -> list[Tensor]:
         """Return the rate index [N] of every token for each group, as the file says."""

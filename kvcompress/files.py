@@ -7,6 +7,7 @@ from pathlib import Path
 from kvcompress.codec import Codec, TinyVAECodec
 from kvcompress.container import MAGIC, Encoded, load
 from kvcompress.errors import FormatError, about
+from kvcompress.exact import EXACT, WithExact, without_exact
 from kvcompress.int8 import Int8Codec
 from kvcompress.lossless import LosslessCodec
 from kvcompress.raw import load_raw
@@ -23,6 +24,8 @@ def codec_of(encoded: Encoded, codec: str | Path = DEFAULT_CODEC) -> Codec:
         encoded: What a `.kvz` file holds.
         codec: Codec directory or bundled name, for codecs that have weights.
     """
+    if EXACT in encoded.sections:
+        return WithExact(codec_of(without_exact(encoded), codec))
     for weightless in WITHOUT_WEIGHTS:
         if encoded.codec == weightless.kind:
             return weightless()

@@ -28,8 +28,8 @@ from kvcompress.hf import capture
 from kvcompress.hf.evidence import collect
 from kvcompress.prune.allocate import own_worth_log2
 from kvcompress.prune.evidence import KINDS, ranks
-from kvcompress.prune.fitted import KNOTS
 from kvcompress.prune.features import features
+from kvcompress.prune.fitted import KNOTS
 from kvcompress.prune.learned import Learned, new_network, to_json
 from kvcompress.prune.salience import PARTS, Salience
 from kvcompress.prune.scorer import SCORERS, find_scorer, parts_of, scored

@@ -1,16 +1,16 @@
 """From worth to tiers: Lagrangian allocation under one budget.
 
-For each token and tier the encoder knows the bits b and the squared error e of its latents, for it has tried them all. With
-worth w the damage is w e, and the plan that loses least at given bits gives every token the tier of least
+For each token and tier the encoder knows the bits b and the squared error e of its latents, for it has tried them all.
+With worth w the damage is w e, and the plan that loses least at given bits gives every token the tier of least
 
     b + lambda w e
 
 with one lambda for all (Everett 1963; Shoham and Gersho 1988): no other plan of these bits has less damage, up to the
-convex hull. The list of tiers costs bits too: a tier costs -log2 of its share. Where worths vary and steps are fine this
-gives steps proportional to w ** -1/2, as reverse water-filling does; where a token is worth little, nothing.
+convex hull. The list of tiers costs bits too: a tier costs -log2 of its share. Where worths vary and steps are fine
+this gives steps proportional to w ** -1/2, as reverse water-filling does; where a token is worth little, nothing.
 
-What is tried leaves out that a token's neighbours are predicted from it, so bits and errors are those of all tokens at one
-tier; the file's true size is measured, not summed.
+What is tried leaves out that a token's neighbours are predicted from it, so bits and errors are those of all tokens at
+one tier; the file's true size is measured, not summed.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ LEVELS_PER_WORTH_OCTAVE = 8
 
 
 def own_worth_log2(codec: TinyVAECodec, snapshot: KVSnapshot) -> Tensor:
-    """Return [N] float32: what the codec itself expects each token to be worth, by id and age, as a logarithm (base 2)."""
+    """Return [N] float32: log2 of what the codec itself expects each token to be worth, by id and age."""
     total = torch.zeros(snapshot.tokens)
     for group in range(len(codec.groups)):
         total += codec.vae(group).rates(snapshot.token_ids, 0).float() / LEVELS_PER_WORTH_OCTAVE / len(codec.groups)
