@@ -1,8 +1,8 @@
 """Fit what scorers learn: `kvcompress/prune/fitted.json`.
 
-Of each fitting session a first part is stored and what really followed is known. The damage that a unit of error in each
-stored token's latents did to the predictions along it is measured by gradients, averaged over sampled outcomes; no
-sampled future enters the target, only what scorers see. Then follow, in closed form or by descent:
+Of each fitting session a first part is stored and what really followed is known. The damage that a unit of error in
+each stored token's latents did to the predictions along it is measured by gradients, averaged over sampled outcomes;
+no sampled future enters the target, only what scorers see. Then follow, in closed form or by descent:
 
     profiles   worth as a function of the rank in each scorer's order, beside what the codec expects by id and age
     salience   five weights, none below 0, by least squares on the rank of the damage

@@ -12,6 +12,7 @@ import typer
 
 from kvcompress.cli.console import CodecOption, ForceOption, JsonOption, progress_bar, show
 from kvcompress.cli.inspect import in_words
+from kvcompress.cli.wishes import PlanWishes
 from kvcompress.errors import InputError, about
 from kvcompress.zoo import DEFAULT_CODEC, DEFAULT_MODEL
 
@@ -35,17 +36,44 @@ def encode(
         typer.Option(help="Smallest file whose mean KL (nats), resumed on the session's own end, is at most this."),
     ] = None,
     model: Annotated[
-        str | None, typer.Option(help="Model that --max-kl resumes with. [default: the bundled one]")
+        str | None, typer.Option(help="Model that --max-kl and plans resume with. [default: the bundled one]")
     ] = None,
     lossless: Annotated[bool, typer.Option("--lossless", help="Give the identical bits back; needs no codec.")] = False,
+    plan: Annotated[
+        str | None, typer.Option(help="auto: a tier for each token; none: one for all. [default: none]")
+    ] = None,
+    scorer: Annotated[
+        list[str] | None, typer.Option(help="Scorer that plans follow; repeat it to let several race.")
+    ] = None,
+    keep: Annotated[
+        list[str] | None, typer.Option(help="Regular expression: what it matches is coded fine, whatever its score.")
+    ] = None,
+    keep_message: Annotated[
+        list[int] | None, typer.Option(help="Index of a message to be coded fine; negative from the end.")
+    ] = None,
+    keep_fraction: Annotated[
+        float | None, typer.Option(help="Share of the tokens that stays in memory; the others leave every layer.")
+    ] = None,
+    guarantee: Annotated[
+        list[str] | None, typer.Option(help="KIND=TIER: tier below which anchors of a kind never fall.")
+    ] = None,
+    plan_table: Annotated[
+        Path | None, typer.Option(help="JSON file to write: token, tier, bits, anchors, score parts, the race.")
+    ] = None,
+    races: Annotated[Path | None, typer.Option(help="JSON file of earlier races, which steer this one.")] = None,
     force: ForceOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """Compress a raw snapshot."""
     if sum((quality is not None, size_ratio is not None, max_kl is not None, lossless)) > 1:
         raise InputError("name only one of --quality, --size-ratio, --max-kl and --lossless")
-    if model is not None and max_kl is None:
-        raise InputError("--model needs --max-kl", "Only a file with a bound on its KL is measured with a model")
+    wishes = PlanWishes(
+        plan, scorer or [], keep or [], keep_message or [], keep_fraction, guarantee or [], plan_table, races
+    )
+    planned = wishes.wanted()
+    if model is not None and max_kl is None and not planned:
+        what = "--model needs --max-kl or a plan"
+        raise InputError(what, "Only a file with a bound on its KL, or of a plan, is measured with a model")
     if max_kl is not None:
         from kvcompress.closed_loop import require_bound
 
@@ -55,10 +83,18 @@ def encode(
     from kvcompress.raw import load_raw
 
     require_writable(output, force)
+    if plan_table is not None:
+        require_writable(plan_table, force)
     snapshot = load_raw(raw)
     start = time.perf_counter()
+    notes: tuple[str, ...] = ()
     with about(raw):
-        if max_kl is not None:
+        if planned:
+            from kvcompress.cli.planning import encode_planned
+
+            target = {"quality": quality, "size_ratio": size_ratio, "max_kl_nats": max_kl}
+            encoded, notes = encode_planned(snapshot, codec, model or DEFAULT_MODEL, target, lossless, wishes, force)
+        elif max_kl is not None:
             encoded = _encoded_within(snapshot, codec, model or DEFAULT_MODEL, max_kl)
         else:
             encoded = _encoded(snapshot, codec, quality or "transparent", size_ratio, lossless)
@@ -68,7 +104,7 @@ def encode(
     reached = snapshot.raw_bytes / file_bytes
     data = {"output": str(output), "tokens": snapshot.tokens, "raw_bytes": snapshot.raw_bytes, "file_bytes": file_bytes}
     data |= {"size_ratio": reached, "encode_seconds": seconds, "codec": encoded.codec}
-    for note in _notes(encoded, reached):
+    for note in (*notes, *_notes(encoded, reached)):
         sys.stderr.write(f"note: {note}.\n")
     show(data | ({"settings": dict(encoded.settings)} if as_json else in_words(encoded.settings)), as_json=as_json)
 

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
-
-from torch import Tensor
 
 from kvcompress.codec import HIGHEST_RATE, TinyVAECodec
 from kvcompress.container import Encoded
@@ -16,13 +14,13 @@ from kvcompress.fidelity import TIERS
 from kvcompress.hf.evidence import collect
 from kvcompress.hf.judge import Judge
 from kvcompress.plan import encode_at_size_ratio
-from kvcompress.prune.anchors import Anchor, find_anchors, marked, text_of
+from kvcompress.prune.anchors import SINK, SINK_TOKENS, Anchor, find_anchors, marked, text_of
 from kvcompress.prune.demand import GUARANTEES, Demand, choose_kept, drop, floor_of
-from kvcompress.prune.evidence import SURPRISE, Evidence
+from kvcompress.prune.evidence import Evidence
 from kvcompress.prune.history import History
 from kvcompress.prune.planner import Planner
 from kvcompress.prune.race import ONE_TIER, Finish, Progress, Race, one_tier_kl
-from kvcompress.prune.scorer import find_scorer, parts_of, scored
+from kvcompress.prune.scorer import Scorer, find_scorer, parts_of, scored
 from kvcompress.prune.table import Table, kinds_of, table_of
 from kvcompress.prune.tiers import Tier, tier_named
 from kvcompress.snapshot import KVSnapshot
@@ -126,28 +124,18 @@ class SessionPlanner:
         self.history, self.progress = history, progress
         self.scorers = [find_scorer(name) for name in dict.fromkeys(asked.scorers)]
         codec.require_partner(snapshot)
+        anchored_demand(tokenizer, snapshot, asked).kept_tokens()  # every refusal comes before the model runs
         self.text = text_of(tokenizer, snapshot.token_ids) if tokenizer is not None else None
-        self.marks = self._marks()
-        Demand(self._floor(None), asked.keep_fraction).kept_tokens()  # every refusal comes before the model runs
         needs = {need for scorer in self.scorers for need in scorer.needs}
         self.evidence = collect(model, snapshot, needs, tokenizer=tokenizer, codec=codec)
-        self.anchors = self._anchors(self.evidence.surprise if SURPRISE in needs else None)
+        self.anchors = self._anchors()
         self.demand = Demand(floor_of(self.anchors, snapshot.tokens, asked.guarantees), asked.keep_fraction)
 
-    def _marks(self) -> list[Anchor]:
+    def _anchors(self) -> list[Anchor]:
         if self.text is None:
-            if self.asked.patterns or self.asked.messages:
-                raise InputError("nothing can be marked without the model's tokenizer", "Save one beside the model")
-            return []
-        return marked(self.text, self.asked.patterns, self.asked.messages)
-
-    def _anchors(self, surprise: Tensor | None) -> list[Anchor]:
-        if self.text is None:
-            return [Anchor("sink", 0, min(4, self.snapshot.tokens))]
-        return find_anchors(self.text, surprise=surprise, marks=self.marks)
-
-    def _floor(self, surprise: Tensor | None) -> Tensor:
-        return floor_of(self._anchors(surprise), self.snapshot.tokens, self.asked.guarantees)
+            return [Anchor(SINK, 0, min(SINK_TOKENS, self.snapshot.tokens))]
+        marks = marked(self.text, self.asked.patterns, self.asked.messages)
+        return find_anchors(self.text, surprise=self.evidence.surprise, marks=marks)
 
     def run(self) -> PlannedSession:
         """Return the committed plan.
@@ -243,19 +231,36 @@ class SessionPlanner:
         return replace(table, anchors=kinds_of(self.anchors, self.snapshot.tokens), parts=parts)
 
 
-def encode_pruned(encode: Any, evidence: Evidence, scorer_name: str, demand: Demand) -> Encoded:
-    """Drop tokens by a scorer's order alone and let any codec encode the rest.
+def anchored_demand(tokenizer: Any, snapshot: KVSnapshot, asked: Asked) -> Demand:
+    """Return what a plan must keep to, from tokens and text alone.
+
+    Raises:
+        InputError: Marks match nothing, or there is no tokenizer to find them with.
+    """
+    if tokenizer is None:
+        if asked.patterns or asked.messages:
+            raise InputError("nothing can be marked without the model's tokenizer", "Save one beside the model")
+        anchors = [Anchor(SINK, 0, min(SINK_TOKENS, snapshot.tokens))]
+    else:
+        text = text_of(tokenizer, snapshot.token_ids)
+        anchors = find_anchors(text, marks=marked(text, asked.patterns, asked.messages))
+    return Demand(floor_of(anchors, snapshot.tokens, asked.guarantees), asked.keep_fraction)
+
+
+def encode_pruned(
+    encode: Callable[[KVSnapshot], Encoded], evidence: Evidence, scorer: Scorer, demand: Demand
+) -> Encoded:
+    """Drop tokens by a scorer's order alone and let any codec encode the rest; exact tokens are laid over it.
 
     Args:
-        encode: Called with the pruned snapshot; any codec's `encode`.
+        encode: Any codec's `encode`.
         evidence: What the scorer needs.
-        scorer_name: The scorer.
+        scorer: Whose order it is.
         demand: How many stay, and which must.
     """
-    kept = choose_kept(demand, scored(find_scorer(scorer_name), evidence))
+    kept = choose_kept(demand, scored(scorer, evidence))
     pruned = drop(evidence.snapshot, kept)
-    found: Encoded = encode(pruned)
-    return with_exact(found, pruned, demand.floor == int(Tier.EXACT))
+    return with_exact(encode(pruned), pruned, demand.floor == int(Tier.EXACT))
 
 
 def named_guarantees(words: Sequence[str]) -> dict[str, Tier]:

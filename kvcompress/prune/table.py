@@ -77,9 +77,8 @@ def stored_tiers(encoded: Encoded) -> Tensor:
         FormatError: A section is damaged.
     """
     token_ids, origin, positions = read_session(encoded)
-    tiers = torch.full((len(token_ids),), int(Tier.COARSE))
-    if OFFSETS in encoded.sections:
-        offsets = torch.from_numpy(decode_choices(encoded.sections[OFFSETS], len(token_ids)))
+    tiers, offsets = torch.full((len(token_ids),), int(Tier.COARSE)), stored_offsets(encoded)
+    if offsets is not None:
         tiers[offsets > 0] = int(Tier.FINE)
         tiers[offsets == PRIOR_ONLY] = int(Tier.PRIOR)
     held = torch.zeros(len(token_ids), dtype=torch.bool)
@@ -91,6 +90,13 @@ def stored_tiers(encoded: Encoded) -> Tensor:
     for layer in exact.layers if exact is not None else ():
         tiers[layer.positions] = int(Tier.EXACT)
     return tiers
+
+
+def stored_offsets(encoded: Encoded) -> Tensor | None:
+    """Return the rate offsets [N] of a file's tokens, None where all are coded alike."""
+    if OFFSETS not in encoded.sections:
+        return None
+    return torch.from_numpy(decode_choices(encoded.sections[OFFSETS], encoded.tokens))
 
 
 def table_of(encoded: Encoded, codec: Any, texts: Sequence[str] = ()) -> Table:
