@@ -63,9 +63,9 @@ def inspect(
         "settings": dict(header.settings),
     }
     if as_json:
-        model = dict(header.model)
+        fingerprint = dict(header.model)
         sections_all = {"header": file_bytes - sum(sections.values()), **sections}
-        show(data | {"model": model, "sections": sections_all}, as_json=True)
+        show(data | {"model": fingerprint, "sections": sections_all}, as_json=True)
         return
     show(data | in_words(header.settings), as_json=False)
     sys.stdout.write("\n")

@@ -59,7 +59,8 @@ def restore_batch(snapshots: Sequence[KVSnapshot], model: Any) -> Batch:
             what = f"the layers of session {number} hold from {min(held)} to {max(held)} tokens"
             raise InputError(what, "Resume sessions pruned layer by layer one by one")
         lengths.append(held.pop())
-    longest, cache = max(lengths), new_cache(model)
+    longest = max(lengths)
+    cache: Any = new_cache(model)
     singles: list[Any] = [restore(snapshot, model) for snapshot in snapshots]
     mask = torch.zeros(len(snapshots), longest, dtype=torch.int64, device=model.device)
     for row, length in enumerate(lengths):

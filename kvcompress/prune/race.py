@@ -17,17 +17,20 @@ from typing import Protocol
 
 from kvcompress.codec import TinyVAECodec
 from kvcompress.container import Encoded, to_bytes
+from kvcompress.errors import InputError
 from kvcompress.exact import WithExact
 from kvcompress.prune.history import History
-from kvcompress.prune.planner import LEAST_WEIGHT, Planned, Planner, cannot_be_met, require_rate
+from kvcompress.prune.planner import LEAST_WEIGHT, MOST_WEIGHT, Planned, Planner, cannot_be_met, require_rate
 from kvcompress.snapshot import KVSnapshot
 
 RATE_STEPS = (4, 12, 20)
 """Rates of the coarse tier above that of one tier: most tokens fall to prior only, so the others can be finer."""
 
 MOST_RUNNERS = 6
-SEARCHES = 7
-NEAR = 0.97
+SEARCHES = 6
+LEAST_LOG, MOST_LOG = math.log2(LEAST_WEIGHT), math.log2(MOST_WEIGHT)
+ROOM = 2
+NEAR = 0.95
 """A damage of at least this share of the one allowed is near enough."""
 
 ONE_TIER = "one tier"
@@ -113,19 +116,21 @@ class Race:
         self.history.note({finish.name: finish.kl_nats for finish in finishes})
         return min(finishes, key=lambda finish: (finish.kl_nats, finish.planned.file_bytes))
 
-    def at_damage(self, most_kl_nats: float) -> Finish | None:
-        """Return the smallest file found that loses at most so much, None where no plan does."""
-        leads = (found for runner in self.runners if (found := self._brought_to(runner, most_kl_nats)) is not None)
-        leader = next(leads, None)
-        if leader is None:
-            return None
-        winner = self.at_bytes(leader.planned.file_bytes)
-        if winner.name == leader.name:
-            return leader
-        runner = next(runner for runner in self.runners if runner.name == winner.name)
-        best = self._brought_to(runner, most_kl_nats, around=winner.planned.plan.weight)
-        kept = [finish for finish in (leader, best) if finish is not None]
-        return min(kept, key=lambda finish: (finish.planned.file_bytes, finish.kl_nats))
+    def at_damage(self, most_kl_nats: float, about_bytes: int) -> Finish | None:
+        """Return the smallest file found that loses at most so much, None where the winner of the race never does.
+
+        Args:
+            most_kl_nats: What may be lost.
+            about_bytes: Size at which the race is run before its winner is brought to the damage.
+
+        Raises:
+            InputError: The guaranteed anchors alone are larger than twice that size.
+        """
+        try:
+            winner = self.at_bytes(about_bytes)
+        except InputError:  # anchors cost more than what one tier needs for the damage
+            winner = self.at_bytes(ROOM * about_bytes)
+        return self._brought_to(winner, most_kl_nats)
 
     def _run(self, runner: Runner, most_bytes: int) -> Finish | None:
         planned = runner.planner.within(runner.rate, most_bytes)
@@ -138,23 +143,31 @@ class Race:
         self.progress("plans", self.ran, max(self.ran, len(self.runners) + SEARCHES))
         return Finish(runner.name, planned, self.damage.kl(decoded))
 
-    def _brought_to(self, runner: Runner, most_kl_nats: float, around: float = 64.0) -> Finish | None:
-        """Return the smallest file of a runner found to lose at most so much: a search on the log of the multiplier."""
-        log, step, best = math.log2(around), 1.0, None
-        low, high = math.log2(LEAST_WEIGHT), None
+    def _brought_to(self, start: Finish, most_kl_nats: float) -> Finish | None:
+        """Return the smallest file found of a finish's runner that loses at most so much.
+
+        A walk on the logarithm of the multiplier, in steps that double until the damage is passed, then bisection.
+        """
+        runner = next(runner for runner in self.runners if runner.name == start.name)
+        best = start if start.kl_nats <= most_kl_nats else None
+        log = math.log2(start.planned.plan.weight)
+        held, broken = (log, None) if best is not None else (None, log)
+        step = 0.5
         for _ in range(SEARCHES):
+            if held is not None and broken is not None:
+                log = (held + broken) / 2
+            else:
+                log, step = (log - step, 2 * step) if broken is None else (log + step, 2 * step)
+            if not LEAST_LOG <= log <= MOST_LOG:
+                break
             tried = self._judged(runner, runner.planner.encode(runner.planner.plan(runner.rate, 2.0**log)))
-            if tried.kl_nats <= most_kl_nats:
-                best = tried if best is None or tried.planned.file_bytes < best.planned.file_bytes else best
-                high = log
-                if tried.kl_nats >= NEAR * most_kl_nats:
-                    break
-            else:
-                low = log
-            if high is None:
-                log, step = log + step, 2 * step  # as long as nothing holds, ever finer
-            else:
-                log = (max(low, high - 2.0) + high) / 2
+            if tried.kl_nats > most_kl_nats:
+                broken = log
+                continue
+            held = log
+            best = tried if best is None or tried.planned.file_bytes < best.planned.file_bytes else best
+            if tried.kl_nats >= NEAR * most_kl_nats:
+                break
         return best
 
 

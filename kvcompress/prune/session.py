@@ -25,7 +25,7 @@ from kvcompress.prune.table import Table, kinds_of, table_of
 from kvcompress.prune.tiers import Tier, tier_named
 from kvcompress.snapshot import KVSnapshot
 
-DEFAULT_SCORERS = ("learned",)
+DEFAULT_SCORERS = ("learned", "context_reconstruction")
 """Measured by `python -m eval prune`; see docs/log.md."""
 
 MARGIN = 0.7
@@ -152,7 +152,7 @@ class SessionPlanner:
             best = race.at_bytes(int(self.snapshot.raw_bytes / self.asked.size_ratio))
         else:
             allowed = self._allowed(single_kl)
-            found = race.at_damage(allowed)
+            found = race.at_damage(allowed, single_bytes)
             if found is None:
                 found = race.at_bytes(MOST_BYTES_FACTOR * single_bytes)
                 told = f"no plan loses at most {allowed:.2g} nats along sampled futures"
