@@ -104,6 +104,8 @@ class SessionPlanner:
         asked: What the user asks.
         history: What earlier races found; this one is noted in it.
         progress: Called after each file of the race.
+        evidence: What the scorers need, where it was collected before.
+        judge: Of this session, where there is one already.
 
     Raises:
         InputError: Marks match nothing, or the anchors are more than may stay.
@@ -119,15 +121,17 @@ class SessionPlanner:
         asked: Asked,
         history: History | None = None,
         progress: Progress = lambda stage, done, total: None,
+        evidence: Evidence | None = None,
+        judge: Judge | None = None,
     ) -> None:
         self.codec, self.model, self.tokenizer, self.snapshot, self.asked = codec, model, tokenizer, snapshot, asked
-        self.history, self.progress = history, progress
+        self.history, self.progress, self._judge = history, progress, judge
         self.scorers = [find_scorer(name) for name in dict.fromkeys(asked.scorers)]
         codec.require_partner(snapshot)
         anchored_demand(tokenizer, snapshot, asked).kept_tokens()  # every refusal comes before the model runs
         self.text = text_of(tokenizer, snapshot.token_ids) if tokenizer is not None else None
         needs = {need for scorer in self.scorers for need in scorer.needs}
-        self.evidence = collect(model, snapshot, needs, tokenizer=tokenizer, codec=codec)
+        self.evidence = evidence or collect(model, snapshot, needs, tokenizer=tokenizer, codec=codec)
         self.anchors = self._anchors()
         self.demand = Demand(floor_of(self.anchors, snapshot.tokens, asked.guarantees), asked.keep_fraction)
 
@@ -143,7 +147,7 @@ class SessionPlanner:
         Raises:
             InputError: The budget cannot be met with the guaranteed anchors.
         """
-        judge = Judge(self.model, self.snapshot)
+        judge = self._judge or Judge(self.model, self.snapshot)
         rate = self._rate(judge)
         single, single_bytes, single_kl = one_tier_kl(self.codec, self.snapshot, rate, judge)
         race = Race(self.codec, self._planners(), judge, rate, self.history, self.progress)
