@@ -35,8 +35,8 @@ from kvcompress.snapshot import KVSnapshot
 RATE_STEP = 12
 """Rate of a scorer's coarse tier above that of one tier; the race tries others too."""
 
-SMALLER = (0.55, 0.7, 0.85)
-"""Sizes of the race's files beside that of one tier, to find where it loses as much."""
+SMALLER = (0.3, 0.5, 0.75)
+"""Bytes of the race's latents and offsets, as shares of one tier's latents, to find where it loses as much."""
 
 KEPT_FRACTIONS = (1 / 2, 1 / 4)
 HALF = 0.5
@@ -152,7 +152,7 @@ def enter(case: Case, board: str, contender: str) -> Entry:
 
 
 def kept_only(case: Case, contender: str, fraction: float) -> KVSnapshot:
-    """Return the exact cache of the tokens that a scorer keeps; no anchor is guaranteed, so that scorers show themselves."""
+    """Return the exact cache of the tokens that a scorer keeps; no anchor is guaranteed, so that it shows itself."""
     demand = Demand(torch.zeros(case.snapshot.tokens, dtype=torch.int64), fraction)
     if contender == PLAN:
         score = scored(find_scorer("learned"), case.evidence())
@@ -173,7 +173,9 @@ def coded(case: Case, kind: str, quality: str, contender: str) -> Encoded:
     if contender == ONE_TIER:
         return single
     if contender.startswith(RACE):
-        return case.race(size_ratio=size_ratio / float(contender.partition(" ")[2] or 1))
+        latents = sum(len(data) for name, data in single.sections.items() if name.startswith("latents"))
+        spared = (1 - float(contender.partition(" ")[2] or 1)) * latents
+        return case.race(size_ratio=case.snapshot.raw_bytes / (len(to_bytes(single)) - spared))
     found = case.planner(contender).within(require_rate(rate + RATE_STEP), len(to_bytes(single)))
     if found is None:
         raise InputError("the guaranteed anchors alone are larger than the file of one tier")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterable, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -69,7 +70,7 @@ def smaller_at_equal_kl(entries: Sequence[dict[str, Any]]) -> float | None:
     if single is None or len(points) < 2:
         return None
     aim = math.log(max(single["kl_nats"]["mean"], 1e-12))
-    for (small, worse), (large, better) in zip(points, points[1:], strict=False):
+    for (small, worse), (large, better) in pairwise(points):
         if better <= aim <= worse:
             share = 0.0 if worse == better else (worse - aim) / (worse - better)
             return single["file_bytes"] / math.exp(small + share * (large - small))

@@ -29,7 +29,6 @@ RATE_STEPS = (4, 12, 20)
 MOST_RUNNERS = 6
 SEARCHES = 6
 LEAST_LOG, MOST_LOG = math.log2(LEAST_WEIGHT), math.log2(MOST_WEIGHT)
-ROOM = 2
 NEAR = 0.95
 """A damage of at least this share of the one allowed is near enough."""
 
@@ -99,6 +98,7 @@ class Race:
         }
         self.runners = [runners[name] for name in self.history.order(list(runners))[:MOST_RUNNERS]]
         self.finishes: list[Finish] = []
+        self.closest: Finish | None = None
         self.ran = 0
 
     def at_bytes(self, most_bytes: int) -> Finish:
@@ -121,15 +121,14 @@ class Race:
 
         Args:
             most_kl_nats: What may be lost.
-            about_bytes: Size at which the race is run before its winner is brought to the damage.
-
-        Raises:
-            InputError: The guaranteed anchors alone are larger than twice that size.
+            about_bytes: Size at which the race is run before its winner is brought to the damage; what guaranteed
+                anchors cost comes on top where they alone are larger.
         """
         try:
             winner = self.at_bytes(about_bytes)
-        except InputError:  # anchors cost more than what one tier needs for the damage
-            winner = self.at_bytes(ROOM * about_bytes)
+        except InputError:
+            most = max(runner.planner.smallest(runner.rate).file_bytes for runner in self.runners)
+            winner = self.at_bytes(most + about_bytes)
         return self._brought_to(winner, most_kl_nats)
 
     def _run(self, runner: Runner, most_bytes: int) -> Finish | None:
@@ -141,7 +140,10 @@ class Race:
         decoded = WithExact(self.codec).decode(planned.encoded)
         self.ran += 1
         self.progress("plans", self.ran, max(self.ran, len(self.runners) + SEARCHES))
-        return Finish(runner.name, planned, self.damage.kl(decoded))
+        finish = Finish(runner.name, planned, self.damage.kl(decoded))
+        if self.closest is None or finish.kl_nats < self.closest.kl_nats:
+            self.closest = finish
+        return finish
 
     def _brought_to(self, start: Finish, most_kl_nats: float) -> Finish | None:
         """Return the smallest file found of a finish's runner that loses at most so much.

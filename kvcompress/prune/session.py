@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -31,8 +32,6 @@ DEFAULT_SCORERS = ("learned", "context_reconstruction")
 MARGIN = 0.7
 """Share of a quality word's bound on KL that the session itself may use up, as in its calibration."""
 
-MOST_BYTES_FACTOR = 2
-
 
 @dataclass(frozen=True, slots=True)
 class Asked:
@@ -57,6 +56,12 @@ class Asked:
     patterns: tuple[str, ...] = ()
     messages: tuple[int, ...] = ()
     guarantees: Mapping[str, Tier] = field(default_factory=lambda: GUARANTEES)
+
+    def __post_init__(self) -> None:
+        """Refuse a target that is none."""
+        for name, value in (("size ratio", self.size_ratio), ("bound on the KL", self.max_kl_nats)):
+            if value is not None and not (value > 0 and math.isfinite(value)):
+                raise InputError(f"a {name} of {value:g} is not a positive number")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -156,12 +161,12 @@ class SessionPlanner:
             best = race.at_bytes(int(self.snapshot.raw_bytes / self.asked.size_ratio))
         else:
             allowed = self._allowed(single_kl)
-            found = race.at_damage(allowed, single_bytes)
+            found, closest = race.at_damage(allowed, single_bytes), race.closest
+            assert closest is not None  # the race has run
             if found is None:
-                found = race.at_bytes(MOST_BYTES_FACTOR * single_bytes)
                 told = f"no plan loses at most {allowed:.2g} nats along sampled futures"
-                notes.append(f"{told}: the best found loses {found.kl_nats:.2g}")
-            best = found
+                notes.append(f"{told}: the best found loses {closest.kl_nats:.2g}")
+            best = found or closest
         encoded, winner, kl = best.planned.encoded, best.name, best.kl_nats
         if self._one_tier_wins(best, single_bytes, single_kl):
             settings = {**self._settings(), "plan": ONE_TIER}
@@ -193,7 +198,10 @@ class SessionPlanner:
     def _rate(self, judge: Judge) -> int:
         """Return the rate of the file of one tier that answers what was asked, as nearly as one tier can."""
         if self.asked.size_ratio is not None:
-            return int(encode_at_size_ratio(self.codec, self.snapshot, self.asked.size_ratio).settings["rate"])
+            try:
+                return int(encode_at_size_ratio(self.codec, self.snapshot, self.asked.size_ratio).settings["rate"])
+            except InputError:  # one tier cannot be so small; a plan may
+                return 0
         if self.asked.max_kl_nats is not None:
             low, high = 0, HIGHEST_RATE // 2
             while low < high:
