@@ -16,8 +16,8 @@ from torch import Tensor
 from kvcompress.codec import Codec
 from kvcompress.container import Encoded
 from kvcompress.errors import FormatError
-from kvcompress.lossless import LosslessCodec
-from kvcompress.sections import read_session, session_sections
+from kvcompress.lossless import pack_cache, unpack_cache
+from kvcompress.packing import pack_positions, unpack_positions
 from kvcompress.snapshot import KVSnapshot, LayerKV
 
 EXACT = "exact"
@@ -39,9 +39,8 @@ def with_exact(encoded: Encoded, snapshot: KVSnapshot, wanted: Tensor) -> Encode
     if not bool(wanted.any()):
         return encoded
     chosen = only(snapshot, wanted)
-    positions = session_sections(chosen)["positions"]
-    cache = LosslessCodec().encode(chosen).sections["cache"]
-    section = _LENGTH.pack(len(positions)) + positions + cache
+    positions = pack_positions([layer.positions.tolist() for layer in chosen.layers])
+    section = _LENGTH.pack(len(positions)) + positions + pack_cache(chosen)
     return replace(encoded, sections={**encoded.sections, EXACT: section})
 
 
@@ -50,50 +49,38 @@ def without_exact(encoded: Encoded) -> Encoded:
     return replace(encoded, sections={name: data for name, data in encoded.sections.items() if name != EXACT})
 
 
-def exact_part(encoded: Encoded) -> KVSnapshot | None:
-    """Return the exact tokens of a file, None where it has none.
+def exact_layers(encoded: Encoded, decoded: KVSnapshot) -> tuple[LayerKV, ...]:
+    """Return the exact tokens of a file, layer by layer; nothing where it has none.
+
+    Args:
+        encoded: The file.
+        decoded: What its codec makes of the rest: whose layers, and which tokens they hold.
 
     Raises:
-        FormatError: The section is damaged.
+        FormatError: The section is damaged or does not fit.
     """
     if EXACT not in encoded.sections:
-        return None
+        return ()
     data = encoded.sections[EXACT]
-    if len(data) < _LENGTH.size:
+    start = _LENGTH.size + (_LENGTH.unpack_from(data)[0] if len(data) >= _LENGTH.size else 0)
+    if not _LENGTH.size < start <= len(data):
         raise FormatError(f"the section {EXACT!r} is cut")
-    (length,) = _LENGTH.unpack_from(data)
-    _, origin, whole = read_session(encoded)
-    if len(data) < _LENGTH.size + length or len(whole) != len(origin.layer_kinds):
-        raise FormatError(f"the section {EXACT!r} is cut")
-    start = _LENGTH.size + length
-    sections = {name: encoded.sections[name] for name in ("tokens", "origin")}
-    sections |= {"positions": data[_LENGTH.size : start], "cache": data[start:]}
-    shell = replace(encoded, codec=LosslessCodec.kind, codec_fingerprint="", settings={}, sections=sections)
-    _, _, places = read_session(shell)
-    # The lossless codec wants the raw bytes of what it holds, which shapes and positions give.
-    found = LosslessCodec().decode(replace(shell, raw_bytes=_raw_bytes(data[start:], places)))
-    for index, (layer, held) in enumerate(zip(found.layers, whole, strict=True)):
-        if not bool(torch.isin(layer.positions, held).all()):
+    listed = unpack_positions(data[_LENGTH.size : start], max_tokens=decoded.tokens)
+    if len(listed) != len(decoded.layers):
+        raise FormatError(f"the section {EXACT!r} has {len(listed)} layers, the file {len(decoded.layers)}")
+    positions = [torch.tensor(places, dtype=torch.int64) for places in listed]
+    for index, (places, layer) in enumerate(zip(positions, decoded.layers, strict=True)):
+        if not bool(torch.isin(places, layer.positions).all()):
             raise FormatError(f"the section {EXACT!r} names a token that layer {index} does not hold")
-    return found
+    return unpack_cache(data[start:], decoded.origin, positions)
 
 
-def _raw_bytes(cache: bytes, places: list[Tensor]) -> int:
-    """Return the raw bytes that the shapes at the front of a lossless cache claim."""
-    shape, offset, total = struct.Struct("<HHH"), struct.calcsize("<I"), 0
-    for place in places:
-        if len(cache) < offset + shape.size:
-            raise FormatError(f"the section {EXACT!r} is cut")
-        heads, key_size, value_size = shape.unpack_from(cache, offset)
-        total += 2 * heads * len(place) * (key_size + value_size)
-        offset += shape.size
-    return total
-
-
-def overlay(decoded: KVSnapshot, exact: KVSnapshot) -> KVSnapshot:
-    """Return a decoded snapshot whose tokens of `exact` are those."""
+def overlay(decoded: KVSnapshot, exact: tuple[LayerKV, ...]) -> KVSnapshot:
+    """Return a decoded snapshot whose tokens that `exact` holds are those; the same one where it holds none."""
+    if not exact:
+        return decoded
     layers = []
-    for index, (layer, true) in enumerate(zip(decoded.layers, exact.layers, strict=True)):
+    for index, (layer, true) in enumerate(zip(decoded.layers, exact, strict=True)):
         if layer.keys.shape[::2] != true.keys.shape[::2] or layer.values.shape[::2] != true.values.shape[::2]:
             raise FormatError(f"the section {EXACT!r}: layer {index} has another shape than its codec's")
         rows = torch.searchsorted(layer.positions, true.positions)
@@ -120,8 +107,8 @@ class WithExact:
 
     def decode(self, encoded: Encoded) -> KVSnapshot:
         """Return the snapshot, its exact tokens laid over; raises as the codec's `decode` does."""
-        decoded, exact = self.codec.decode(without_exact(encoded)), exact_part(encoded)
-        return decoded if exact is None else overlay(decoded, exact)
+        decoded = self.codec.decode(without_exact(encoded))
+        return overlay(decoded, exact_layers(encoded, decoded))
 
     def __getattr__(self, name: str) -> Any:
         """Pass on what the codec offers beyond decoding."""

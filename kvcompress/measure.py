@@ -21,7 +21,7 @@ from kvcompress.files import codec_of
 from kvcompress.harvest import tokenized_sessions
 from kvcompress.hf import capture, restore
 from kvcompress.prune.demand import drop
-from kvcompress.prune.table import stored_offsets, stored_tiers, table_of
+from kvcompress.prune.table import stored_offsets, table_of
 from kvcompress.prune.tiers import Tier
 from kvcompress.recall import Question, count_exact, questions
 from kvcompress.resume import context_limit, generate_from, resume_start
@@ -103,9 +103,8 @@ def time_both_ways(model: Any, path: Path, codec: Any, token_ids: Tensor) -> dic
     return {"restore_seconds": median_seconds(again), "prefill_seconds": median_seconds(prefill)}
 
 
-def encode_seconds(codec: Any, encoded: Encoded, exact: KVSnapshot) -> float:
-    """Return the median seconds of coding the snapshot again as it was; a plan is not made again."""
-    tiers = stored_tiers(encoded)
+def encode_seconds(codec: Any, encoded: Encoded, exact: KVSnapshot, tiers: Tensor) -> float:
+    """Return the median seconds of coding the snapshot again as it was, by its tokens' tiers; the plan is given."""
     held = drop(exact, tiers > int(Tier.DROPPED)) if exact.tokens else exact
     if "rate" not in encoded.settings:
         return median_seconds(lambda: codec.encode(held))
@@ -133,9 +132,9 @@ def measure_file(
         "distances_tokens": [question.distance_tokens for question in asked],
     }
     timing = time_both_ways(model, path, codec, token_ids)
-    timing["encode_seconds"] = encode_seconds(codec, encoded, exact)
+    table = table_of(encoded, codec, decoded)
+    timing["encode_seconds"] = encode_seconds(codec, encoded, exact, table.tiers)
     question = asked[0] if asked else None
-    table = table_of(encoded, codec)
     fidelity_json = measured.to_json()
     result = _sizes(encoded, path) | fidelity_json | timing
     return result | {

@@ -18,7 +18,7 @@ import torch
 from eval.prune.contenders import Case, Entry, enter, names
 from eval.suite.sensitive import sensitive_positions
 from eval.suite.subject import Subject, choose_sessions, prepare, recalled
-from kvcompress.errors import FormatError
+from kvcompress.errors import FormatError, InputError
 from kvcompress.fidelity import compare_logits, continuation_logits
 from kvcompress.harvest import tokenized_sessions
 from kvcompress.hf import load_model, restore
@@ -74,7 +74,10 @@ def run_board(
         subject = prepare(model, tokenizer, session, ids, settings.tokens)
         case = Case(model, tokenizer, codec, subject)
         for board, contender in missing:
-            row = measure(model, tokenizer, subject, enter(case, board, contender)) | stamp
+            try:
+                row = measure(model, tokenizer, subject, enter(case, board, contender)) | stamp
+            except InputError as error:  # a budget below what the guaranteed anchors cost is a result too
+                row = {"session": session.id, "board": board, "contender": contender, "failed": str(error)} | stamp
             known.append(row)
             with (out / ROWS).open("a", encoding="utf-8") as log:
                 log.write(json.dumps(row) + "\n")

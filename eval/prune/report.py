@@ -23,9 +23,12 @@ def summarise(rows: Sequence[Row]) -> dict[str, Any]:
     """Return for each board its contenders' figures over sessions, the least KL first."""
     boards: dict[str, Any] = {}
     for board in dict.fromkeys(row["board"] for row in rows):
-        of_board = [row for row in rows if row["board"] == board]
+        of_board = [row for row in rows if row["board"] == board and "failed" not in row]
         base = {row["session"]: row["kl_nats"] for row in of_board if row["contender"] == ONE_TIER}
         found = [_entry(name, of_board, base) for name in dict.fromkeys(row["contender"] for row in of_board)]
+        sessions = {row["session"] for row in rows if row["board"] == board}
+        for entry in found:
+            entry["not_met"] = len(sessions) - entry["sessions"]
         boards[board] = sorted(found, key=lambda entry: entry["kl_nats"]["mean"])
     return boards
 
@@ -64,7 +67,7 @@ def smaller_at_equal_kl(entries: Sequence[dict[str, Any]]) -> float | None:
     points = sorted(
         (math.log(entry["file_bytes"]), math.log(max(entry["kl_nats"]["mean"], 1e-12)))
         for entry in entries
-        if str(entry["contender"]).startswith(RACE)
+        if str(entry["contender"]).startswith(RACE) and not entry["not_met"]
     )
     single = next((entry for entry in entries if entry["contender"] == ONE_TIER), None)
     if single is None or len(points) < 2:
@@ -109,6 +112,7 @@ def _rows(entries: Iterable[dict[str, Any]]) -> list[str]:
     for entry in entries:
         error = entry["kl_nats"]["standard_error"]
         name = f"*{entry['contender']}*" if entry["contender"] in CONTROLS else entry["contender"]
+        name += f" (not met in {entry['not_met']})" if entry["not_met"] else ""
         cells = [
             name,
             f"{entry['kl_nats']['mean']:.4f}" + (f" ± {error:.4f}" if error is not None else ""),

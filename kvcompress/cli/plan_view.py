@@ -7,11 +7,12 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from kvcompress.container import Encoded, load
+from kvcompress.container import load
 from kvcompress.errors import KVCompressError, about
 from kvcompress.files import codec_of
 from kvcompress.prune.table import load_table, table_of
 from kvcompress.report.facts import visible
+from kvcompress.snapshot import KVSnapshot
 
 
 def show_plan(file: Path, plan_table: Path | None, model: str, codec: str, *, as_json: bool) -> None:
@@ -26,7 +27,9 @@ def show_plan(file: Path, plan_table: Path | None, model: str, codec: str, *, as
     """
     with about(file):
         encoded = load(file)
-        table = table_of(encoded, codec_of(encoded, codec), _texts(encoded, model))
+        partner = codec_of(encoded, codec)
+        decoded = partner.decode(encoded)
+        table = table_of(encoded, partner, decoded, _texts(decoded, model))
     if plan_table is not None:
         table = load_table(plan_table, table.tiers, table.bits)
     if as_json:
@@ -39,21 +42,19 @@ def show_plan(file: Path, plan_table: Path | None, model: str, codec: str, *, as
         sys.stdout.write(visible(line) + "\n")
 
 
-def _texts(encoded: Encoded, model: str) -> Sequence[str]:
+def _texts(decoded: KVSnapshot, model: str) -> Sequence[str]:
     """Return what each token says, nothing where the file's own tokenizer is not at hand."""
     from kvcompress.hf.loading import load_tokenizer
     from kvcompress.prune.anchors import text_of
-    from kvcompress.sections import read_session
     from kvcompress.zoo import find_checkpoint
 
     try:
         tokenizer = load_tokenizer(find_checkpoint(model))
     except KVCompressError:
         return ()
-    token_ids, origin, _ = read_session(encoded)
-    known = origin.fingerprint.tokenizer
+    known = decoded.origin.fingerprint.tokenizer
     if tokenizer is None or known is None:
         return ()
     from kvcompress.hf.fingerprint import tokenizer_digest
 
-    return text_of(tokenizer, token_ids).pieces if tokenizer_digest(tokenizer) == known else ()
+    return text_of(tokenizer, decoded.token_ids).pieces if tokenizer_digest(tokenizer) == known else ()

@@ -10,7 +10,7 @@ from typing import Any
 from kvcompress.codec import HIGHEST_RATE, TinyVAECodec
 from kvcompress.container import Encoded
 from kvcompress.errors import InputError
-from kvcompress.exact import with_exact
+from kvcompress.exact import WithExact, with_exact
 from kvcompress.fidelity import TIERS
 from kvcompress.hf.evidence import collect
 from kvcompress.hf.judge import Judge
@@ -236,7 +236,7 @@ class SessionPlanner:
 
     def _table(self, encoded: Encoded, winner: str) -> Table:
         texts = self.text.pieces if self.text is not None else ()
-        table = table_of(encoded, self.codec, texts)
+        table = table_of(encoded, self.codec, WithExact(self.codec).decode(encoded), texts)
         name = winner.partition("+")[0]
         scorer = next((scorer for scorer in self.scorers if scorer.name == name), self.scorers[0])
         parts = {part: values.tolist() for part, values in parts_of(scorer, self.evidence).items()}

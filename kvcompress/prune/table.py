@@ -16,10 +16,10 @@ from kvcompress.codec import OFFSETS
 from kvcompress.container import Encoded
 from kvcompress.entropy import decode_choices
 from kvcompress.errors import InputError
-from kvcompress.exact import exact_part
+from kvcompress.exact import exact_layers
 from kvcompress.prune.anchors import Anchor
 from kvcompress.prune.tiers import Tier
-from kvcompress.sections import read_session
+from kvcompress.snapshot import KVSnapshot
 from tinyvae.offsets import PRIOR_ONLY
 
 TEXT_CHARACTERS = 16
@@ -68,26 +68,28 @@ class Table:
         return data | {"parts": {name: list(part) for name, part in (self.parts or {}).items()}}
 
 
-def stored_tiers(encoded: Encoded) -> Tensor:
+def stored_tiers(encoded: Encoded, decoded: KVSnapshot) -> Tensor:
     """Return the tier [N] int64 of each token of a file of any codec.
 
     A token is dropped where no layer with full attention holds it.
 
+    Args:
+        encoded: The file.
+        decoded: What it decodes to.
+
     Raises:
         FormatError: A section is damaged.
     """
-    token_ids, origin, positions = read_session(encoded)
-    tiers, offsets = torch.full((len(token_ids),), int(Tier.COARSE)), stored_offsets(encoded)
+    tiers, offsets = torch.full((decoded.tokens,), int(Tier.COARSE)), stored_offsets(encoded)
     if offsets is not None:
         tiers[offsets > 0] = int(Tier.FINE)
         tiers[offsets == PRIOR_ONLY] = int(Tier.PRIOR)
-    held = torch.zeros(len(token_ids), dtype=torch.bool)
-    full = [place for place, kind in zip(positions, origin.layer_kinds, strict=True) if kind == "full_attention"]
-    for place in full or positions:
-        held[place] = True
+    held = torch.zeros(decoded.tokens, dtype=torch.bool)
+    pairs = zip(decoded.layers, decoded.origin.layer_kinds, strict=True)
+    for layer in [layer for layer, kind in pairs if kind == "full_attention"] or decoded.layers:
+        held[layer.positions] = True
     tiers[~held] = int(Tier.DROPPED)
-    exact = exact_part(encoded)
-    for layer in exact.layers if exact is not None else ():
+    for layer in exact_layers(encoded, decoded):
         tiers[layer.positions] = int(Tier.EXACT)
     return tiers
 
@@ -99,15 +101,16 @@ def stored_offsets(encoded: Encoded) -> Tensor | None:
     return torch.from_numpy(decode_choices(encoded.sections[OFFSETS], encoded.tokens))
 
 
-def table_of(encoded: Encoded, codec: Any, texts: Sequence[str] = ()) -> Table:
+def table_of(encoded: Encoded, codec: Any, decoded: KVSnapshot, texts: Sequence[str] = ()) -> Table:
     """Return the table of a file.
 
     Args:
         encoded: The file.
         codec: Its codec; bits are known of TinyVAE's.
+        decoded: What it decodes to.
         texts: What each token says.
     """
-    tiers = stored_tiers(encoded)
+    tiers = stored_tiers(encoded, decoded)
     bits = codec.stored_bits(encoded) if hasattr(codec, "stored_bits") else [0.0] * len(tiers)
     return Table(tiers, bits, texts)
 
