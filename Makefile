@@ -2,7 +2,7 @@ PYTHON ?= python3.11
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: help demo test lint bench report quick devices golden clean
+.PHONY: help demo test lint bench report quick devices recompute golden clean
 help:  ## Show the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
 
@@ -33,6 +33,9 @@ quick: $(VENV)/.installed  ## A look at the same in a few minutes, in reports/su
 
 devices: $(VENV)/.installed  ## Encode in one condition, decode in another, for every pair at hand
 	$(BIN)/python -m eval devices --out eval/reports/devices
+
+recompute: $(VENV)/.installed  ## Draw the continuum from coding all layers to prefilling again
+	$(BIN)/python -m eval recompute --out eval/reports/recompute
 
 golden: $(VENV)/.installed  ## Write the golden files of the current format again
 	$(BIN)/python -m tests.format.make_golden

@@ -99,6 +99,28 @@ def compare_command(
     typer.echo(compare(read_result(first), read_result(second)))
 
 
+@app.command("ablation")
+def ablation_command(
+    codec: Annotated[str, typer.Option(help="Codec directory, or the name of a bundled codec.")] = DEFAULT_CODEC,
+    model: Annotated[str, typer.Option(help="Model directory, or the name of a bundled model.")] = DEFAULT_MODEL,
+    sessions: Annotated[Path, typer.Option(help="JSON lines of recorded sessions.")] = SESSIONS,
+    also: Annotated[list[str], typer.Option(help="NAME=DIR of a further codec of the model; repeat it.")] = [],  # noqa: B006
+    count: Annotated[int, typer.Option(help="Sessions measured.", min=1)] = 16,
+    tokens: Annotated[int, typer.Option(help="Tokens stored of each session.", min=32)] = 1024,
+    continuation: Annotated[int, typer.Option(help="Tokens predicted after them.", min=64)] = 128,
+    threads: Annotated[int, typer.Option(help="Threads of torch.", min=1)] = 2,
+    out: Annotated[Path, typer.Option(help="JSON file of all points.")] = Path("reports/ablation.json"),
+    log: Annotated[Path | None, typer.Option(help="Markdown file whose ablation table is replaced.")] = None,
+) -> None:
+    """Take the codec's parts out one by one and compare files at equal KL."""
+    import torch
+
+    from eval.ablation.run import ablate
+
+    torch.set_num_threads(threads)
+    ablate(model, codec, sessions, also, count, tokens, continuation, out, log)
+
+
 @app.command("devices")
 def devices_command(
     codec: Annotated[str, typer.Option(help="Codec directory, or the name of a bundled codec.")] = DEFAULT_CODEC,
@@ -147,6 +169,30 @@ def prune_command(
         return
     leaderboard(model, codec, sessions, out, settings, command)
     typer.echo((out / "prune.md").read_text(encoding="utf-8"))
+
+
+@app.command("recompute")
+def recompute_command(
+    codec: Annotated[str, typer.Option(help="Codec directory, or the name of a bundled codec.")] = DEFAULT_CODEC,
+    model: Annotated[str, typer.Option(help="Model directory, or the name of a bundled model.")] = DEFAULT_MODEL,
+    sessions: Annotated[Path, typer.Option(help="JSON lines of recorded sessions.")] = SESSIONS,
+    out: Annotated[Path, typer.Option(help="Directory of the result.")] = Path("reports/recompute"),
+    count: Annotated[int, typer.Option(help="Sessions measured.", min=1)] = 24,
+    threads: Annotated[int, typer.Option(help="Threads of torch.", min=1)] = 2,
+) -> None:
+    """Measure the continuum from coding all layers to prefilling again: bytes, KL, seconds over m."""
+    import torch
+
+    from eval.recompute.report import write_page
+    from eval.recompute.run import DialSettings, run_dial
+    from kvcompress.cli.console import progress_bar
+
+    torch.set_num_threads(threads)
+    command = " ".join(["python -m eval", *sys.argv[1:]])
+    with progress_bar("dial") as progress:
+        result = run_dial(model, codec, sessions, out, DialSettings(count=count), progress, command)
+    write_page(result, out)
+    typer.echo((out / "report.md").read_text(encoding="utf-8"))
 
 
 def run() -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -54,13 +54,14 @@ def layer_shapes(snapshot: KVSnapshot) -> tuple[LayerShape, ...]:
     )
 
 
-def group_layers(origin: Origin, shapes: Sequence[LayerShape]) -> tuple[tuple[int, ...], ...]:
-    """Group neighbouring layers of one kind, at most `MAX_GROUP_CHANNELS` wide.
+def group_layers(origin: Origin, shapes: Sequence[LayerShape], first: int = 0) -> tuple[tuple[int, ...], ...]:
+    """Group neighbouring layers of one kind, at most `MAX_GROUP_CHANNELS` wide, from layer `first` on.
 
     Layers of a group share their tokens, so a sliding-window layer never meets a full one.
     """
     groups: list[list[int]] = []
-    for index, (kind, shape) in enumerate(zip(origin.layer_kinds, shapes, strict=True)):
+    for index in range(first, len(shapes)):
+        kind, shape = origin.layer_kinds[index], shapes[index]
         last = groups[-1] if groups else None
         width = shape.channels + sum(shapes[i].channels for i in last or ())
         if last is not None and origin.layer_kinds[last[-1]] == kind and width <= MAX_GROUP_CHANNELS:
@@ -88,9 +89,14 @@ def group_positions(snapshot: KVSnapshot, layers: Sequence[int]) -> Tensor:
 
 def to_channels(snapshot: KVSnapshot, layers: Sequence[int], rope: Rope) -> Tensor:
     """Return [T, C] float32: for each layer of the group its pre-RoPE keys, then its values."""
+    return layer_channels(dict(enumerate(snapshot.layers)), layers, rope)
+
+
+def layer_channels(held: Mapping[int, LayerKV], layers: Sequence[int], rope: Rope) -> Tensor:
+    """Return the same of layers by index."""
     columns = []
     for index in layers:
-        layer = snapshot.layers[index]
+        layer = held[index]
         keys = rope.undo(index, layer.keys, layer.positions)
         columns += [keys.transpose(0, 1).flatten(1), layer.values.float().transpose(0, 1).flatten(1)]
     return torch.cat(columns, 1)

@@ -19,7 +19,7 @@ from kvcompress.codec import TinyVAECodec, load_tinyvae
 from kvcompress.errors import about
 from kvcompress.fit import FitSettings, fit_codec
 from kvcompress.harvest import tokenized_sessions
-from kvcompress.hf import fingerprint, load_model
+from kvcompress.hf import fingerprint, load_model, recompute_with
 from kvcompress.known import measure_known
 from kvcompress.zoo import find_checkpoint
 
@@ -121,17 +121,23 @@ def finish_codec(
     codec: TinyVAECodec, model: Any, tokenizer: Any, kept_out: Sequence[Tensor], progress: Progress
 ) -> None:
     """Give a codec its tiers and its figures of ordinary sessions."""
+    codec.recompute = recompute_with(model, tokenizer)
     codec.tiers = calibrate_tiers(model, codec, kept_out, tokenizer=tokenizer, progress=progress)
     codec.fitted["known"] = measure_known(model, codec, kept_out, tokenizer=tokenizer, progress=progress)
 
 
 def save_codec(codec: TinyVAECodec, output: Path) -> None:
-    """Write config, weights and card into a sibling directory, then put it in place of `output`."""
+    """Write config, weights and card into a sibling directory, then put it in place of `output`.
+
+    Codecs that recompute layers lie in subdirectories of the one that codes all; they stay.
+    """
     output.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=output.parent, prefix=".kvcompress-") as temporary:
         fresh = Path(temporary) / "codec"
         codec.save_pretrained(fresh, config=codec.config_json())
         (fresh / "README.md").write_text(card(codec), encoding="utf-8")
+        for part in sorted(output.glob("recompute-*")):
+            shutil.copytree(part, fresh / part.name)
         if output.exists():
             output.rename(Path(temporary) / "old")
         shutil.move(fresh, output)
@@ -151,7 +157,7 @@ license: apache-2.0
 Conditional transform codec of one model's KV caches, fitted in closed form from {fitted["sessions"]} sessions
 ({fitted["tokens"]:,} tokens); levels, tables and quality tiers come from {fitted["calibration_sessions"]} further
 sessions.
-
+{_recompute_in_words(codec.recompute_layers)}
 | quality | rate index |
 | --- | --- |
 {tiers}
@@ -163,7 +169,21 @@ Model fingerprint: `{codec.model_fingerprint.weights}` (weights). Codec fingerpr
 
 Settings: `{json.dumps(fitted["settings"])}`
 
-Use: `kvcompress encode RAW.safetensors -o FILE.kvz --codec DIR`
+Use: `kvcompress encode RAW.safetensors -o FILE.kvz --codec DIR{_option(codec.recompute_layers)}`
+"""
+
+
+def _option(recompute_layers: int) -> str:
+    return f" --recompute-layers {recompute_layers}" if recompute_layers else ""
+
+
+def _recompute_in_words(recompute_layers: int) -> str:
+    """Return the card's paragraph on layers that are not coded; empty where all are."""
+    if not recompute_layers:
+        return ""
+    return f"""
+Layers 0 to {recompute_layers} are not coded: restoring runs the model's first {recompute_layers} layers over the token
+ids, which gives their keys and values and predicts the layers above. So decoding needs the model.
 """
 
 

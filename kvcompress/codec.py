@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import redirect_stdout
 from dataclasses import asdict
 from pathlib import Path
@@ -24,7 +24,9 @@ from kvcompress.channels import LayerShape, Rope, from_channels, group_positions
 from kvcompress.container import Encoded
 from kvcompress.entropy import TableBank, decode_choices, decode_symbols, encode_choices, encode_symbols
 from kvcompress.errors import CheckpointError, FormatError, InputError, MismatchError
-from kvcompress.sections import SESSION_SECTIONS, encoded_session, read_session
+from kvcompress.packing import canonical_json
+from kvcompress.recompute import PROBE, Known, Recompute, checked_probe, recomputed
+from kvcompress.sections import Preset, encoded_session, own_sections, read_session
 from kvcompress.snapshot import KVSnapshot, LayerKV, ModelFingerprint, Origin
 from tinyvae import TinyVAE, TinyVAEConfig
 from tinyvae.offsets import PRIOR_ONLY
@@ -76,6 +78,12 @@ class TinyVAECodec(
         model: Fingerprint of the model whose caches it codes.
         tiers: Quality word -> rate index, from measured fidelity on held-out sessions.
         fitted: How it was fitted: sessions, tokens and other facts for the card.
+        recompute_layers: m. With m > 0 layers 0 to m are not coded: the model runs its first m layers when a session is
+            restored, see `kvcompress.recompute`. A group then says which `known` layer predicts it.
+        origin: Where its model's caches come from, `Origin.to_json()`; files need not repeat it. None in old codecs.
+
+    Attributes:
+        recompute: Gives those layers at decode (`kvcompress.hf.recompute_with`); not needed with m = 0.
     """
 
     kind = "tinyvae"
@@ -89,38 +97,52 @@ class TinyVAECodec(
         model: dict[str, str | None],
         tiers: dict[str, int] | None = None,
         fitted: dict[str, Any] | None = None,
+        recompute_layers: int = 0,
+        origin: dict[str, Any] | None = None,
     ) -> None:
         super().__init__()
+        self.recompute_layers = recompute_layers
+        self.recompute: Recompute | None = None
         self.groups = [tuple(group["layers"]) for group in groups]
+        self.known = [Known.from_json(group) for group in groups]
         self.shapes = [LayerShape(*shape) for shape in shapes]
         self.model_fingerprint = ModelFingerprint.from_json(model)
         self.tiers, self.fitted = dict(tiers or {}), dict(fitted or {})
-        self.vaes = nn.ModuleList(TinyVAE(TinyVAEConfig(**group["config"])) for group in groups)
+        self.vaes = nn.ModuleList(
+            TinyVAE(TinyVAEConfig(**group["config"]), known.channels(self.shapes))
+            for group, known in zip(groups, self.known, strict=True)
+        )
         self.register_buffer("table_counts", torch.zeros(TABLE_ENTRIES, dtype=torch.int16))
         self.register_buffer("table_offsets", torch.zeros(LEVELS + 1, dtype=torch.int32))
+        self.preset = Preset(canonical_json(origin) if origin else b"")
         self._fingerprint: str | None = None
         self._bank: TableBank | None = None
 
     def config_json(self) -> dict[str, Any]:
         """Return the arguments that rebuild this codec's geometry, as `config.json` holds them."""
         groups = [
-            {"layers": list(layers), "config": asdict(self.vae(index).config)}
+            {"layers": list(layers), "config": asdict(self.vae(index).config)} | self.known[index].to_json()
             for index, layers in enumerate(self.groups)
         ]
-        return {
+        config: dict[str, Any] = {
             "groups": groups,
             "shapes": [[shape.heads, shape.key_size, shape.value_size] for shape in self.shapes],
             "model": asdict(self.model_fingerprint),
             "tiers": self.tiers,
             "fitted": self.fitted,
         }
+        if self.recompute_layers:
+            config["recompute_layers"] = self.recompute_layers
+        return config | ({"origin": json.loads(self.preset.origin)} if self.preset.origin else {})
 
     @property
     def fingerprint(self) -> str:
         """sha256 over geometry, weights and tables."""
         if self._fingerprint is None:
             config = self.config_json()
-            geometry = {name: config[name] for name in ("groups", "shapes", "model")}
+            # A codec that codes all layers names none, so that its fingerprint is that of versions before the dial.
+            named = ("groups", "shapes", "model", "recompute_layers")
+            geometry = {name: config[name] for name in named if name in config}
             digest = hashlib.sha256(json.dumps(geometry, sort_keys=True).encode())
             for name, tensor in sorted(self.state_dict().items()):
                 digest.update(name.encode())
@@ -220,7 +242,11 @@ class TinyVAECodec(
             own[f"latents.{group}"] = encode_symbols(symbols.numpy(), levels.numpy(), self.bank)
         if offsets is not None:
             own[OFFSETS] = encode_choices(offsets.numpy().astype(np.int16))
-        return encoded_session(self.kind, self.fingerprint, snapshot, {"rate": rate, **(settings or {})}, own)
+        stated: dict[str, Any] = {"rate": rate}
+        if self.recompute_layers:
+            stated["recompute_layers"] = self.recompute_layers
+            own[PROBE] = checked_probe(snapshot, self.recompute_layers, self.recompute)
+        return encoded_session(self.kind, self.fingerprint, snapshot, stated | (settings or {}), own, self.preset)
 
     @torch.inference_mode()
     def decode(self, encoded: Encoded) -> KVSnapshot:
@@ -242,26 +268,31 @@ class TinyVAECodec(
         rate = encoded.settings.get("rate")
         if not isinstance(rate, int) or isinstance(rate, bool) or not 0 <= rate <= HIGHEST_RATE:
             raise FormatError(f"the file names the impossible rate {rate!r}")
-        names = {f"latents.{group}" for group in range(len(self.groups))} | set(SESSION_SECTIONS)
-        if names != set(encoded.sections) - {OFFSETS}:
-            odd = ", ".join(sorted(names ^ set(encoded.sections)))
-            raise FormatError(f"the file's sections are not those of its codec: {odd}")
-        return self._rebuild(*self._read(encoded, rate))
+        names = {f"latents.{group}" for group in range(len(self.groups))} | (
+            {PROBE} if self.recompute_layers else set()
+        )
+        odd = names ^ (own_sections(encoded) - {OFFSETS})
+        if odd:
+            raise FormatError(f"the file's sections are not those of its codec: {', '.join(sorted(odd))}")
+        token_ids, origin, positions = read_session(encoded, self.preset)
+        places, rates, coded = self._read(encoded, rate, token_ids, origin, positions)
+        known = recomputed(self.recompute, self.recompute_layers, token_ids, origin, positions, encoded.sections)
+        return self._rebuild(token_ids, origin, known, places, rates, coded)
 
     @torch.inference_mode()
     def stored_bits(self, encoded: Encoded) -> list[float]:
         """Return the bits that a file spends on each token of its session; raises as `decode` does."""
-        token_ids, _, places, _, coded = self._read(encoded, int(encoded.settings["rate"]))
+        token_ids, origin, positions = read_session(encoded, self.preset)
+        places, _, coded = self._read(encoded, int(encoded.settings["rate"]), token_ids, origin, positions)
         bits = torch.zeros(len(token_ids), dtype=torch.float64)
         for place, (symbols, levels) in zip(places, coded, strict=True):
             bits[place] += torch.from_numpy(self.bank.code_lengths(symbols.numpy(), levels.numpy()).sum(1))
         return [float(value) for value in bits]
 
     def _read(
-        self, encoded: Encoded, rate: int
-    ) -> tuple[Tensor, Origin, list[Tensor], list[Tensor], list[tuple[Tensor, Tensor]]]:
-        """Return what `_rebuild` needs: token ids, origin, and for each group positions, rates, symbols and levels."""
-        token_ids, origin, positions = read_session(encoded)
+        self, encoded: Encoded, rate: int, token_ids: Tensor, origin: Origin, positions: Sequence[Tensor]
+    ) -> tuple[list[Tensor], list[Tensor], list[tuple[Tensor, Tensor]]]:
+        """Return for each group the positions that it holds, the rates of all tokens, and symbols and levels."""
         places = self._places(token_ids, origin, positions)
         rates = self._stored_rates(encoded, token_ids, rate)
         coded = []
@@ -269,7 +300,7 @@ class TinyVAECodec(
             levels = self.vae(group).levels(token_ids[place], rates[group][place])
             data = encoded.sections[f"latents.{group}"]
             coded.append((torch.from_numpy(decode_symbols(data, levels.numpy(), self.bank)), levels))
-        return token_ids, origin, places, rates, coded
+        return places, rates, coded
 
     def _stored_rates(self, encoded: Encoded, token_ids: Tensor, rate: int) -> list[Tensor]:
         """Return the rate index [N] of every token for each group, as the file says."""
@@ -300,7 +331,8 @@ class TinyVAECodec(
         groups = range(len(places))
         rates = [self.rates(group, snapshot.token_ids, rate, offsets) for group in groups]
         coded = [self.symbols(snapshot, group, rate, offsets) for group in groups]
-        return self._rebuild(snapshot.token_ids, snapshot.origin, places, rates, coded)
+        known = self.known_layers(snapshot)
+        return self._rebuild(snapshot.token_ids, snapshot.origin, known, places, rates, coded)
 
     @torch.inference_mode()
     def token_bits(self, snapshot: KVSnapshot, rate: int, offsets: Tensor | None = None) -> list[float]:
@@ -323,28 +355,40 @@ class TinyVAECodec(
     def latents(self, snapshot: KVSnapshot, group: int) -> Tensor:
         """Return the latents [T, R] float32 of one group of layers, before quantisation."""
         channels = to_channels(snapshot, self.groups[group], rope_of(snapshot.origin))
-        expected = self._expected(group, snapshot.token_ids, snapshot.layers[self.groups[group][0]].positions)
+        place = snapshot.layers[self.groups[group][0]].positions
+        self.known[group].require_cover(self.known_layers(snapshot), place)
+        expected = self._expected(group, snapshot.token_ids, place, self.known_rows(snapshot, group))
         return self.vae(group).analyse(expected, channels)
 
-    def _expected(self, group: int, token_ids: Tensor, positions: Tensor) -> Tensor:
-        """Return the prior's expectation at the positions of a group."""
-        expected: Tensor = self.vae(group).prior(token_ids)
+    def known_layers(self, snapshot: KVSnapshot) -> dict[int, LayerKV]:
+        """Return the layers of a snapshot that this codec does not code, by index."""
+        return dict(enumerate(snapshot.layers[: self.recompute_layers + 1])) if self.recompute_layers else {}
+
+    def known_rows(self, snapshot: KVSnapshot, group: int) -> Tensor | None:
+        """Return the channels [N, C'] of a snapshot that predict a group beside the tokens; None if there are none."""
+        return self.known[group].rows(self.known_layers(snapshot), snapshot.tokens, rope_of(snapshot.origin))
+
+    def _expected(self, group: int, token_ids: Tensor, positions: Tensor, known: Tensor | None) -> Tensor:
+        """Return the prior's expectation at the positions of a group, given known channels [N, C']."""
+        expected: Tensor = self.vae(group).prior(token_ids, known)
         return expected if len(positions) == len(token_ids) else expected[positions]
 
     def _rebuild(
         self,
         token_ids: Tensor,
         origin: Origin,
+        known: Mapping[int, LayerKV],
         places: Sequence[Tensor],
         rates: Sequence[Tensor],
         coded: Sequence[tuple[Tensor, Tensor]],
     ) -> KVSnapshot:
         """Return the snapshot of decoded symbols and their levels: the one path of `decode` and `reconstruct`."""
-        rope, layers = rope_of(origin), dict[int, LayerKV]()
+        rope, layers = rope_of(origin), dict(known)
         for group, (place, (symbols, levels)) in enumerate(zip(places, coded, strict=True)):
             vae = self.vae(group)
             latents = vae.dequantize(symbols, token_ids[place], rates[group][place], levels)
-            channels = vae.synthesise(self._expected(group, token_ids, place), latents)
+            told = self.known[group].rows(known, len(token_ids), rope)
+            channels = vae.synthesise(self._expected(group, token_ids, place, told), latents)
             layers |= from_channels(channels, self.groups[group], self.shapes, place, rope, origin.dtype)
         return KVSnapshot(tuple(layers[i] for i in range(len(layers))), token_ids, origin)
 

@@ -1,8 +1,11 @@
 """The `.kvz` file: a header that says what is inside, and sections of bytes, all of it under checksums.
 
 ```
-magic 8 | version u32 | header length u32 | header JSON | SHA-256 of all before, 32 bytes | section 1 | section 2 | ...
+magic 8 | version u32 | header length u32 | header | SHA-256 of all before, 32 bytes | section 1 | section 2 | ...
 ```
+Version 2 is written: its header is JSON under deflate, its checksums have 64 bits. Version 1, plain JSON and 128 bits,
+is read as well.
+
 Nothing but the standard library is imported here, so looking into a file takes milliseconds. What the sections mean is
 the codecs' business; `docs/format.md` is the specification.
 """
@@ -18,6 +21,7 @@ from typing import Any, BinaryIO
 
 from kvcompress.atomic import PathLike, atomic_write, open_regular
 from kvcompress.errors import FormatError, InputError, IntegrityError
+from kvcompress.header_text import pack_header, unpack_header
 from kvcompress.packing import (
     MAX_NUMBER,
     canonical_json,
@@ -29,8 +33,10 @@ from kvcompress.packing import (
 )
 
 MAGIC = b"\x89KVZ\r\n\x1a\n"
-VERSION = 1
+VERSION = 2
 HASH_CHARACTERS = 32
+CHECKSUM_CHARACTERS = {1: 32, 2: 16}
+"""Hexadecimal digits of a section's checksum, by version of the format."""
 MAX_HEADER_BYTES = 1 << 20
 MAX_NAME_CHARACTERS = 255
 
@@ -68,7 +74,7 @@ class Header:
     """What a `.kvz` file says about itself before its sections; the other fields are those of `Encoded`.
 
     Attributes:
-        sections: Name, bytes and the first half of the SHA-256 (hexadecimal) of each section, in file order.
+        sections: Name, bytes and the first digits of the SHA-256 (hexadecimal) of each section, in file order.
         header_bytes: Everything before the first section.
     """
 
@@ -159,13 +165,17 @@ def _head(encoded: Encoded) -> bytes:
         "tokens": encoded.tokens,
         "raw_bytes": encoded.raw_bytes,
         "settings": dict(encoded.settings),
-        "sections": [[name, len(data), _checksum(data)] for name, data in encoded.sections.items()],
+        "sections": [
+            [name, len(data), _checksum(data, CHECKSUM_CHARACTERS[VERSION])] for name, data in encoded.sections.items()
+        ],
     }
-    body = canonical_json(header)
-    if len(body) > MAX_HEADER_BYTES:
-        raise InputError(f"the header has {len(body)} bytes, more than {MAX_HEADER_BYTES}", "Store less in settings")
+    text = canonical_json(header)
+    body = pack_header(text)
+    header_bytes = max(len(text), len(body))
+    if header_bytes > MAX_HEADER_BYTES:
+        raise InputError(f"the header has {header_bytes} bytes, more than {MAX_HEADER_BYTES}", "Store less in settings")
     try:
-        _parse_header(body, None)
+        _parse_header(body, VERSION, None)
     except FormatError as error:
         raise InputError(f"cannot be stored: {error.what}", error.remedy) from error
     head = _PREFIX.pack(MAGIC, VERSION, len(body)) + body
@@ -179,7 +189,7 @@ def _read(file: BinaryIO, size: int, path: PathLike | None) -> Encoded:
     offset = header.header_bytes
     for name, size_bytes, checksum in header.sections:
         data = _take(file, size_bytes, offset, f"the section {name!r}", path)
-        if _checksum(data) != checksum:
+        if _checksum(data, len(checksum)) != checksum:
             what = f"the checksum of the section {name!r} does not match"
             raise IntegrityError(what, "Copy the file again", path=path, offset=offset)
         sections[name] = data
@@ -206,7 +216,7 @@ def _read_header(file: BinaryIO, size: int, path: PathLike | None) -> Header:
     if len(start) < _PREFIX.size:
         raise _truncated("the start of the file", size, path)
     _, version, length = _PREFIX.unpack(start)
-    if version != VERSION:
+    if version not in CHECKSUM_CHARACTERS:
         remedy = "Upgrade kvcompress" if version > VERSION else ""
         raise FormatError(f"version {version} of the format is not supported", remedy, path=path, offset=8)
     if length > MAX_HEADER_BYTES:
@@ -219,7 +229,7 @@ def _read_header(file: BinaryIO, size: int, path: PathLike | None) -> Header:
     if hashlib.sha256(start + body).digest() != digest:
         what = "the checksum of the header does not match"
         raise IntegrityError(what, "Copy the file again", path=path, offset=_PREFIX.size + length)
-    header = _parse_header(body, path)
+    header = _parse_header(body, version, path)
     if header.file_bytes > size:
         raise _truncated("the sections", size, path)
     if header.file_bytes < size:
@@ -227,9 +237,10 @@ def _read_header(file: BinaryIO, size: int, path: PathLike | None) -> Header:
     return header
 
 
-def _parse_header(body: bytes, path: PathLike | None) -> Header:
-    """Check each field of the header's JSON."""
-    value = parse_json(body, "the header", path, _PREFIX.size)
+def _parse_header(body: bytes, version: int, path: PathLike | None) -> Header:
+    """Check each field of the header."""
+    text = body if version == 1 else unpack_header(body, MAX_HEADER_BYTES, path, _PREFIX.size)
+    value = parse_json(text, "the header", path, _PREFIX.size)
     if not isinstance(value, dict) or tuple(sorted(value)) != _FIELDS:
         found = f"fields {', '.join(sorted(map(repr, value)))}" if isinstance(value, dict) else "no JSON object"
         raise _bad(f"the header must have exactly the fields {', '.join(_FIELDS)}; found {found[:200]}", path)
@@ -250,12 +261,12 @@ def _parse_header(body: bytes, path: PathLike | None) -> Header:
         tokens=_number(value["tokens"], "tokens", path),
         raw_bytes=_number(value["raw_bytes"], "raw_bytes", path),
         settings=value["settings"],
-        sections=tuple(_sections(value["sections"], path)),
+        sections=tuple(_sections(value["sections"], CHECKSUM_CHARACTERS[version], path)),
         header_bytes=_PREFIX.size + len(body) + 32,
     )
 
 
-def _sections(entries: Any, path: PathLike | None) -> Iterator[tuple[str, int, str]]:
+def _sections(entries: Any, digits: int, path: PathLike | None) -> Iterator[tuple[str, int, str]]:
     """Check the header's list of sections."""
     if not isinstance(entries, list):
         raise _bad("the header field 'sections' is not a list", path)
@@ -265,8 +276,8 @@ def _sections(entries: Any, path: PathLike | None) -> Iterator[tuple[str, int, s
             raise _bad("an entry of the header field 'sections' is not [name, bytes, checksum]", path)
         name, size_bytes = _label(entry[0], "sections", path, least=1), _number(entry[1], "sections", path)
         checksum = _label(entry[2], "sections", path)
-        if len(checksum) != HASH_CHARACTERS or set(checksum) - set("0123456789abcdef"):
-            raise _bad(f"the checksum of the section {name!r} is not {HASH_CHARACTERS} hexadecimal digits", path)
+        if len(checksum) != digits or set(checksum) - set("0123456789abcdef"):
+            raise _bad(f"the checksum of the section {name!r} is not {digits} hexadecimal digits", path)
         if name in seen:
             raise _bad(f"the section {name!r} is listed twice", path)
         seen.add(name)
@@ -304,8 +315,8 @@ def _take(file: BinaryIO, count: int, offset: int, what: str, path: PathLike | N
     return data
 
 
-def _checksum(data: bytes) -> str:
-    return hashlib.sha256(data).hexdigest()[:HASH_CHARACTERS]
+def _checksum(data: bytes, digits: int) -> str:
+    return hashlib.sha256(data).hexdigest()[:digits]
 
 
 __all__ = [

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
@@ -24,13 +24,17 @@ from kvcompress.codec import TinyVAECodec, rope_of
 from kvcompress.errors import InputError
 from kvcompress.hf.capture import capture
 from kvcompress.hf.sensitivity import cache_gradients
+from kvcompress.recompute import Known
 from kvcompress.snapshot import KVSnapshot
 from tinyvae import TinyVAEConfig
 from tinyvae.offsets import age_classes, fit_offsets
-from tinyvae.prior import Moments, TokenMeans, TokenPrior, TokenTable, lagged
+from tinyvae.prior import CONTEXTS, Moments, TokenMeans, TokenPrior, TokenTable, contexts, lagged
 from tinyvae.spread import calibrate_group
 from tinyvae.tables import build_tables
 from tinyvae.transform import Transform, block_metric, sensitivity_weight, weighted_klt
+
+COARSER_STEP = 4.0
+"""Beside known layers so little is left to code that a step of the widest latent's spread still holds "high"."""
 
 Progress = Callable[[str, int, int], None]
 """Called with the pass, the sessions done and their number."""
@@ -45,6 +49,8 @@ class FitSettings:
         prior_rank: Columns of the token table.
         prior_taps: Tokens the prior looks up.
         prior_width: Hidden units of the prior.
+        recompute_layers: Layers that the model runs when a session is restored, m; with m > 0 only those above m are
+            coded, see `kvcompress.recompute`.
         fisher_exponent: See `tinyvae.transform.sensitivity_weight`.
         fisher_sessions: Sessions whose gradients are taken.
         continuation_tokens: Tokens of each of them that stand for the future.
@@ -59,6 +65,7 @@ class FitSettings:
     prior_rank: int = 72
     prior_taps: int = 4
     prior_width: int = 160
+    recompute_layers: int = 0
     fisher_exponent: float = 0.7
     fisher_sessions: int = 64
     continuation_tokens: int = 256
@@ -74,6 +81,7 @@ class _Group:
     """What the first pass gathers about one group of layers."""
 
     layers: tuple[int, ...]
+    known: Known
     means: TokenMeans
     fisher: Tensor
 
@@ -118,11 +126,14 @@ class Fitter:
         self.shapes, self.origin = layer_shapes(first), first.origin
         self.rope: Rope = rope_of(first.origin)
         self.vocab_size = int(model.get_input_embeddings().weight.shape[0])
+        recompute, kinds = settings.recompute_layers, first.origin.layer_kinds
+        require_coded_layers(recompute, len(self.shapes))
         self.groups = []
-        for layers in group_layers(first.origin, self.shapes):
+        for layers in group_layers(first.origin, self.shapes, recompute + 1 if recompute else 0):
             width = sum(self.shapes[i].channels for i in layers)
             fisher = torch.zeros(width, width, dtype=torch.float64)
-            self.groups.append(_Group(layers, TokenMeans.empty(self.vocab_size, width), fisher))
+            known = Known.of(layers[0], recompute, kinds)
+            self.groups.append(_Group(layers, known, TokenMeans.empty(self.vocab_size, width), fisher))
 
     def _capture(self, token_ids: Tensor) -> KVSnapshot:
         return capture(self.model, token_ids, tokenizer=self.tokenizer)
@@ -136,6 +147,12 @@ class Fitter:
         """Return token ids [T] and channels [T, C] of a group."""
         places = group_positions(snapshot, group.layers)
         return snapshot.token_ids[places], to_channels(snapshot, group.layers, self.rope)
+
+    def _features(self, snapshot: KVSnapshot, group: _Group, table: TokenTable) -> Tensor:
+        """Return the regressors [N, F] of the prior of a group."""
+        of_tokens = lagged(table.rows(snapshot.token_ids), self.settings.prior_taps)
+        known = group.known.rows(dict(enumerate(snapshot.layers)), snapshot.tokens, self.rope)
+        return of_tokens if known is None else torch.cat([of_tokens, known, *contexts(known)], 1)
 
     def gather_means(self) -> None:
         """Pass 1a: token means."""
@@ -166,28 +183,32 @@ class Fitter:
             table = TokenTable(self.vocab_size, min(s.prior_rank, len(weight)))
             table.store(group.means.table(s.prior_rank, weight.diagonal().sqrt().float()))
             tables.append(table)
-            moments.append(Moments.empty(table.rank * s.prior_taps, len(weight)))
+            known = (1 + CONTEXTS) * group.known.channels(self.shapes)
+            moments.append(Moments.empty(table.rank * s.prior_taps + known, len(weight), known))
         for snapshot in self._snapshots("prior", self.sessions):
             for group, table, moment in zip(self.groups, tables, moments, strict=True):
                 places = group_positions(snapshot, group.layers)
-                features = lagged(table.rows(snapshot.token_ids), s.prior_taps)[places]
+                features = self._features(snapshot, group, table)[places]
                 moment.add(features, to_channels(snapshot, group.layers, self.rope))
         return [
-            self._solved(table, moment, weight, self._blocks(group))
+            self._solved(table, moment, weight, group)
             for table, moment, weight, group in zip(tables, moments, weights, self.groups, strict=True)
         ]
 
     def _blocks(self, group: _Group) -> tuple[int, ...]:
         return tuple(size for i in group.layers for size in self.shapes[i].blocks)
 
-    def _solved(self, table: TokenTable, moment: Moments, weight: Tensor, blocks: tuple[int, ...]) -> _Solved:
-        s = self.settings
-        width = min(s.prior_width, len(weight), len(moment.ff) - 1)
-        prior = TokenPrior(self.vocab_size, table.rank, s.prior_taps, width, len(weight))
+    def _solved(self, table: TokenTable, moment: Moments, weight: Tensor, group: _Group) -> _Solved:
+        s, blocks, known = self.settings, self._blocks(group), group.known.channels(self.shapes)
+        width = min(s.prior_width, len(weight), table.rank * s.prior_taps + known)
+        prior = TokenPrior(self.vocab_size, table.rank, s.prior_taps, width, len(weight), known=known)
         prior.table.load_state_dict(table.state_dict())
+        if prior.past is not None:
+            prior.past.store(moment.past_directions(known, weight))
+            moment = moment.narrowed(prior.past.dense)
         prior.store(*moment.factored(weight, width))
         # The stored weights are rounded: constant and covariance are those of what they really leave.
-        matrix = prior.inward.dense @ prior.outward.dense
+        matrix = prior.mixing @ prior.outward.dense
         prior.bias.copy_(moment.constant(matrix))
         covariance = moment.residual_covariance(matrix, prior.bias)
         _, synthesis, variances = weighted_klt(covariance, weight, s.rank)
@@ -233,6 +254,8 @@ class Fitter:
     def _assemble(self, solved: Sequence[_Solved]) -> TinyVAECodec:
         # One step for all groups: their latents are in the same unit, the model's output.
         step = max(float(part.variances[0].sqrt()) for part in solved)
+        if self.settings.recompute_layers:
+            step *= COARSER_STEP
         groups = []
         for group, part in zip(self.groups, solved, strict=True):
             config = TinyVAEConfig(
@@ -244,11 +267,13 @@ class Fitter:
                 prior_width=part.prior.inward.columns,
                 reference_step=step,
             )
-            groups.append({"layers": list(group.layers), "config": asdict(config)})
+            groups.append({"layers": list(group.layers), "config": asdict(config)} | group.known.to_json())
         codec = TinyVAECodec(
             groups=groups,
             shapes=[[s.heads, s.key_size, s.value_size] for s in self.shapes],
             model=asdict(self.origin.fingerprint),
+            recompute_layers=self.settings.recompute_layers,
+            origin=replace(self.origin, next_position=0).to_json(),
             fitted={
                 "sessions": len(self.sessions),
                 "calibration_sessions": len(self.calibration),
@@ -271,6 +296,13 @@ class Fitter:
                 places = group_positions(snapshot, group.layers)
                 found[index].append((codec.latents(snapshot, index), snapshot.token_ids[places]))
         return found
+
+
+def require_coded_layers(recompute_layers: int, layers: int) -> None:
+    """Raise `InputError` unless m recomputed layers leave one of `layers` to code; the next one comes with them."""
+    if not 0 <= recompute_layers <= max(0, layers - 2):
+        what = f"{recompute_layers} layers cannot be recomputed of a model that has {layers}"
+        raise InputError(what, f"Choose 0 to {max(0, layers - 2)}")
 
 
 def token_worth(

@@ -24,7 +24,7 @@ from torch import Tensor
 from kvcompress.container import Encoded
 from kvcompress.errors import FormatError, InputError, MismatchError
 from kvcompress.packing import MAX_LAYERS
-from kvcompress.sections import SESSION_SECTIONS, encoded_session, read_session
+from kvcompress.sections import encoded_session, own_sections, read_session
 from kvcompress.snapshot import CACHE_DTYPES, KVSnapshot, LayerKV
 
 Codes = npt.NDArray[np.int8]
@@ -38,7 +38,7 @@ LEAST_FLOAT16_STEP = 2.0**-20
 """Below it float16 rounds a step up by more than a sixteenth."""
 
 _WIDTHS: dict[int, npt.DTypeLike] = {2: "<f2", 4: "<f4"}
-_SECTIONS = {*SESSION_SECTIONS, "codes", "scales"}
+_SECTIONS = {"codes", "scales"}
 
 
 class Int8Codec:
@@ -74,7 +74,7 @@ class Int8Codec:
         if (encoded.codec, encoded.codec_fingerprint) != (self.kind, self.fingerprint):
             found = f"{encoded.codec} {encoded.codec_fingerprint[:16]}".strip()
             raise MismatchError("the codec", found, self.kind, "Decode it with the codec that made it")
-        odd = sorted(_SECTIONS ^ set(encoded.sections))
+        odd = sorted(_SECTIONS ^ own_sections(encoded))
         if odd:
             raise FormatError(f"the file's sections are not those of its codec: {', '.join(odd)}")
         token_ids, origin, positions = read_session(encoded)

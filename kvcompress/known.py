@@ -38,7 +38,7 @@ from kvcompress.codec import TinyVAECodec
 from kvcompress.container import Encoded
 from kvcompress.errors import CheckpointError
 from kvcompress.hf.capture import capture
-from kvcompress.sections import SESSION_SECTIONS
+from kvcompress.sections import own_sections
 from kvcompress.snapshot import KVSnapshot
 
 LEAST_SESSIONS = 8
@@ -84,7 +84,7 @@ class Figures:
 
 def figures_of(exact: KVSnapshot, encoded: Encoded, decoded: KVSnapshot) -> Figures:
     """Return the figures of a session, from its cache, its file and what the file decodes to."""
-    latents_bytes = sum(len(data) for name, data in encoded.sections.items() if name not in SESSION_SECTIONS)
+    latents_bytes = sum(len(encoded.sections[name]) for name in own_sections(encoded))
     lost, whole = torch.zeros((), dtype=torch.float64), torch.zeros((), dtype=torch.float64)
     for ours, theirs in zip(exact.layers, decoded.layers, strict=True):
         for part, guess in ((ours.keys, theirs.keys), (ours.values, theirs.values)):

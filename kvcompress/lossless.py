@@ -16,7 +16,7 @@ from torch import Tensor
 
 from kvcompress.container import Encoded
 from kvcompress.errors import FormatError, InputError, MismatchError
-from kvcompress.sections import SESSION_SECTIONS, encoded_session, read_session, zstd_pack, zstd_unpack
+from kvcompress.sections import encoded_session, own_sections, read_session, zstd_pack, zstd_unpack
 from kvcompress.snapshot import CACHE_DTYPES, KVSnapshot, LayerKV, Origin
 
 # Measured on caches of two small Llama-type models (400 and 800 tokens of dialogue), raw bytes by coded bytes:
@@ -31,7 +31,7 @@ MAX_CACHE_BYTES = 64 << 30
 _COUNT = struct.Struct("<I")
 _SHAPE = struct.Struct("<HHH")
 _LENGTH = struct.Struct("<Q")
-_SECTIONS = {*SESSION_SECTIONS, "cache"}
+_SECTIONS = {"cache"}
 
 
 class LosslessCodec:
@@ -59,7 +59,7 @@ class LosslessCodec:
         """
         if encoded.codec != self.kind:
             raise MismatchError("the codec", encoded.codec, self.kind, "Decode it with the codec that made it")
-        unknown = sorted(set(encoded.sections) - _SECTIONS)
+        unknown = sorted(own_sections(encoded) - _SECTIONS)
         if unknown:
             raise FormatError(f"the section {unknown[0]!r} is unknown to the lossless codec")
         token_ids, origin, positions = read_session(encoded)

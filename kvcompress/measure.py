@@ -19,13 +19,12 @@ from kvcompress.errors import InputError
 from kvcompress.fidelity import MIN_CONTINUATION_TOKENS, fidelity
 from kvcompress.files import codec_of
 from kvcompress.harvest import tokenized_sessions
-from kvcompress.hf import capture, restore
+from kvcompress.hf import capture, recompute_with, restore
 from kvcompress.prune.demand import drop
 from kvcompress.prune.table import stored_offsets, table_of
 from kvcompress.prune.tiers import Tier
 from kvcompress.recall import Question, count_exact, questions
 from kvcompress.resume import context_limit, generate_from, resume_start
-from kvcompress.sections import read_session_sections
 from kvcompress.sessions import Session
 from kvcompress.snapshot import KVSnapshot
 
@@ -117,10 +116,11 @@ def measure_file(
 ) -> dict[str, Any]:
     """Return the report of one file: sizes from disk, fidelity, recall, times, texts, and what pictures need."""
     encoded = load(path)
-    token_ids, _, _ = read_session_sections(encoded.sections)
+    codec = codec_of(encoded, codec_name, recompute_with(model, tokenizer))
+    decoded = codec.decode(encoded)
+    token_ids = decoded.token_ids
     session, ids = find_session_of(model, tokenizer, sessions, session_id, token_ids)
-    codec = codec_of(encoded, codec_name)
-    decoded, exact = codec.decode(encoded), capture(model, token_ids, tokenizer=tokenizer)
+    exact = capture(model, token_ids, tokenizer=tokenizer)
     restore(decoded, model, tokenizer=tokenizer)  # refuses a wrong partner before anything is measured
     continuation, source = continuation_of(model, exact, ids)
     measured = fidelity(model, restore(exact, model), restore(decoded, model), token_ids, continuation)

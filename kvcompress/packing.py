@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from kvcompress.atomic import PathLike
-from kvcompress.errors import FormatError, InputError
+from kvcompress.errors import FormatError, InputError, MismatchError
 
 MAX_NUMBER = 2**53 - 1  # the largest integer that every JSON library reads exactly
 MAX_ORIGIN_BYTES = 4 << 20
@@ -45,22 +45,32 @@ def parse_json(data: bytes, what: str, path: PathLike | None = None, offset: int
     return value
 
 
-def pack_origin(origin_json: Mapping[str, Any]) -> bytes:
+def pack_origin(origin_json: Mapping[str, Any], preset: bytes = b"") -> bytes:
     """Return the "origin" section: canonical JSON under zlib.
 
     Args:
         origin_json: `Origin.to_json()`.
+        preset: Dictionary of the zlib stream, which the reader must have too: what equals it costs next to nothing.
     """
-    return _pack_json(dict(origin_json), MAX_ORIGIN_BYTES, "origin")
+    return _pack_json(dict(origin_json), MAX_ORIGIN_BYTES, "origin", preset)
 
 
-def unpack_origin(data: bytes) -> dict[str, Any]:
+def unpack_origin(data: bytes, preset: bytes = b"") -> dict[str, Any]:
     """Return the dictionary in an "origin" section; decompresses at most 4 MiB.
 
+    Args:
+        data: The section.
+        preset: As in `pack_origin`; a stream without a dictionary does not use it.
+
     Raises:
+        MismatchError: The section was written with another preset.
         FormatError: The section is damaged, too large or not a JSON object.
     """
-    value = _unpack_json(data, MAX_ORIGIN_BYTES, "origin")
+    wanted, found = _dictionary_id(data), f"{zlib.adler32(preset):08x}" if preset else "none"
+    if wanted not in (None, found):
+        remedy = "Name the codec that made the file with --codec DIR"
+        raise MismatchError("the codec's origin, Adler-32", str(wanted), found, remedy)
+    value = _unpack_json(data, MAX_ORIGIN_BYTES, "origin", preset)
     if not isinstance(value, dict):
         raise FormatError("the section 'origin' is not a JSON object")
     return value
@@ -101,16 +111,23 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return found
 
 
-def _pack_json(value: Any, most: int, name: str) -> bytes:
+def _dictionary_id(data: bytes) -> str | None:
+    """Return the Adler-32 of the preset dictionary that a zlib stream asks for (RFC 1950), None where it asks none."""
+    asks = len(data) >= 6 and data[1] & 0x20
+    return data[2:6].hex() if asks else None
+
+
+def _pack_json(value: Any, most: int, name: str, preset: bytes = b"") -> bytes:
     data = canonical_json(value)
     if len(data) > most:
         raise InputError(f"the section {name!r} would have {len(data)} bytes, more than {most}")
-    return zlib.compress(data, 9)
+    deflate = zlib.compressobj(9, zdict=preset) if preset else zlib.compressobj(9)
+    return deflate.compress(data) + deflate.flush()
 
 
-def _unpack_json(data: bytes, most: int, name: str) -> Any:
+def _unpack_json(data: bytes, most: int, name: str, preset: bytes = b"") -> Any:
     """Decompress at most `most` bytes, all of `data`, and read them as JSON."""
-    inflate = zlib.decompressobj()
+    inflate = zlib.decompressobj(zdict=preset) if preset else zlib.decompressobj()
     try:
         text = inflate.decompress(data, most + 1)
     except zlib.error as error:

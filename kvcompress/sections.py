@@ -2,15 +2,15 @@
 
 ```
 "tokens"     token ids: one byte w, then (unless there are none) a zstd frame of w-byte little-endian integers
-"origin"     where the cache comes from: canonical JSON under zlib
-"positions"  for each layer the positions that it holds: canonical JSON under zlib
+"origin"     where the cache comes from: canonical JSON under zlib, which may lean on the codec's own origin
+"positions"  for each layer the positions that it holds: canonical JSON under zlib; left out where every layer holds all
 ```
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -34,8 +34,27 @@ _BLOCK_BYTES, _BLOCK_CONTENT_BYTES = 4, 128 << 10
 SESSION_SECTIONS = ("tokens", "origin", "positions")
 
 
+@dataclass(frozen=True, slots=True)
+class Preset:
+    """What a codec knows of every session before it reads a file, so that files need not repeat it.
+
+    Attributes:
+        origin: Canonical JSON of an origin, the dictionary of the section "origin"; empty for none.
+    """
+
+    origin: bytes = b""
+
+
+NOTHING = Preset()
+
+
 def encoded_session(
-    kind: str, fingerprint: str, snapshot: KVSnapshot, settings: Mapping[str, Any], own: Mapping[str, bytes]
+    kind: str,
+    fingerprint: str,
+    snapshot: KVSnapshot,
+    settings: Mapping[str, Any],
+    own: Mapping[str, bytes],
+    preset: Preset = NOTHING,
 ) -> Encoded:
     """Return what a codec makes of a snapshot: what every codec says of the session, then its own sections.
 
@@ -45,6 +64,7 @@ def encoded_session(
         snapshot: What was coded.
         settings: The codec's settings, JSON-able.
         own: The codec's own sections, in file order.
+        preset: What the codec knows beforehand; reading takes the same.
 
     Raises:
         InputError: As `session_sections`.
@@ -57,12 +77,17 @@ def encoded_session(
         tokens=snapshot.tokens,
         raw_bytes=snapshot.raw_bytes,
         settings=dict(settings),
-        sections={**session_sections(snapshot), **own},
+        sections={**session_sections(snapshot, preset), **own},
     )
 
 
-def session_sections(snapshot: KVSnapshot) -> dict[str, bytes]:
-    """Return the sections "tokens", "origin" and "positions" of a snapshot.
+def own_sections(encoded: Encoded) -> set[str]:
+    """Return the names of the sections that are not the session's but its codec's own."""
+    return set(encoded.sections) - set(SESSION_SECTIONS)
+
+
+def session_sections(snapshot: KVSnapshot, preset: Preset = NOTHING) -> dict[str, bytes]:
+    """Return the sections "tokens" and "origin" of a snapshot, and "positions" where a layer lacks a token.
 
     Raises:
         InputError: A layer holds a position without a token, or the session is too long for the format.
@@ -72,52 +97,66 @@ def session_sections(snapshot: KVSnapshot) -> dict[str, bytes]:
     for index, layer in enumerate(snapshot.layers):
         if layer.positions.numel() and int(layer.positions[-1]) >= snapshot.tokens:
             raise InputError(f"layer {index}: a position lies beyond the {snapshot.tokens} tokens")
-    return {
+    sections = {
         "tokens": _pack_tokens(snapshot.token_ids),
-        "origin": pack_origin(snapshot.origin.to_json()),
-        "positions": pack_positions([layer.positions.tolist() for layer in snapshot.layers]),
+        "origin": pack_origin(snapshot.origin.to_json(), preset.origin),
     }
+    if any(len(layer.positions) != snapshot.tokens for layer in snapshot.layers):
+        sections["positions"] = pack_positions([layer.positions.tolist() for layer in snapshot.layers])
+    return sections
 
 
-def read_session_sections(sections: Mapping[str, bytes]) -> tuple[Tensor, Origin, list[Tensor]]:
+def read_session_sections(
+    sections: Mapping[str, bytes], preset: Preset = NOTHING
+) -> tuple[Tensor, Origin, list[Tensor]]:
     """Read the sections "tokens", "origin" and "positions"; the inverse of `session_sections`.
 
     Returns:
         token_ids [N] int64, the origin, and for each layer its positions [T] int64, each below N.
 
     Raises:
+        MismatchError: The sections lean on the preset of another codec.
         FormatError: A section is missing or damaged, or they contradict each other.
         InputError: The origin lacks a field.
     """
-    for name in SESSION_SECTIONS:
+    for name in ("tokens", "origin"):
         if name not in sections:
             raise FormatError(f"the section {name!r} is missing")
     token_ids = _unpack_tokens(sections["tokens"])
-    origin = Origin.from_json(unpack_origin(sections["origin"]))
-    tensors: dict[int, Tensor] = {}  # layers that share a list share a tensor
-    positions = []
-    for layer in unpack_positions(sections["positions"], max_tokens=len(token_ids)):
-        if layer and layer[-1] >= len(token_ids):
-            raise FormatError(f"the section 'positions' names a position beyond the {len(token_ids)} tokens")
-        if id(layer) not in tensors:
-            tensors[id(layer)] = torch.tensor(layer, dtype=torch.int64)
-        positions.append(tensors[id(layer)])
+    origin = Origin.from_json(unpack_origin(sections["origin"], preset.origin))
+    if "positions" not in sections:
+        return token_ids, origin, [torch.arange(len(token_ids))] * len(origin.layer_kinds)
+    positions = _read_positions(sections["positions"], len(token_ids))
     if len(positions) != len(origin.layer_kinds):
         raise FormatError(f"positions of {len(positions)} layers do not fit an origin of {len(origin.layer_kinds)}")
     return token_ids, origin, positions
 
 
-def read_session(encoded: Encoded) -> tuple[Tensor, Origin, list[Tensor]]:
+def _read_positions(section: bytes, tokens: int) -> list[Tensor]:
+    """Return for each layer its positions [T] int64; layers that share a list share a tensor."""
+    tensors: dict[int, Tensor] = {}
+    positions = []
+    for layer in unpack_positions(section, max_tokens=tokens):
+        if layer and layer[-1] >= tokens:
+            raise FormatError(f"the section 'positions' names a position beyond the {tokens} tokens")
+        if id(layer) not in tensors:
+            tensors[id(layer)] = torch.tensor(layer, dtype=torch.int64)
+        positions.append(tensors[id(layer)])
+    return positions
+
+
+def read_session(encoded: Encoded, preset: Preset = NOTHING) -> tuple[Tensor, Origin, list[Tensor]]:
     """Read the session's sections and check that the header says the same about tokens and model as they do.
 
     Returns:
         As `read_session_sections`.
 
     Raises:
+        MismatchError: The sections lean on the preset of another codec.
         FormatError: A section is missing or damaged, or contradicts another or the header.
         InputError: The origin lacks a field.
     """
-    token_ids, origin, positions = read_session_sections(encoded.sections)
+    token_ids, origin, positions = read_session_sections(encoded.sections, preset)
     if encoded.tokens != len(token_ids):
         raise FormatError(f"the header counts {encoded.tokens} tokens, the section 'tokens' {len(token_ids)}")
     parts = asdict(origin.fingerprint)

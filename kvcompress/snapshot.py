@@ -45,6 +45,10 @@ class ModelFingerprint:
             raise ValueError("a fingerprint is not text")
         return cls(**parts, tokenizer=data.get("tokenizer"))
 
+    def shortened(self, characters: int) -> ModelFingerprint:
+        """Return the first characters of each hash, as the header of a file holds them."""
+        return ModelFingerprint.from_json({name: part and part[:characters] for name, part in asdict(self).items()})
+
     def require_match(self, other: ModelFingerprint, *, path: object = None) -> None:
         """Raise `MismatchError` naming the first part in which `other` (found) differs from self (expected)."""
         for field in fields(self):

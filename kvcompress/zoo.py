@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from kvcompress.errors import CheckpointError
+from kvcompress.errors import CheckpointError, InputError
 
 if TYPE_CHECKING:
     from kvcompress.codec import TinyVAECodec
@@ -57,8 +57,53 @@ def weights_digest(directory: Path) -> str:
     return hashlib.sha256(weights.read_bytes()).hexdigest()
 
 
-def load_codec(name_or_path: str | Path = DEFAULT_CODEC) -> TinyVAECodec:
-    """Load a codec by bundled name or directory."""
+def load_codec(name_or_path: str | Path = DEFAULT_CODEC, recompute_layers: int | None = None) -> TinyVAECodec:
+    """Load a codec by bundled name or directory.
+
+    Args:
+        name_or_path: Of the codec that codes all layers.
+        recompute_layers: m. With m > 0 the codec in its subdirectory `recompute-<m>`, which leaves the first m + 1
+            layers to the model. None: whatever the directory holds.
+
+    Raises:
+        CheckpointError: There is no such codec, or it is damaged.
+        InputError: m is negative.
+    """
     from kvcompress.codec import load_tinyvae
 
-    return load_tinyvae(find_checkpoint(name_or_path))
+    directory = find_checkpoint(name_or_path)
+    if recompute_layers is None:
+        return load_tinyvae(directory)
+    if recompute_layers < 0:
+        raise InputError(f"{recompute_layers} layers cannot be recomputed", "Choose 0 or more")
+    part = directory / recompute_name(recompute_layers)
+    if recompute_layers and part.is_dir():
+        bundled_name = f"{name_or_path}/{part.name}"
+        return load_tinyvae(part if directory == Path(name_or_path) else find_checkpoint(bundled_name))
+    found = recompute_choices(directory)
+    if recompute_layers not in found:
+        what = f"no codec here that recomputes {recompute_layers} layers"
+        remedy = f"It has: {', '.join(map(str, found)) or 'none'}; `kvcompress fit --recompute-layers` makes others"
+        raise CheckpointError(what, remedy, path=directory)
+    return load_tinyvae(directory)
+
+
+def recompute_name(recompute_layers: int) -> str:
+    """Return the name of the subdirectory of a codec that recomputes m layers."""
+    return f"recompute-{recompute_layers}"
+
+
+def recompute_choices(directory: Path) -> tuple[int, ...]:
+    """Return the numbers of recomputed layers for which a directory holds a codec, ascending."""
+    found = set()
+    config = directory / "config.json"
+    if config.is_file():
+        try:
+            found.add(int(json.loads(config.read_text(encoding="utf-8")).get("recompute_layers", 0)))
+        except (OSError, ValueError, AttributeError, TypeError) as error:
+            raise CheckpointError(f"config.json cannot be read ({error})", "Fit it again", path=directory) from error
+    for part in directory.glob(recompute_name(0)[:-1] + "*"):
+        number = part.name.rpartition("-")[2]
+        if number.isdecimal() and part.name == recompute_name(int(number)) and (part / "config.json").is_file():
+            found.add(int(number))
+    return tuple(sorted(found))

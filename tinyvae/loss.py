@@ -10,6 +10,8 @@ Where both move along one rate-distortion curve the loss stays as it is; it fall
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -32,6 +34,19 @@ def rate_bits(innovations: Tensor, steps: Tensor) -> tuple[Tensor, Tensor]:
     return 0.5 * torch.log2(1 + power).sum(1), (power.detach() / (1 + power.detach())).sum(1)
 
 
+def error_bits(squares: Tensor, steps: Tensor) -> Tensor:
+    """Return what squared error that no latent can mend is worth, in bits a token, [T] float32.
+
+    Where latents are coded each carries the squared error step**2 / 12, and taking a part of it away costs half the
+    log2: that is the price of squared error at these steps.
+
+    Args:
+        squares: [T] float32 squared error of each token, in the metric in which the latents have unit weight.
+        steps: [T, 1] float32 quantisation steps.
+    """
+    return 6.0 / math.log(2) * squares / steps[:, 0].square()
+
+
 def divergence_nats(exact: Tensor, decoded: Tensor) -> Tensor:
     """Return the mean KL(exact || decoded) in nats of next-token logits [T, V], differentiable in the decoded ones."""
     log_p, log_q = exact.float().log_softmax(-1), decoded.float().log_softmax(-1)
@@ -48,5 +63,5 @@ def trade(bits: Tensor, coded: Tensor, divergence: Tensor, usual_divergence: Ten
         usual_divergence: What it usually is at these steps: the slope of the logarithm is taken there, so that one
             session of tiny divergence does not outweigh the others.
     """
-    worth = 0.5 * coded.mean() / torch.log(torch.tensor(2.0))
+    worth = 0.5 * coded.mean() / math.log(2)
     return bits.mean() + worth * divergence / usual_divergence.clamp(min=1e-12)

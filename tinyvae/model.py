@@ -69,6 +69,10 @@ class TinyVAEConfig:
 class TinyVAE(nn.Module):
     """One group of layers: prior, transform, prediction, quantiser and the integers that choose the tables.
 
+    Args:
+        config: Geometry.
+        known: Channels of other layers that the prior is given, see `TokenPrior`.
+
     Attributes:
         base_level: [PHASES, R] int16 level of each latent at rate 0.
         match_level: [PHASES, MATCHES] int16 added where the same token or pair was decoded before.
@@ -89,11 +93,11 @@ class TinyVAE(nn.Module):
     weights: Tensor
     centroids: Tensor
 
-    def __init__(self, config: TinyVAEConfig) -> None:
+    def __init__(self, config: TinyVAEConfig, known: int = 0) -> None:
         super().__init__()
         self.config = config
         sizes = (config.vocab_size, config.prior_rank, config.prior_taps, config.prior_width)
-        self.prior = TokenPrior(*sizes, config.channels, config.prior_layers)
+        self.prior = TokenPrior(*sizes, config.channels, config.prior_layers, known)
         self.transform = Transform(config.blocks, config.rank)
         self.register_buffer("base_level", torch.zeros(PHASES, config.rank, dtype=torch.int16))
         self.register_buffer("match_level", torch.zeros(PHASES, MATCHES, dtype=torch.int16))

@@ -24,19 +24,22 @@ _WIDE = LEVELS - CALIBRATION_RATE - 1
 RIDGE = 0.01
 
 
-def calibrate_group(vae: TinyVAE, sessions: Rows, sample_rows: int) -> Tensor:
+def calibrate_group(vae: TinyVAE, sessions: Rows, sample_rows: int, *, predict: bool = True) -> Tensor:
     """Fit weights and levels of a group in place and return normalised samples [S] float32 for the tables.
 
     Args:
         vae: Its prior and transform are fitted; weights and levels are replaced.
         sessions: Latents and token ids of sessions that those have not seen.
         sample_rows: Rows of latents whose values are returned.
+        predict: Whether latents are predicted from decoded ones; without, each stands for itself.
     """
     vae.base_level.fill_(_WIDE)  # nothing is dropped while it is measured
     vae.match_level.zero_()
     vae.token_level.zero_()
     vae.centroids.zero_()
-    vae.weights.copy_(prediction_weights(vae, sessions))
+    vae.weights.zero_()
+    if predict:
+        vae.weights.copy_(prediction_weights(vae, sessions))
     rest, ids, places = _innovations(vae, sessions)
     power = [rest[places[:, 0] == phase].square().mean(0).clamp(min=1e-24) for phase in range(PHASES)]
     normal = rest * torch.stack(power).rsqrt()[places[:, 0]]

@@ -173,7 +173,7 @@ def index(
 
     from kvcompress.zoo import weights_digest
 
-    names = sorted(path.parent.name for path in root.glob("*/model.safetensors"))
+    names = sorted(path.parent.relative_to(root).as_posix() for path in root.glob("**/model.safetensors"))
     digests = {name: weights_digest(root / name) for name in names}
     (root / "index.json").write_text(json.dumps(digests, indent=1) + "\n")
     typer.echo(json.dumps(digests, indent=1))

@@ -81,7 +81,7 @@ def read_back(codec: TinyVAECodec, encoded: Encoded) -> list[Tensor]:
     Raises:
         FormatError: A section is damaged.
     """
-    token_ids, _, positions = read_session(encoded)
+    token_ids, _, positions = read_session(encoded, codec.preset)
     rate, found = int(encoded.settings["rate"]), []
     for group, layers in enumerate(codec.groups):
         place = positions[layers[0]]

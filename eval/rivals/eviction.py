@@ -20,7 +20,7 @@ from eval.rivals.raw16 import from_16_bits, stored_dtype, stored_in, to_16_bits
 from kvcompress.channels import LayerShape, layer_shapes
 from kvcompress.container import Encoded
 from kvcompress.errors import FormatError, InputError, MismatchError
-from kvcompress.sections import SESSION_SECTIONS, encoded_session, read_session
+from kvcompress.sections import encoded_session, own_sections, read_session
 from kvcompress.snapshot import CACHE_DTYPES, KVSnapshot, LayerKV
 
 KEEP_FRACTIONS = (1 / 2, 1 / 4, 1 / 8, 1 / 16, 1 / 32)
@@ -113,7 +113,7 @@ def require_own(encoded: Encoded, kind: str, fingerprint: str, own: Sequence[str
     if (encoded.codec, encoded.codec_fingerprint) != (kind, fingerprint):
         made, wanted = f"{encoded.codec} {encoded.codec_fingerprint[:16]}", f"{kind} {fingerprint[:16]}"
         raise MismatchError("the codec", made.strip(), wanted.strip(), "Decode it with the codec that made it")
-    odd = sorted(set(encoded.sections) ^ {*SESSION_SECTIONS, *own})
+    odd = sorted(own_sections(encoded) ^ set(own))
     if odd:
         raise FormatError(f"the sections are not those of the codec {kind!r}: {', '.join(odd)}")
 

@@ -20,7 +20,7 @@ from eval.rivals.bitpacking import MOST_FLOAT16, ByteReader, Reals
 from eval.rivals.protocol import Calibration, Rival
 from kvcompress.container import Encoded
 from kvcompress.errors import FormatError, MismatchError
-from kvcompress.sections import SESSION_SECTIONS, encoded_session, read_session
+from kvcompress.sections import encoded_session, own_sections, read_session
 from kvcompress.snapshot import CACHE_DTYPES, KVSnapshot, LayerKV, Origin
 
 Shape = tuple[int, int, int]
@@ -98,7 +98,7 @@ def opened(rival: Named, encoded: Encoded, sections: Sequence[str]) -> Opened:
     for key, value in rival.settings.items():
         if encoded.settings.get(key) != value:
             raise MismatchError(f"the setting {key!r}", str(encoded.settings.get(key)), str(value), remedy)
-    odd = set(encoded.sections) ^ {*SESSION_SECTIONS, *sections}
+    odd = own_sections(encoded) ^ set(sections)
     if odd:
         raise FormatError(f"the file's sections are not those of its codec: {', '.join(sorted(odd))}")
     token_ids, origin, positions = read_session(encoded)

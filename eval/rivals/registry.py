@@ -9,6 +9,7 @@ from pathlib import Path
 from eval.rivals.protocol import Calibration, Rival
 from eval.rivals.tinyvae import points
 from kvcompress.errors import InputError
+from kvcompress.hf import recompute_with
 from kvcompress.zoo import DEFAULT_CODEC, find_checkpoint, load_codec
 
 OWN = "tinyvae"
@@ -61,7 +62,9 @@ def build(name: str, calibration: Calibration, *, first: bool = True) -> list[Ri
     reference = DEFAULT_CODEC if name == OWN else name
     directory = find_checkpoint(reference)
     family = OWN if first else f"{OWN}:{Path(name).name}"
-    return list(points(load_codec(reference), family, (directory / "model.safetensors").stat().st_size))
+    codec = load_codec(reference)
+    codec.recompute = recompute_with(calibration.model, calibration.tokenizer)
+    return list(points(codec, family, (directory / "model.safetensors").stat().st_size))
 
 
 def build_all(names: Sequence[str], calibration: Calibration) -> Iterator[tuple[str, list[Rival], str | None]]:

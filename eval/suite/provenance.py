@@ -32,8 +32,8 @@ def provenance(
     snapshot = subjects[0].snapshot
     return {
         "command": command,
-        "commit": _commit(),
-        "versions": {"python": platform.python_version(), **_versions()},
+        "commit": commit(),
+        "versions": {"python": platform.python_version(), **package_versions()},
         "machine": {
             "processor": platform.machine(),
             "cores": os.cpu_count() or 1,
@@ -73,7 +73,8 @@ def warning(worth_nats: float) -> str | None:
     )
 
 
-def _versions() -> dict[str, str]:
+def package_versions() -> dict[str, str]:
+    """Return the installed versions of what figures depend on."""
     found = {}
     for package in PACKAGES:
         try:
@@ -83,7 +84,7 @@ def _versions() -> dict[str, str]:
     return found
 
 
-def _commit() -> str | None:
+def commit() -> str | None:
     """Return the commit that the working tree is at, marked where files differ from it; None outside a checkout."""
     root = Path(__file__).parents[2]
     try:

@@ -14,6 +14,14 @@ import typer
 ForceOption = Annotated[bool, typer.Option("--force", help="Replace an existing output file.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
 ModelOption = Annotated[str, typer.Option("--model", help="Model directory, or the name of a bundled model.")]
+RecomputeModelOption = Annotated[
+    str | None,
+    typer.Option("--model", help="Model, for a file whose first layers it recomputes: a directory or a bundled name."),
+]
+RecomputeLayersOption = Annotated[
+    int | None,
+    typer.Option(help="Layers that the model runs when the session is restored; the file leaves them out."),
+]
 CodecOption = Annotated[str, typer.Option("--codec", help="Codec directory, or the name of a bundled codec.")]
 DtypeOption = Annotated[str, typer.Option("--dtype", help="float32, bfloat16 or float16.")]
 KvzArgument = Annotated[Path, typer.Argument(help="A .kvz file.", metavar="FILE.kvz", show_default=False)]

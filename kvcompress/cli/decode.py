@@ -7,7 +7,8 @@ from typing import Annotated
 
 import typer
 
-from kvcompress.cli.console import CodecOption, ForceOption, JsonOption, KvzArgument, show
+from kvcompress.cli.console import CodecOption, ForceOption, JsonOption, KvzArgument, RecomputeModelOption, show
+from kvcompress.cli.models import recompute_by
 from kvcompress.zoo import DEFAULT_CODEC
 
 
@@ -15,16 +16,17 @@ def decode(
     file: KvzArgument,
     output: Annotated[Path, typer.Option("-o", "--output", help="Raw snapshot to write (.safetensors).")],
     codec: CodecOption = DEFAULT_CODEC,
+    model: RecomputeModelOption = None,
     force: ForceOption = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Restore the raw snapshot of a file; no model is needed."""
+    """Restore the raw snapshot of a file; no model is needed, unless it recomputes the first layers."""
     from kvcompress.atomic import require_writable
     from kvcompress.files import load_snapshot
     from kvcompress.raw import save_raw
 
     require_writable(output, force)
-    snapshot = load_snapshot(file, codec)
+    snapshot = load_snapshot(file, codec, recompute_by(model))
     save_raw(output, snapshot, force=force)
     data = {"output": str(output), "tokens": snapshot.tokens, "file_bytes": output.stat().st_size}
     show(data, as_json=as_json)

@@ -6,19 +6,20 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from kvcompress.cli.console import CodecOption, ForceOption, JsonOption, progress_bar, show
+from kvcompress.cli.console import CodecOption, ForceOption, JsonOption, RecomputeLayersOption, show
 from kvcompress.cli.inspect import in_words
+from kvcompress.cli.wish import Wish, fulfil
 from kvcompress.cli.wishes import PlanWishes
-from kvcompress.errors import InputError, about
+from kvcompress.errors import about
 from kvcompress.zoo import DEFAULT_CODEC, DEFAULT_MODEL
 
 if TYPE_CHECKING:
     from kvcompress.container import Encoded
-    from kvcompress.snapshot import KVSnapshot
+    from kvcompress.dial import Choice
 
 
 def encode(
@@ -35,8 +36,14 @@ def encode(
         float | None,
         typer.Option(help="Smallest file whose mean KL (nats), resumed on the session's own end, is at most this."),
     ] = None,
+    recompute_layers: RecomputeLayersOption = None,
+    link: Annotated[
+        float | None,
+        typer.Option(metavar="MBIT/S", help="Choose --recompute-layers for the shortest way back over such a link."),
+    ] = None,
     model: Annotated[
-        str | None, typer.Option(help="Model that --max-kl and plans resume with. [default: the bundled one]")
+        str | None,
+        typer.Option(help="Model that --max-kl, --recompute-layers, --link and plans run. [default: the bundled one]"),
     ] = None,
     lossless: Annotated[bool, typer.Option("--lossless", help="Give the identical bits back; needs no codec.")] = False,
     plan: Annotated[
@@ -65,19 +72,12 @@ def encode(
     as_json: JsonOption = False,
 ) -> None:
     """Compress a raw snapshot."""
-    if sum((quality is not None, size_ratio is not None, max_kl is not None, lossless)) > 1:
-        raise InputError("name only one of --quality, --size-ratio, --max-kl and --lossless")
-    wishes = PlanWishes(
+    plans = PlanWishes(
         plan, scorer or [], keep or [], keep_message or [], keep_fraction, guarantee or [], plan_table, races
     )
-    planned = wishes.wanted()
-    if model is not None and max_kl is None and not planned:
-        what = "--model needs --max-kl or a plan"
-        raise InputError(what, "Only a file with a bound on its KL, or of a plan, is measured with a model")
-    if max_kl is not None:
-        from kvcompress.closed_loop import require_bound
-
-        require_bound(max_kl)
+    planned = plans.wanted()
+    wish = Wish(codec, quality, size_ratio, max_kl, lossless, recompute_layers, link, model, planned)
+    wish.check()
     from kvcompress.atomic import require_writable
     from kvcompress.container import save
     from kvcompress.raw import load_raw
@@ -92,52 +92,50 @@ def encode(
         if planned:
             from kvcompress.cli.planning import encode_planned
 
+            choice = None
             target = {"quality": quality, "size_ratio": size_ratio, "max_kl_nats": max_kl}
-            encoded, notes = encode_planned(snapshot, codec, model or DEFAULT_MODEL, target, lossless, wishes, force)
-        elif max_kl is not None:
-            encoded = _encoded_within(snapshot, codec, model or DEFAULT_MODEL, max_kl)
+            encoded, notes = encode_planned(snapshot, codec, model or DEFAULT_MODEL, target, lossless, plans, force)
         else:
-            encoded = _encoded(snapshot, codec, quality or "transparent", size_ratio, lossless)
+            encoded, choice = fulfil(wish, snapshot)
     seconds = time.perf_counter() - start
     save(output, encoded, force=force)
     file_bytes = output.stat().st_size
     reached = snapshot.raw_bytes / file_bytes
     data = {"output": str(output), "tokens": snapshot.tokens, "raw_bytes": snapshot.raw_bytes, "file_bytes": file_bytes}
     data |= {"size_ratio": reached, "encode_seconds": seconds, "codec": encoded.codec}
-    for note in (*notes, *_notes(encoded, reached)):
+    for note in (*notes, *_notes(encoded, reached, choice)):
         sys.stderr.write(f"note: {note}.\n")
-    show(data | ({"settings": dict(encoded.settings)} if as_json else in_words(encoded.settings)), as_json=as_json)
+    if as_json:
+        show(data | {"settings": dict(encoded.settings)} | (_dial_json(choice) if choice else {}), as_json=True)
+        return
+    show(data | in_words(encoded.settings), as_json=False)
+    if choice:
+        sys.stdout.write("\n" + "".join(f"{line}\n" for line in _dial_lines(choice)))
 
 
-def _encoded(snapshot: KVSnapshot, codec: str, quality: str, size_ratio: float | None, lossless: bool) -> Encoded:
-    if lossless:
-        from kvcompress.lossless import LosslessCodec
-
-        return LosslessCodec().encode(snapshot)
-    from kvcompress.plan import encode_at_quality, encode_at_size_ratio
-    from kvcompress.zoo import load_codec
-
-    loaded = load_codec(codec)
-    if size_ratio is not None:
-        return encode_at_size_ratio(loaded, snapshot, size_ratio)
-    return encode_at_quality(loaded, snapshot, quality)
+def _dial_json(choice: Choice) -> dict[str, Any]:
+    return {"dial": [way.to_json() for way in choice.ways], "prefill": choice.prefill.to_json()}
 
 
-def _encoded_within(snapshot: KVSnapshot, codec: str, model: str, max_kl_nats: float) -> Encoded:
-    from kvcompress.closed_loop import Race, hold_back
-    from kvcompress.hf import load_model
-    from kvcompress.zoo import find_checkpoint, load_codec
-
-    loaded = load_codec(codec)
-    language_model, tokenizer = load_model(find_checkpoint(model), snapshot.origin.dtype)
-    tail = hold_back(language_model, snapshot, tokenizer)  # every refusal comes before the bar
-    with progress_bar("encode") as progress:
-        return Race(loaded, language_model, snapshot, tail, max_kl_nats, progress).winner()
+def _dial_lines(choice: Choice) -> Iterator[str]:
+    """Yield the table of all ways back, the chosen one marked."""
+    yield f"  {'m':<8}{'bytes':>12}{'transfer':>12}{'restore':>12}{'total':>12}"
+    for way in (*choice.ways, choice.prefill):
+        name = "prefill" if way.recompute_layers is None else str(way.recompute_layers)
+        seconds = (way.transfer_seconds, way.restore_seconds, way.total_seconds)
+        mark = "  chosen" if way is choice.chosen else ""
+        yield f"  {name:<8}{way.file_bytes:>12,}" + "".join(f"{value:>10.3f} s" for value in seconds) + mark
 
 
-def _notes(encoded: Encoded, reached: float) -> Iterator[str]:
+def _notes(encoded: Encoded, reached: float, choice: Choice | None) -> Iterator[str]:
     """Yield what a user who looks at the size alone would miss, a line each."""
     settings = encoded.settings
+    if choice:
+        from kvcompress.dial import prefill_note
+
+        told = prefill_note(choice)
+        if told is not None:
+            yield told
     if "size_ratio" in settings:
         from kvcompress.plan import size_ratio_note
 

@@ -20,22 +20,38 @@ def fit(
     prior_rank: Annotated[int, typer.Option(help="Columns of the prior's token table.", min=1)] = 96,
     prior_taps: Annotated[int, typer.Option(help="Tokens the prior looks up.", min=1)] = 4,
     prior_width: Annotated[int, typer.Option(help="Hidden units of the prior.", min=1)] = 256,
+    recompute_layers: Annotated[
+        int, typer.Option(help="Layers that the model runs when a session is restored; fewer are coded then.")
+    ] = 0,
     threads: Annotated[int | None, typer.Option(help="Threads of torch. [default: all cores]", min=1)] = None,
     seed: Annotated[int, typer.Option(help="Seed of the split and of sampling.")] = 0,
     force: ForceOption = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Fit a codec in closed form and measure its quality tiers; a few minutes for a small model."""
+    """Fit a codec in closed form and measure its quality tiers; a few minutes for a small model.
+
+    With --recompute-layers m it goes into the subdirectory recompute-m, beside the codec that codes all layers.
+    """
     import torch
 
     from kvcompress.checkpoint import fit_checkpoint
     from kvcompress.fit import FitSettings
+    from kvcompress.zoo import recompute_name
 
+    if recompute_layers:
+        output = output / recompute_name(recompute_layers)
     if (output / "config.json").exists() and not force:
         raise InputError("already holds a codec", "Pass --force to replace it", path=output)
     if threads:
         torch.set_num_threads(threads)
-    settings = FitSettings(rank=rank, prior_rank=prior_rank, prior_taps=prior_taps, prior_width=prior_width, seed=seed)
+    settings = FitSettings(
+        rank=rank,
+        prior_rank=prior_rank,
+        prior_taps=prior_taps,
+        prior_width=prior_width,
+        recompute_layers=recompute_layers,
+        seed=seed,
+    )
     with progress_bar("fit") as progress:
         summary = fit_checkpoint(model, sessions, output, settings, progress)
     show(summary, as_json=as_json)

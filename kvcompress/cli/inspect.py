@@ -24,6 +24,9 @@ def in_words(settings: Mapping[str, Any]) -> dict[str, str]:
             along = "{} tokens that the model said itself" if over == "future_tokens" else "the last {} tokens"
             told = f"mean KL {{:.4g}} nats, measured over {along}; asked for: at most {{:g}}"
             words["certificate"] = told.format(*numbers)
+    layers = settings.get("recompute_layers")
+    if isinstance(layers, int) and layers > 0:
+        words["recomputed"] = f"keys and values of layers 0 to {layers}: restoring needs the model"
     if settings.get("unlike") is True and isinstance(stored, str):
         quality = settings.get("quality")
         words["quality"] = f"{quality!r} was asked for, {stored!r} is stored: unlike the sessions that the codec knows"

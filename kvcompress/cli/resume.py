@@ -30,12 +30,12 @@ def resume(
 ) -> None:
     """Load a session and let the model go on."""
     from kvcompress.files import load_snapshot
-    from kvcompress.hf import load_model, restore
+    from kvcompress.hf import load_model, recompute_with, restore
     from kvcompress.resume import TextStream, generate_from, resume_start
     from kvcompress.zoo import find_checkpoint
 
-    snapshot = load_snapshot(file, codec)
     language_model, tokenizer = load_model(find_checkpoint(model), dtype)
+    snapshot = load_snapshot(file, codec, recompute_with(language_model, tokenizer))
     if tokenizer is None:
         raise InputError("the model has no tokenizer", "Save one beside the model", path=model)
     cache = restore(snapshot, language_model, tokenizer=tokenizer)

@@ -51,7 +51,7 @@ def capture(
         InputError: The model, the tokens or the cache cannot be used.
     """
     layout = new_cache(model)
-    ids = _check_ids(model, token_ids)
+    ids = check_ids(model, token_ids)
     if model.training:
         raise InputError("the model is in training mode", "Call model.eval() first")
     if cache is not None and ids.numel():
@@ -73,8 +73,12 @@ def capture(
     return KVSnapshot(layers, ids, origin)
 
 
-def _check_ids(model: PreTrainedModel, token_ids: Tensor | Sequence[int]) -> Tensor:
-    """Return the tokens as [N] int64 on the CPU in memory of their own."""
+def check_ids(model: PreTrainedModel, token_ids: Tensor | Sequence[int]) -> Tensor:
+    """Return the tokens as [N] int64 on the CPU in memory of their own.
+
+    Raises:
+        InputError: They are no sequence of ids, lie outside the model's vocabulary, or are more than its context.
+    """
     try:
         ids = token_ids.detach() if isinstance(token_ids, Tensor) else torch.tensor(list(token_ids))
     except (TypeError, ValueError, RuntimeError) as error:

@@ -25,7 +25,7 @@ TOLERANCE = 1e-4
 def test_golden_symbols_are_identical_on_every_machine() -> None:
     codec, encoded = load_codec(), load(GOLDEN / "tinyvae.kvz")
     known = json.loads((GOLDEN / "tinyvae.json").read_text())
-    token_ids, _, _ = read_session(encoded)
+    token_ids, _, _ = read_session(encoded, codec.preset)
     rate, vae = encoded.settings["rate"], codec.vae(0)
     levels = vae.levels(token_ids, codec.rates(0, token_ids, rate)).numpy()
     symbols = decode_symbols(encoded.sections["latents.0"], levels, codec.bank)
@@ -47,6 +47,7 @@ def test_encoding_the_same_session_gives_a_file_of_the_same_size() -> None:
     """Not the same bytes on every machine: the analysis is float. The symbols may differ only where they tie."""
     encoded = load(GOLDEN / "tinyvae.kvz")
     model, tokenizer = load_model(find_checkpoint("reference-lm"))
-    token_ids, _, _ = read_session(encoded)
-    again = load_codec().encode(capture(model, token_ids, tokenizer=tokenizer), encoded.settings["rate"])
+    codec = load_codec()
+    token_ids, _, _ = read_session(encoded, codec.preset)
+    again = codec.encode(capture(model, token_ids, tokenizer=tokenizer), encoded.settings["rate"])
     assert abs(len(to_bytes(again)) - len(to_bytes(encoded))) <= 64

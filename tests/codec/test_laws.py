@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,12 +15,12 @@ from kvcompress.calibrate import measure_rate, prepare_trial
 from kvcompress.channels import to_channels
 from kvcompress.checkpoint import save_codec
 from kvcompress.codec import HIGHEST_RATE, TinyVAECodec, load_tinyvae, rope_of
-from kvcompress.container import load, save, to_bytes
+from kvcompress.container import from_bytes, load, save, to_bytes
 from kvcompress.entropy import decode_symbols
 from kvcompress.errors import CheckpointError, FormatError, InputError, MismatchError
 from kvcompress.hf import capture
 from kvcompress.plan import encode_at_quality, encode_at_size_ratio
-from kvcompress.snapshot import KVSnapshot
+from kvcompress.snapshot import CACHE_DTYPES, KVSnapshot, LayerKV
 from tests.codec.conftest import random_sessions, tiny_model
 
 KINDS = (torch.int8, torch.uint8, torch.int16, torch.bfloat16, torch.float16, torch.float32)
@@ -174,6 +175,49 @@ def test_checkpoint_round_trip_keeps_the_fingerprint_and_the_bytes(
     assert loaded.fingerprint == codec.fingerprint
     assert loaded.tiers == codec.tiers
     assert to_bytes(loaded.encode(snapshot, 100)) == to_bytes(codec.encode(snapshot, 100))
+
+
+def test_files_need_not_repeat_the_origin_that_their_codec_keeps(codec: TinyVAECodec, snapshot: KVSnapshot) -> None:
+    assert codec.preset.origin
+    encoded = codec.encode(snapshot, 100)
+    assert len(encoded.sections["origin"]) < 48
+    assert len(to_bytes(encoded)) - len(encoded.sections["latents.0"]) - len(encoded.sections["tokens"]) < 300
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"model_name": "elsewhere"}, {"dtype": "bfloat16"}, {"next_position": 500}, {"rope_layers": (True,) * 3}],
+)
+def test_an_origin_unlike_the_codecs_own_survives(
+    codec: TinyVAECodec, snapshot: KVSnapshot, changes: dict[str, Any]
+) -> None:
+    origin = dataclasses.replace(snapshot.origin, **changes)
+    dtype = CACHE_DTYPES[origin.dtype]
+    layers = tuple(LayerKV(kv.keys.to(dtype), kv.values.to(dtype), kv.positions) for kv in snapshot.layers)
+    decoded = codec.decode(from_bytes(to_bytes(codec.encode(KVSnapshot(layers, snapshot.token_ids, origin), 100))))
+    assert decoded.origin == origin
+
+
+def test_codec_without_an_origin_writes_it_whole_and_reads_no_file_that_leans_on_one(
+    codec: TinyVAECodec, snapshot: KVSnapshot, tmp_path: Path
+) -> None:
+    config = {name: value for name, value in codec.config_json().items() if name != "origin"}
+    old = TinyVAECodec(**config).eval()
+    old.load_state_dict(codec.state_dict())
+    save_codec(old, tmp_path / "codec")
+    old = load_tinyvae(tmp_path / "codec")
+    assert old.fingerprint == codec.fingerprint
+    whole = old.encode(snapshot, 100)
+    assert same(codec.decode(whole), old.decode(whole))
+    assert old.decode(whole).origin == snapshot.origin
+    with pytest.raises(MismatchError, match=r"origin.*found none.*--codec"):
+        old.decode(codec.encode(snapshot, 100))
+
+
+def test_header_and_origin_must_agree(codec: TinyVAECodec, snapshot: KVSnapshot) -> None:
+    encoded = codec.encode(snapshot, 100)
+    with pytest.raises(FormatError, match="name different models"):
+        codec.decode(dataclasses.replace(encoded, model={**encoded.model, "weights": "0" * 32}))
 
 
 def test_damaged_checkpoints_are_refused_in_one_line(codec: TinyVAECodec, tmp_path: Path) -> None:

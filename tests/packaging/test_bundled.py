@@ -11,7 +11,7 @@ import torch
 from kvcompress.errors import CheckpointError
 from kvcompress.hf import load_model
 from kvcompress.sessions import read_sessions, session_token_ids
-from kvcompress.zoo import bundled, checkpoint_root, find_checkpoint, load_codec
+from kvcompress.zoo import DEFAULT_CODEC, bundled, checkpoint_root, find_checkpoint, load_codec, recompute_choices
 
 MODEL_LIMIT_BYTES = 24_000_000
 
@@ -36,14 +36,22 @@ def test_reference_model_is_stored_in_bfloat16_with_a_chat_template() -> None:
     assert model.get_input_embeddings().weight.shape[0] == len(tokenizer)
 
 
-def test_bundled_codec_belongs_to_the_bundled_model() -> None:
+def test_bundled_codecs_belong_to_the_bundled_model() -> None:
     from kvcompress.hf import fingerprint
 
     model, tokenizer = load_model(find_checkpoint("reference-lm"))
-    codec = load_codec()
-    codec.model_fingerprint.require_match(fingerprint(model, tokenizer))
-    assert set(codec.tiers) == {"transparent", "high", "usable"}
-    assert codec.tiers["transparent"] >= codec.tiers["high"] >= codec.tiers["usable"]
+    for layers in recompute_choices(find_checkpoint(DEFAULT_CODEC)):
+        codec = load_codec(DEFAULT_CODEC, layers)
+        codec.model_fingerprint.require_match(fingerprint(model, tokenizer))
+        assert codec.recompute_layers == layers
+        assert set(codec.tiers) == {"transparent", "high", "usable"}
+        assert codec.tiers["transparent"] >= codec.tiers["high"] >= codec.tiers["usable"]
+
+
+def test_every_bundled_checkpoint_has_its_digest() -> None:
+    root = checkpoint_root()
+    there = {path.parent.relative_to(root).as_posix() for path in root.glob("**/model.safetensors")}
+    assert there == set(bundled())
 
 
 def test_damaged_bundled_weights_are_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

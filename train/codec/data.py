@@ -1,4 +1,4 @@
-"""Sessions of a codec's training: split whole, never by token; latents harvested once into safetensors shards."""
+"""Sessions of a codec's training: split whole, never by token; caches harvested once into safetensors shards."""
 
 from __future__ import annotations
 
@@ -57,8 +57,8 @@ def split_sessions(model: Any, tokenizer: Any, path: Path, seed: int, kept_out: 
     return Split(parts["train"], parts["test"])
 
 
-class LatentShards(torch.utils.data.Dataset[dict[str, Tensor]]):
-    """Latents of sessions before the prior is subtracted, one file a session; made once, then only read.
+class ChannelShards(torch.utils.data.Dataset[dict[str, Tensor]]):
+    """Channels of sessions, one file a session; made once, then only read.
 
     Args:
         directory: Where the shards are.
@@ -73,21 +73,24 @@ class LatentShards(torch.utils.data.Dataset[dict[str, Tensor]]):
         return len(self.paths)
 
     def __getitem__(self, index: int) -> dict[str, Tensor]:
-        """Return `token_ids` [N] and for each group g `places.g` [T] and `latents.g` [T, R] float16."""
+        """Return `token_ids` [N] and for each group g `places.g` [T], `channels.g` [T, C] float16, `known.g` [N, C'].
+
+        Known channels, float16, are there only where the codec leaves layers to the model.
+        """
         return load_file(self.paths[index])
 
 
 @torch.inference_mode()
-def harvest_latents(
+def harvest_channels(
     model: Any, codec: TinyVAECodec, sessions: Dataset, directory: Path, progress: Callable[[str, int, int], None]
-) -> LatentShards:
-    """Write what is not there yet of the shards of sessions: the analysis of each cache, the prior not subtracted."""
+) -> ChannelShards:
+    """Write what is not there yet of the shards of sessions."""
     directory.mkdir(parents=True, exist_ok=True)
-    shards = LatentShards(directory, len(sessions))
+    shards = ChannelShards(directory, len(sessions))
     for number, (path, row) in enumerate(zip(shards.paths, sessions, strict=True)):
         if not path.exists():
             ids = torch.tensor(row["token_ids"])
-            tensors = {"token_ids": ids} | _latents(model, codec, ids)
+            tensors = {"token_ids": ids} | _channels(model, codec, ids)
             part = path.with_suffix(".part")
             save_file(tensors, part)
             part.rename(path)
@@ -95,13 +98,15 @@ def harvest_latents(
     return shards
 
 
-def _latents(model: Any, codec: TinyVAECodec, ids: Tensor) -> dict[str, Tensor]:
+def _channels(model: Any, codec: TinyVAECodec, ids: Tensor) -> dict[str, Tensor]:
     snapshot, found = capture(model, ids), dict[str, Tensor]()
     for group, layers in enumerate(codec.groups):
-        channels = to_channels(snapshot, layers, rope_of(snapshot.origin))
         found[f"places.{group}"] = group_positions(snapshot, layers).clone()
-        latents = codec.vae(group).transform.analyse(channels)
-        found[f"latents.{group}"] = latents.clamp(-6e4, 6e4).half()
+        channels = to_channels(snapshot, layers, rope_of(snapshot.origin))
+        found[f"channels.{group}"] = channels.clamp(-6e4, 6e4).half()
+        known = codec.known_rows(snapshot, group)
+        if known is not None:
+            found[f"known.{group}"] = known.clamp(-6e4, 6e4).half()
     return found
 
 

@@ -1,7 +1,8 @@
 """The two trained stages of a codec as Lightning modules: bits of the prior, then bits and divergence of all.
 
 ```
-rate stage        latents (harvested) - prior(tokens) - predicted from neighbours ──► bits
+rate stage        caches (harvested) - prior(tokens) ─► analyse ─► - predicted from neighbours ──► bits
+                                           └──► what no latent reaches ──► its squared error in bits
 divergence stage  cache ─► analyse ─► - prior - predicted ─► quantize ─► synthesise ─► RoPE ─► resumed model ─► KL
                                               └──► bits
 ```
@@ -24,9 +25,10 @@ from kvcompress.hf.restore import restore
 from kvcompress.resume import feed
 from kvcompress.snapshot import KVSnapshot
 from tinyvae import TinyVAE
-from tinyvae.loss import divergence_nats, rate_bits, trade
+from tinyvae.loss import divergence_nats, error_bits, rate_bits, trade
 from tinyvae.neighbours import Phase, phases
 from tinyvae.quantize import steps_at
+from tinyvae.transform import times_block_metric
 from train.codec.recipe import CodecRecipe, Stage
 
 WARMUP_SHARE = 0.05
@@ -91,7 +93,11 @@ class StageModule(lightning.LightningModule):
 
 
 class RateStage(StageModule):
-    """Trains the prior on the bits of harvested latents, neighbours taken as they are before quantisation."""
+    """Trains the prior on the bits of harvested caches, neighbours taken as they are before quantisation.
+
+    Where no latent reaches, the prior's error stays in the decoded cache: it counts by what as much error costs in bits
+    where it is coded.
+    """
 
     def training_step(self, batch: list[dict[str, Tensor]], batch_idx: int) -> Tensor:
         """Return the mean smooth bits of a token over the sessions of a step."""
@@ -110,11 +116,15 @@ class RateStage(StageModule):
 
     def _session(self, session: dict[str, Tensor], group: int, rate: int) -> tuple[Tensor, Tensor]:
         vae, ids, places = self.codec.vae(group), session["token_ids"], session[f"places.{group}"]
-        expected = vae.prior(ids)[places] @ vae.transform.analysis
-        rest = session[f"latents.{group}"].float() - expected
-        return rate_bits(
-            innovations(vae, rest, ids[places]), steps_at(vae.config.reference_step, vae.rates(ids, rate)[places])
-        )
+        known = session.get(f"known.{group}")
+        expected = vae.prior(ids, None if known is None else known.float())[places]
+        left = session[f"channels.{group}"].float() - expected
+        rest = vae.transform.analyse(left)
+        beyond = left - vae.transform.synthesise(rest, torch.zeros_like(left))
+        squares = (times_block_metric(beyond, vae.transform.metric.dense, vae.config.blocks) * beyond).sum(1)
+        steps = steps_at(vae.config.reference_step, vae.rates(ids, rate)[places])
+        bits, coded = rate_bits(innovations(vae, rest, ids[places]), steps)
+        return bits + error_bits(squares, steps), coded
 
 
 def innovations(vae: TinyVAE, rest: Tensor, token_ids: Tensor) -> Tensor:
@@ -164,7 +174,7 @@ class DivergenceStage(StageModule):
             snapshot = capture(model, ids[:cut])
             exact = feed(model, restore(snapshot, model, check_fingerprint=False), ids[cut:], cut)
         bits, coded, cache = torch.zeros(1), torch.zeros(1), DynamicCache(config=model.config)
-        layers: dict[int, tuple[Tensor, Tensor]] = {}
+        layers = {i: (layer.keys[None], layer.values[None]) for i, layer in self.codec.known_layers(snapshot).items()}
         for group in range(len(self.codec.groups)):
             spent, counted, channels = coded_channels(self.codec, group, snapshot, rate)
             bits, coded = bits + spent.sum() / cut, coded + counted.sum() / cut
@@ -192,7 +202,7 @@ def coded_channels(codec: TinyVAECodec, group: int, snapshot: KVSnapshot, rate: 
     vae, layers = codec.vae(group), codec.groups[group]
     place = group_positions(snapshot, layers)
     ids, rates = snapshot.token_ids[place], codec.rates(group, snapshot.token_ids, rate)[place]
-    expected = vae.prior(snapshot.token_ids)[place]
+    expected = vae.prior(snapshot.token_ids, codec.known_rows(snapshot, group))[place]
     rest = vae.analyse(expected, to_channels(snapshot, layers, rope_of(snapshot.origin)))
     with torch.no_grad():
         symbols, levels = vae.quantize(rest.detach(), ids, rates)

@@ -49,10 +49,10 @@ class CodecRecipe:
 
     fit: FitSettings = field(default_factory=FitSettings)
     prior_layers: int = 1
-    rate_stage: Stage = field(default_factory=lambda: Stage(3000, 2e-3, 0.0, 2))
-    divergence_stage: Stage = field(default_factory=lambda: Stage(1500, 2e-4, 2e-3))
+    rate_stage: Stage = field(default_factory=lambda: Stage(2000, 2e-3))
+    divergence_stage: Stage = field(default_factory=lambda: Stage(1800, 2e-4, 2e-3))
     lowest_rate: int = 8
-    highest_rate: int = 64
+    highest_rate: int = 72
     prefix_tokens: int = 1024
     continuation_tokens: int = 192
     devices: int = 1

@@ -5,7 +5,7 @@ What a run has done so far lies beside its result, and a run that was cut off go
 ```
 OUT/                           the codec: config.json, model.safetensors, README.md
 OUT.run/closed-form/, rate/    the codec before training, and after the first stage
-OUT.run/shards/                harvested latents
+OUT.run/shards/                harvested caches
 OUT.run/steps/STAGE/           Lightning's last checkpoint of a stage
 OUT.run/logs/                  curves, for wandb or as CSV
 ```
@@ -31,7 +31,7 @@ from kvcompress.fit import Fitter
 from kvcompress.harvest import tokenized_sessions
 from kvcompress.hf import load_model
 from kvcompress.zoo import find_checkpoint
-from train.codec.data import Cuts, Split, harvest_latents, split_sessions
+from train.codec.data import Cuts, Split, harvest_channels, split_sessions
 from train.codec.guard import Guard
 from train.codec.module import DivergenceStage, RateStage, StageModule
 from train.codec.recipe import CodecRecipe
@@ -100,7 +100,7 @@ class CodecRun:
             return codec
         shards = self.state / "shards"
         parts = [
-            harvest_latents(self.model, start, rows, shards / name, self.progress)
+            harvest_channels(self.model, start, rows, shards / name, self.progress)
             for name, rows in (("train", split.train), ("validation", split.validation))
         ]
         loaders = [

@@ -1,0 +1,1 @@
+"""What each part of the codec is worth: the same codec without it, at equal KL."""

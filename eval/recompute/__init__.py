@@ -1,0 +1,1 @@
+"""The dial between coding everything and prefilling again: `python -m eval recompute`."""
