@@ -137,6 +137,40 @@ def devices_command(
     devices(out, model, codec, sessions, tokens, count, quality)
 
 
+@app.command("prune")
+def prune_command(
+    codec: Annotated[str, typer.Option(help="Codec directory, or the name of a bundled codec.")] = DEFAULT_CODEC,
+    model: Annotated[str, typer.Option(help="Model directory, or the name of a bundled model.")] = DEFAULT_MODEL,
+    sessions: Annotated[Path, typer.Option(help="JSON lines of recorded sessions.")] = SESSIONS,
+    out: Annotated[Path, typer.Option(help="Directory of rows and report; rows found there stay.")] = Path(
+        "reports/prune"
+    ),
+    quality: Annotated[
+        list[str] | None, typer.Option(help="Quality word whose file size is met; repeat it. [default: all three]")
+    ] = None,
+    tokens: Annotated[int, typer.Option(help="Tokens stored of each session.", min=32)] = 1024,
+    continuation: Annotated[int, typer.Option(help="Tokens predicted after them.", min=64)] = 128,
+    count: Annotated[int, typer.Option(help="Sessions measured; --fit takes the others.", min=1)] = 24,
+    threads: Annotated[int, typer.Option(help="Threads of torch.", min=1)] = 2,
+    fit: Annotated[bool, typer.Option("--fit", help="Fit what scorers learn instead of measuring.")] = False,
+) -> None:
+    """Compare scorers at equal bytes and at equal kept tokens, with controls; or fit them."""
+    import torch
+
+    from eval.prune.board import BoardSettings
+    from eval.prune.run import fit as fit_scorers
+    from eval.prune.run import leaderboard
+
+    torch.set_num_threads(threads)
+    settings = BoardSettings(tuple(quality or BoardSettings().qualities), tokens, continuation, count)
+    command = " ".join(["python -m eval", *sys.argv[1:]])
+    if fit:
+        typer.echo(str(fit_scorers(model, codec, sessions, settings, command)))
+        return
+    leaderboard(model, codec, sessions, out, settings, command)
+    typer.echo((out / "prune.md").read_text(encoding="utf-8"))
+
+
 @app.command("recompute")
 def recompute_command(
     codec: Annotated[str, typer.Option(help="Codec directory, or the name of a bundled codec.")] = DEFAULT_CODEC,

@@ -275,15 +275,32 @@ class TinyVAECodec(
         if odd:
             raise FormatError(f"the file's sections are not those of its codec: {', '.join(sorted(odd))}")
         token_ids, origin, positions = read_session(encoded, self.preset)
-        places = self._places(token_ids, origin, positions)
+        places, rates, coded = self._read(encoded, rate, token_ids, origin, positions)
         known = recomputed(self.recompute, self.recompute_layers, token_ids, origin, positions, encoded.sections)
+        return self._rebuild(token_ids, origin, known, places, rates, coded)
+
+    @torch.inference_mode()
+    def stored_bits(self, encoded: Encoded) -> list[float]:
+        """Return the bits that a file spends on each token of its session; raises as `decode` does."""
+        token_ids, origin, positions = read_session(encoded, self.preset)
+        places, _, coded = self._read(encoded, int(encoded.settings["rate"]), token_ids, origin, positions)
+        bits = torch.zeros(len(token_ids), dtype=torch.float64)
+        for place, (symbols, levels) in zip(places, coded, strict=True):
+            bits[place] += torch.from_numpy(self.bank.code_lengths(symbols.numpy(), levels.numpy()).sum(1))
+        return [float(value) for value in bits]
+
+    def _read(
+        self, encoded: Encoded, rate: int, token_ids: Tensor, origin: Origin, positions: Sequence[Tensor]
+    ) -> tuple[list[Tensor], list[Tensor], list[tuple[Tensor, Tensor]]]:
+        """Return for each group the positions that it holds, the rates of all tokens, and symbols and levels."""
+        places = self._places(token_ids, origin, positions)
         rates = self._stored_rates(encoded, token_ids, rate)
         coded = []
         for group, place in enumerate(places):
             levels = self.vae(group).levels(token_ids[place], rates[group][place])
             data = encoded.sections[f"latents.{group}"]
             coded.append((torch.from_numpy(decode_symbols(data, levels.numpy(), self.bank)), levels))
-        return self._rebuild(token_ids, origin, known, places, rates, coded)
+        return places, rates, coded
 
     def _stored_rates(self, encoded: Encoded, token_ids: Tensor, rate: int) -> list[Tensor]:
         """Return the rate index [N] of every token for each group, as the file says."""

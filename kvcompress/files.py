@@ -7,6 +7,7 @@ from pathlib import Path
 from kvcompress.codec import Codec, TinyVAECodec
 from kvcompress.container import MAGIC, Encoded, load
 from kvcompress.errors import FormatError, about
+from kvcompress.exact import EXACT, WithExact, without_exact
 from kvcompress.int8 import Int8Codec
 from kvcompress.lossless import LosslessCodec
 from kvcompress.raw import load_raw
@@ -25,6 +26,8 @@ def codec_of(encoded: Encoded, codec: str | Path = DEFAULT_CODEC, recompute: Rec
         codec: Codec directory or bundled name, for codecs that have weights.
         recompute: The model, for files whose first layers it recomputes; `kvcompress.hf.recompute_with` makes it.
     """
+    if EXACT in encoded.sections:
+        return WithExact(codec_of(without_exact(encoded), codec, recompute))
     for weightless in WITHOUT_WEIGHTS:
         if encoded.codec == weightless.kind:
             return weightless()

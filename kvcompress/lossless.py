@@ -7,7 +7,7 @@ lower ones hardly do; kept apart, each plane is coded with statistics of its own
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -47,7 +47,7 @@ class LosslessCodec:
         Raises:
             InputError: The session does not fit the format.
         """
-        own = {"cache": b"".join(_cache_chunks(snapshot))}
+        own = {"cache": pack_cache(snapshot)}
         return encoded_session(self.kind, self.fingerprint, snapshot, settings or {}, own)
 
     def decode(self, encoded: Encoded) -> KVSnapshot:
@@ -66,16 +66,43 @@ class LosslessCodec:
         token_ids, origin, positions = read_session(encoded)
         if "cache" not in encoded.sections:
             raise FormatError("the section 'cache' is missing")
-        reader = _Reader(encoded.sections["cache"])
-        shapes = _read_shapes(reader, origin, positions, encoded.raw_bytes)
-        dtype = CACHE_DTYPES[origin.dtype]
-        layers = []
-        for (heads, key_size, value_size), place in zip(shapes, positions, strict=True):
-            keys = _read_tensor(reader, (heads, len(place), key_size), dtype)
-            values = _read_tensor(reader, (heads, len(place), value_size), dtype)
-            layers.append(LayerKV(keys, values, place.clone()))
-        reader.require_end()
-        return KVSnapshot(tuple(layers), token_ids, origin)
+        layers = unpack_cache(encoded.sections["cache"], origin, positions, encoded.raw_bytes)
+        return KVSnapshot(layers, token_ids, origin)
+
+
+def pack_cache(snapshot: KVSnapshot) -> bytes:
+    """Return keys and values of all layers, without loss: the section "cache".
+
+    Raises:
+        InputError: A shape or the whole is too large for the format.
+    """
+    return b"".join(_cache_chunks(snapshot))
+
+
+def unpack_cache(
+    data: bytes, origin: Origin, positions: Sequence[Tensor], raw_bytes: int | None = None
+) -> tuple[LayerKV, ...]:
+    """Return the layers that `pack_cache` packed.
+
+    Args:
+        data: What it returned.
+        origin: Of the snapshot; says how many layers there are and in which data type.
+        positions: For each layer [T] int64, those that were packed.
+        raw_bytes: What another place says of their size at 16 bits a number, if one does.
+
+    Raises:
+        FormatError: The data are damaged or do not fit the positions.
+    """
+    reader = _Reader(data)
+    shapes = _read_shapes(reader, origin, positions, raw_bytes)
+    dtype = CACHE_DTYPES[origin.dtype]
+    layers = []
+    for (heads, key_size, value_size), place in zip(shapes, positions, strict=True):
+        keys = _read_tensor(reader, (heads, len(place), key_size), dtype)
+        values = _read_tensor(reader, (heads, len(place), value_size), dtype)
+        layers.append(LayerKV(keys, values, place.clone()))
+    reader.require_end()
+    return tuple(layers)
 
 
 class _Reader:
@@ -127,7 +154,7 @@ def _planes(tensor: Tensor) -> list[bytes]:
 
 
 def _read_shapes(
-    reader: _Reader, origin: Origin, positions: list[Tensor], raw_bytes: int
+    reader: _Reader, origin: Origin, positions: Sequence[Tensor], raw_bytes: int | None
 ) -> list[tuple[int, int, int]]:
     """Read each layer's heads, key size and value size; all sizes are settled here, before anything is allocated."""
     (count,) = reader.unpack(_COUNT)
@@ -138,7 +165,7 @@ def _read_shapes(
         heads, key_size, value_size = reader.unpack(_SHAPE)
         shapes.append((heads, key_size, value_size))
         values_count += heads * len(place) * (key_size + value_size)
-    if 2 * values_count != raw_bytes:
+    if raw_bytes is not None and 2 * values_count != raw_bytes:
         raise FormatError(f"the header counts {raw_bytes} raw bytes, the shapes in 'cache' {2 * values_count}")
     if _item_bytes(origin) * values_count > MAX_CACHE_BYTES:
         raise FormatError(f"the section 'cache' claims more than {MAX_CACHE_BYTES} bytes")

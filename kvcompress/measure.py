@@ -20,6 +20,9 @@ from kvcompress.fidelity import MIN_CONTINUATION_TOKENS, fidelity
 from kvcompress.files import codec_of
 from kvcompress.harvest import tokenized_sessions
 from kvcompress.hf import capture, recompute_with, restore
+from kvcompress.prune.demand import drop
+from kvcompress.prune.table import stored_offsets, table_of
+from kvcompress.prune.tiers import Tier
 from kvcompress.recall import Question, count_exact, questions
 from kvcompress.resume import context_limit, generate_from, resume_start
 from kvcompress.sessions import Session
@@ -99,11 +102,13 @@ def time_both_ways(model: Any, path: Path, codec: Any, token_ids: Tensor) -> dic
     return {"restore_seconds": median_seconds(again), "prefill_seconds": median_seconds(prefill)}
 
 
-def encode_seconds(codec: Any, encoded: Encoded, exact: KVSnapshot) -> float:
-    """Return the median seconds of coding the snapshot again as it was."""
+def encode_seconds(codec: Any, encoded: Encoded, exact: KVSnapshot, tiers: Tensor) -> float:
+    """Return the median seconds of coding the snapshot again as it was, by its tokens' tiers; the plan is given."""
+    held = drop(exact, tiers > int(Tier.DROPPED)) if exact.tokens else exact
     if "rate" not in encoded.settings:
-        return median_seconds(lambda: codec.encode(exact))
-    return median_seconds(lambda: codec.encode(exact, encoded.settings["rate"]))
+        return median_seconds(lambda: codec.encode(held))
+    offsets = stored_offsets(encoded)
+    return median_seconds(lambda: codec.encode(held, encoded.settings["rate"], offsets=offsets))
 
 
 def measure_file(
@@ -127,7 +132,8 @@ def measure_file(
         "distances_tokens": [question.distance_tokens for question in asked],
     }
     timing = time_both_ways(model, path, codec, token_ids)
-    timing["encode_seconds"] = encode_seconds(codec, encoded, exact)
+    table = table_of(encoded, codec, decoded)
+    timing["encode_seconds"] = encode_seconds(codec, encoded, exact, table.tiers)
     question = asked[0] if asked else None
     fidelity_json = measured.to_json()
     result = _sizes(encoded, path) | fidelity_json | timing
@@ -148,7 +154,8 @@ def measure_file(
         "uninterrupted_text": greedy_text(model, tokenizer, exact, question),
         "verdict": verdict(result["size_ratio"], measured.tier),
         "per_token_kl_nats": list(measured.per_token_kl_nats),
-        "per_token_bits": codec.token_bits(exact, encoded.settings["rate"]) if hasattr(codec, "token_bits") else [],
+        "per_token_bits": table.bits if any(table.bits) else [],
+        "tokens_tier": [Tier(tier).word for tier in table.tiers.tolist()],
         "tokens_text": [tokenizer.decode([int(token)]) for token in token_ids],
     }
 

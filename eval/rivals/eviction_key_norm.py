@@ -1,9 +1,7 @@
-"""Keep the tokens whose keys are short: they draw the most attention.
+"""Keep the tokens whose keys are short: the scorer `key_norm` of `kvcompress.prune`, chosen layer by layer.
 
-After "A Simple and Effective L2 Norm-Based Strategy for KV Cache Compression" (Devoto et al., arXiv 2406.11430). There
-each head ranks its own tokens; here a layer does, by the mean norm over its heads. The norm alone often drops the
-newest tokens, without which nothing can be continued, so there is a second family that is not in the paper: a quarter
-of what is kept are the newest tokens.
+The norm alone often drops the newest tokens, without which nothing can be continued, so there is a second family that
+is not in the paper: a quarter of what is kept are the newest tokens.
 """
 
 from __future__ import annotations
@@ -13,6 +11,7 @@ from torch import Tensor
 
 from eval.rivals.eviction import points
 from eval.rivals.protocol import Calibration, Rival
+from kvcompress.prune.key_norm import layer_scores
 from kvcompress.snapshot import KVSnapshot
 
 RECENT_SHARE = 0.25
@@ -30,12 +29,10 @@ class KeyNorm:
         self.name = "key-norm-recent" if recent_share else "key-norm"
 
     def score(self, snapshot: KVSnapshot, kept_tokens: int) -> list[Tensor]:
-        """Return minus the mean norm of each token's keys, which RoPE does not change."""
-        scores = []
-        for layer in snapshot.layers:
-            score = -layer.keys.float().norm(dim=2).mean(0)
+        """Return minus the mean norm of each token's keys, infinity for those that stay as the newest."""
+        scores = layer_scores(snapshot)
+        for score in scores:
             score[len(score) - int(self.recent_share * kept_tokens) :] = torch.inf
-            scores.append(score)
         return scores
 
 

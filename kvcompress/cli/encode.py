@@ -13,8 +13,9 @@ import typer
 from kvcompress.cli.console import CodecOption, ForceOption, JsonOption, RecomputeLayersOption, show
 from kvcompress.cli.inspect import in_words
 from kvcompress.cli.wish import Wish, fulfil
+from kvcompress.cli.wishes import PlanWishes
 from kvcompress.errors import about
-from kvcompress.zoo import DEFAULT_CODEC
+from kvcompress.zoo import DEFAULT_CODEC, DEFAULT_MODEL
 
 if TYPE_CHECKING:
     from kvcompress.container import Encoded
@@ -42,31 +43,67 @@ def encode(
     ] = None,
     model: Annotated[
         str | None,
-        typer.Option(help="Model that --max-kl, --recompute-layers and --link run. [default: the bundled one]"),
+        typer.Option(help="Model that --max-kl, --recompute-layers, --link and plans run. [default: the bundled one]"),
     ] = None,
     lossless: Annotated[bool, typer.Option("--lossless", help="Give the identical bits back; needs no codec.")] = False,
+    plan: Annotated[
+        str | None, typer.Option(help="auto: a tier for each token; none: one for all. [default: none]")
+    ] = None,
+    scorer: Annotated[
+        list[str] | None, typer.Option(help="Scorer that plans follow; repeat it to let several race.")
+    ] = None,
+    keep: Annotated[
+        list[str] | None, typer.Option(help="Regular expression: what it matches is coded fine, whatever its score.")
+    ] = None,
+    keep_message: Annotated[
+        list[int] | None, typer.Option(help="Index of a message to be coded fine; negative from the end.")
+    ] = None,
+    keep_fraction: Annotated[
+        float | None, typer.Option(help="Share of the tokens that stays in memory; the others leave every layer.")
+    ] = None,
+    guarantee: Annotated[
+        list[str] | None, typer.Option(help="KIND=TIER: tier below which anchors of a kind never fall.")
+    ] = None,
+    plan_table: Annotated[
+        Path | None, typer.Option(help="JSON file to write: token, tier, bits, anchors, score parts, the race.")
+    ] = None,
+    races: Annotated[Path | None, typer.Option(help="JSON file of earlier races, which steer this one.")] = None,
     force: ForceOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """Compress a raw snapshot."""
-    wish = Wish(codec, quality, size_ratio, max_kl, lossless, recompute_layers, link, model)
+    plans = PlanWishes(
+        plan, scorer or [], keep or [], keep_message or [], keep_fraction, guarantee or [], plan_table, races
+    )
+    planned = plans.wanted()
+    wish = Wish(codec, quality, size_ratio, max_kl, lossless, recompute_layers, link, model, planned)
     wish.check()
     from kvcompress.atomic import require_writable
     from kvcompress.container import save
     from kvcompress.raw import load_raw
 
     require_writable(output, force)
+    if plan_table is not None:
+        require_writable(plan_table, force)
     snapshot = load_raw(raw)
     start = time.perf_counter()
+    notes: tuple[str, ...] = ()
     with about(raw):
-        encoded, choice = fulfil(wish, snapshot)
+        if planned:
+            from kvcompress.cli.planning import encode_planned
+
+            choice = None
+            target = {"quality": quality, "size_ratio": size_ratio, "max_kl_nats": max_kl}
+            encoded, notes = encode_planned(snapshot, codec, model or DEFAULT_MODEL, target, lossless, plans, force)
+        else:
+            encoded, choice = fulfil(wish, snapshot)
     seconds = time.perf_counter() - start
     save(output, encoded, force=force)
     file_bytes = output.stat().st_size
     reached = snapshot.raw_bytes / file_bytes
     data = {"output": str(output), "tokens": snapshot.tokens, "raw_bytes": snapshot.raw_bytes, "file_bytes": file_bytes}
     data |= {"size_ratio": reached, "encode_seconds": seconds, "codec": encoded.codec}
-    for note in _notes(encoded, reached, choice):
+    for note in (*notes, *_notes(encoded, reached, choice)):
         sys.stderr.write(f"note: {note}.\n")
     if as_json:
         show(data | {"settings": dict(encoded.settings)} | (_dial_json(choice) if choice else {}), as_json=True)

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping
-from typing import Any
+from pathlib import Path
+from typing import Annotated, Any
 
-from kvcompress.cli.console import JsonOption, KvzArgument, show
+import typer
+
+from kvcompress.cli.console import CodecOption, JsonOption, KvzArgument, ModelOption, show
+from kvcompress.zoo import DEFAULT_CODEC, DEFAULT_MODEL
 
 
 def in_words(settings: Mapping[str, Any]) -> dict[str, str]:
@@ -14,9 +18,11 @@ def in_words(settings: Mapping[str, Any]) -> dict[str, str]:
     words = {}
     certificate, stored = settings.get("certificate"), settings.get("stored")
     if isinstance(certificate, dict):
-        numbers = [certificate.get(name) for name in ("kl_nats", "tail_tokens", "max_kl_nats")]
+        over = "future_tokens" if "future_tokens" in certificate else "tail_tokens"
+        numbers = [certificate.get(name) for name in ("kl_nats", over, "max_kl_nats")]
         if all(isinstance(number, (int, float)) for number in numbers):
-            told = "mean KL {:.4g} nats, measured over the last {} tokens; asked for: at most {:g}"
+            along = "{} tokens that the model said itself" if over == "future_tokens" else "the last {} tokens"
+            told = f"mean KL {{:.4g}} nats, measured over {along}; asked for: at most {{:g}}"
             words["certificate"] = told.format(*numbers)
     layers = settings.get("recompute_layers")
     if isinstance(layers, int) and layers > 0:
@@ -27,8 +33,22 @@ def in_words(settings: Mapping[str, Any]) -> dict[str, str]:
     return words
 
 
-def inspect(file: KvzArgument, as_json: JsonOption = False) -> None:
-    """Print model, tokens, bytes by section and size ratio."""
+def inspect(
+    file: KvzArgument,
+    plan: Annotated[bool, typer.Option("--plan", help="Print the plan: token, tier, score parts, bits.")] = False,
+    plan_table: Annotated[
+        Path | None, typer.Option(help="What encode --plan-table wrote: adds anchors and score parts.")
+    ] = None,
+    model: ModelOption = DEFAULT_MODEL,
+    codec: CodecOption = DEFAULT_CODEC,
+    as_json: JsonOption = False,
+) -> None:
+    """Print model, tokens, bytes by section and size ratio; with --plan what is kept of each token."""
+    if plan or plan_table is not None:
+        from kvcompress.cli.plan_view import show_plan
+
+        show_plan(file, plan_table, model, codec, as_json=as_json)
+        return
     from kvcompress.container import read_header
 
     header = read_header(file)
@@ -46,9 +66,9 @@ def inspect(file: KvzArgument, as_json: JsonOption = False) -> None:
         "settings": dict(header.settings),
     }
     if as_json:
-        model = dict(header.model)
+        fingerprint = dict(header.model)
         sections_all = {"header": file_bytes - sum(sections.values()), **sections}
-        show(data | {"model": model, "sections": sections_all}, as_json=True)
+        show(data | {"model": fingerprint, "sections": sections_all}, as_json=True)
         return
     show(data | in_words(header.settings), as_json=False)
     sys.stdout.write("\n")

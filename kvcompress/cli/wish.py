@@ -28,6 +28,7 @@ class Wish:
     recompute_layers: int | None
     link_megabits: float | None
     model: str | None
+    planned: bool = False
 
     def check(self) -> None:
         """Raise `InputError` where options contradict each other or a number is impossible."""
@@ -40,8 +41,11 @@ class Wish:
             raise InputError("--lossless stores every layer", "Leave --recompute-layers and --link away")
         if self.recompute_layers is not None and self.recompute_layers < 0:
             raise InputError(f"{self.recompute_layers} layers cannot be recomputed", "Choose 0 or more")
+        if self.planned and (self.recompute_layers or self.link_megabits is not None):
+            raise InputError("a plan is of all layers", "Leave --recompute-layers and --link away, or the plan")
         if self.model is not None and not self.runs_model:
-            raise InputError("--model needs --max-kl, --recompute-layers or --link", "Without them no model is run")
+            what = "--model needs --max-kl, --recompute-layers, --link or a plan"
+            raise InputError(what, "Without them no model is run")
         if self.max_kl_nats is not None:
             from kvcompress.closed_loop import require_bound
 
@@ -54,7 +58,8 @@ class Wish:
     @property
     def runs_model(self) -> bool:
         """Whether a model is needed: to measure, or to see that it can recompute what the file leaves out."""
-        return self.max_kl_nats is not None or bool(self.recompute_layers) or self.link_megabits is not None
+        dial = bool(self.recompute_layers) or self.link_megabits is not None
+        return self.max_kl_nats is not None or dial or self.planned
 
 
 def fulfil(wish: Wish, snapshot: KVSnapshot) -> tuple[Encoded, Choice | None]:

@@ -45,7 +45,7 @@ def fingerprint(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | Non
         config=_config_digest(model),
         weights=_weights_digest(model),
         rope=rope_digest(model),
-        tokenizer=None if tokenizer is None else _tokenizer_digest(tokenizer),
+        tokenizer=None if tokenizer is None else tokenizer_digest(tokenizer),
     )
 
 
@@ -124,7 +124,7 @@ def _canonical_bytes(tensor: Tensor) -> bytes | Any:
     return array.astype(array.dtype.newbyteorder("<"), copy=False).data if array.size else b""
 
 
-def _tokenizer_digest(tokenizer: PreTrainedTokenizerBase) -> str:
+def tokenizer_digest(tokenizer: PreTrainedTokenizerBase) -> str:
     """Hash vocabulary, merges, normalisation and chat template, but not padding and truncation, which calls change."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
     text = json.dumps(tokenizer.get_vocab(), sort_keys=True) if backend is None else backend.to_str()

@@ -40,7 +40,7 @@ def load_model(path: str | Path, dtype: str = "float32") -> tuple[PreTrainedMode
     if not (where / "config.json").is_file():
         raise CheckpointError("there is no config.json", REMEDY, path=where)
     with _silence():
-        return _load_weights(where, dtype), _load_tokenizer(where)
+        return _load_weights(where, dtype), load_tokenizer(where)
 
 
 def _load_weights(where: Path, dtype: str) -> PreTrainedModel:
@@ -59,7 +59,12 @@ def _load_weights(where: Path, dtype: str) -> PreTrainedModel:
     return cast(PreTrainedModel, model)
 
 
-def _load_tokenizer(where: Path) -> PreTrainedTokenizerBase | None:
+def load_tokenizer(where: Path) -> PreTrainedTokenizerBase | None:
+    """Load the tokenizer of a model directory, None where it has none.
+
+    Raises:
+        CheckpointError: It is damaged.
+    """
     if not any((where / name).is_file() for name in TOKENIZER_FILES):
         return None
     try:

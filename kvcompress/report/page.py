@@ -12,6 +12,7 @@ from kvcompress.report.facts import first_difference, part, spell
 
 DEFAULT_TARGET_SIZE_RATIO = 10.0
 MOST_TOKENS = 4000  # in the strip; a page of more becomes slow and is not read
+TIER_LEVELS = {"dropped": 0, "prior only": 1, "coarse": 3, "fine": 4, "exact": 5}  # shades of tiers
 BIT_LEVELS = 5  # shades for tokens that cost bits, beside the one for those that cost none
 
 
@@ -32,6 +33,7 @@ class Token:
     text: str
     level: int
     tooltip: str
+    dropped: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,10 +95,28 @@ def strip(report: Mapping[str, Any]) -> Strip | None:
     return Strip(tuple(tokens), _legend(top), max(len(pairs) - MOST_TOKENS, 0), sum(bits) / len(bits))
 
 
+def tier_strip(report: Mapping[str, Any]) -> Strip | None:
+    """Shade every token by its tier; None where all have one tier, or the report does not say."""
+    tiers, texts = report.get("tokens_tier"), report.get("tokens_text")
+    if not tiers or not texts or len(set(tiers)) < 2:
+        return None
+    bits = [float(value or 0.0) for value in report.get("per_token_bits") or [0.0] * len(tiers)]
+    rows = list(zip(texts, tiers, bits, strict=False))
+    tokens = [
+        Token(_shown(str(text)), TIER_LEVELS.get(tier, 0), f"token {index}: {tier}, {cost:.1f} bits", tier == "dropped")
+        for index, (text, tier, cost) in enumerate(rows[:MOST_TOKENS])
+    ]
+    legend = [(TIER_LEVELS[tier], f"{tier}: {tiers.count(tier):,}") for tier in TIER_LEVELS if tier in tiers]
+    return Strip(tuple(tokens), tuple(legend), max(len(rows) - MOST_TOKENS, 0), sum(bits) / len(bits))
+
+
 def _token(index: int, text: str, bits: float, top: float) -> Token:
     level = 0 if bits <= 0 else min(1 + int(BIT_LEVELS * bits / top), BIT_LEVELS)
-    shown = text.replace("\r\n", "\n").replace("\r", "\n").replace("\n", "↵\n").replace("\t", "→")
-    return Token(shown or "·", level, f"token {index}: {bits:.1f} bits")
+    return Token(_shown(text), level, f"token {index}: {bits:.1f} bits")
+
+
+def _shown(text: str) -> str:
+    return text.replace("\r\n", "\n").replace("\r", "\n").replace("\n", "↵\n").replace("\t", "→") or "·"
 
 
 def _legend(top: float) -> tuple[tuple[int, str], ...]:

@@ -75,6 +75,7 @@ def render_html(report: Mapping[str, Any]) -> str:
         sections=page.section_rows(report),
         figures=[(figure, Markup(figure.svg)) for figure in page.figures(report)],
         strip=page.strip(report),
+        tiers=page.tier_strip(report),
         texts=texts,
         difference=difference,
         particulars=particulars(report),

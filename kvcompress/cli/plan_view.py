@@ -1,0 +1,60 @@
+"""`kvcompress inspect --plan`: what a file keeps of each token."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from kvcompress.container import load
+from kvcompress.errors import KVCompressError, about
+from kvcompress.files import codec_of
+from kvcompress.prune.table import load_table, table_of
+from kvcompress.report.facts import visible
+from kvcompress.snapshot import KVSnapshot
+
+
+def show_plan(file: Path, plan_table: Path | None, model: str, codec: str, *, as_json: bool) -> None:
+    """Print the plan of a file: how many tokens each tier has, then a line for each token.
+
+    Args:
+        file: The `.kvz` file.
+        plan_table: What `encode --plan-table` wrote with it, or None.
+        model: Whose tokenizer says what the tokens are; without one they are numbers.
+        codec: Its codec.
+        as_json: Print one JSON object instead.
+    """
+    with about(file):
+        encoded = load(file)
+        partner = codec_of(encoded, codec)
+        decoded = partner.decode(encoded)
+        table = table_of(encoded, partner, decoded, _texts(decoded, model))
+    if plan_table is not None:
+        table = load_table(plan_table, table.tiers, table.bits)
+    if as_json:
+        sys.stdout.write(json.dumps({"tokens_by_tier": table.counts(), **table.to_json()}) + "\n")
+        return
+    for tier, count in table.counts().items():
+        sys.stdout.write(f"{tier:<10}  {count:>7,} tokens\n")
+    sys.stdout.write("\n")
+    for line in table.lines():
+        sys.stdout.write(visible(line) + "\n")
+
+
+def _texts(decoded: KVSnapshot, model: str) -> Sequence[str]:
+    """Return what each token says, nothing where the file's own tokenizer is not at hand."""
+    from kvcompress.hf.loading import load_tokenizer
+    from kvcompress.prune.anchors import text_of
+    from kvcompress.zoo import find_checkpoint
+
+    try:
+        tokenizer = load_tokenizer(find_checkpoint(model))
+    except KVCompressError:
+        return ()
+    known = decoded.origin.fingerprint.tokenizer
+    if tokenizer is None or known is None:
+        return ()
+    from kvcompress.hf.fingerprint import tokenizer_digest
+
+    return text_of(tokenizer, decoded.token_ids).pieces if tokenizer_digest(tokenizer) == known else ()

@@ -1,0 +1,82 @@
+"""The planned branch of `kvcompress encode`: loads model and codec, plans, writes table and history."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from kvcompress.cli.console import progress_bar
+from kvcompress.cli.wishes import PlanWishes
+from kvcompress.container import Encoded
+from kvcompress.errors import InputError
+from kvcompress.hf import load_model
+from kvcompress.hf.evidence import collect
+from kvcompress.lossless import LosslessCodec
+from kvcompress.prune.history import load_history, save_history
+from kvcompress.prune.scorer import find_scorer
+from kvcompress.prune.session import (
+    DEFAULT_SCORERS,
+    Asked,
+    SessionPlanner,
+    anchored_demand,
+    encode_pruned,
+    named_guarantees,
+)
+from kvcompress.prune.table import save_table
+from kvcompress.snapshot import KVSnapshot
+from kvcompress.zoo import find_checkpoint, load_codec
+
+
+def encode_planned(
+    snapshot: KVSnapshot,
+    codec: str,
+    model: str,
+    target: dict[str, Any],
+    lossless: bool,
+    wishes: PlanWishes,
+    force: bool,
+) -> tuple[Encoded, tuple[str, ...]]:
+    """Return the planned file and what is to be told about it.
+
+    Args:
+        snapshot: The whole cache.
+        codec: Codec directory or bundled name.
+        model: Model directory or bundled name.
+        target: `quality`, `size_ratio` and `max_kl_nats`, at most one of them given.
+        lossless: Keep what stays bit by bit instead.
+        wishes: The options about the plan.
+        force: Replace the table of an earlier run.
+    """
+    asked = Asked(
+        scorers=tuple(wishes.scorers) or DEFAULT_SCORERS,
+        keep_fraction=wishes.keep_fraction,
+        patterns=tuple(wishes.patterns),
+        messages=tuple(wishes.messages),
+        guarantees=named_guarantees(wishes.guarantees),
+        **target,
+    )
+    for name in asked.scorers:
+        find_scorer(name)
+    history = load_history(wishes.races)
+    language_model, tokenizer = load_model(find_checkpoint(model), snapshot.origin.dtype)
+    if lossless:
+        return _pruned_lossless(language_model, tokenizer, snapshot, asked), ()
+    with progress_bar("encode") as progress:
+        planner = SessionPlanner(load_codec(codec), language_model, tokenizer, snapshot, asked, history, progress)
+        found = planner.run()
+    if wishes.table is not None:
+        save_table(wishes.table, found.table, found.race(), force=force)
+    if wishes.races is not None:
+        save_history(wishes.races, history)
+    return found.encoded, found.notes
+
+
+def _pruned_lossless(model: Any, tokenizer: Any, snapshot: KVSnapshot, asked: Asked) -> Encoded:
+    if asked.keep_fraction is None or len(asked.scorers) != 1:
+        raise InputError(
+            "a lossless file of a plan drops tokens by one scorer", "Give --keep-fraction, and one --scorer"
+        )
+    scorer = find_scorer(asked.scorers[0])
+    demand = anchored_demand(tokenizer, snapshot, asked)
+    demand.kept_tokens()
+    evidence = collect(model, snapshot, scorer.needs, tokenizer=tokenizer)
+    return encode_pruned(LosslessCodec().encode, evidence, scorer, demand)

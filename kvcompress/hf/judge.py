@@ -1,0 +1,71 @@
+"""Judge: what a decoded cache loses along futures that the model thinks likely.
+
+The exact cache's predictions along a few sampled futures are taken down once; every candidate is then resumed over the
+same futures, side by side, and compared. They are drawn with another seed than those that scorers look at.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from kvcompress.fidelity import kl_nats
+from kvcompress.hf.futures import sample_futures
+from kvcompress.hf.restore import restore
+from kvcompress.snapshot import KVSnapshot
+
+JUDGE_FUTURES = 4
+JUDGE_TOKENS = 64
+JUDGE_SEED = 1_000_003
+
+
+class Judge:
+    """Measures candidates of one session.
+
+    Args:
+        model: The snapshot's model in evaluation mode.
+        snapshot: The exact cache.
+        futures: [B, T] int64; sampled if not given.
+
+    Raises:
+        InputError: The session is empty or fills the model's context.
+    """
+
+    def __init__(self, model: Any, snapshot: KVSnapshot, futures: Tensor | None = None) -> None:
+        self.model, self.start = model, snapshot.origin.next_position
+        if futures is None:
+            futures = sample_futures(model, snapshot, count=JUDGE_FUTURES, tokens=JUDGE_TOKENS, seed=JUDGE_SEED)
+        self.futures = futures
+        self.exact = self.predictions(snapshot)
+        self.measured = 0
+
+    @property
+    def tokens(self) -> int:
+        """Number of tokens along which candidates are measured."""
+        return self.futures.numel()
+
+    @torch.no_grad()
+    def predictions(self, snapshot: KVSnapshot) -> Tensor:
+        """Return the logits [B, T, V] along the futures from a cache, pruned or not."""
+        cache: Any = restore(snapshot, self.model, check_fingerprint=False)
+        cache.batch_repeat_interleave(len(self.futures))
+        fed = self.futures.shape[1]
+        held = max((int(layer.get_seq_length()) for layer in cache.layers if hasattr(layer, "keys")), default=0)
+        positions = torch.arange(self.start, self.start + fed, device=self.model.device)
+        output = self.model(
+            input_ids=self.futures.to(self.model.device),
+            position_ids=positions.expand(len(self.futures), -1),
+            attention_mask=torch.ones(len(self.futures), held + fed, dtype=torch.int64, device=self.model.device),
+            past_key_values=cache,
+            use_cache=True,
+        )
+        logits: Tensor = output.logits
+        return logits
+
+    def kl(self, decoded: KVSnapshot) -> float:
+        """Return the mean KL(exact || decoded) over all futures, in nats."""
+        self.measured += 1
+        found = self.predictions(decoded)
+        return float(kl_nats(self.exact.flatten(0, 1), found.flatten(0, 1)).mean())

@@ -1,0 +1,290 @@
+"""Plan one session: anchors, evidence, scorers, race, file. What `kvcompress encode --plan auto` does."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from kvcompress.codec import HIGHEST_RATE, TinyVAECodec
+from kvcompress.container import Encoded
+from kvcompress.errors import InputError
+from kvcompress.exact import WithExact, with_exact
+from kvcompress.fidelity import TIERS
+from kvcompress.hf.evidence import collect
+from kvcompress.hf.judge import Judge
+from kvcompress.plan import encode_at_size_ratio
+from kvcompress.prune.anchors import SINK, SINK_TOKENS, Anchor, find_anchors, marked, text_of
+from kvcompress.prune.demand import GUARANTEES, Demand, choose_kept, drop, floor_of
+from kvcompress.prune.evidence import Evidence
+from kvcompress.prune.history import History
+from kvcompress.prune.planner import Planner
+from kvcompress.prune.race import ONE_TIER, Finish, Progress, Race, one_tier_kl
+from kvcompress.prune.scorer import Scorer, find_scorer, parts_of, scored
+from kvcompress.prune.table import Table, kinds_of, table_of
+from kvcompress.prune.tiers import Tier, tier_named
+from kvcompress.snapshot import KVSnapshot
+
+DEFAULT_SCORERS = ("learned", "context_reconstruction")
+"""Measured by `python -m eval prune`; see docs/log.md."""
+
+MARGIN = 0.7
+"""Share of a quality word's bound on KL that the session itself may use up, as in its calibration."""
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What the user asks of a plan; one of `quality`, `size_ratio` and `max_kl_nats`.
+
+    Attributes:
+        scorers: Names of those that race.
+        quality: As good as the file of one tier of this quality word, on this session.
+        size_ratio: Raw 16-bit bytes of the whole cache over bytes of the file.
+        max_kl_nats: Bound on the mean KL along sampled futures.
+        keep_fraction: Share of the tokens that stays in memory; None drops nothing.
+        patterns: Regular expressions of what to mark.
+        messages: Indices of messages to mark.
+        guarantees: Tier below which each kind of anchor never falls.
+    """
+
+    scorers: tuple[str, ...] = DEFAULT_SCORERS
+    quality: str | None = None
+    size_ratio: float | None = None
+    max_kl_nats: float | None = None
+    keep_fraction: float | None = None
+    patterns: tuple[str, ...] = ()
+    messages: tuple[int, ...] = ()
+    guarantees: Mapping[str, Tier] = field(default_factory=lambda: GUARANTEES)
+
+    def __post_init__(self) -> None:
+        """Refuse a target that is none."""
+        for name, value in (("size ratio", self.size_ratio), ("bound on the KL", self.max_kl_nats)):
+            if value is not None and not (value > 0 and math.isfinite(value)):
+                raise InputError(f"a {name} of {value:g} is not a positive number")
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class PlannedSession:
+    """A planned file and how it came about.
+
+    Attributes:
+        encoded: The file.
+        table: What it keeps of each token, with anchors and score parts.
+        finishes: Every runner of the race at equal bytes.
+        winner: Name of the runner that was committed.
+        kl_nats: What it loses along the judge's futures.
+        one_tier_bytes: Size of the file of one tier that it is compared with.
+        one_tier_kl_nats: What that loses.
+        notes: What a user who looks at the file alone would miss.
+    """
+
+    encoded: Encoded
+    table: Table
+    finishes: tuple[Finish, ...]
+    winner: str
+    kl_nats: float
+    one_tier_bytes: int
+    one_tier_kl_nats: float
+    notes: tuple[str, ...] = ()
+
+    def race(self) -> dict[str, Any]:
+        """Return what the race found, JSON-able."""
+        return {
+            "winner": self.winner,
+            "kl_nats": self.kl_nats,
+            "one_tier": {"file_bytes": self.one_tier_bytes, "kl_nats": self.one_tier_kl_nats},
+            "runners": {f.name: {"file_bytes": f.planned.file_bytes, "kl_nats": f.kl_nats} for f in self.finishes},
+        }
+
+
+class SessionPlanner:
+    """Plans one session.
+
+    Args:
+        codec: The codec.
+        model: The model that recorded the session, in evaluation mode.
+        tokenizer: Its tokenizer, or None; anchors other than sinks need it.
+        snapshot: The whole cache.
+        asked: What the user asks.
+        history: What earlier races found; this one is noted in it.
+        progress: Called after each file of the race.
+        evidence: What the scorers need, where it was collected before.
+        judge: Of this session, where there is one already.
+
+    Raises:
+        InputError: Marks match nothing, or the anchors are more than may stay.
+        MismatchError: Model or codec is not the snapshot's.
+    """
+
+    def __init__(
+        self,
+        codec: TinyVAECodec,
+        model: Any,
+        tokenizer: Any,
+        snapshot: KVSnapshot,
+        asked: Asked,
+        history: History | None = None,
+        progress: Progress = lambda stage, done, total: None,
+        evidence: Evidence | None = None,
+        judge: Judge | None = None,
+    ) -> None:
+        self.codec, self.model, self.tokenizer, self.snapshot, self.asked = codec, model, tokenizer, snapshot, asked
+        self.history, self.progress, self._judge = history, progress, judge
+        self.scorers = [find_scorer(name) for name in dict.fromkeys(asked.scorers)]
+        codec.require_partner(snapshot)
+        anchored_demand(tokenizer, snapshot, asked).kept_tokens()  # every refusal comes before the model runs
+        self.text = text_of(tokenizer, snapshot.token_ids) if tokenizer is not None else None
+        needs = {need for scorer in self.scorers for need in scorer.needs}
+        self.evidence = evidence or collect(model, snapshot, needs, tokenizer=tokenizer, codec=codec)
+        self.anchors = self._anchors()
+        self.demand = Demand(floor_of(self.anchors, snapshot.tokens, asked.guarantees), asked.keep_fraction)
+
+    def _anchors(self) -> list[Anchor]:
+        if self.text is None:
+            return [Anchor(SINK, 0, min(SINK_TOKENS, self.snapshot.tokens))]
+        marks = marked(self.text, self.asked.patterns, self.asked.messages)
+        return find_anchors(self.text, surprise=self.evidence.surprise, marks=marks)
+
+    def run(self) -> PlannedSession:
+        """Return the committed plan.
+
+        Raises:
+            InputError: The budget cannot be met with the guaranteed anchors.
+        """
+        judge = self._judge or Judge(self.model, self.snapshot)
+        rate = self._rate(judge)
+        single, single_bytes, single_kl = one_tier_kl(self.codec, self.snapshot, rate, judge)
+        race = Race(self.codec, self._planners(), judge, rate, self.history, self.progress)
+        notes = list[str]()
+        if self.asked.size_ratio is not None:
+            best = race.at_bytes(int(self.snapshot.raw_bytes / self.asked.size_ratio))
+        else:
+            allowed = self._allowed(single_kl)
+            found, closest = race.at_damage(allowed, single_bytes), race.closest
+            assert closest is not None  # the race has run
+            if found is None:
+                told = f"no plan loses at most {allowed:.2g} nats along sampled futures"
+                notes.append(f"{told}: the best found loses {closest.kl_nats:.2g}")
+            best = found or closest
+        encoded, winner, kl = best.planned.encoded, best.name, best.kl_nats
+        if self._one_tier_wins(best, single_bytes, single_kl):
+            settings = {**self._settings(), "plan": ONE_TIER}
+            encoded, winner, kl = replace(single, settings={**single.settings, **settings}), ONE_TIER, single_kl
+        if self.asked.max_kl_nats is not None:
+            encoded = self._certified(encoded, kl, judge.tokens)
+        finishes = tuple(race.finishes)
+        return PlannedSession(
+            encoded, self._table(encoded, winner), finishes, winner, kl, single_bytes, single_kl, tuple(notes)
+        )
+
+    def _settings(self) -> dict[str, Any]:
+        named = {"quality": self.asked.quality, "size_ratio": self.asked.size_ratio}
+        return {name: value for name, value in named.items() if value is not None}
+
+    def _planners(self) -> list[Planner]:
+        return [
+            Planner(
+                self.codec,
+                self.snapshot,
+                scorer.name,
+                scored(scorer, self.evidence),
+                self.demand,
+                self._settings(),
+            )
+            for scorer in self.scorers
+        ]
+
+    def _rate(self, judge: Judge) -> int:
+        """Return the rate of the file of one tier that answers what was asked, as nearly as one tier can."""
+        if self.asked.size_ratio is not None:
+            try:
+                return int(encode_at_size_ratio(self.codec, self.snapshot, self.asked.size_ratio).settings["rate"])
+            except InputError:  # one tier cannot be so small; a plan may
+                return 0
+        if self.asked.max_kl_nats is not None:
+            low, high = 0, HIGHEST_RATE // 2
+            while low < high:
+                middle = (low + high) // 2
+                kept = one_tier_kl(self.codec, self.snapshot, middle, judge)[2] <= self.asked.max_kl_nats
+                low, high = (low, middle) if kept else (middle + 1, high)
+            return low
+        return self.codec.rate_of(self.asked.quality or "transparent")
+
+    def _allowed(self, one_tier_kl_nats: float) -> float:
+        if self.asked.max_kl_nats is not None:
+            return self.asked.max_kl_nats
+        bounds = {tier.name: MARGIN * tier.max_kl_nats for tier in TIERS}
+        # As good as one tier is on this session; where the codec does not know its kind, as good as the word promises.
+        return min(one_tier_kl_nats, bounds.get(self.asked.quality or "transparent", one_tier_kl_nats))
+
+    def _one_tier_wins(self, best: Finish, file_bytes: int, kl: float) -> bool:
+        """Tell whether not planning is at least as good and lawful."""
+        lawful = self.asked.keep_fraction is None and bool((self.demand.floor <= int(Tier.COARSE)).all())
+        if self.asked.size_ratio is not None:
+            fits = file_bytes <= self.snapshot.raw_bytes / self.asked.size_ratio
+            return lawful and fits and kl < best.kl_nats
+        return lawful and kl <= self._allowed(kl) and file_bytes < best.planned.file_bytes
+
+    def _certified(self, encoded: Encoded, kl: float, tokens: int) -> Encoded:
+        certificate = {
+            "kl_nats": float(f"{kl:.4g}"),
+            "max_kl_nats": self.asked.max_kl_nats,
+            "future_tokens": tokens,
+        }
+        return replace(encoded, settings={**encoded.settings, "certificate": certificate})
+
+    def _table(self, encoded: Encoded, winner: str) -> Table:
+        texts = self.text.pieces if self.text is not None else ()
+        table = table_of(encoded, self.codec, WithExact(self.codec).decode(encoded), texts)
+        name = winner.partition("+")[0]
+        scorer = next((scorer for scorer in self.scorers if scorer.name == name), self.scorers[0])
+        parts = {part: values.tolist() for part, values in parts_of(scorer, self.evidence).items()}
+        return replace(table, anchors=kinds_of(self.anchors, self.snapshot.tokens), parts=parts)
+
+
+def anchored_demand(tokenizer: Any, snapshot: KVSnapshot, asked: Asked) -> Demand:
+    """Return what a plan must keep to, from tokens and text alone.
+
+    Raises:
+        InputError: Marks match nothing, or there is no tokenizer to find them with.
+    """
+    if tokenizer is None:
+        if asked.patterns or asked.messages:
+            raise InputError("nothing can be marked without the model's tokenizer", "Save one beside the model")
+        anchors = [Anchor(SINK, 0, min(SINK_TOKENS, snapshot.tokens))]
+    else:
+        text = text_of(tokenizer, snapshot.token_ids)
+        anchors = find_anchors(text, marks=marked(text, asked.patterns, asked.messages))
+    return Demand(floor_of(anchors, snapshot.tokens, asked.guarantees), asked.keep_fraction)
+
+
+def encode_pruned(
+    encode: Callable[[KVSnapshot], Encoded], evidence: Evidence, scorer: Scorer, demand: Demand
+) -> Encoded:
+    """Drop tokens by a scorer's order alone and let any codec encode the rest; exact tokens are laid over it.
+
+    Args:
+        encode: Any codec's `encode`.
+        evidence: What the scorer needs.
+        scorer: Whose order it is.
+        demand: How many stay, and which must.
+    """
+    kept = choose_kept(demand, scored(scorer, evidence))
+    pruned = drop(evidence.snapshot, kept)
+    return with_exact(encode(pruned), pruned, demand.floor == int(Tier.EXACT))
+
+
+def named_guarantees(words: Sequence[str]) -> dict[str, Tier]:
+    """Return guarantees from words such as "number=coarse", the others as they are by default.
+
+    Raises:
+        InputError: A word is not KIND=TIER of a known kind and tier.
+    """
+    found = dict(GUARANTEES)
+    for word in words:
+        kind, sign, tier = word.partition("=")
+        if not sign or kind not in GUARANTEES:
+            raise InputError(f"{word!r} is not KIND=TIER", f"Kinds are {', '.join(GUARANTEES)}")
+        found[kind] = tier_named(tier)
+    return found
