@@ -15,7 +15,8 @@ from torch import Tensor
 
 from kvcompress.atomic import atomic_write
 from kvcompress.calibrate import MARGIN, calibrate_tiers
-from kvcompress.codec import TinyVAECodec, load_tinyvae
+from kvcompress.codec import TinyVAECodec
+from kvcompress.codec_directory import load_tinyvae
 from kvcompress.errors import about
 from kvcompress.fit import FitSettings, fit_codec
 from kvcompress.harvest import tokenized_sessions
