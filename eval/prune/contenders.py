@@ -164,7 +164,6 @@ def coded(case: Case, kind: str, quality: str, contender: str) -> Encoded:
     """Return one contender's file."""
     rate = case.codec.rate_of(quality)
     single = case.codec.encode(case.snapshot, rate)
-    size_ratio = case.snapshot.raw_bytes / len(to_bytes(single))
     if kind == "quality":
         return case.race(quality=quality)
     if kind == "half":
