@@ -16,7 +16,8 @@ from torch import Tensor
 
 from kvcompress.container import Encoded
 from kvcompress.errors import FormatError, InputError, MismatchError
-from kvcompress.sections import encoded_session, own_sections, read_session, zstd_pack, zstd_unpack
+from kvcompress.frames import zstd_pack, zstd_unpack
+from kvcompress.sections import encoded_session, own_sections, read_session
 from kvcompress.snapshot import CACHE_DTYPES, KVSnapshot, LayerKV, Origin
 
 # Measured on caches of two small Llama-type models (400 and 800 tokens of dialogue), raw bytes by coded bytes:

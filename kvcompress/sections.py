@@ -1,7 +1,7 @@
 """The sections that every codec needs: which tokens, from which model, at which positions.
 
 ```
-"tokens"     token ids: one byte w, then (unless there are none) a zstd frame of w-byte little-endian integers
+"tokens"     token ids, compressed: see `kvcompress/token_bytes.py`
 "origin"     where the cache comes from: canonical JSON under zlib, which may lean on the codec's own origin
 "positions"  for each layer the positions that it holds: canonical JSON under zlib; left out where every layer holds all
 ```
@@ -13,23 +13,14 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-import numpy as np
 import torch
-import zstandard
 from torch import Tensor
 
 from kvcompress.container import HASH_CHARACTERS, Encoded
 from kvcompress.errors import FormatError, InputError
 from kvcompress.packing import MAX_TOKENS, pack_origin, pack_positions, unpack_origin, unpack_positions
 from kvcompress.snapshot import KVSnapshot, Origin
-
-# Whole integers beat byte planes here (996 against 1,044 bytes for 1,000 ids below 4,096, dialogues): a repeated token
-# or phrase is a repeated run of bytes. Sections of tokens are small, so the highest ordinary level costs nothing.
-TOKENS_LEVEL = 19
-
-# No zstd block is shorter than 4 bytes or decompresses to more than 128 KiB.
-_BLOCK_BYTES, _BLOCK_CONTENT_BYTES = 4, 128 << 10
-
+from kvcompress.token_bytes import pack_tokens, unpack_tokens
 
 SESSION_SECTIONS = ("tokens", "origin", "positions")
 
@@ -98,7 +89,7 @@ def session_sections(snapshot: KVSnapshot, preset: Preset = NOTHING) -> dict[str
         if layer.positions.numel() and int(layer.positions[-1]) >= snapshot.tokens:
             raise InputError(f"layer {index}: a position lies beyond the {snapshot.tokens} tokens")
     sections = {
-        "tokens": _pack_tokens(snapshot.token_ids),
+        "tokens": pack_tokens(snapshot.token_ids),
         "origin": pack_origin(snapshot.origin.to_json(), preset.origin),
     }
     if any(len(layer.positions) != snapshot.tokens for layer in snapshot.layers):
@@ -107,9 +98,14 @@ def session_sections(snapshot: KVSnapshot, preset: Preset = NOTHING) -> dict[str
 
 
 def read_session_sections(
-    sections: Mapping[str, bytes], preset: Preset = NOTHING
+    sections: Mapping[str, bytes], preset: Preset = NOTHING, most_tokens: int = MAX_TOKENS
 ) -> tuple[Tensor, Origin, list[Tensor]]:
     """Read the sections "tokens", "origin" and "positions"; the inverse of `session_sections`.
+
+    Args:
+        sections: They and any others.
+        preset: What the codec knows beforehand.
+        most_tokens: More are not decompressed.
 
     Returns:
         token_ids [N] int64, the origin, and for each layer its positions [T] int64, each below N.
@@ -122,7 +118,7 @@ def read_session_sections(
     for name in ("tokens", "origin"):
         if name not in sections:
             raise FormatError(f"the section {name!r} is missing")
-    token_ids = _unpack_tokens(sections["tokens"])
+    token_ids = unpack_tokens(sections["tokens"], most_tokens)
     origin = Origin.from_json(unpack_origin(sections["origin"], preset.origin))
     if "positions" not in sections:
         return token_ids, origin, [torch.arange(len(token_ids))] * len(origin.layer_kinds)
@@ -156,67 +152,13 @@ def read_session(encoded: Encoded, preset: Preset = NOTHING) -> tuple[Tensor, Or
         FormatError: A section is missing or damaged, or contradicts another or the header.
         InputError: The origin lacks a field.
     """
-    token_ids, origin, positions = read_session_sections(encoded.sections, preset)
+    token_ids, origin, positions = read_session_sections(encoded.sections, preset, encoded.tokens)
     if encoded.tokens != len(token_ids):
         raise FormatError(f"the header counts {encoded.tokens} tokens, the section 'tokens' {len(token_ids)}")
     parts = asdict(origin.fingerprint)
     if _short(parts) != _short(encoded.model):
         raise FormatError("the header and the section 'origin' name different models")
     return token_ids, origin, positions
-
-
-def zstd_pack(data: bytes, level: int) -> bytes:
-    """Return one zstd frame that states its content size and carries no checksum; nothing at all for no data."""
-    return zstandard.ZstdCompressor(level=level).compress(data) if data else b""
-
-
-def zstd_unpack(frame: bytes, most_bytes: int, what: str) -> bytes:
-    """Return the content of one zstd frame; the inverse of `zstd_pack`.
-
-    Args:
-        frame: The frame, and nothing behind it.
-        most_bytes: Refuse a larger content before anything is allocated for it.
-        what: Names the data in errors.
-
-    Raises:
-        FormatError: The frame is damaged, does not state its content size, or claims more than it can hold.
-    """
-    if not frame:
-        return b""
-    try:
-        size = zstandard.frame_content_size(frame)
-        if not 0 < size <= min(most_bytes, len(frame) // _BLOCK_BYTES * _BLOCK_CONTENT_BYTES):
-            raise FormatError(f"{what}: the impossible size of {size} bytes")
-        data = zstandard.ZstdDecompressor().decompress(frame, max_output_size=size, allow_extra_data=False)
-    except (zstandard.ZstdError, MemoryError) as error:
-        raise FormatError(f"{what}: cannot be decompressed ({error})") from error
-    if len(data) != size:
-        raise FormatError(f"{what}: {len(data)} bytes instead of {size}")
-    return data
-
-
-def _pack_tokens(token_ids: Tensor) -> bytes:
-    """Return the "tokens" section of token ids [N] int64: the fewest whole bytes that hold the largest of them."""
-    largest = int(token_ids.max()) if token_ids.numel() else 0
-    width = max(1, (largest.bit_length() + 7) // 8)
-    ids = token_ids.detach().cpu().numpy().astype("<i8")
-    return bytes([width]) + zstd_pack(ids.view(np.uint8).reshape(-1, 8)[:, :width].tobytes(), TOKENS_LEVEL)
-
-
-def _unpack_tokens(data: bytes) -> Tensor:
-    """Return the token ids [N] int64 of a "tokens" section."""
-    if not data or not 1 <= data[0] <= 8:
-        raise FormatError("the section 'tokens' does not begin with a width from 1 to 8")
-    width = data[0]
-    content = zstd_unpack(data[1:], MAX_TOKENS * width, "the section 'tokens'")
-    if len(content) % width:
-        raise FormatError(f"the section 'tokens' does not hold whole {width}-byte integers")
-    ids = np.zeros((len(content) // width, 8), dtype=np.uint8)
-    ids[:, :width] = np.frombuffer(content, dtype=np.uint8).reshape(-1, width)
-    token_ids = torch.from_numpy(ids.reshape(-1).view("<i8").astype(np.int64))
-    if token_ids.numel() and int(token_ids.min()) < 0:
-        raise FormatError("the section 'tokens' holds an id beyond 63 bits")
-    return token_ids
 
 
 def _short(parts: Mapping[str, str | None]) -> dict[str, str | None]:

