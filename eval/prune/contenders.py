@@ -1,12 +1,11 @@
 """What is compared on one session: plans of every scorer at the bytes of one tier, and what each scorer keeps.
 
 ```
-bytes:<quality>   files of the size of the one-tier file of a quality word: one tier, each scorer's plan, the default
-race,
-                  and the race at smaller sizes
-kept:<fraction>   exact numbers of the tokens that each scorer keeps, without any coding; the plan's own choice beside
-them half:<quality>    the default race with half of the tokens dropped, at the bytes of one tier quality:<quality> the
-default race asked to be as good as one tier
+bytes:<quality>    files of the size of the one-tier file of a quality word: one tier, each scorer's plan, the
+                   default race, and the race at smaller sizes
+quality:<quality>  the default race asked to be as good as one tier
+half:<quality>     the same with half of the tokens dropped from memory
+kept:<fraction>    exact numbers of the tokens that each scorer keeps, nothing coded; the plan's own choice beside
 ```
 """
 
@@ -165,11 +164,10 @@ def coded(case: Case, kind: str, quality: str, contender: str) -> Encoded:
     """Return one contender's file."""
     rate = case.codec.rate_of(quality)
     single = case.codec.encode(case.snapshot, rate)
-    size_ratio = case.snapshot.raw_bytes / len(to_bytes(single))
     if kind == "quality":
         return case.race(quality=quality)
     if kind == "half":
-        return case.race(size_ratio=size_ratio, keep_fraction=HALF)
+        return case.race(quality=quality, keep_fraction=HALF)
     if contender == ONE_TIER:
         return single
     if contender.startswith(RACE):

@@ -98,7 +98,7 @@ def _title(board: str) -> str:
     titles = {
         "bytes": f"Equal bytes: the size of the one-tier file at {what!r}",
         "kept": f"Equal kept tokens: {what} of them, nothing coded",
-        "half": f"Half of the tokens dropped, at the bytes of one tier at {what!r}",
+        "half": f"Half of the tokens dropped from memory, as good as one tier at {what!r} where a plan can be",
         "quality": f"As good as one tier at {what!r}, smaller",
     }
     return titles.get(kind, board)

@@ -32,6 +32,8 @@ LEAST_LOG, MOST_LOG = math.log2(LEAST_WEIGHT), math.log2(MOST_WEIGHT)
 NEAR = 0.95
 """A damage of at least this share of the one allowed is near enough."""
 
+ABOUT = 1.25
+
 ONE_TIER = "one tier"
 
 Progress = Callable[[str, int, int], None]
@@ -98,7 +100,7 @@ class Race:
         }
         self.runners = [runners[name] for name in self.history.order(list(runners))[:MOST_RUNNERS]]
         self.finishes: list[Finish] = []
-        self.closest: Finish | None = None
+        self.tried: list[Finish] = []
         self.ran = 0
 
     def at_bytes(self, most_bytes: int) -> Finish:
@@ -141,9 +143,14 @@ class Race:
         self.ran += 1
         self.progress("plans", self.ran, max(self.ran, len(self.runners) + SEARCHES))
         finish = Finish(runner.name, planned, self.damage.kl(decoded))
-        if self.closest is None or finish.kl_nats < self.closest.kl_nats:
-            self.closest = finish
+        self.tried.append(finish)
         return finish
+
+    def closest(self) -> Finish:
+        """Return the smallest file of those tried that lose about as little as the best of them."""
+        least = min(finish.kl_nats for finish in self.tried)
+        near = [finish for finish in self.tried if finish.kl_nats <= ABOUT * least]
+        return min(near, key=lambda finish: (finish.planned.file_bytes, finish.kl_nats))
 
     def _brought_to(self, start: Finish, most_kl_nats: float) -> Finish | None:
         """Return the smallest file found of a finish's runner that loses at most so much.

@@ -161,12 +161,11 @@ class SessionPlanner:
             best = race.at_bytes(int(self.snapshot.raw_bytes / self.asked.size_ratio))
         else:
             allowed = self._allowed(single_kl)
-            found, closest = race.at_damage(allowed, single_bytes), race.closest
-            assert closest is not None  # the race has run
+            found = race.at_damage(allowed, single_bytes)
+            best = found or race.closest()
             if found is None:
                 told = f"no plan loses at most {allowed:.2g} nats along sampled futures"
-                notes.append(f"{told}: the best found loses {closest.kl_nats:.2g}")
-            best = found or closest
+                notes.append(f"{told}: the one stored loses {best.kl_nats:.2g}")
         encoded, winner, kl = best.planned.encoded, best.name, best.kl_nats
         if self._one_tier_wins(best, single_bytes, single_kl):
             settings = {**self._settings(), "plan": ONE_TIER}

@@ -205,7 +205,7 @@ def test_tokens_alone_bring_the_cache_back_and_hold_nothing_else() -> None:
     rival = tokens_only.family(Calibration(model(), None, []))[0]
     snapshot = recorded()
     encoded = rival.encode(snapshot)
-    assert set(encoded.sections) == {"tokens", "origin", "positions"}
+    assert set(encoded.sections) == {"tokens", "origin"}
     resumed = feed(model(), restore(rival.decode(encoded), model()), tokens(9, seed=3), SESSION_TOKENS)
     whole = whole_logits(model(), torch.cat([snapshot.token_ids, tokens(9, seed=3)]))
     assert torch.allclose(resumed, whole[SESSION_TOKENS:], atol=1e-3)

@@ -1,0 +1,145 @@
+"""The leaderboard: runs that go on where they stopped, figures that follow from rows, fits that find what is there."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from eval.prune.board import read_rows
+from eval.prune.contenders import ONE_TIER, RACE, names
+from eval.prune.fit import Example, fit_profile, fit_salience, fit_scorers, write_fitted
+from eval.prune.report import markdown, smaller_at_equal_kl, summarise
+from kvcompress.errors import CheckpointError, FormatError
+from kvcompress.prune.features import FEATURES
+from kvcompress.prune.fitted import FITTED, KNOTS, Profile, load_fitted, profile_of
+from kvcompress.prune.learned import Learned
+from kvcompress.prune.salience import PARTS
+from kvcompress.prune.scorer import SCORERS
+
+TOKENS = 400
+
+
+def row(session: str, contender: str, kl: float, size: int, board: str = "bytes:high") -> dict[str, Any]:
+    counts = dict.fromkeys(("asked", "recalled", "recalled_exact_cache", "sensitive"), 2)
+    rules = dict.fromkeys(("rules_checked", "rules_kept", "rules_kept_exact_cache"), 1)
+    figures = {"kl_nats": kl, "worth_nats": 1.0, "sensitive_kl_nats": kl, "top1_agreement": 0.9, "seconds": 0.1}
+    sizes = {"file_bytes": size, "raw_bytes": 100_000, "kept_tokens": 10}
+    place = {"session": session, "category": "facts", "board": board, "contender": contender}
+    return place | counts | rules | figures | sizes
+
+
+def test_the_board_ranks_by_kl_and_says_what_was_not_met() -> None:
+    rows = [
+        row(s, name, kl, 1000) for s in "ab" for name, kl in ((ONE_TIER, 0.04), ("random", 0.09), ("learned", 0.01))
+    ]
+    rows.append({"session": "a", "board": "bytes:high", "contender": RACE, "failed": "too small"})
+    rows.append(row("b", RACE, 0.02, 900))
+    entries = summarise(rows)["bytes:high"]
+    assert [entry["contender"] for entry in entries] == ["learned", RACE, ONE_TIER, "random"]
+    assert [entry["not_met"] for entry in entries] == [0, 1, 0, 0]
+    assert [entry["better_than_one_tier"] for entry in entries] == [2, 1, 0, 0]
+    page = markdown(
+        {
+            "command": "c",
+            "sessions": 2,
+            "tokens": 9,
+            "continuation": 9,
+            "boards": {"bytes:high": entries},
+            "smaller_at_equal_kl": {},
+        }
+    )
+    assert "| *random* | 0.0900 ± 0.0000 |" in page
+    assert "race (not met in 1)" in page
+
+
+def test_the_size_at_equal_kl_is_read_between_the_sizes_that_ran() -> None:
+    rows = [row("a", ONE_TIER, 0.02, 4000), row("a", RACE, 0.01, 4000)]
+    rows += [row("a", f"{RACE} 0.5", 0.02, 2000), row("a", f"{RACE} 0.3", 0.08, 1000)]
+    assert smaller_at_equal_kl(summarise(rows)["bytes:high"]) == pytest.approx(2.0)
+    rows[0]["kl_nats"] = 0.04  # half-way, on logarithms, between 0.02 at 2,000 and 0.08 at 1,000
+    assert smaller_at_equal_kl(summarise(rows)["bytes:high"]) == pytest.approx(4000 / 2**0.5 / 1000)
+    rows[0]["kl_nats"] = 0.5
+    assert smaller_at_equal_kl(summarise(rows)["bytes:high"]) is None
+
+
+def test_a_run_that_was_cut_off_goes_on_behind_its_last_whole_row(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    assert read_rows(path) == []
+    path.write_text('{"a": 1}\n{"a": 2}\n{"a"')
+    assert read_rows(path) == [{"a": 1}, {"a": 2}]
+    assert path.read_text() == '{"a": 1}\n{"a": 2}\n'
+    path.write_text('{"a"\n{"a": 2}\n')
+    with pytest.raises(FormatError, match="line 1"):
+        read_rows(path)
+
+
+def test_every_scorer_and_both_controls_are_on_every_board() -> None:
+    pairs = names(["usable"])
+    assert len(set(pairs)) == len(pairs)
+    for board in ("bytes:usable", "kept:0.5", "kept:0.25"):
+        assert set(SCORERS) <= {name for where, name in pairs if where == board}
+    assert ("bytes:usable", ONE_TIER) in pairs
+    assert ("half:usable", RACE) in pairs
+
+
+def example(seed: int, worth_of: str = "sensitivity") -> Example:
+    """A session whose damage follows from one feature, up to noise, and that a codec half expects."""
+    generator = torch.Generator().manual_seed(seed)
+    rows = torch.rand(TOKENS, len(FEATURES), generator=generator)
+    told = rows[:, list(FEATURES).index(worth_of)]
+    own = torch.randn(TOKENS, generator=generator)
+    damage = torch.exp2(6 * told + 0.5 * own) * torch.rand(TOKENS, generator=generator).add(0.5)
+    parts = {name: torch.rand(TOKENS, generator=generator) for name in PARTS} | {"reward": told}
+    scores = {name: torch.rand(TOKENS, generator=generator) for name in SCORERS} | {"output_sensitivity": told}
+    return Example(damage / damage.mean(), own, scores, parts, rows)
+
+
+@pytest.fixture(scope="module")
+def examples() -> list[Example]:
+    return [example(seed) for seed in range(4)]
+
+
+def test_fits_find_what_the_damage_follows_from(examples: list[Example], tmp_path: Path) -> None:
+    weights = fit_salience(examples)
+    assert weights["reward"] > 0.9
+    assert sum(weights.values()) == pytest.approx(1, abs=1e-3)
+    told = fit_profile(examples, [e.scores["output_sensitivity"] for e in examples])
+    blind = fit_profile(examples, [e.scores["random"] for e in examples])
+    assert told["share"] == pytest.approx(0.5, abs=0.1)
+    assert told["curve"][-1] - told["curve"][0] == pytest.approx(6, abs=1.0)
+    assert max(blind["curve"]) - min(blind["curve"]) < 1.5
+    fitted = fit_scorers(examples, lambda stage, done, total: None)
+    unseen = example(9)
+    predicted = Learned(fitted["learned"]).of_features(unseen.features)
+    rest = torch.log(unseen.damage) - 0.5 * unseen.own * torch.log(torch.tensor(2.0))
+    assert float(torch.corrcoef(torch.stack([predicted, rest]))[0, 1]) > 0.9
+    path = tmp_path / "fitted.json"
+    write_fitted(path, fitted, {"command": "a test"})
+    assert profile_of("output_sensitivity", path).curve == tuple(fitted["profiles"]["output_sensitivity"]["curve"])
+
+
+def test_worth_has_mean_one_and_follows_rank_and_codec() -> None:
+    profile = Profile(1.0, tuple(4 * knot for knot in KNOTS))
+    worth = profile.worth(torch.tensor([3.0, 1.0, 2.0]), torch.tensor([0.0, 0.0, 1.0]))
+    assert float(worth.mean()) == pytest.approx(1)
+    assert (worth / worth[1]).tolist() == pytest.approx([16, 1, 8])
+
+
+def test_the_bundled_fit_covers_every_scorer_and_says_how_it_was_made() -> None:
+    fitted = load_fitted(FITTED)
+    assert set(fitted["profiles"]) == set(SCORERS)
+    assert fitted["made"]["command"].startswith("python -m eval prune --fit")
+    assert set(fitted["salience"]) == set(PARTS)
+
+
+@pytest.mark.parametrize("damaged", ["[]", "{", '{"profiles": {"learned": {"share": 1, "curve": [0]}}}'])
+def test_damaged_fits_are_refused(damaged: str, tmp_path: Path) -> None:
+    path = tmp_path / "fitted.json"
+    path.write_text(damaged)
+    with pytest.raises(CheckpointError, match="--fit"):
+        profile_of("learned", path)
+    assert json.loads(FITTED.read_text())
