@@ -58,7 +58,8 @@ class TableBank:
     def lengths(self) -> npt.NDArray[np.float64]:
         """Ideal code length in bits of every entry of every table, [sum of lengths] float64."""
         sums = np.add.reduceat(self.counts.astype(np.float64), self.offsets[:-1])
-        return -np.log2(self.counts / np.repeat(sums, np.diff(self.offsets)))
+        found: npt.NDArray[np.float64] = -np.log2(self.counts / np.repeat(sums, np.diff(self.offsets)))
+        return found
 
     def largest(self, level: int) -> int:
         """Return the largest magnitude in a level's table."""
