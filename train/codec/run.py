@@ -16,6 +16,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ from torch.utils.data import DataLoader
 from kvcompress.checkpoint import finish_codec, save_codec
 from kvcompress.codec import TinyVAECodec
 from kvcompress.codec_directory import load_tinyvae
+from kvcompress.errors import InputError
 from kvcompress.fit import Fitter
 from kvcompress.harvest import tokenized_sessions
 from kvcompress.hf import load_model
@@ -158,9 +160,12 @@ class CodecRun:
         directory.mkdir(parents=True, exist_ok=True)
         if self.recipe.logger == "csv":
             return CSVLogger(directory, name=name)
-        return WandbLogger(
-            project="kvcompress-codec", name=name, save_dir=str(directory), offline=True, config=self.recipe.to_json()
-        )
+        if find_spec("wandb") is None:
+            remedy = 'Install it with `pip install -e ".[train]"`, or pass --logger csv'
+            raise InputError("wandb is not installed", remedy)
+        online = os.environ.get("WANDB_MODE") == "online"
+        config = self.recipe.to_json()
+        return WandbLogger(name, project="kvcompress-codec", save_dir=str(directory), offline=not online, config=config)
 
     def _finish(self, codec: TinyVAECodec) -> None:
         """Fit offsets, prediction, levels and tables to the trained codec, measure its tiers, and save it."""
