@@ -7,12 +7,9 @@ A checkpoint is `config.json`, `model.safetensors` and `README.md`, written and 
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 from collections.abc import Mapping, Sequence
-from contextlib import redirect_stdout
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -23,7 +20,7 @@ from torch import Tensor, nn
 from kvcompress.channels import LayerShape, Rope, from_channels, group_positions, layer_shapes, to_channels
 from kvcompress.container import Encoded
 from kvcompress.entropy import TableBank, decode_choices, decode_symbols, encode_choices, encode_symbols
-from kvcompress.errors import CheckpointError, FormatError, InputError, MismatchError
+from kvcompress.errors import FormatError, InputError, MismatchError
 from kvcompress.packing import canonical_json
 from kvcompress.recompute import PROBE, Known, Recompute, checked_probe, recomputed
 from kvcompress.sections import Preset, encoded_session, own_sections, read_session
@@ -393,21 +390,4 @@ class TinyVAECodec(
         return KVSnapshot(tuple(layers[i] for i in range(len(layers))), token_ids, origin)
 
 
-def load_tinyvae(directory: Path) -> TinyVAECodec:
-    """Load a codec directory.
-
-    Raises:
-        CheckpointError: It is missing, incomplete or damaged.
-    """
-    for name in ("config.json", "model.safetensors"):
-        if not (directory / name).is_file():
-            raise CheckpointError(f"no codec here: {name} is missing", "Make one with `kvcompress fit`", path=directory)
-    try:
-        with redirect_stdout(io.StringIO()):  # the mixin prints, which would spoil --json
-            codec = TinyVAECodec.from_pretrained(directory, strict=True)
-    except Exception as error:  # the mixin passes on whatever its parsers raise
-        raise CheckpointError(f"the codec does not load ({error})", "Fit or fetch it again", path=directory) from error
-    return codec.eval()
-
-
-__all__ = ["HIGHEST_RATE", "Codec", "TinyVAECodec", "load_tinyvae", "rope_of"]
+__all__ = ["HIGHEST_RATE", "Codec", "TinyVAECodec", "rope_of"]

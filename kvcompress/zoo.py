@@ -69,7 +69,7 @@ def load_codec(name_or_path: str | Path = DEFAULT_CODEC, recompute_layers: int |
         CheckpointError: There is no such codec, or it is damaged.
         InputError: m is negative.
     """
-    from kvcompress.codec import load_tinyvae
+    from kvcompress.codec_directory import load_tinyvae
 
     directory = find_checkpoint(name_or_path)
     if recompute_layers is None:

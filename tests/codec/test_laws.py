@@ -14,7 +14,8 @@ import torch
 from kvcompress.calibrate import measure_rate, prepare_trial
 from kvcompress.channels import to_channels
 from kvcompress.checkpoint import save_codec
-from kvcompress.codec import HIGHEST_RATE, TinyVAECodec, load_tinyvae, rope_of
+from kvcompress.codec import HIGHEST_RATE, TinyVAECodec, rope_of
+from kvcompress.codec_directory import load_tinyvae
 from kvcompress.container import from_bytes, load, save, to_bytes
 from kvcompress.entropy import decode_symbols
 from kvcompress.errors import CheckpointError, FormatError, InputError, MismatchError

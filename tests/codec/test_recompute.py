@@ -13,7 +13,8 @@ from torch import Tensor
 from transformers import LlamaForCausalLM
 
 from kvcompress.checkpoint import save_codec
-from kvcompress.codec import TinyVAECodec, load_tinyvae
+from kvcompress.codec import TinyVAECodec
+from kvcompress.codec_directory import load_tinyvae
 from kvcompress.container import load, save, to_bytes
 from kvcompress.errors import FormatError, InputError, IntegrityError, MismatchError
 from kvcompress.fit import FitSettings, fit_codec

@@ -26,7 +26,8 @@ from lightning.pytorch.loggers import CSVLogger, Logger, WandbLogger
 from torch.utils.data import DataLoader
 
 from kvcompress.checkpoint import finish_codec, save_codec
-from kvcompress.codec import TinyVAECodec, load_tinyvae
+from kvcompress.codec import TinyVAECodec
+from kvcompress.codec_directory import load_tinyvae
 from kvcompress.fit import Fitter
 from kvcompress.harvest import tokenized_sessions
 from kvcompress.hf import load_model
