@@ -52,10 +52,15 @@ def rules(session: Session, tokenizer: Any, token_ids: Sequence[int]) -> list[Ru
 
 def count_kept(model: Any, cache: Any, tokenizer: Any, found: Sequence[Rule], token_ids: Tensor) -> int:
     """Return how many of `len(PROBES) * len(found)` checks hold when the model goes on from a cache."""
+    return sum(map(sum, checks(model, cache, tokenizer, found, token_ids)))
+
+
+def checks(model: Any, cache: Any, tokenizer: Any, found: Sequence[Rule], token_ids: Tensor) -> list[list[bool]]:
+    """Return for each rule whether the answer to each of `PROBES` keeps it when the model goes on from a cache."""
     if not found:
-        return 0
+        return []
     answers = [
         reply(model, cache, tokenizer, turn_ids(tokenizer, probe, token_ids.tolist()), len(token_ids))
         for probe in PROBES
     ]
-    return sum(rule.is_kept(answer) for rule in found for answer in answers)
+    return [[rule.is_kept(answer) for answer in answers] for rule in found]

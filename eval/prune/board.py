@@ -22,7 +22,7 @@ from kvcompress.errors import FormatError, InputError
 from kvcompress.fidelity import compare_logits, continuation_logits
 from kvcompress.harvest import tokenized_sessions
 from kvcompress.hf import load_model, restore
-from kvcompress.instructions import count_kept
+from kvcompress.instructions import checks
 from kvcompress.zoo import find_checkpoint, load_codec
 
 ROWS = "rows.jsonl"
@@ -73,9 +73,10 @@ def run_board(
             continue
         subject = prepare(model, tokenizer, session, ids, settings.tokens)
         case = Case(model, tokenizer, codec, subject)
+        kept = checks(model, subject.cache, tokenizer, subject.rules, subject.snapshot.token_ids)
         for board, contender in missing:
             try:
-                row = measure(model, tokenizer, subject, enter(case, board, contender)) | stamp
+                row = measure(model, tokenizer, subject, enter(case, board, contender), kept) | stamp
             except InputError as error:  # a budget below what the guaranteed anchors cost is a result too
                 row = {"session": session.id, "board": board, "contender": contender, "failed": str(error)} | stamp
             known.append(row)
@@ -113,8 +114,17 @@ def key(row: Row) -> tuple[str, str, str]:
 
 
 @torch.inference_mode()
-def measure(model: Any, tokenizer: Any, subject: Subject, entry: Entry) -> Row:
-    """Return the row of one entry."""
+def measure(model: Any, tokenizer: Any, subject: Subject, entry: Entry, exact_kept: list[list[bool]]) -> Row:
+    """Return the row of one entry.
+
+    Args:
+        model: The model.
+        tokenizer: Its tokenizer.
+        subject: The session.
+        entry: What is resumed from.
+        exact_kept: For each standing instruction whether each probe's answer from the exact cache keeps it. One that
+            the exact cache keeps after some probe and the entry after none is lost.
+    """
     tokens, rest = subject.snapshot.tokens, subject.continuation
     cache = restore(entry.decoded, model)
     logits = continuation_logits(model, cache, rest, tokens)
@@ -122,6 +132,7 @@ def measure(model: Any, tokenizer: Any, subject: Subject, entry: Entry) -> Row:
     per_token = torch.tensor(report.per_token_kl_nats, dtype=torch.float64)
     sensitive = sensitive_positions(subject.worth_nats)
     found = recalled(model, cache, tokenizer, subject.questions, tokens)
+    kept = checks(model, cache, tokenizer, subject.rules, subject.snapshot.token_ids)
     return {
         "session": subject.session.id,
         "category": subject.session.category,
@@ -138,8 +149,9 @@ def measure(model: Any, tokenizer: Any, subject: Subject, entry: Entry) -> Row:
         "asked": len(subject.questions),
         "recalled": sum(found),
         "recalled_exact_cache": sum(subject.recalled),
-        "rules_checked": 2 * len(subject.rules),
-        "rules_kept": count_kept(model, cache, tokenizer, subject.rules, subject.snapshot.token_ids),
-        "rules_kept_exact_cache": subject.kept,
+        "rules": len(subject.rules),
+        "rules_kept": sum(map(sum, kept)),
+        "rules_kept_exact_cache": sum(map(sum, exact_kept)),
+        "rules_lost": sum(any(exact) and not any(ours) for ours, exact in zip(kept, exact_kept, strict=True)),
         "seconds": round(entry.seconds, 4),
     }

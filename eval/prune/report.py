@@ -50,7 +50,15 @@ def _entry(name: str, of_board: Sequence[Row], base: dict[str, float]) -> dict[s
         "by_category": {c: float(np.mean([r["kl_nats"] for r in rows if r["category"] == c])) for c in categories},
         "better_than_one_tier": sum(row["kl_nats"] < base.get(row["session"], -math.inf) for row in rows),
     }
-    counted = ("asked", "recalled", "recalled_exact_cache", "rules_checked", "rules_kept", "rules_kept_exact_cache")
+    counted = (
+        "asked",
+        "recalled",
+        "recalled_exact_cache",
+        "rules",
+        "rules_lost",
+        "rules_kept",
+        "rules_kept_exact_cache",
+    )
     return entry | {key: int(_total(rows, key)) for key in counted}
 
 
@@ -107,7 +115,19 @@ def _title(board: str) -> str:
 def _rows(entries: Iterable[dict[str, Any]]) -> list[str]:
     entries = list(entries)
     categories = sorted({name for entry in entries for name in entry["by_category"]})
-    head = ["contender", "KL (nats)", "sensitive KL", "top-1", "bytes", "kept", "facts", "rules", *categories, "s"]
+    head = [
+        "contender",
+        "KL (nats)",
+        "sensitive KL",
+        "top-1",
+        "bytes",
+        "kept",
+        "facts",
+        "checks kept",
+        "rules lost",
+        *categories,
+        "s",
+    ]
     lines = ["| " + " | ".join(head) + " |", "| --- " + "| ---: " * (len(head) - 1) + "|"]
     for entry in entries:
         error = entry["kl_nats"]["standard_error"]
@@ -122,6 +142,7 @@ def _rows(entries: Iterable[dict[str, Any]]) -> list[str]:
             f"{entry['kept_tokens']:,.0f}",
             f"{entry['recalled']} of {entry['recalled_exact_cache']}",
             f"{entry['rules_kept']} of {entry['rules_kept_exact_cache']}",
+            f"{entry['rules_lost']} of {entry['rules']}",
             *(f"{entry['by_category'].get(c, math.nan):.4f}" for c in categories),
             f"{entry['seconds']:.2f}",
         ]

@@ -20,7 +20,15 @@ from eval.rivals.eviction_sink_recent import SinkRecent
 from eval.rivals.protocol import Calibration, Rival
 from kvcompress.container import from_bytes, to_bytes
 from kvcompress.errors import FormatError, InputError, MismatchError
+from kvcompress.exact import WithExact
 from kvcompress.hf import capture, restore
+from kvcompress.hf.evidence import collect
+from kvcompress.int8 import Int8Codec
+from kvcompress.lossless import LosslessCodec
+from kvcompress.prune.demand import Demand
+from kvcompress.prune.scorer import find_scorer
+from kvcompress.prune.session import encode_pruned
+from kvcompress.prune.tiers import Tier
 from kvcompress.resume import feed
 from kvcompress.snapshot import KVSnapshot
 from tests.fidelity.models import build, tokens, whole_logits
@@ -259,3 +267,21 @@ def test_damaged_and_foreign_files_are_refused(rival: Rival) -> None:
         for damaged in (encoded.sections[section] + b"\0\0", encoded.sections[section][:-2]):
             with pytest.raises(FormatError):
                 rival.decode(dataclasses.replace(encoded, sections={**encoded.sections, section: damaged}))
+
+
+@pytest.mark.parametrize("scorer", ["attention_mass", "key_norm", "output_sensitivity"])
+@pytest.mark.parametrize("codec", [Int8Codec, LosslessCodec])
+def test_any_scorer_and_exact_tokens_compose_with_any_codec(codec: Any, scorer: str) -> None:
+    snapshot, chosen = recorded(), find_scorer(scorer)
+    floor = torch.zeros(SESSION_TOKENS, dtype=torch.int64)
+    floor[30:33] = int(Tier.EXACT)
+    evidence = collect(model(), snapshot, chosen.needs)
+    encoded = encode_pruned(codec().encode, evidence, chosen, Demand(floor, 0.25))
+    decoded = WithExact(codec()).decode(from_bytes(to_bytes(encoded)))
+    score = chosen.score(evidence).clone()
+    score[30:33] = math.inf
+    kept = score.argsort(descending=True)[: math.ceil(SESSION_TOKENS / 4)].sort().values
+    for ours, exact in zip(decoded.layers, snapshot.layers, strict=True):
+        assert torch.equal(ours.positions, kept)
+        at = int((kept == 30).nonzero())
+        assert torch.equal(ours.values[:, at : at + 3], exact.values[:, 30:33])

@@ -25,7 +25,7 @@ TOKENS = 400
 
 def row(session: str, contender: str, kl: float, size: int, board: str = "bytes:high") -> dict[str, Any]:
     counts = dict.fromkeys(("asked", "recalled", "recalled_exact_cache", "sensitive"), 2)
-    rules = dict.fromkeys(("rules_checked", "rules_kept", "rules_kept_exact_cache"), 1)
+    rules = dict.fromkeys(("rules", "rules_lost", "rules_kept", "rules_kept_exact_cache"), 1)
     figures = {"kl_nats": kl, "worth_nats": 1.0, "sensitive_kl_nats": kl, "top1_agreement": 0.9, "seconds": 0.1}
     sizes = {"file_bytes": size, "raw_bytes": 100_000, "kept_tokens": 10}
     place = {"session": session, "category": "facts", "board": board, "contender": contender}
