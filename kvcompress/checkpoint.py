@@ -165,12 +165,25 @@ sessions.
 
 Each tier is the coarsest rate whose mean KL, context lost and top-1 agreement, measured after decode and resume on the
 further sessions, used at most {MARGIN:.0%} of the tier's bounds.
-{_known_in_words(fitted)}
+{_known_in_words(fitted)}{_trained_in_words(fitted)}
 Model fingerprint: `{codec.model_fingerprint.weights}` (weights). Codec fingerprint: `{codec.fingerprint}`.
 
 Settings: `{json.dumps(fitted["settings"])}`
 
 Use: `kvcompress encode RAW.safetensors -o FILE.kvz --codec DIR{_option(codec.recompute_layers)}`
+"""
+
+
+def _trained_in_words(fitted: dict[str, Any]) -> str:
+    """Return the card's paragraph on training; empty for a codec in closed form."""
+    recipe = fitted.get("recipe")
+    if not recipe:
+        return ""
+    steps = [recipe[stage]["steps"] for stage in ("rate_stage", "divergence_stage")]
+    return f"""
+The closed form was trained on (`python -m train fit`): {steps[0]:,} steps of the prior on bits, {steps[1]:,} of prior
+and synthesis on bits and the KL divergence of the resumed model, at rate indices {recipe["lowest_rate"]} to
+{recipe["highest_rate"]}.
 """
 
 

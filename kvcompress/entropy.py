@@ -8,6 +8,7 @@ all symbols of a level.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import constriction
 import numpy as np
@@ -21,7 +22,7 @@ Ints = npt.NDArray[np.int32]
 MOST_CHOICES = 255
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, eq=False)
 class TableBank:
     """Frozen integer tables, one per level.
 
@@ -44,14 +45,21 @@ class TableBank:
 
     def code_lengths(self, symbols: Ints, levels: Ints) -> npt.NDArray[np.float64]:
         """Return the ideal code length in bits of every symbol; an escape counts 32 more."""
-        bits = np.zeros(symbols.shape)
-        for level in np.unique(levels[levels >= 0]):
-            table = self.counts[self.offsets[level] : self.offsets[level + 1]].astype(np.float64)
-            chosen, top = levels == level, self.largest(int(level))
-            inside = np.abs(symbols[chosen]) <= top
-            entry = np.where(inside, symbols[chosen] + top, 2 * top + 1)
-            bits[chosen] = -np.log2(table[entry] / table.sum()) + np.where(inside, 0.0, 32.0)
-        return bits
+        coded = np.flatnonzero(levels.ravel() >= 0)
+        level, symbol = levels.ravel()[coded], symbols.ravel()[coded]
+        top = (np.diff(self.offsets) - 2)[level] // 2
+        inside = np.abs(symbol) <= top
+        entry = self.offsets[level] + np.where(inside, symbol + top, 2 * top + 1)
+        bits = np.zeros(symbols.size)
+        bits[coded] = self.lengths[entry] + np.where(inside, 0.0, 32.0)
+        return bits.reshape(symbols.shape)
+
+    @cached_property
+    def lengths(self) -> npt.NDArray[np.float64]:
+        """Ideal code length in bits of every entry of every table, [sum of lengths] float64."""
+        sums = np.add.reduceat(self.counts.astype(np.float64), self.offsets[:-1])
+        found: npt.NDArray[np.float64] = -np.log2(self.counts / np.repeat(sums, np.diff(self.offsets)))
+        return found
 
     def largest(self, level: int) -> int:
         """Return the largest magnitude in a level's table."""

@@ -149,10 +149,11 @@ class KvtcIdeal:
         self.transform.model.require_match(origin.fingerprint)
         require_joint(origin, positions)
         tokens, keys = len(positions[0]), self.transform.axes[0].basis.shape[0]
-        symbols = decode_symbols(encoded.sections["latents"], self._all_levels(tokens), self.tables.bank)
+        levels = self._all_levels(tokens)
+        symbols = torch.from_numpy(decode_symbols(encoded.sections["latents"], levels, self.tables.bank))
         latents = torch.zeros(tokens, len(self.tables.deviations))
-        shifts = self.tables.centroids[self.levels.long()].T
-        latents[:, self.coded] = dequantize(torch.from_numpy(symbols), self.step, shifts)
+        steps = torch.full((tokens, 1), self.step)
+        latents[:, self.coded] = dequantize(symbols, steps, torch.from_numpy(levels), self.tables.centroids)
         layers = self.transform.synthesise((latents[:, :keys], latents[:, keys:]), positions[0], origin)
         return KVSnapshot(layers, token_ids, origin)
 

@@ -47,7 +47,8 @@ def encode(
     ] = None,
     lossless: Annotated[bool, typer.Option("--lossless", help="Give the identical bits back; needs no codec.")] = False,
     plan: Annotated[
-        str | None, typer.Option(help="auto: a tier for each token; none: one for all. [default: none]")
+        str | None,
+        typer.Option(help="auto: tiers by token, by a race; quick: without one; none: one tier. [default: none]"),
     ] = None,
     scorer: Annotated[
         list[str] | None, typer.Option(help="Scorer that plans follow; repeat it to let several race.")

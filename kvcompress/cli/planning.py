@@ -62,7 +62,7 @@ def encode_planned(
         return _pruned_lossless(language_model, tokenizer, snapshot, asked), ()
     with progress_bar("encode") as progress:
         planner = SessionPlanner(load_codec(codec), language_model, tokenizer, snapshot, asked, history, progress)
-        found = planner.run()
+        found = planner.run_quickly() if wishes.plan == "quick" else planner.run()
     if wishes.table is not None:
         save_table(wishes.table, found.table, found.race(), force=force)
     if wishes.races is not None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from kvcompress.errors import InputError
 
-PLANS = ("auto", "none")
+PLANS = ("auto", "quick", "none")
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +30,7 @@ class PlanWishes:
             InputError: The options contradict each other, or a fraction is none.
         """
         if self.plan is not None and self.plan not in PLANS:
-            raise InputError(f"--plan {self.plan!r} is unknown", "Use auto or none")
+            raise InputError(f"--plan {self.plan!r} is unknown", "Use auto, quick or none")
         fraction = self.keep_fraction
         if fraction is not None and not 0 < fraction <= 1:
             raise InputError(f"a keep fraction of {fraction:g} is not above 0 and at most 1", "Ask for one such as 0.5")
@@ -46,4 +46,4 @@ class PlanWishes:
         given = [name for name, value in options.items() if value]
         if self.plan == "none" and given:
             raise InputError(f"{given[0]} needs a plan", "Leave --plan none out")
-        return self.plan == "auto" or bool(given)
+        return self.plan in ("auto", "quick") or bool(given)

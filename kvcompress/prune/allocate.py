@@ -71,7 +71,8 @@ def measure_costs(codec: TinyVAECodec, snapshot: KVSnapshot, rate: int, latents:
     for group, layers in enumerate(codec.groups):
         place = group_positions(snapshot, layers)
         found = latents[group] if latents is not None else codec.latents(snapshot, group)
-        for row, tier in enumerate(CHOICES):
+        errors[0, place] += found.double().square().sum(1)  # prior only: no bits, and all is lost
+        for row, tier in enumerate(CHOICES[1:], 1):
             offsets = torch.full((snapshot.tokens,), OFFSETS[tier], dtype=torch.int64)
             rates = codec.rates(group, snapshot.token_ids, rate, offsets)[place]
             spent, lost = _tried(codec, group, found, snapshot.token_ids[place], rates)

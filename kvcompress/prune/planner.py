@@ -22,6 +22,7 @@ from kvcompress.container import Encoded, to_bytes
 from kvcompress.errors import InputError
 from kvcompress.exact import with_exact
 from kvcompress.prune.allocate import (
+    CHOICES,
     Costs,
     allocate,
     foreseen_bits,
@@ -190,6 +191,20 @@ class Planner:
             bits = float(self.plan(rate, 2.0**middle).bits.sum())
             low, high = (middle, high) if bits < 8 * latents_bytes else (low, middle)
         return float(2.0 ** ((low + high) / 2))
+
+    def losing(self, rate: int, damage: float) -> Planned:
+        """Return the file of the plan that is foreseen to lose about `damage`, in the unit of `Plan.damage`."""
+        low, high = math.log2(LEAST_WEIGHT), math.log2(MOST_WEIGHT)
+        for _ in range(18):
+            middle = (low + high) / 2
+            low, high = (low, middle) if self.plan(rate, 2.0**middle).damage <= damage else (middle, high)
+        return self.encode(self.plan(rate, 2.0**high))
+
+    def one_tier_damage(self, rate: int) -> float:
+        """Return what the file of one tier at a rate is foreseen to lose, in the unit of `Plan.damage`."""
+        costs = self.costs(rate)
+        whole = float((costs.errors[0] * self.worth).sum())
+        return float((costs.errors[CHOICES.index(Tier.COARSE)] * self.worth).sum()) / max(whole, 1e-300)
 
     def smallest(self, rate: int) -> Planned:
         """Return the file of the least that the demand allows."""

@@ -19,7 +19,7 @@ from kvcompress.prune.anchors import SINK, SINK_TOKENS, Anchor, find_anchors, ma
 from kvcompress.prune.demand import GUARANTEES, Demand, choose_kept, drop, floor_of
 from kvcompress.prune.evidence import Evidence
 from kvcompress.prune.history import History
-from kvcompress.prune.planner import Planner
+from kvcompress.prune.planner import Planner, cannot_be_met, require_rate
 from kvcompress.prune.race import ONE_TIER, Finish, Progress, Race, one_tier_kl
 from kvcompress.prune.scorer import Scorer, find_scorer, parts_of, scored
 from kvcompress.prune.table import Table, kinds_of, table_of
@@ -28,6 +28,9 @@ from kvcompress.snapshot import KVSnapshot
 
 DEFAULT_SCORERS = ("learned", "context_reconstruction")
 """Measured by `python -m eval prune`; see docs/log.md."""
+
+QUICK_STEP = 12
+"""Rate of a quick plan's coarse tier above that of one tier."""
 
 MARGIN = 0.7
 """Share of a quality word's bound on KL that the session itself may use up, as in its calibration."""
@@ -58,7 +61,9 @@ class Asked:
     guarantees: Mapping[str, Tier] = field(default_factory=lambda: GUARANTEES)
 
     def __post_init__(self) -> None:
-        """Refuse a target that is none."""
+        """Refuse a target that is none; without any, the quality is transparent."""
+        if self.quality is None and self.size_ratio is None and self.max_kl_nats is None:
+            object.__setattr__(self, "quality", "transparent")
         for name, value in (("size ratio", self.size_ratio), ("bound on the KL", self.max_kl_nats)):
             if value is not None and not (value > 0 and math.isfinite(value)):
                 raise InputError(f"a {name} of {value:g} is not a positive number")
@@ -73,7 +78,7 @@ class PlannedSession:
         table: What it keeps of each token, with anchors and score parts.
         finishes: Every runner of the race at equal bytes.
         winner: Name of the runner that was committed.
-        kl_nats: What it loses along the judge's futures.
+        kl_nats: What it loses along the judge's futures; None without a race, as the next two.
         one_tier_bytes: Size of the file of one tier that it is compared with.
         one_tier_kl_nats: What that loses.
         notes: What a user who looks at the file alone would miss.
@@ -83,9 +88,9 @@ class PlannedSession:
     table: Table
     finishes: tuple[Finish, ...]
     winner: str
-    kl_nats: float
-    one_tier_bytes: int
-    one_tier_kl_nats: float
+    kl_nats: float | None = None
+    one_tier_bytes: int | None = None
+    one_tier_kl_nats: float | None = None
     notes: tuple[str, ...] = ()
 
     def race(self) -> dict[str, Any]:
@@ -177,6 +182,27 @@ class SessionPlanner:
             encoded, self._table(encoded, winner), finishes, winner, kl, single_bytes, single_kl, tuple(notes)
         )
 
+    def run_quickly(self) -> PlannedSession:
+        """Return the plan of the first scorer without a race: nothing is decoded, no future judges it.
+
+        What one tier of the asked quality is foreseen to lose, the plan is foreseen to lose too.
+
+        Raises:
+            InputError: The budget cannot be met with the guaranteed anchors, or is a bound that must be measured.
+        """
+        if self.asked.max_kl_nats is not None:
+            raise InputError("a bound on the KL is kept by measuring, which a quick plan does not", "Use --plan auto")
+        rate, planner = self._rate(None), self._planners()[0]
+        coarse = require_rate(rate + QUICK_STEP)
+        if self.asked.size_ratio is not None:
+            most = int(self.snapshot.raw_bytes / self.asked.size_ratio)
+            found = planner.within(coarse, most)
+            if found is None:
+                raise cannot_be_met(most, planner.smallest(coarse))
+        else:
+            found = planner.losing(coarse, planner.one_tier_damage(rate))
+        return PlannedSession(found.encoded, self._table(found.encoded, planner.scorer), (), planner.scorer)
+
     def _settings(self) -> dict[str, Any]:
         named = {"quality": self.asked.quality, "size_ratio": self.asked.size_ratio}
         return {name: value for name, value in named.items() if value is not None}
@@ -194,28 +220,28 @@ class SessionPlanner:
             for scorer in self.scorers
         ]
 
-    def _rate(self, judge: Judge) -> int:
+    def _rate(self, judge: Judge | None) -> int:
         """Return the rate of the file of one tier that answers what was asked, as nearly as one tier can."""
         if self.asked.size_ratio is not None:
             try:
                 return int(encode_at_size_ratio(self.codec, self.snapshot, self.asked.size_ratio).settings["rate"])
             except InputError:  # one tier cannot be so small; a plan may
                 return 0
-        if self.asked.max_kl_nats is not None:
+        if self.asked.max_kl_nats is not None and judge is not None:
             low, high = 0, HIGHEST_RATE // 2
             while low < high:
                 middle = (low + high) // 2
                 kept = one_tier_kl(self.codec, self.snapshot, middle, judge)[2] <= self.asked.max_kl_nats
                 low, high = (low, middle) if kept else (middle + 1, high)
             return low
-        return self.codec.rate_of(self.asked.quality or "transparent")
+        return self.codec.rate_of(str(self.asked.quality))
 
     def _allowed(self, one_tier_kl_nats: float) -> float:
         if self.asked.max_kl_nats is not None:
             return self.asked.max_kl_nats
         bounds = {tier.name: MARGIN * tier.max_kl_nats for tier in TIERS}
         # As good as one tier is on this session; where the codec does not know its kind, as good as the word promises.
-        return min(one_tier_kl_nats, bounds.get(self.asked.quality or "transparent", one_tier_kl_nats))
+        return min(one_tier_kl_nats, bounds.get(str(self.asked.quality), one_tier_kl_nats))
 
     def _one_tier_wins(self, best: Finish, file_bytes: int, kl: float) -> bool:
         """Tell whether not planning is at least as good and lawful."""

@@ -422,6 +422,12 @@ def test_positions_survive_packing(positions: list[list[int]]) -> None:
     assert unpack_positions(pack_positions(positions)) == positions
 
 
+def test_scattered_positions_cost_little_more_than_a_bit_a_token() -> None:
+    scattered = [at for at in range(4000) if (at * 2_654_435_761) >> 7 & 1]
+    assert len(pack_positions([scattered])) < 4000 / 8 + 80
+    assert unpack_positions(pack_positions([scattered])) == [scattered]
+
+
 def test_layers_of_the_same_positions_cost_almost_nothing() -> None:
     one, many = pack_positions([list(range(5000))]), pack_positions([list(range(5000))] * 80)
     assert len(many) < len(one) + 16
@@ -454,6 +460,10 @@ def test_impossible_positions_are_not_written(positions: list[list[int]]) -> Non
         {"layers": [0], "lists": [[[2**53, 1]]]},
         {"layers": [0], "lists": [[[0, 10**12]]]},
         {"layers": [[0]], "lists": [[]]},
+        {"layers": [0], "lists": [""]},
+        {"layers": [0], "lists": ["g1"]},
+        {"layers": [0], "lists": ["F1"]},
+        {"layers": [0], "lists": ["f0"]},
         {"layers": list(range(100)), "lists": [[[i, 1 << 24]] for i in range(100)]},
     ],
 )
@@ -470,6 +480,10 @@ def test_more_positions_than_tokens_are_refused() -> None:
     assert unpack_positions(pack_positions([[0, 1, 2]]), max_tokens=3) == [[0, 1, 2]]
     with pytest.raises(FormatError, match="more positions than the 2 tokens"):
         unpack_positions(pack_positions([[0, 1, 2]]), max_tokens=2)
+    scattered = pack_positions([list(range(0, 400, 3))])
+    assert unpack_positions(scattered, max_tokens=400) == [list(range(0, 400, 3))]
+    with pytest.raises(FormatError, match="bitmap that is not of 40 tokens"):
+        unpack_positions(scattered, max_tokens=40)
 
 
 PRESET = canonical_json({"config": {"hidden_size": 64, "layers": list(range(40))}, "dtype": "float32", "next": 0})

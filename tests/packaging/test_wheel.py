@@ -32,3 +32,4 @@ def test_wheel_brings_the_bundled_checkpoints(wheel: zipfile.ZipFile) -> None:
         assert f"kvcompress/checkpoints/{checkpoint}/README.md" in names
     assert "kvcompress/checkpoints/index.json" in names
     assert "kvcompress/py.typed" in names
+    assert "kvcompress/prune/fitted.json" in names

@@ -282,6 +282,20 @@ def test_a_session_is_planned_without_a_tokenizer(
     assert found.winner in {ONE_TIER, *(finish.name for finish in found.finishes)}
 
 
+def test_a_quick_plan_is_foreseen_to_lose_what_one_tier_does(
+    model: Any, codec: TinyVAECodec, snapshot: KVSnapshot, score: Tensor
+) -> None:
+    asked = Asked(scorers=("output_sensitivity",), quality="usable")
+    found = SessionPlanner(codec, model, None, snapshot, asked).run_quickly()
+    runner = planner(codec, snapshot, score, Demand(floor_of([Anchor("sink", 0, 4)], 80)))
+    rate = codec.rate_of("usable")
+    plan = runner.losing(rate + 12, runner.one_tier_damage(rate)).plan
+    assert torch.equal(found.table.tiers, plan.tiers)
+    assert plan.damage <= runner.one_tier_damage(rate) < runner.plan(rate + 12, plan.weight * 0.9).damage * 1.1
+    with pytest.raises(InputError, match="kept by measuring"):
+        SessionPlanner(codec, model, None, snapshot, Asked(scorers=("key_norm",), max_kl_nats=0.1)).run_quickly()
+
+
 def test_half_of_the_tokens_leave_memory(model: Any, codec: TinyVAECodec, snapshot: KVSnapshot) -> None:
     asked = Asked(scorers=("key_norm",), quality="usable", keep_fraction=0.5)
     found = SessionPlanner(codec, model, None, snapshot, asked).run()

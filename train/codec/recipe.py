@@ -50,7 +50,7 @@ class CodecRecipe:
     fit: FitSettings = field(default_factory=FitSettings)
     prior_layers: int = 1
     rate_stage: Stage = field(default_factory=lambda: Stage(2000, 2e-3))
-    divergence_stage: Stage = field(default_factory=lambda: Stage(1800, 2e-4, 2e-3))
+    divergence_stage: Stage = field(default_factory=lambda: Stage(1300, 2e-4, 2e-3))
     lowest_rate: int = 8
     highest_rate: int = 72
     prefix_tokens: int = 1024
