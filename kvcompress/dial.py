@@ -10,7 +10,7 @@ Sending token ids alone and prefilling again is the end of the dial.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -98,7 +98,7 @@ def choose(
         seconds = restore_seconds(model, decoder_of(files[codec.recompute_layers], codec), data)
         ways.append(_way(codec.recompute_layers, len(data), megabits_per_second, seconds))
     chosen = min(ways, key=lambda way: way.total_seconds)
-    prefill = _way(None, tokens_only(snapshot), megabits_per_second, prefill_seconds(model, snapshot))
+    prefill = _way(None, tokens_only(snapshot, codecs), megabits_per_second, prefill_seconds(model, snapshot))
     assert chosen.recompute_layers is not None
     return Choice(files[chosen.recompute_layers], tuple(ways), chosen, prefill)
 
@@ -129,9 +129,15 @@ def prefill_seconds(model: Any, snapshot: KVSnapshot) -> float:
     return median_seconds(lambda: model(ids, use_cache=True, **take_logits(model, last_only=True)), REPEATS)
 
 
-def tokens_only(snapshot: KVSnapshot) -> int:
-    """Return the bytes of a file that holds a session's tokens, origin and positions and nothing else."""
-    return len(to_bytes(encoded_session("tokens", "", snapshot, {}, {})))
+def tokens_only(snapshot: KVSnapshot, codecs: Iterable[TinyVAECodec]) -> int:
+    """Return the bytes of a file that holds what every file says of a session and nothing else.
+
+    Args:
+        snapshot: The session.
+        codecs: What one of them knows of every session, that file need not repeat either.
+    """
+    presets = [codec.preset for codec in codecs]
+    return min(len(to_bytes(encoded_session("tokens", "", snapshot, {}, {}, preset))) for preset in presets)
 
 
 def prefill_note(choice: Choice) -> str | None:

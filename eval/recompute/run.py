@@ -88,7 +88,9 @@ def run_dial(
         progress("codecs", done, len(codecs))
     ids = long_session(model, tokenizer, settings.long_tokens)
     seconds = time_all(model, codecs, capture(model, ids, tokenizer=tokenizer), settings.rounds)
-    result = assemble(points, trials, seconds, [len(codecs[0].shapes), settings.long_tokens])
+    tokens = [tokens_only(trial.snapshot, codecs.values()) for trial in trials]
+    result = assemble(points, trials, tokens, seconds)
+    result |= {"layers": len(codecs[0].shapes), "long_tokens": settings.long_tokens}
     result |= {
         "command": command,
         "commit": commit(),
@@ -173,7 +175,7 @@ def time_all(model: Any, codecs: Mapping[int, TinyVAECodec], snapshot: KVSnapsho
     ids = snapshot.token_ids
     with tempfile.TemporaryDirectory() as temporary, torch.inference_mode():
         calls: dict[str, Callable[[], object]] = {"prefill": lambda: _prefill(model, ids)}
-        sizes = {"prefill": tokens_only(snapshot)}
+        sizes = {"prefill": tokens_only(snapshot, codecs.values())}
         for layers, codec in codecs.items():
             path = Path(temporary) / f"{layers}.kvz"
             save(path, codec.encode(snapshot, codec.rate_of("transparent")))
@@ -199,7 +201,7 @@ def in_turns(calls: Mapping[str, Callable[[], object]], rounds: int) -> dict[str
     return {name: statistics.median(found) for name, found in times.items()}
 
 
-def assemble(points: Sequence[Row], trials: Sequence[Trial], seconds: Mapping[str, Row], sizes: Sequence[int]) -> Row:
+def assemble(points: Sequence[Row], trials: Sequence[Trial], tokens: Sequence[int], seconds: Mapping[str, Row]) -> Row:
     """Put figures together and compare every point with m = 0 at the mean KL of its transparent tier."""
     prefill = seconds["prefill"]["seconds"]
     whole = points[0]
@@ -215,10 +217,7 @@ def assemble(points: Sequence[Row], trials: Sequence[Trial], seconds: Mapping[st
             "size_ratio_at_equal_kl": equal,
             "gain_at_equal_kl": equal / basis,
         }
-    tokens = [tokens_only(trial.snapshot) for trial in trials]
     return {
-        "layers": sizes[0],
-        "long_tokens": sizes[1],
         "equal_kl_nats": wanted,
         "points": list(points),
         "prefill": {
