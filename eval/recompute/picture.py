@@ -24,6 +24,8 @@ COLOURS = {
 
 def draw(result: Row) -> str:
     """Return the picture as SVG that stands alone."""
+    from matplotlib.ticker import LogLocator
+
     points, layers = result["points"], result["layers"]
     places = [point["recompute_layers"] for point in points]
     with Sheet("dial", WIDE_INCHES, 4.2) as sheet:
@@ -33,8 +35,9 @@ def draw(result: Row) -> str:
             axes.plot(places, values, "o-", color=colour, linewidth=2)
             axes.annotate(f"{tier}, bytes", (places[-1], values[-1]), color=colour, **_BESIDE)
         axes.plot([layers], [result["prefill"]["file_bytes"]], "s", color=INK)
-        axes.annotate("token ids, bytes", (layers, result["prefill"]["file_bytes"]), color=INK, **_ABOVE)
+        axes.annotate("token ids, bytes", (layers, result["prefill"]["file_bytes"]), color=INK, **_BEFORE)
         axes.set_yscale("log")
+        axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0), numticks=20))
         axes.minorticks_off()
         axes.yaxis.set_major_formatter(lambda value, _: spell(value, "bytes").replace(".00", ""))
         axes.set_xlabel("layers run when the session is restored, m")
@@ -46,7 +49,7 @@ def draw(result: Row) -> str:
 
 
 _BESIDE: dict[str, Any] = {"xytext": (9, 0), "textcoords": "offset points", "va": "center"}
-_ABOVE: dict[str, Any] = {"xytext": (0, 9), "textcoords": "offset points", "ha": "center"}
+_BEFORE: dict[str, Any] = {"xytext": (-12, 0), "textcoords": "offset points", "ha": "right", "va": "center"}
 
 
 def _seconds(axes: Any, places: list[int], result: Row) -> None:
@@ -54,7 +57,7 @@ def _seconds(axes: Any, places: list[int], result: Row) -> None:
     values = [point["restore_seconds"] for point in result["points"]] + [result["prefill"]["prefill_seconds"]]
     right = axes.twinx()
     right.plot(places, values, "D--", color=MUTED, linewidth=1.6)
-    right.annotate(f"restore {result['long_tokens']:,} tokens, seconds", (places[0], values[0]), color=MUTED, **_BESIDE)
+    right.annotate(f"restore {result['long_tokens']:,} tokens", (places[-1], values[-1]), color=MUTED, **_BEFORE)
     right.set_ylim(0, 1.15 * max(values))
     right.yaxis.set_major_formatter(lambda value, _: spell(value, "seconds"))
     right.grid(visible=False)

@@ -126,8 +126,10 @@ def _threads(count: int) -> str:
 
 
 def _with_error(estimate: dict[str, Any]) -> str:
-    text = spell(estimate["mean"], "ratio")
-    return text if estimate["standard_error"] is None else f"{text} ± {estimate['standard_error']:.2g}"
+    text, error = spell(estimate["mean"], "ratio"), estimate["standard_error"]
+    if error is None:
+        return text
+    return f"{text} ± {error:,.0f}" if error >= 10 else f"{text} ± {error:.2g}"
 
 
 def _table(head: tuple[str, ...], rows: list[list[str]]) -> str:
