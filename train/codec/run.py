@@ -24,6 +24,7 @@ import lightning
 import torch
 from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint, TQDMProgressBar
 from lightning.pytorch.loggers import CSVLogger, Logger, WandbLogger
+from lightning.pytorch.strategies import DDPStrategy
 from torch.utils.data import DataLoader
 
 from kvcompress.checkpoint import finish_codec, save_codec
@@ -127,7 +128,7 @@ class CodecRun:
         trainer = lightning.Trainer(
             accelerator="cpu" if not torch.cuda.is_available() else "auto",
             devices=self.recipe.devices,
-            strategy="ddp_find_unused_parameters_true" if self.recipe.devices > 1 else "auto",
+            strategy=_data_parallel() if self.recipe.devices > 1 else "auto",
             max_steps=module.stage.steps,
             max_epochs=-1,
             logger=self._logger(name),
@@ -184,6 +185,11 @@ class CodecRun:
             "tiers": codec.tiers,
             "fingerprint": codec.fingerprint,
         }
+
+
+def _data_parallel() -> DDPStrategy:
+    """Return data parallelism that leaves buffers alone: all processes read the same codec, and gloo knows no int16."""
+    return DDPStrategy(find_unused_parameters=True, broadcast_buffers=False, init_sync=False)
 
 
 class NextEpoch(lightning.Callback):
