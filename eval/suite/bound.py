@@ -3,7 +3,9 @@
 Reverse water-filling (Shannon 1959; Cover and Thomas, Elements of Information Theory, 10.3.3): components of variance
 v_i at distortion D need sum max(0, log2(v_i / w) / 2) bits, where the water level w solves sum min(w, v_i) = D. The
 covariance is that of the latents: conditional on the tokens, for the prior is subtracted, and weighted by sensitivity.
-Tokens are taken one by one; a codec that predicts latents from those of other tokens may fall below it.
+Tokens are taken one by one; a codec that predicts latents from those of other tokens may fall below it. Distortion is
+what the codec takes it for: where it gives tokens steps of their own, errors count in units of these, and a token whose
+step is half as wide has components four times as wide.
 """
 
 from __future__ import annotations
@@ -19,6 +21,7 @@ from kvcompress.channels import group_positions
 from kvcompress.codec import TinyVAECodec
 from kvcompress.container import to_bytes
 from kvcompress.snapshot import KVSnapshot
+from tinyvae.quantize import LEVELS_PER_OCTAVE
 
 Floats = npt.NDArray[np.float64]
 
@@ -45,26 +48,32 @@ class Bound:
         return self.measured_bits / self.bound_bits if self.bound_bits else float("inf")
 
 
-def water_level(variances: Floats, distortion: float) -> float:
-    """Return w with sum min(w, v_i) = distortion; the largest variance where the distortion exceeds their sum."""
-    falling = np.sort(np.maximum(variances, 0.0))[::-1]
-    below = falling.sum()
-    for kept, variance in enumerate(falling, 1):
-        below -= variance
-        level = (distortion - below) / kept
-        following = falling[kept] if kept < len(falling) else 0.0
-        if following <= level <= variance:
-            return float(level)
-    return float(falling[0])
+def water_level(variances: Floats, distortion: float, weights: Floats | None = None) -> float:
+    """Return w with sum min(w, v_i) = distortion; the largest variance where the distortion exceeds their sum.
+
+    Args:
+        variances: [N] variances.
+        distortion: Their sum, cut at the level.
+        weights: [N] how often each of them counts; once if not given.
+    """
+    order = np.argsort(-variances, kind="stable")
+    falling = np.maximum(variances[order], 0.0)
+    counts = np.ones(len(falling)) if weights is None else weights[order]
+    filled = np.cumsum(falling * counts)
+    levels = (distortion - (filled[-1] - filled)) / np.cumsum(counts)
+    following = np.append(falling[1:], 0.0)
+    inside = np.flatnonzero((following <= levels) & (levels <= falling))
+    return float(levels[inside[0]]) if len(inside) else float(falling[0])
 
 
-def rate_bits(variances: Floats, distortion: float) -> float:
-    """Return R(D) in bits for one draw of all components."""
-    level = water_level(variances, distortion)
+def rate_bits(variances: Floats, distortion: float, weights: Floats | None = None) -> float:
+    """Return R(D) in bits for one draw of all components; arguments as of `water_level`."""
+    level = water_level(variances, distortion, weights)
     if level <= 0:
         return float("inf")
-    above = variances[variances > level]
-    return float(0.5 * np.log2(above / level).sum())
+    counts = np.ones(len(variances)) if weights is None else weights
+    above = variances > level
+    return float(0.5 * (np.log2(variances[above] / level) * counts[above]).sum())
 
 
 @torch.inference_mode()
@@ -79,7 +88,7 @@ def bound_of(codec: TinyVAECodec, snapshots: Sequence[KVSnapshot], rate: int) ->
     bound_bits = 0.0
     tokens = sum(snapshot.tokens for snapshot in snapshots)
     for group, layers in enumerate(codec.groups):
-        vae, rows, errors = codec.vae(group), [], 0.0
+        vae, rows, errors, finer = codec.vae(group), [], 0.0, list[torch.Tensor]()
         for snapshot in snapshots:
             place = group_positions(snapshot, layers)
             ids, rates = snapshot.token_ids[place], codec.rates(group, snapshot.token_ids, rate)[place]
@@ -88,11 +97,16 @@ def bound_of(codec: TinyVAECodec, snapshots: Sequence[KVSnapshot], rate: int) ->
             coded = torch.zeros_like(latents)
             coded[:, : symbols.shape[1]] = vae.dequantize(symbols, ids, rates, levels)
             rows.append(latents.double())
-            errors += float((latents - coded).double().square().sum())
+            finer.append(rates - rate)
+            energy = torch.exp2(2 * finer[-1].double() / LEVELS_PER_OCTAVE)[:, None]
+            errors += float(((latents - coded).double().square() * energy).sum())
         pooled = torch.cat(rows)
         covariance = pooled.T @ pooled / len(pooled)
         variances = torch.linalg.eigvalsh(covariance).clamp(min=0).numpy()
-        bound_bits += rate_bits(variances, errors / len(pooled)) * len(pooled) / tokens
+        offsets, counts = np.unique(torch.cat(finer).numpy(), return_counts=True)
+        components = np.outer(np.exp2(2 * offsets / LEVELS_PER_OCTAVE), variances).ravel()
+        weights = np.repeat(counts / len(pooled), len(variances))
+        bound_bits += rate_bits(components, errors / len(pooled), weights) * len(pooled) / tokens
     latent_bytes = file_bytes = 0
     for snapshot in snapshots:
         encoded = codec.encode(snapshot, rate)
