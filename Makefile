@@ -2,7 +2,7 @@ PYTHON ?= python3.11
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: help demo test lint bench report quick devices recompute golden clean
+.PHONY: help demo test lint bench report quick devices prune recompute golden clean
 help:  ## Show the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
 
@@ -36,6 +36,9 @@ devices: $(VENV)/.installed  ## Encode in one condition, decode in another, for 
 
 recompute: $(VENV)/.installed  ## Draw the continuum from coding all layers to prefilling again
 	$(BIN)/python -m eval recompute --out eval/reports/recompute
+
+prune: $(VENV)/.installed  ## Compare scorers of tokens and plans, in eval/reports/prune; goes on where it stopped
+	$(BIN)/python -m eval prune --out eval/reports/prune
 
 golden: $(VENV)/.installed  ## Write the golden files of the current format again
 	$(BIN)/python -m tests.format.make_golden
