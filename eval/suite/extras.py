@@ -151,7 +151,7 @@ def _economics(suite: Suite, settings: SuiteSettings, chosen: list[Rival]) -> di
         "link_seconds": {name: link_seconds(size[name], restore_seconds[name]) for name in rows},
         "memory": memory_table(MEMORY_LENGTHS_TOKENS, raw_per_token, per_token),
         "longest_context_tokens": {
-            "raw16": longest_context_tokens(raw_per_token),
+            **({"raw16": longest_context_tokens(raw_per_token)} if "raw16" in suite.rows else {}),
             **{name: longest_context_tokens(value) for name, value in per_token.items()},
         },
     }
