@@ -25,7 +25,7 @@ from kvcompress.packing import canonical_json
 from kvcompress.recompute import PROBE, Known, Recompute, checked_probe, recomputed
 from kvcompress.sections import Preset, encoded_session, own_sections, read_session
 from kvcompress.snapshot import KVSnapshot, LayerKV, ModelFingerprint, Origin
-from tinyvae import TinyVAE, TinyVAEConfig
+from tinyvae import Context, TinyVAE, TinyVAEConfig
 from tinyvae.offsets import PRIOR_ONLY
 from tinyvae.quantize import LEVELS
 from tinyvae.tables import TABLE_ENTRIES
@@ -118,7 +118,7 @@ class TinyVAECodec(
     def config_json(self) -> dict[str, Any]:
         """Return the arguments that rebuild this codec's geometry, as `config.json` holds them."""
         groups = [
-            {"layers": list(layers), "config": asdict(self.vae(index).config)} | self.known[index].to_json()
+            {"layers": list(layers), "config": self.vae(index).config.to_json()} | self.known[index].to_json()
             for index, layers in enumerate(self.groups)
         ]
         config: dict[str, Any] = {
@@ -347,15 +347,15 @@ class TinyVAECodec(
         """Return symbols and levels, both [T, r] int32, of the tokens that a group of layers holds."""
         place = group_positions(snapshot, self.groups[group])
         rates = self.rates(group, snapshot.token_ids, rate, offsets)[place]
-        return self.vae(group).quantize(self.latents(snapshot, group), snapshot.token_ids[place], rates)
+        return self.vae(group).quantize(*self.latents(snapshot, group), rates)
 
-    def latents(self, snapshot: KVSnapshot, group: int) -> Tensor:
-        """Return the latents [T, R] float32 of one group of layers, before quantisation."""
+    def latents(self, snapshot: KVSnapshot, group: int) -> tuple[Tensor, Context]:
+        """Return the latents [T, R] float32 of one group of layers, before quantisation, and their context."""
         channels = to_channels(snapshot, self.groups[group], rope_of(snapshot.origin))
         place = snapshot.layers[self.groups[group][0]].positions
         self.known[group].require_cover(self.known_layers(snapshot), place)
-        expected = self._expected(group, snapshot.token_ids, place, self.known_rows(snapshot, group))
-        return self.vae(group).analyse(expected, channels)
+        context = self.vae(group).context(snapshot.token_ids, self.known_rows(snapshot, group), place)
+        return self.vae(group).analyse(context, channels), context
 
     def known_layers(self, snapshot: KVSnapshot) -> dict[int, LayerKV]:
         """Return the layers of a snapshot that this codec does not code, by index."""
@@ -364,11 +364,6 @@ class TinyVAECodec(
     def known_rows(self, snapshot: KVSnapshot, group: int) -> Tensor | None:
         """Return the channels [N, C'] of a snapshot that predict a group beside the tokens; None if there are none."""
         return self.known[group].rows(self.known_layers(snapshot), snapshot.tokens, rope_of(snapshot.origin))
-
-    def _expected(self, group: int, token_ids: Tensor, positions: Tensor, known: Tensor | None) -> Tensor:
-        """Return the prior's expectation at the positions of a group, given known channels [N, C']."""
-        expected: Tensor = self.vae(group).prior(token_ids, known)
-        return expected if len(positions) == len(token_ids) else expected[positions]
 
     def _rebuild(
         self,
@@ -383,9 +378,9 @@ class TinyVAECodec(
         rope, layers = rope_of(origin), dict(known)
         for group, (place, (symbols, levels)) in enumerate(zip(places, coded, strict=True)):
             vae = self.vae(group)
-            latents = vae.dequantize(symbols, token_ids[place], rates[group][place], levels)
-            told = self.known[group].rows(known, len(token_ids), rope)
-            channels = vae.synthesise(self._expected(group, token_ids, place, told), latents)
+            context = vae.context(token_ids, self.known[group].rows(known, len(token_ids), rope), place)
+            latents = vae.dequantize(symbols, context, rates[group][place], levels)
+            channels = vae.synthesise(context, latents)
             layers |= from_channels(channels, self.groups[group], self.shapes, place, rope, origin.dtype)
         return KVSnapshot(tuple(layers[i] for i in range(len(layers))), token_ids, origin)
 

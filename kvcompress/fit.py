@@ -26,7 +26,7 @@ from kvcompress.hf.capture import capture
 from kvcompress.hf.sensitivity import cache_gradients
 from kvcompress.recompute import Known
 from kvcompress.snapshot import KVSnapshot
-from tinyvae import TinyVAEConfig
+from tinyvae import Context, TinyVAEConfig
 from tinyvae.offsets import age_classes, fit_offsets
 from tinyvae.prior import CONTEXTS, Moments, TokenMeans, TokenPrior, TokenTable, contexts, lagged
 from tinyvae.spread import calibrate_group
@@ -61,7 +61,7 @@ class FitSettings:
         seed: Of sampled tokens and of the split.
     """
 
-    rank: int = 384
+    rank: int = 352
     prior_rank: int = 72
     prior_taps: int = 4
     prior_width: int = 160
@@ -267,7 +267,7 @@ class Fitter:
                 prior_width=part.prior.inward.columns,
                 reference_step=step,
             )
-            groups.append({"layers": list(group.layers), "config": asdict(config)} | group.known.to_json())
+            groups.append({"layers": list(group.layers), "config": config.to_json()} | group.known.to_json())
         codec = TinyVAECodec(
             groups=groups,
             shapes=[[s.heads, s.key_size, s.value_size] for s in self.shapes],
@@ -288,13 +288,12 @@ class Fitter:
         return codec
 
     @torch.inference_mode()
-    def _calibration_latents(self, codec: TinyVAECodec) -> list[list[tuple[Tensor, Tensor]]]:
-        """Return for each group, and each session kept out, latents [T, R] and token ids [T]."""
-        found: list[list[tuple[Tensor, Tensor]]] = [[] for _ in self.groups]
+    def _calibration_latents(self, codec: TinyVAECodec) -> list[list[tuple[Tensor, Context]]]:
+        """Return for each group, and each session kept out, latents [T, R] and their context."""
+        found: list[list[tuple[Tensor, Context]]] = [[] for _ in self.groups]
         for snapshot in self._snapshots("calibration", self.calibration):
-            for index, group in enumerate(self.groups):
-                places = group_positions(snapshot, group.layers)
-                found[index].append((codec.latents(snapshot, index), snapshot.token_ids[places]))
+            for index in range(len(self.groups)):
+                found[index].append(codec.latents(snapshot, index))
         return found
 
 

@@ -1,5 +1,5 @@
 """Tensors and integers of the conditional KV codec. No files, no bytes, no transformers."""
 
-from tinyvae.model import TinyVAE, TinyVAEConfig
+from tinyvae.model import Context, TinyVAE, TinyVAEConfig
 
-__all__ = ["TinyVAE", "TinyVAEConfig"]
+__all__ = ["Context", "TinyVAE", "TinyVAEConfig"]

@@ -1,10 +1,10 @@
 """TinyVAE: a conditional variational codec of the channels of a KV cache.
 
 ```
-token_ids ──► prior ───────────────┬─────────────────────────────────────┐
-                                   ▼ -                                   ▼ +
-channels ────────────────────────► o ─► analyse ─► o ─► quantize         o ─► channels'
-                                                 - ▲        │            ▲
+token_ids ──► prior ──┬────────────┬─────────────────────────────────────┐
+                      │            ▼ -                                   ▼ +
+channels ─────────────┼──────────► o ─► analyse ─► o ─► quantize         o ─► channels'
+                      ▼                          - ▲        │            ▲
 token_ids ──► phases ──► predicted from decoded ───┤   symbols (integers)│
                          latents                   └───► + ─┴─ dequantize ─► synthesise
 ```
@@ -15,16 +15,19 @@ reconstruction, never a symbol's probability. Levels, which choose the tables, a
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from tinyvae.neighbours import MATCHES, PHASES, SOURCES, Phase, phases
 from tinyvae.offsets import AGES, age_classes
+from tinyvae.predictor import Predictor
 from tinyvae.prior import TokenPrior
 from tinyvae.quantize import LEVELS, dequantize, quantize, steps_at
 from tinyvae.transform import Transform
+from tinyvae.weights import as_buffer, as_parameter
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +43,7 @@ class TinyVAEConfig:
         prior_width: Hidden units of the prior.
         prior_layers: Learned causal layers of the prior; 0 where it is in closed form.
         reference_step: Quantisation step of rate 0.
+        predictor_width: Hidden units of the learned predictor; 0 where prediction is linear.
     """
 
     blocks: tuple[int, ...]
@@ -50,20 +54,43 @@ class TinyVAEConfig:
     prior_width: int
     reference_step: float
     prior_layers: int = 0
+    predictor_width: int = 0
 
     def __post_init__(self) -> None:
         """Refuse impossible geometries."""
         object.__setattr__(self, "blocks", tuple(self.blocks))
         sizes = (*self.blocks, self.vocab_size, self.rank, self.prior_rank, self.prior_taps, self.prior_width)
-        if not self.blocks or min(sizes) < 1 or self.prior_layers < 0 or not self.reference_step > 0:
+        learned = (self.prior_layers, self.predictor_width)
+        if not self.blocks or min(sizes) < 1 or min(learned) < 0 or not self.reference_step > 0:
             raise ValueError(f"sizes and the reference step must be positive: {self}")
         if self.rank > self.channels:
             raise ValueError(f"rank {self.rank} exceeds the {self.channels} channels")
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the fields; a predictor is named only where there is one, as in versions that had none."""
+        return {name: value for name, value in asdict(self).items() if value or name != "predictor_width"}
 
     @property
     def channels(self) -> int:
         """Keys and values of a token over the layers of the group, C."""
         return sum(self.blocks)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Context:
+    """What is known about the tokens of a group before any latent is.
+
+    Attributes:
+        token_ids: [T] int64.
+        hidden: [T, H] float32, the prior's hidden units.
+    """
+
+    token_ids: Tensor
+    hidden: Tensor
+
+    def __getitem__(self, rows: Tensor) -> Context:
+        """Return the context of some of the tokens, by a mask or index [T] or [N]."""
+        return Context(self.token_ids[rows], self.hidden[rows])
 
 
 class TinyVAE(nn.Module):
@@ -99,6 +126,7 @@ class TinyVAE(nn.Module):
         sizes = (config.vocab_size, config.prior_rank, config.prior_taps, config.prior_width)
         self.prior = TokenPrior(*sizes, config.channels, config.prior_layers, known)
         self.transform = Transform(config.blocks, config.rank)
+        self.predictor = Predictor(config.rank, config.predictor_width) if config.predictor_width else None
         self.register_buffer("base_level", torch.zeros(PHASES, config.rank, dtype=torch.int16))
         self.register_buffer("match_level", torch.zeros(PHASES, MATCHES, dtype=torch.int16))
         self.register_buffer("token_level", torch.zeros(config.vocab_size, dtype=torch.int8))
@@ -106,10 +134,14 @@ class TinyVAE(nn.Module):
         self.register_buffer("age_offset", torch.zeros(AGES, dtype=torch.int8))
         self.register_buffer("weights", torch.zeros(PHASES, MATCHES, SOURCES, config.rank, dtype=torch.float16))
         self.register_buffer("centroids", torch.zeros(LEVELS, 2))
+        self._unmixed: Tensor | None = None
 
     def begin_training(self, *, with_synthesis: bool) -> None:
-        """Give the prior, and the synthesis where asked, float32 parameters that are rounded in every forward pass."""
+        """Give prior and prediction, and the synthesis where asked, float32 parameters, rounded in every forward."""
         self.prior.begin_training()
+        if self.predictor is not None:
+            self.predictor.begin_training()
+            as_parameter(self, "weights")
         if with_synthesis:
             self.transform.begin_training()
 
@@ -117,6 +149,10 @@ class TinyVAE(nn.Module):
         """Keep what was trained as integers; there are no parameters afterwards."""
         self.prior.end_training()
         self.transform.end_training()
+        if self.predictor is not None:
+            self.predictor.end_training()
+            as_buffer(self, "weights", torch.float16)
+        self._unmixed = None
 
     def rates(self, token_ids: Tensor, rate: int) -> Tensor:
         """Return the rate index [N] int32 of each token of a whole session, ids [N] int64, at a rate index."""
@@ -148,13 +184,24 @@ class TinyVAE(nn.Module):
         coded = torch.nonzero(highest.amax(0) + most + int(self.token_level.max()) >= 0)
         return int(coded[-1]) + 1 if len(coded) else 0
 
-    def analyse(self, expected: Tensor, channels: Tensor) -> Tensor:
-        """Return latents [T, R] of channels [T, C] given the prior's expectation [T, C], float32."""
-        return self.transform.analyse(channels - expected)
+    def context(self, token_ids: Tensor, known: Tensor | None = None, rows: Tensor | None = None) -> Context:
+        """Return what the ids of a whole session tell about the tokens that the group holds.
 
-    def quantize(self, latents: Tensor, token_ids: Tensor, rates: Tensor) -> tuple[Tensor, Tensor]:
-        """Return symbols and levels, both [T, r] int32, r the active rank, of latents [T, R], ids [T] and rates [T]."""
-        levels, step = self.levels(token_ids, rates), steps_at(self.config.reference_step, rates)
+        Args:
+            token_ids: [N] int64.
+            known: [N, C'] float32, see `TokenPrior`.
+            rows: [T] int64, the positions of the group's tokens; all where None.
+        """
+        context = Context(token_ids, self.prior.hidden(token_ids, known))
+        return context if rows is None or len(rows) == len(token_ids) else context[rows]
+
+    def analyse(self, context: Context, channels: Tensor) -> Tensor:
+        """Return latents [T, R] of channels [T, C] around the prior's expectation, float32."""
+        return self.transform.analyse(channels - self.prior.expected(context.hidden))
+
+    def quantize(self, latents: Tensor, context: Context, rates: Tensor) -> tuple[Tensor, Tensor]:
+        """Return symbols and levels, both [T, r] int32, r the active rank, of latents [T, R] at rates [T]."""
+        levels, step = self.levels(context.token_ids, rates), steps_at(self.config.reference_step, rates)
         symbols = torch.zeros_like(levels)
 
         def round_phase(phase: Phase, predicted: Tensor) -> Tensor:
@@ -162,34 +209,42 @@ class TinyVAE(nn.Module):
             symbols[phase.span] = found = quantize(rest, step[phase.span], levels[phase.span])
             return found
 
-        self.reconstruct(token_ids, rates, levels, round_phase)
+        self.reconstruct(context, rates, levels, round_phase)
         return symbols, levels
 
-    def dequantize(self, symbols: Tensor, token_ids: Tensor, rates: Tensor, levels: Tensor) -> Tensor:
-        """Return latents [T, r] float32 of symbols [T, r] int32, ids [T] int64, rates [T] and levels [T, r] int32."""
-        return self.reconstruct(token_ids, rates, levels, lambda phase, _: symbols[phase.span])
+    def dequantize(self, symbols: Tensor, context: Context, rates: Tensor, levels: Tensor) -> Tensor:
+        """Return latents [T, r] float32 of symbols [T, r] int32, the context, rates [T] and levels [T, r] int32."""
+        return self.reconstruct(context, rates, levels, lambda phase, _: symbols[phase.span])
 
     def reconstruct(
-        self, token_ids: Tensor, rates: Tensor, levels: Tensor, symbols_of: Callable[[Phase, Tensor], Tensor]
+        self, context: Context, rates: Tensor, levels: Tensor, symbols_of: Callable[[Phase, Tensor], Tensor]
     ) -> Tensor:
         """Return latents [T, r] float32, phase by phase: the one path of encoder and decoder.
 
         Args:
-            token_ids: [T] int64.
+            context: Of the T tokens.
             rates: [T] int32 rate index of each token.
             levels: [T, r] int32, as `levels` gives them.
             symbols_of: Called with a phase and what is expected of its latents, [N, r]; returns its symbols.
         """
+        tokens, active = levels.shape
         step = steps_at(self.config.reference_step, rates)
-        decoded = torch.zeros(len(token_ids) + 1, levels.shape[1])  # the last row stands for sources that do not exist
-        for phase in phases(token_ids):
-            predicted, span = self.predicted(decoded, phase), phase.span
+        decoded = torch.zeros(tokens + 1, active)  # the last row stands for sources that do not exist
+        for phase in phases(context.token_ids):
+            predicted, span = self.predicted(decoded, phase, context, rates), phase.span
             rest = dequantize(symbols_of(phase, predicted), step[span], levels[span], self.centroids)
             decoded[:-1][span] = predicted + rest
         return decoded[:-1]
 
-    def predicted(self, decoded: Tensor, phase: Phase) -> Tensor:
-        """Return what the decoded latents [T + 1, r] tell about those of a phase, [N, r] float32."""
+    def predicted(self, decoded: Tensor, phase: Phase, context: Context, rates: Tensor) -> Tensor:
+        """Return what is told about the latents of a phase, [N, r] float32.
+
+        Args:
+            decoded: [T + 1, r] float32, latents of earlier phases; the last row is 0.
+            phase: The phase.
+            context: Of the T tokens.
+            rates: [T] int32.
+        """
         active = decoded.shape[1]
         out = torch.zeros(len(phase.rows), active)
         if phase.number == 0:
@@ -197,8 +252,34 @@ class TinyVAE(nn.Module):
         weights = self.weights[phase.number, :, :, :active].float()
         for source in range(SOURCES):
             out.addcmul_(decoded[phase.sources[source]], weights[:, source][phase.matches])
+        if self.predictor is not None:
+            guess = self._guess(self.predictor, decoded, phase, context, rates)[:, :active]
+            out[:, : guess.shape[1]] += guess
         return out
 
-    def synthesise(self, expected: Tensor, latents: Tensor) -> Tensor:
-        """Return channels [T, C] float32 from the expectation [T, C] and latents [T, r]."""
-        return self.transform.synthesise(latents, expected)
+    def _guess(self, predictor: Predictor, decoded: Tensor, phase: Phase, context: Context, rates: Tensor) -> Tensor:
+        unit = self.config.reference_step
+        leading = decoded[:, : predictor.sources] / unit
+        missing = predictor.sources - leading.shape[1]
+        if missing:
+            leading = torch.nn.functional.pad(leading, (0, missing))
+        expected = context.hidden[phase.span] @ (self.unmixed / unit)
+        guess: Tensor = predictor(leading[phase.sources], expected, rates[phase.span], phase)
+        return guess * unit
+
+    @property
+    def unmixed(self) -> Tensor:
+        """[H, E] float32, from the prior's hidden units to the leading latents of what it expects; made once."""
+        assert self.predictor is not None
+        if self._unmixed is None or self.prior.is_training:
+            analysis = self.transform.analysis[:, : self.predictor.expected]
+            self._unmixed = self.prior.outward.dense @ analysis
+        return self._unmixed
+
+    def synthesise(self, context: Context, latents: Tensor) -> Tensor:
+        """Return channels [T, C] float32 from the prior's expectation and latents [T, r]."""
+        return self.transform.synthesise(latents, self.prior.expected(context.hidden))
+
+    def _load_from_state_dict(self, *arguments: object) -> None:
+        self._unmixed = None
+        super()._load_from_state_dict(*arguments)

@@ -219,8 +219,17 @@ class TokenPrior(nn.Module):
         """Return the regressors [T, K * r] of token ids [T] int64."""
         return lagged(self.table.rows(token_ids), self.taps)
 
+    @property
+    def is_training(self) -> bool:
+        """Whether the matrices are parameters."""
+        return self.outward.is_training
+
     def forward(self, token_ids: Tensor, known: Tensor | None = None) -> Tensor:
         """Return expected channels [T, C] float32 for token ids [T] int64 and known channels [T, C'] float32."""
+        return self.expected(self.hidden(token_ids, known))
+
+    def hidden(self, token_ids: Tensor, known: Tensor | None = None) -> Tensor:
+        """Return hidden units [T, H] float32, which are all that the prior has to say of each token."""
         hidden = self.features(token_ids) @ self.inward.dense
         if self.past is not None and self.known is not None:
             assert known is not None
@@ -229,6 +238,10 @@ class TokenPrior(nn.Module):
             hidden = torch.addmm(hidden, torch.cat([*contexts(known @ self.past.dense)], 1), past)
         for layer in self.blocks:
             hidden = layer(hidden)
+        return hidden
+
+    def expected(self, hidden: Tensor) -> Tensor:
+        """Return the channels [T, C] float32 that hidden units [T, H] stand for."""
         return torch.addmm(self.bias, hidden, self.outward.dense)
 
     @property

@@ -10,12 +10,12 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from tinyvae.model import TinyVAE
+from tinyvae.model import Context, TinyVAE
 from tinyvae.neighbours import MATCHES, PHASES, SOURCES, Phase, phases
 from tinyvae.quantize import LEVELS, LEVELS_PER_OCTAVE, LOWEST_SCALE_LOG2, quantize, step_at
 
-Rows = Sequence[tuple[Tensor, Tensor]]
-"""Latents [T, R] float32 and token ids [T] int64 of each session."""
+Rows = Sequence[tuple[Tensor, Context]]
+"""Latents [T, R] float32 and context of each session."""
 
 CALIBRATION_RATE = 40
 """Rate at which neighbours are decoded here, in the middle of what is used."""
@@ -28,8 +28,9 @@ def calibrate_group(vae: TinyVAE, sessions: Rows, sample_rows: int, *, predict: 
     """Fit weights and levels of a group in place and return normalised samples [S] float32 for the tables.
 
     Args:
-        vae: Its prior and transform are fitted; weights and levels are replaced.
-        sessions: Latents and token ids of sessions that those have not seen.
+        vae: Its prior and transform are fitted; levels are replaced, and so are the weights of the prediction, unless
+            they were learned together with a predictor.
+        sessions: Latents and context of sessions that those have not seen.
         sample_rows: Rows of latents whose values are returned.
         predict: Whether latents are predicted from decoded ones; without, each stands for itself.
     """
@@ -37,8 +38,11 @@ def calibrate_group(vae: TinyVAE, sessions: Rows, sample_rows: int, *, predict: 
     vae.match_level.zero_()
     vae.token_level.zero_()
     vae.centroids.zero_()
-    vae.weights.zero_()
-    if predict:
+    if not predict:
+        vae.weights.zero_()
+        if vae.predictor is not None:
+            vae.predictor.silence()
+    elif vae.predictor is None:
         vae.weights.copy_(prediction_weights(vae, sessions))
     rest, ids, places = _innovations(vae, sessions)
     power = [rest[places[:, 0] == phase].square().mean(0).clamp(min=1e-24) for phase in range(PHASES)]
@@ -67,11 +71,11 @@ def prediction_weights(vae: TinyVAE, sessions: Rows) -> Tensor:
     rank = vae.config.rank
     gram = torch.zeros(PHASES, MATCHES, rank, SOURCES, SOURCES)
     cross = torch.zeros(PHASES, MATCHES, rank, SOURCES)
-    for latents, ids in sessions:
+    for latents, context in sessions:
         step = step_at(vae.config.reference_step, CALIBRATION_RATE)
         rounded = quantize(latents, step, torch.zeros(1, 1)).float() * step
         decoded = torch.cat([rounded, torch.zeros(1, rank)])
-        for phase in phases(ids):
+        for phase in phases(context.token_ids):
             if phase.number:
                 _add(gram, cross, phase, decoded[phase.sources], latents[phase.rows])
     floor = RIDGE * gram.diagonal(dim1=-2, dim2=-1).mean(-1)[..., None, None] + 1e-9
@@ -91,7 +95,8 @@ def _innovations(vae: TinyVAE, sessions: Rows) -> tuple[Tensor, Tensor, Tensor]:
     """Return what prediction leaves [N, R], token ids [N], and phase and match [N, 2] of all tokens."""
     rest, ids, places = list[Tensor](), list[Tensor](), list[Tensor]()
     step = step_at(vae.config.reference_step, CALIBRATION_RATE)
-    for latents, token_ids in sessions:
+    for latents, context in sessions:
+        token_ids = context.token_ids
 
         def keep(phase: Phase, predicted: Tensor, latents: Tensor = latents, token_ids: Tensor = token_ids) -> Tensor:
             rest.append(latents[phase.rows] - predicted)
@@ -100,7 +105,7 @@ def _innovations(vae: TinyVAE, sessions: Rows) -> tuple[Tensor, Tensor, Tensor]:
             return quantize(rest[-1], step, torch.zeros(1, 1))
 
         rates = torch.full_like(token_ids, CALIBRATION_RATE, dtype=torch.int32)
-        vae.reconstruct(token_ids, rates, vae.levels(token_ids, rates), keep)
+        vae.reconstruct(context, rates, vae.levels(token_ids, rates), keep)
     return torch.cat(rest), torch.cat(ids), torch.cat(places)
 
 

@@ -102,14 +102,17 @@ class Transform(nn.Module):
         self.synthesis = RankedMatrix(rank, sum(blocks), SHARP_LATENTS)
         self.metric = StoredMatrix(sum(blocks), max(blocks), 8)
         self._analysis: Tensor | None = None
+        self._versions: tuple[int, ...] = ()
 
     @property
     def analysis(self) -> Tensor:
-        """[C, R] float32, made from the synthesis once (in training each time); only the encoder needs it."""
-        if self.synthesis.is_training:
-            return self._inverse(self.synthesis.dense.detach())
-        if self._analysis is None:
-            self._analysis = self._inverse(self.synthesis.dense)
+        """[C, R] float32, made from the synthesis once (in training after each step).
+
+        The encoder needs it, and a predictor its leading columns.
+        """
+        versions = tuple(master._version for master in self.synthesis.parameters())  # empty outside training
+        if self._analysis is None or versions != self._versions:
+            self._analysis, self._versions = self._inverse(self.synthesis.dense.detach()), versions
         return self._analysis
 
     def _inverse(self, synthesis: Tensor) -> Tensor:

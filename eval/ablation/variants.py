@@ -10,7 +10,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kvcompress.channels import group_positions
 from kvcompress.codec import TinyVAECodec
 from kvcompress.fit import FitSettings, Fitter
 from kvcompress.snapshot import KVSnapshot
@@ -41,6 +40,8 @@ def variants(codec: TinyVAECodec, calibration: Sequence[KVSnapshot]) -> Iterator
     yield Variant("one step for all tokens", refitted(codec, calibration, _one_step))
     yield Variant("one step for all ids", refitted(codec, calibration, lambda vae: vae.token_offset.zero_()))
     yield Variant("no prediction from decoded tokens", refitted(codec, calibration, predict=False))
+    if codec.vae(0).predictor is not None:
+        yield Variant("no learned prediction", refitted(codec, calibration, _no_predictor))
     yield Variant("no level by token id", refitted(codec, calibration, after=lambda vae: vae.token_level.zero_()))
     yield Variant("no token prior", refitted(codec, calibration, _no_prior))
     if codec.vae(0).config.prior_layers:
@@ -84,10 +85,7 @@ def refitted(
     for group in range(len(fresh.groups)):
         vae = fresh.vae(group)
         change(vae)
-        rows = [
-            (fresh.latents(snapshot, group), snapshot.token_ids[group_positions(snapshot, fresh.groups[group])])
-            for snapshot in calibration
-        ]
+        rows = [fresh.latents(snapshot, group) for snapshot in calibration]
         samples.append(calibrate_group(vae, rows, SAMPLE_ROWS, predict=predict))
         after(vae)
     pooled = torch.cat(samples)
@@ -103,6 +101,11 @@ def _one_step(vae: TinyVAE) -> None:
 
 def _no_prior(vae: TinyVAE) -> None:
     vae.prior.outward.store(torch.zeros_like(vae.prior.outward.dense))
+
+
+def _no_predictor(vae: TinyVAE) -> None:
+    assert vae.predictor is not None
+    vae.predictor.silence()
 
 
 def _no_layers(vae: TinyVAE) -> None:

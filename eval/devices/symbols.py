@@ -37,8 +37,9 @@ def quantised(codec: TinyVAECodec, snapshot: KVSnapshot, rate: int) -> tuple[lis
     for group, layers in enumerate(codec.groups):
         place = group_positions(snapshot, layers)
         rates = codec.rates(group, snapshot.token_ids, rate)[place]
-        latents.append(codec.latents(snapshot, group))
-        symbols.append(codec.vae(group).quantize(latents[-1], snapshot.token_ids[place], rates)[0])
+        found, context = codec.latents(snapshot, group)
+        latents.append(found)
+        symbols.append(codec.vae(group).quantize(found, context, rates)[0])
     return symbols, latents
 
 
@@ -54,7 +55,7 @@ def outside_bins(
     Args:
         codec: The codec.
         group: Group of layers.
-        token_ids: [T] int64 of the group's layers.
+        token_ids: [T] int64, all of the session, and all in the group's layers.
         rates: [T] int32 rate index of each token.
         latents: [T, R] float32 of the reference.
         symbols: [T, r] int32 that another encoder chose.
@@ -70,7 +71,7 @@ def outside_bins(
         out[phase.rows] = torch.where(levels[phase.rows] < 0, 0.0, outside_bin(rest, chosen, step[phase.rows]))
         return chosen
 
-    vae.reconstruct(token_ids, rates, levels, keep)
+    vae.reconstruct(vae.context(token_ids), rates, levels, keep)
     return out
 
 

@@ -91,11 +91,11 @@ def bound_of(codec: TinyVAECodec, snapshots: Sequence[KVSnapshot], rate: int) ->
         vae, rows, errors, finer = codec.vae(group), [], 0.0, list[torch.Tensor]()
         for snapshot in snapshots:
             place = group_positions(snapshot, layers)
-            ids, rates = snapshot.token_ids[place], codec.rates(group, snapshot.token_ids, rate)[place]
-            latents = codec.latents(snapshot, group)
-            symbols, levels = vae.quantize(latents, ids, rates)
+            rates = codec.rates(group, snapshot.token_ids, rate)[place]
+            latents, context = codec.latents(snapshot, group)
+            symbols, levels = vae.quantize(latents, context, rates)
             coded = torch.zeros_like(latents)
-            coded[:, : symbols.shape[1]] = vae.dequantize(symbols, ids, rates, levels)
+            coded[:, : symbols.shape[1]] = vae.dequantize(symbols, context, rates, levels)
             rows.append(latents.double())
             finer.append(rates - rate)
             energy = torch.exp2(2 * finer[-1].double() / LEVELS_PER_OCTAVE)[:, None]

@@ -24,6 +24,10 @@ from kvcompress.channels import group_positions
 from kvcompress.codec import TinyVAECodec
 from kvcompress.prune.tiers import OFFSETS, Tier
 from kvcompress.snapshot import KVSnapshot
+from tinyvae import Context
+
+Latents = list[tuple[Tensor, Context]]
+"""Latents [T, R] of each group with their context, as `TinyVAECodec.latents` gives them."""
 
 CHOICES = (Tier.PRIOR, Tier.COARSE, Tier.FINE)
 """Tiers that a budget decides between; exact and dropped are asked for."""
@@ -57,7 +61,7 @@ class Costs:
 
 
 @torch.inference_mode()
-def measure_costs(codec: TinyVAECodec, snapshot: KVSnapshot, rate: int, latents: list[Tensor] | None = None) -> Costs:
+def measure_costs(codec: TinyVAECodec, snapshot: KVSnapshot, rate: int, latents: Latents | None = None) -> Costs:
     """Try every tier on every token.
 
     Args:
@@ -71,23 +75,23 @@ def measure_costs(codec: TinyVAECodec, snapshot: KVSnapshot, rate: int, latents:
     for group, layers in enumerate(codec.groups):
         place = group_positions(snapshot, layers)
         found = latents[group] if latents is not None else codec.latents(snapshot, group)
-        errors[0, place] += found.double().square().sum(1)  # prior only: no bits, and all is lost
+        errors[0, place] += found[0].double().square().sum(1)  # prior only: no bits, and all is lost
         for row, tier in enumerate(CHOICES[1:], 1):
             offsets = torch.full((snapshot.tokens,), OFFSETS[tier], dtype=torch.int64)
             rates = codec.rates(group, snapshot.token_ids, rate, offsets)[place]
-            spent, lost = _tried(codec, group, found, snapshot.token_ids[place], rates)
+            spent, lost = _tried(codec, group, *found, rates)
             bits[row, place] += spent
             errors[row, place] += lost
     return Costs(rate, bits, errors)
 
 
-def _tried(codec: TinyVAECodec, group: int, latents: Tensor, token_ids: Tensor, rates: Tensor) -> tuple[Tensor, Tensor]:
+def _tried(codec: TinyVAECodec, group: int, latents: Tensor, context: Context, rates: Tensor) -> tuple[Tensor, Tensor]:
     """Return bits and squared errors [T] float64 of tokens at their rates."""
     vae = codec.vae(group)
-    symbols, levels = vae.quantize(latents, token_ids, rates)
+    symbols, levels = vae.quantize(latents, context, rates)
     bits = torch.from_numpy(codec.bank.code_lengths(symbols.numpy(), levels.numpy()).sum(1))
     lost = latents.double().clone()
-    lost[:, : symbols.shape[1]] -= vae.dequantize(symbols, token_ids, rates, levels).double()
+    lost[:, : symbols.shape[1]] -= vae.dequantize(symbols, context, rates, levels).double()
     return bits, lost.square().sum(1)
 
 

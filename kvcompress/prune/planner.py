@@ -24,6 +24,7 @@ from kvcompress.exact import with_exact
 from kvcompress.prune.allocate import (
     CHOICES,
     Costs,
+    Latents,
     allocate,
     foreseen_bits,
     foreseen_damage,
@@ -105,7 +106,7 @@ class Planner:
     worth: Tensor = field(init=False)
     kept: Tensor = field(init=False)
     pruned: KVSnapshot = field(init=False)
-    _latents: list[Tensor] = field(init=False, default_factory=list)
+    _latents: Latents = field(init=False, default_factory=list)
     _costs: dict[int, Costs] = field(init=False, default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -125,16 +126,17 @@ class Planner:
     def _energy(self) -> Tensor:
         """Return [N] float64: the squared latents, which is what coding nothing of a token loses."""
         total = torch.zeros(self.snapshot.tokens, dtype=torch.float64)
-        for layers, latents in zip(self.codec.groups, self._latents, strict=True):
+        for layers, (latents, _) in zip(self.codec.groups, self._latents, strict=True):
             total[group_positions(self.snapshot, layers)] += latents.double().square().sum(1)
         return total
 
-    def _latents_of_kept(self) -> list[Tensor]:
-        """Return the latents of the tokens that each group still holds; they depend on no other token's."""
+    def _latents_of_kept(self) -> Latents:
+        """Return latents and context of the tokens that each group still holds; they depend on no other token's."""
         found = []
-        for layers, latents in zip(self.codec.groups, self._latents, strict=True):
+        for layers, (latents, context) in zip(self.codec.groups, self._latents, strict=True):
             before, after = group_positions(self.snapshot, layers), group_positions(self.pruned, layers)
-            found.append(latents[torch.isin(before, after)])
+            stays = torch.isin(before, after)
+            found.append((latents[stays], context[stays]))
         return found
 
     def costs(self, rate: int) -> Costs:

@@ -14,33 +14,66 @@ from kvcompress.channels import to_channels
 from kvcompress.codec import TinyVAECodec, rope_of
 from kvcompress.errors import InputError
 from kvcompress.snapshot import KVSnapshot
-from tests.codec.conftest import codec, model, snapshot  # noqa: F401  (fixtures)
 from train.codec.data import Cuts
 from train.codec.guard import PATIENCE_STEPS, Guard, TrainingError
 from train.codec.module import DivergenceStage, coded_channels
 from train.codec.recipe import CodecRecipe, Stage, read_recipe
-from train.codec.run import with_layers
+from train.codec.run import with_learned_parts
 
 RATE = 60
 
 
-def fresh(codec: TinyVAECodec, layers: int = 1) -> TinyVAECodec:  # noqa: F811
-    return with_layers(codec, layers, seed=0)
+def fresh(codec: TinyVAECodec, layers: int = 1) -> TinyVAECodec:
+    return with_learned_parts(codec, CodecRecipe(prior_layers=layers))
 
 
-def test_fresh_layers_change_nothing(codec: TinyVAECodec, snapshot: KVSnapshot) -> None:  # noqa: F811
+def loud(codec: TinyVAECodec) -> TinyVAECodec:
+    """Return the codec with learned parts whose predictor guesses at random: something that must cancel out."""
+    deeper = fresh(codec)
+    predictor = deeper.vae(0).predictor
+    assert predictor is not None
+    shape = (len(predictor.outward.scales), predictor.guessed)
+    predictor.outward.store(torch.randn(shape, generator=torch.Generator().manual_seed(1)))
+    return deeper
+
+
+def test_fresh_parts_change_nothing(codec: TinyVAECodec, snapshot: KVSnapshot) -> None:
     deeper = fresh(codec, 2)
     assert deeper.vae(0).config.prior_layers == 2
     ids = snapshot.token_ids
     assert torch.equal(deeper.vae(0).prior(ids), codec.vae(0).prior(ids))
+    assert torch.equal(deeper.symbols(snapshot, 0, RATE)[0], codec.symbols(snapshot, 0, RATE)[0])
 
 
-def test_training_sees_what_the_decoder_gives(codec: TinyVAECodec, snapshot: KVSnapshot) -> None:  # noqa: F811
+def test_what_a_predictor_guesses_is_taken_away_and_added_back(codec: TinyVAECodec, snapshot: KVSnapshot) -> None:
+    """A guess moves symbols, and at fine steps no reconstruction, however wrong; files decode to the same bits."""
+    guessing = loud(codec)
+    assert not torch.equal(guessing.symbols(snapshot, 0, RATE)[0], codec.symbols(snapshot, 0, RATE)[0])
+    fine, plain = (one.reconstruct(snapshot, 200).layers[0].keys for one in (guessing, codec))
+    assert torch.allclose(fine, plain, atol=1e-2 * float(plain.abs().max()))
+    again = TinyVAECodec(**guessing.config_json())
+    again.load_state_dict(guessing.state_dict())
+    decoded, direct = again.decode(guessing.encode(snapshot, RATE)), guessing.reconstruct(snapshot, RATE)
+    assert all(torch.equal(a.keys, b.keys) for a, b in zip(decoded.layers, direct.layers, strict=True))
+
+
+def test_levels_do_not_depend_on_a_predictor(codec: TinyVAECodec, snapshot: KVSnapshot) -> None:
+    """No float decides a bit: what the network says never chooses a table."""
+    assert torch.equal(loud(codec).symbols(snapshot, 0, RATE)[1], codec.symbols(snapshot, 0, RATE)[1])
+
+
+def test_a_codec_without_a_predictor_names_none(codec: TinyVAECodec) -> None:
+    """So its fingerprint is that of versions that had none."""
+    assert "predictor_width" not in codec.config_json()["groups"][0]["config"]
+    assert loud(codec).config_json()["groups"][0]["config"]["predictor_width"] == CodecRecipe().predictor_width
+
+
+def test_training_sees_what_the_decoder_gives(codec: TinyVAECodec, snapshot: KVSnapshot) -> None:
     """The channels that the loss is taken of are those of the decoded cache, whatever gradients pass."""
-    trained = fresh(codec)
+    trained = loud(codec)
     DivergenceStage(trained, unused_model(), CodecRecipe(), Stage(1, 1e-3, 1e-3))
     _, _, channels = coded_channels(trained, 0, snapshot, RATE)
-    decoded = to_channels(fresh(codec).reconstruct(snapshot, RATE), codec.groups[0], rope_of(snapshot.origin))
+    decoded = to_channels(loud(codec).reconstruct(snapshot, RATE), codec.groups[0], rope_of(snapshot.origin))
     assert torch.allclose(channels.detach(), decoded, atol=1e-3 * float(decoded.abs().max()))
 
 
@@ -49,8 +82,8 @@ def unused_model() -> torch.nn.Module:
 
 
 def test_a_latent_of_symbol_zero_teaches_the_prior_and_a_coded_one_does_not(
-    codec: TinyVAECodec,  # noqa: F811
-    snapshot: KVSnapshot,  # noqa: F811
+    codec: TinyVAECodec,
+    snapshot: KVSnapshot,
 ) -> None:
     gradients = []
     for rate in (0, 300):  # nothing is coded, everything is
@@ -65,7 +98,7 @@ def test_a_latent_of_symbol_zero_teaches_the_prior_and_a_coded_one_does_not(
     assert gradients[1] < 0.05 * gradients[0]
 
 
-def test_what_was_trained_is_what_is_kept(codec: TinyVAECodec, snapshot: KVSnapshot) -> None:  # noqa: F811
+def test_what_was_trained_is_what_is_kept(codec: TinyVAECodec, snapshot: KVSnapshot) -> None:
     trained = fresh(codec)
     module = DivergenceStage(trained, unused_model(), CodecRecipe(), Stage(1, 1e-3, 1e-3))
     with torch.no_grad():

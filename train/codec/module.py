@@ -1,7 +1,7 @@
-"""The two trained stages of a codec as Lightning modules: bits of the prior, then bits and divergence of all.
+"""The two trained stages of a codec as Lightning modules: bits, then bits and divergence of the resumed model.
 
 ```
-rate stage        caches (harvested) - prior(tokens) ─► analyse ─► - predicted from neighbours ──► bits
+rate stage        caches (harvested) - prior(tokens) ─► analyse ─► - predicted from decoded ──► bits
                                            └──► what no latent reaches ──► its squared error in bits
 divergence stage  cache ─► analyse ─► - prior - predicted ─► quantize ─► synthesise ─► RoPE ─► resumed model ─► KL
                                               └──► bits
@@ -24,10 +24,10 @@ from kvcompress.hf import capture
 from kvcompress.hf.restore import restore
 from kvcompress.resume import feed
 from kvcompress.snapshot import KVSnapshot
-from tinyvae import TinyVAE
+from tinyvae import Context, TinyVAE
 from tinyvae.loss import divergence_nats, error_bits, rate_bits, trade
-from tinyvae.neighbours import Phase, phases
-from tinyvae.quantize import steps_at
+from tinyvae.neighbours import phases
+from tinyvae.quantize import dequantize, quantize, steps_at
 from tinyvae.transform import times_block_metric
 from train.codec.recipe import CodecRecipe, Stage
 
@@ -57,12 +57,14 @@ class StageModule(lightning.LightningModule):
         return self.codec
 
     def configure_optimizers(self) -> Any:
-        """AdamW on the prior, Adam's steps in units of its size on the synthesis; a cosine over the stage's steps."""
+        """AdamW on prior and prediction, on the synthesis steps in units of its size; a cosine over the stage."""
         groups: list[dict[str, Any]] = []
         for number in range(len(self.codec.groups)):
             vae = self.codec.vae(number)
-            groups.append({"params": list(vae.prior.parameters()), "lr": self.stage.learning_rate})
-            for matrix in vae.transform.synthesis.parameters():
+            synthesis = list(vae.transform.synthesis.parameters())
+            others = [p for p in vae.parameters() if all(p is not matrix for matrix in synthesis)]
+            groups.append({"params": others, "lr": self.stage.learning_rate})
+            for matrix in synthesis:
                 size = float(matrix.detach().square().mean().sqrt())
                 groups.append({"params": [matrix], "lr": self.stage.synthesis_rate * size})
         optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.98), weight_decay=0.0)
@@ -93,7 +95,7 @@ class StageModule(lightning.LightningModule):
 
 
 class RateStage(StageModule):
-    """Trains the prior on the bits of harvested caches, neighbours taken as they are before quantisation.
+    """Trains prior and prediction on the bits of harvested caches.
 
     Where no latent reaches, the prior's error stays in the decoded cache: it counts by what as much error costs in bits
     where it is coded.
@@ -117,27 +119,20 @@ class RateStage(StageModule):
     def _session(self, session: dict[str, Tensor], group: int, rate: int) -> tuple[Tensor, Tensor]:
         vae, ids, places = self.codec.vae(group), session["token_ids"], session[f"places.{group}"]
         known = session.get(f"known.{group}")
-        expected = vae.prior(ids, None if known is None else known.float())[places]
-        left = session[f"channels.{group}"].float() - expected
-        rest = vae.transform.analyse(left)
-        beyond = left - vae.transform.synthesise(rest, torch.zeros_like(left))
+        context = vae.context(ids, None if known is None else known.float(), places)
+        left = session[f"channels.{group}"].float() - vae.prior.expected(context.hidden)
+        latents = vae.transform.analyse(left)
+        beyond = left - vae.transform.synthesise(latents, torch.zeros_like(left))
         squares = (times_block_metric(beyond, vae.transform.metric.dense, vae.config.blocks) * beyond).sum(1)
-        steps = steps_at(vae.config.reference_step, vae.rates(ids, rate)[places])
-        bits, coded = rate_bits(innovations(vae, rest, ids[places]), steps)
+        rates = vae.rates(ids, rate)[places]
+        steps = steps_at(vae.config.reference_step, rates)
+        innovations, _ = coded_latents(vae, latents, context, rates)
+        bits, coded = rate_bits(innovations, steps)
         return bits + error_bits(squares, steps), coded
 
 
-def innovations(vae: TinyVAE, rest: Tensor, token_ids: Tensor) -> Tensor:
-    """Return what prediction from exact neighbours leaves of latents [T, R]; differentiable in them."""
-    padded = torch.cat([rest, rest.new_zeros(1, rest.shape[1])])
-    out = torch.empty_like(rest)
-    for phase in phases(token_ids):
-        out[phase.span] = rest[phase.span] - vae.predicted(padded, phase)
-    return out
-
-
 class DivergenceStage(StageModule):
-    """Trains prior and synthesis on bits and on the KL divergence of the model resumed from the decoded cache.
+    """Trains prior, prediction and synthesis on bits and on the KL of the model resumed from the decoded cache.
 
     Args:
         codec: Trained in place.
@@ -189,37 +184,45 @@ class DivergenceStage(StageModule):
         return bits, coded, divergence_nats(exact, decoded)
 
 
-def coded_channels(codec: TinyVAECodec, group: int, snapshot: KVSnapshot, rate: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Code the channels of a group as the codec does, with gradients past the quantiser.
+def coded_latents(vae: TinyVAE, latents: Tensor, context: Context, rates: Tensor) -> tuple[Tensor, Tensor]:
+    """Code latents [T, R] as the codec does, phase by phase, with gradients past the quantiser.
 
     The symbols are those that the encoder would write. Gradients take a latent whose symbol is not 0 as it was before
-    rounding (straight through), and one whose symbol is 0 as what prior and prediction say: there the prior alone
-    decides what the model sees.
+    rounding (straight through), and one whose symbol is 0 as what prior and prediction say: there these alone decide
+    what later tokens and the model see.
+
+    Returns:
+        What prediction leaves to code and what the decoder has, both [T, R].
+    """
+    levels, step = vae.levels(context.token_ids, rates), steps_at(vae.config.reference_step, rates)
+    levels = torch.nn.functional.pad(levels, (0, latents.shape[1] - levels.shape[1]), value=-1)
+    decoded, innovations = latents.new_zeros(len(latents) + 1, latents.shape[1]), torch.zeros_like(latents)
+    for phase in phases(context.token_ids):
+        span = phase.span
+        predicted = vae.predicted(decoded, phase, context, rates)
+        innovation = latents[span] - predicted
+        symbols = quantize(innovation.detach(), step[span], levels[span])
+        spoken = predicted + dequantize(symbols, step[span], levels[span], vae.centroids)
+        straight = spoken.detach() + latents[span] - latents[span].detach()
+        decoded = decoded.index_copy(0, phase.rows, torch.where(symbols != 0, straight, predicted))
+        innovations = innovations.index_copy(0, phase.rows, innovation)
+    return innovations, decoded[:-1]
+
+
+def coded_channels(codec: TinyVAECodec, group: int, snapshot: KVSnapshot, rate: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Code the channels of a group as the codec does, with gradients as in `coded_latents`.
 
     Returns:
         Smooth bits [T], smooth counts of coded latents [T], channels [T, C].
     """
     vae, layers = codec.vae(group), codec.groups[group]
     place = group_positions(snapshot, layers)
-    ids, rates = snapshot.token_ids[place], codec.rates(group, snapshot.token_ids, rate)[place]
-    expected = vae.prior(snapshot.token_ids, codec.known_rows(snapshot, group))[place]
-    rest = vae.analyse(expected, to_channels(snapshot, layers, rope_of(snapshot.origin)))
-    with torch.no_grad():
-        symbols, levels = vae.quantize(rest.detach(), ids, rates)
-        decoded, predicted = torch.zeros_like(rest), torch.zeros_like(rest)
-        active = levels.shape[1]
-
-        def keep(phase: Phase, foreseen: Tensor) -> Tensor:
-            predicted[phase.span, :active] = foreseen
-            return symbols[phase.span]
-
-        decoded[:, :active] = vae.reconstruct(ids, rates, levels, keep)
-        spoken = torch.zeros_like(rest)
-        spoken[:, :active] = symbols != 0
-    innovation = rest - predicted
-    seen = decoded + spoken * (rest - rest.detach())
-    bits, coded = rate_bits(innovation, steps_at(vae.config.reference_step, rates))
-    return bits, coded, vae.synthesise(expected, seen)
+    rates = codec.rates(group, snapshot.token_ids, rate)[place]
+    context = vae.context(snapshot.token_ids, codec.known_rows(snapshot, group), place)
+    latents = vae.analyse(context, to_channels(snapshot, layers, rope_of(snapshot.origin)))
+    innovations, decoded = coded_latents(vae, latents, context, rates)
+    bits, coded = rate_bits(innovations, steps_at(vae.config.reference_step, rates))
+    return bits, coded, vae.synthesise(context, decoded)
 
 
 def _as_cached(

@@ -36,6 +36,7 @@ class CodecRecipe:
     Attributes:
         fit: Dials of the closed form, from which training starts.
         prior_layers: Learned causal layers of the prior.
+        predictor_width: Hidden units of the learned predictor; 0 keeps prediction linear.
         rate_stage: Prior alone, on bits: latents are harvested once.
         divergence_stage: Prior and synthesis, on bits and the KL divergence of the resumed model.
         lowest_rate: Coarsest rate index trained for.
@@ -49,9 +50,10 @@ class CodecRecipe:
 
     fit: FitSettings = field(default_factory=FitSettings)
     prior_layers: int = 1
+    predictor_width: int = 96
     rate_stage: Stage = field(default_factory=lambda: Stage(2000, 2e-3))
     divergence_stage: Stage = field(default_factory=lambda: Stage(1300, 2e-4, 2e-3))
-    lowest_rate: int = 8
+    lowest_rate: int = 0
     highest_rate: int = 72
     prefix_tokens: int = 1024
     continuation_tokens: int = 192
@@ -110,10 +112,11 @@ def _built(kind: type[Any], data: Any, path: Path, where: str) -> Any:
 
 
 def _require(recipe: CodecRecipe, path: Path) -> None:
-    counts = (recipe.rate_stage.steps, recipe.divergence_stage.steps, recipe.prior_layers, recipe.lowest_rate)
+    learned = (recipe.prior_layers, recipe.predictor_width)
+    counts = (recipe.rate_stage.steps, recipe.divergence_stage.steps, *learned, recipe.lowest_rate)
     if min(counts) < 0 or recipe.highest_rate < recipe.lowest_rate:
         raise InputError(
-            "steps, layers and rates must not be negative, nor the lowest rate above the highest", path=path
+            "steps, layers, widths and rates must not be negative, nor the lowest rate above the highest", path=path
         )
     if recipe.devices < 1 or min(recipe.prefix_tokens, recipe.continuation_tokens) < 1:
         raise InputError("devices, prefix_tokens and continuation_tokens must be at least 1", path=path)

@@ -99,7 +99,7 @@ class CodecRun:
         return fitter.build(fitter.solve())
 
     def _rate_stage(self, start: TinyVAECodec, split: Split) -> TinyVAECodec:
-        codec, stage = with_layers(start, self.recipe.prior_layers, self.recipe.seed), self.recipe.rate_stage
+        codec, stage = with_learned_parts(start, self.recipe), self.recipe.rate_stage
         if not stage.steps:
             return codec
         shards = self.state / "shards"
@@ -202,16 +202,19 @@ class NextEpoch(lightning.Callback):
             cuts.epoch = trainer.current_epoch
 
 
-def with_layers(codec: TinyVAECodec, layers: int, seed: int) -> TinyVAECodec:
-    """Return the codec with so many fresh causal layers in its prior, which change nothing yet."""
+def with_learned_parts(codec: TinyVAECodec, recipe: CodecRecipe) -> TinyVAECodec:
+    """Return the codec with fresh causal layers in its prior and a fresh predictor, which change nothing yet."""
     config = codec.config_json()
     for group in config["groups"]:
-        group["config"]["prior_layers"] = layers
+        group["config"] |= {"prior_layers": recipe.prior_layers, "predictor_width": recipe.predictor_width}
     deeper = TinyVAECodec(**config)
     state = deeper.state_dict() | codec.state_dict()
     deeper.load_state_dict(state)
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(recipe.seed)
     for group in range(len(deeper.groups)):
-        for block in deeper.vae(group).prior.blocks:
+        vae = deeper.vae(group)
+        for block in vae.prior.blocks:
             block.start(generator)
+        if vae.predictor is not None:
+            vae.predictor.start(generator)
     return deeper.eval()

@@ -1,0 +1,81 @@
+"""The nonlinear part of analysis and synthesis: what decoded tokens and the prior together tell about a token.
+
+One weight a latent and source (`TinyVAE.weights`) says how much of a neighbour is expected again. How much is true
+depends on what the token is and on what else the neighbours say; a gated linear unit (Shazeer, arXiv 2002.05202) of
+both learns that. Its guess is subtracted from the latents after the linear analysis and added back before the linear
+synthesis, so it is part of both, and it fills in what no symbol carries.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from tinyvae.neighbours import MATCHES, PHASES, SOURCES, Phase
+from tinyvae.quantize import LEVELS_PER_OCTAVE
+from tinyvae.weights import StoredMatrix
+
+SOURCE_LATENTS = 48
+"""Leading latents looked at of each source,"""
+
+EXPECTED_LATENTS = 96
+"""of what the prior expects of the token itself,"""
+
+GUESSED_LATENTS = 192
+"""and those guessed: further ones are too narrow to gain from it."""
+
+_FLAGS = 1 + MATCHES + PHASES - 1
+
+
+class Predictor(nn.Module):
+    """Guesses the leading latents of tokens that have decoded neighbours.
+
+    Args:
+        rank: Latents of the group.
+        width: Hidden units.
+    """
+
+    def __init__(self, rank: int, width: int) -> None:
+        super().__init__()
+        self.sources, self.expected = min(SOURCE_LATENTS, rank), min(EXPECTED_LATENTS, rank)
+        self.guessed = min(GUESSED_LATENTS, rank)
+        self.inward = StoredMatrix(SOURCES * self.sources + self.expected + _FLAGS, 2 * width, 4)
+        self.outward = StoredMatrix(width, self.guessed, 4)
+
+    def start(self, generator: torch.Generator) -> None:
+        """Draw the first matrix at random and leave the second at 0: a fresh predictor guesses nothing."""
+        rows, columns = len(self.inward.scales), self.inward.columns
+        self.inward.store(torch.randn(rows, columns, generator=generator) / rows**0.5)
+        self.silence()
+
+    def silence(self) -> None:
+        """Make all guesses 0."""
+        self.outward.store(torch.zeros(len(self.outward.scales), self.guessed))
+
+    def begin_training(self) -> None:
+        """Give both matrices float32 parameters."""
+        self.inward.begin_training()
+        self.outward.begin_training()
+
+    def end_training(self) -> None:
+        """Keep what was trained."""
+        self.inward.end_training()
+        self.outward.end_training()
+
+    def forward(self, sources: Tensor, expected: Tensor, rates: Tensor, phase: Phase) -> Tensor:
+        """Return guesses [N, G] float32 for the N tokens of a phase, in the unit of the inputs.
+
+        Args:
+            sources: [SOURCES, N, S] float32 leading latents decoded of each source, of about unit spread.
+            expected: [N, E] float32 leading latents of the prior's expectation.
+            rates: [N] int32 rate index of each token: a coarse neighbour says less.
+            phase: The phase, not the first.
+        """
+        flags = expected.new_zeros(len(expected), _FLAGS)
+        flags[:, 0] = rates / (4 * LEVELS_PER_OCTAVE)
+        flags[:, 1 : 1 + MATCHES] = functional.one_hot(phase.matches, MATCHES)
+        flags[:, MATCHES + phase.number] = 1.0
+        inputs = torch.cat([*sources, expected, flags], 1)
+        hidden, gate = (inputs @ self.inward.dense).chunk(2, 1)
+        return (functional.gelu(hidden) * gate) @ self.outward.dense
