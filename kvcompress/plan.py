@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import math
+
+import torch
+
 from kvcompress.codec import HIGHEST_RATE, TinyVAECodec
 from kvcompress.container import Encoded, to_bytes
 from kvcompress.errors import InputError
 from kvcompress.int8 import Int8Codec
 from kvcompress.known import figures_of, is_unlike, knows
 from kvcompress.snapshot import KVSnapshot
+from tinyvae.quantize import LEVELS_PER_OCTAVE
 
 QUALITIES = ("transparent", "high", "usable")
 SIZE_RATIO_TOLERANCE = 0.03
@@ -39,7 +44,7 @@ def encode_at_quality(codec: TinyVAECodec, snapshot: KVSnapshot, quality: str) -
 def encode_at_size_ratio(codec: TinyVAECodec, snapshot: KVSnapshot, size_ratio: float) -> Encoded:
     """Encode at the finest rate whose file is at least `size_ratio` times smaller than the raw cache.
 
-    Where that overshoots by more than 3 % and the next finer file misses by less, that one is returned.
+    Where that overshoots by more than 3 % the closest of the next finer file and files between is returned.
 
     Raises:
         InputError: The ratio is not positive, or even the coarsest rate is larger.
@@ -63,9 +68,31 @@ def encode_at_size_ratio(codec: TinyVAECodec, snapshot: KVSnapshot, size_ratio: 
     if best < 0:
         raise InputError(f"size ratio {size_ratio:g} cannot be met", f"The coarsest file reaches {reached(0):.1f}")
     overshoot = reached(best) / size_ratio
-    if overshoot > 1 + SIZE_RATIO_TOLERANCE and best < FINEST_RATE and size_ratio / reached(best + 1) < overshoot:
-        best += 1
-    return files[best]
+    if overshoot <= 1 + SIZE_RATIO_TOLERANCE or best == FINEST_RATE:
+        return files[best]
+    if size_ratio / reached(best + 1) < min(overshoot, 1 + SIZE_RATIO_TOLERANCE):
+        return files[best + 1]
+    between = _newest_finer(codec, snapshot, size_ratio, best)
+    candidates = (files[best], files[best + 1], *between)
+    return min(candidates, key=lambda file: abs(math.log(snapshot.raw_bytes / len(to_bytes(file)) / size_ratio)))
+
+
+def _newest_finer(codec: TinyVAECodec, snapshot: KVSnapshot, size_ratio: float, rate: int) -> list[Encoded]:
+    """Return files between two rates, where the grid is too coarse: as many of the newest tokens as fit are finer.
+
+    Only few tokens are, by a whole octave, because a file has to say which.
+    """
+    found, low, high = list[Encoded](), 1, snapshot.tokens // 4
+    while low <= high:
+        count = (low + high) // 2
+        offsets = torch.zeros(snapshot.tokens, dtype=torch.int64)
+        offsets[-count:] = LEVELS_PER_OCTAVE
+        found.append(codec.encode(snapshot, rate, {"size_ratio": size_ratio}, offsets))
+        if snapshot.raw_bytes / len(to_bytes(found[-1])) >= size_ratio:
+            low = count + 1
+        else:
+            high = count - 1
+    return found
 
 
 def size_ratio_note(encoded: Encoded, reached: float) -> str | None:

@@ -270,7 +270,9 @@ def test_the_bundled_model_keeps_bounds_of_every_size(
         save(tmp_path / f"{bound}.kvz", raced(codec, model, snapshot, bound))
         encoded = load(tmp_path / f"{bound}.kvz")
         assert encoded.settings["certificate"]["kl_nats"] <= bound
-        decoded = codec.decode(encoded)
+        # What the codec's latents do not reach stays as error, about .001 nats here: below that int8 keeps the bound.
+        assert encoded.codec == codec.kind or bound < 0.01
+        decoded = (Int8Codec() if encoded.codec == Int8Codec.kind else codec).decode(encoded)
         assert kl_from_scratch(model, snapshot, decoded, 512) == pytest.approx(
             encoded.settings["certificate"]["kl_nats"], rel=0.02
         )
