@@ -25,6 +25,9 @@ EXPECTED_LATENTS = 96
 GUESSED_LATENTS = 192
 """and those guessed: further ones are too narrow to gain from it."""
 
+LOWEST_TOLD, HIGHEST_TOLD = -48, 120
+"""Rates beyond these look like these: a token that is not coded at all has a rate no training saw."""
+
 _FLAGS = 1 + MATCHES + PHASES - 1
 
 
@@ -73,7 +76,7 @@ class Predictor(nn.Module):
             phase: The phase, not the first.
         """
         flags = expected.new_zeros(len(expected), _FLAGS)
-        flags[:, 0] = rates / (4 * LEVELS_PER_OCTAVE)
+        flags[:, 0] = rates.clamp(LOWEST_TOLD, HIGHEST_TOLD) / (4 * LEVELS_PER_OCTAVE)
         flags[:, 1 : 1 + MATCHES] = functional.one_hot(phase.matches, MATCHES)
         flags[:, MATCHES + phase.number] = 1.0
         inputs = torch.cat([*sources, expected, flags], 1)

@@ -14,6 +14,9 @@ from kvcompress.channels import to_channels
 from kvcompress.codec import TinyVAECodec, rope_of
 from kvcompress.errors import InputError
 from kvcompress.snapshot import KVSnapshot
+from tinyvae.neighbours import phases
+from tinyvae.offsets import PRIOR_ONLY
+from tinyvae.predictor import LOWEST_TOLD
 from train.codec.data import Cuts
 from train.codec.guard import PATIENCE_STEPS, Guard, TrainingError
 from train.codec.module import DivergenceStage, coded_channels
@@ -55,6 +58,17 @@ def test_what_a_predictor_guesses_is_taken_away_and_added_back(codec: TinyVAECod
     again.load_state_dict(guessing.state_dict())
     decoded, direct = again.decode(guessing.encode(snapshot, RATE)), guessing.reconstruct(snapshot, RATE)
     assert all(torch.equal(a.keys, b.keys) for a, b in zip(decoded.layers, direct.layers, strict=True))
+
+
+def test_a_guess_stays_sane_at_rates_no_training_saw(codec: TinyVAECodec, snapshot: KVSnapshot) -> None:
+    """A plan leaves tokens out by an offset below every level: their guess is that of the coarsest tokens."""
+    guessing, ids = loud(codec).vae(0), snapshot.token_ids
+    context = guessing.context(ids)
+    lowest, none = (torch.full_like(ids, rate, dtype=torch.int32) for rate in (LOWEST_TOLD, PRIOR_ONLY))
+    decoded = torch.zeros(len(ids) + 1, guessing.config.rank)
+    for phase in phases(ids):
+        coarse, left_out = (guessing.predicted(decoded, phase, context, rates) for rates in (lowest, none))
+        assert torch.equal(coarse, left_out)
 
 
 def test_levels_do_not_depend_on_a_predictor(codec: TinyVAECodec, snapshot: KVSnapshot) -> None:
