@@ -16,7 +16,7 @@ def fit(
     sessions: Annotated[Path, typer.Option(help="JSON lines of recorded sessions.")],
     output: Annotated[Path, typer.Option("-o", "--output", help="Directory of the codec.")],
     model: ModelOption = DEFAULT_MODEL,
-    rank: Annotated[int, typer.Option(help="Latents per group of layers.", min=1)] = 384,
+    rank: Annotated[int, typer.Option(help="Latents per group of layers.", min=1)] = 352,
     prior_rank: Annotated[int, typer.Option(help="Columns of the prior's token table.", min=1)] = 96,
     prior_taps: Annotated[int, typer.Option(help="Tokens the prior looks up.", min=1)] = 4,
     prior_width: Annotated[int, typer.Option(help="Hidden units of the prior.", min=1)] = 256,
