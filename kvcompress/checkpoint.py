@@ -181,9 +181,9 @@ def _trained_in_words(fitted: dict[str, Any]) -> str:
         return ""
     steps = [recipe[stage]["steps"] for stage in ("rate_stage", "divergence_stage")]
     return f"""
-The closed form was trained on (`python -m train fit`): {steps[0]:,} steps of the prior on bits, {steps[1]:,} of prior
-and synthesis on bits and the KL divergence of the resumed model, at rate indices {recipe["lowest_rate"]} to
-{recipe["highest_rate"]}.
+The closed form was trained on (`python -m train fit`): {steps[0]:,} steps of prior and prediction on bits,
+{steps[1]:,} of these and the synthesis on bits and the KL divergence of the resumed model, at rate indices
+{recipe["lowest_rate"]} to {recipe["highest_rate"]}.
 """
 
 

@@ -37,8 +37,8 @@ class CodecRecipe:
         fit: Dials of the closed form, from which training starts.
         prior_layers: Learned causal layers of the prior.
         predictor_width: Hidden units of the learned predictor; 0 keeps prediction linear.
-        rate_stage: Prior alone, on bits: latents are harvested once.
-        divergence_stage: Prior and synthesis, on bits and the KL divergence of the resumed model.
+        rate_stage: Prior and prediction, on bits: caches are harvested once.
+        divergence_stage: These and the synthesis, on bits and the KL divergence of the resumed model.
         lowest_rate: Coarsest rate index trained for.
         highest_rate: Finest rate index trained for.
         prefix_tokens: Tokens of the cache that is coded in the second stage, at most.
