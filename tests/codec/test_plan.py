@@ -266,12 +266,12 @@ def test_the_bundled_model_keeps_bounds_of_every_size(
     model, tokenizer, codec = bundled
     snapshot = capture(model, real[0][:640], tokenizer=tokenizer)
     sizes = []
-    for bound in (0.1, 0.01, 0.001):
+    for bound in (0.1, 0.01, 0.002, 0.001):
         save(tmp_path / f"{bound}.kvz", raced(codec, model, snapshot, bound))
         encoded = load(tmp_path / f"{bound}.kvz")
         assert encoded.settings["certificate"]["kl_nats"] <= bound
         # What the codec's latents do not reach stays as error, about .001 nats here: below that int8 keeps the bound.
-        assert encoded.codec == codec.kind or bound < 0.01
+        assert encoded.codec == codec.kind or bound < 0.002
         decoded = (Int8Codec() if encoded.codec == Int8Codec.kind else codec).decode(encoded)
         assert kl_from_scratch(model, snapshot, decoded, 512) == pytest.approx(
             encoded.settings["certificate"]["kl_nats"], rel=0.02
