@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -301,12 +301,15 @@ def test_cachegen_is_as_short_as_its_tables_allow(rivals: dict[str, Rival], snap
 
 
 @given(st.lists(st.lists(st.integers(0, 5000), min_size=5, max_size=5), min_size=1, max_size=4))
+@example([[0, 0, 247, 377, 376], [0, 0, 0, 0, 5000]])
 def test_integer_tables_sum_to_a_power_of_two_and_exclude_nothing(rows: list[list[int]]) -> None:
     table = cachegen.integer_tables(np.array(rows))
     assert (table.astype(int).sum(1) == 65536).all()
     assert table.min() >= 1
     for row, counts in zip(table, rows, strict=True):
-        assert sum(counts) < 1000 or row.argmax() in np.flatnonzero(np.array(counts) == max(counts))
+        # All channels together weigh as POOLED_COUNTS tokens, so only as many can stand between the two largest.
+        rounding = 1 + sum(counts) / cachegen.TABLE_TOTAL
+        assert counts[row.argmax()] >= max(counts) - cachegen.POOLED_COUNTS - rounding
 
 
 def test_cachegen_refuses_other_models_tables_and_shapes(rivals: dict[str, Rival], snapshot: KVSnapshot) -> None:
