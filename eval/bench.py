@@ -48,8 +48,8 @@ def bench(tokens: int, threads: int, out: Path) -> None:
             "encode": median_seconds(lambda: codec.encode(snapshot, rate)),
             "open": median_seconds(lambda: load(path)),
             "decode": median_seconds(lambda: codec.decode(encoded)),
-            "build_cache": median_seconds(lambda: restore(decoded, model)),
-            "restore": median_seconds(lambda: restore(codec.decode(load(path)), model)),
+            "build_cache": median_seconds(lambda: restore(decoded, model, copy=False)),
+            "restore": median_seconds(lambda: restore(codec.decode(load(path)), model, copy=False)),
             "prefill": median_seconds(lambda: model(ids[None], use_cache=True, logits_to_keep=1)),
             "floor_matrix_products": median_seconds(lambda: left @ right),
         }

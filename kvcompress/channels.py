@@ -111,20 +111,24 @@ def from_channels(
     dtype: str,
 ) -> dict[int, LayerKV]:
     """Return the layers of a group, RoPE applied, in the cache's dtype: the inverse of `to_channels`."""
-    layers_out, column = {}, 0
-    for index in layers:
-        shape = shapes[index]
-        keys = _heads(channels, column, shape.heads, shape.key_size)
-        column += shape.heads * shape.key_size
-        values = _heads(channels, column, shape.heads, shape.value_size)
-        column += shape.heads * shape.value_size
-        rotated = rope.redo(index, keys, positions)
-        target = CACHE_DTYPES[dtype]
-        layers_out[index] = LayerKV(rotated.to(target).contiguous(), values.to(target).contiguous(), positions)
-    return layers_out
+    parts = torch.split(channels, [shapes[index].channels for index in layers], 1)
+    return {
+        index: layer_from_channels(part, index, shapes[index], positions, rope, dtype)
+        for index, part in zip(layers, parts, strict=True)
+    }
 
 
-def _heads(channels: Tensor, column: int, heads: int, size: int) -> Tensor:
-    """Return [heads, T, size], a view of the columns from `column` on."""
-    part = channels[:, column : column + heads * size]
-    return part.view(len(channels), heads, size).transpose(0, 1)
+def layer_from_channels(
+    channels: Tensor, layer: int, shape: LayerShape, positions: Tensor, rope: Rope, dtype: str
+) -> LayerKV:
+    """Return one layer from its channels [T, C], as `from_channels`."""
+    keys, values = torch.split(channels, [shape.heads * shape.key_size, shape.heads * shape.value_size], 1)
+    rotated = rope.redo(layer, _heads(keys, shape.heads, shape.key_size), positions)
+    target = CACHE_DTYPES[dtype]
+    values = _heads(values, shape.heads, shape.value_size)
+    return LayerKV(rotated.to(target).contiguous(), values.to(target).contiguous(), positions)
+
+
+def _heads(channels: Tensor, heads: int, size: int) -> Tensor:
+    """Return [heads, T, size], a view of channels [T, heads * size]."""
+    return channels.view(len(channels), heads, size).transpose(0, 1)

@@ -17,7 +17,7 @@ import torch
 from huggingface_hub import PyTorchModelHubMixin
 from torch import Tensor, nn
 
-from kvcompress.channels import LayerShape, Rope, from_channels, group_positions, layer_shapes, to_channels
+from kvcompress.channels import LayerShape, Rope, group_positions, layer_from_channels, layer_shapes, to_channels
 from kvcompress.container import Encoded
 from kvcompress.entropy import TableBank, decode_choices, decode_symbols, encode_choices, encode_symbols
 from kvcompress.errors import FormatError, InputError, MismatchError
@@ -380,8 +380,10 @@ class TinyVAECodec(
             vae = self.vae(group)
             context = vae.context(token_ids, self.known[group].rows(known, len(token_ids), rope), place)
             latents = vae.dequantize(symbols, context, rates[group][place], levels)
-            channels = vae.synthesise(context, latents)
-            layers |= from_channels(channels, self.groups[group], self.shapes, place, rope, origin.dtype)
+            widths = [self.shapes[index].channels for index in self.groups[group]]
+            parts = vae.synthesise_parts(context, latents, widths)
+            for index, part in zip(self.groups[group], parts, strict=True):
+                layers[index] = layer_from_channels(part, index, self.shapes[index], place, rope, origin.dtype)
         return KVSnapshot(tuple(layers[i] for i in range(len(layers))), token_ids, origin)
 
 

@@ -115,7 +115,7 @@ def decoder_of(encoded: Encoded, codec: TinyVAECodec) -> Codec:
 
 def restore_seconds(model: Any, codec: Codec, data: bytes) -> float:
     """Return the median seconds from a file in memory to a cache: parse, verify, decode, recompute, build."""
-    return median_seconds(lambda: restore(codec.decode(from_bytes(data)), model), REPEATS)
+    return median_seconds(lambda: restore(codec.decode(from_bytes(data)), model, copy=False), REPEATS)
 
 
 @torch.inference_mode()

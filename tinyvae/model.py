@@ -14,7 +14,7 @@ reconstruction, never a symbol's probability. Levels, which choose the tables, a
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -28,6 +28,8 @@ from tinyvae.prior import TokenPrior
 from tinyvae.quantize import LEVELS, dequantize, quantize, steps_at
 from tinyvae.transform import Transform
 from tinyvae.weights import as_buffer, as_parameter
+
+_LATER = ("predictor_width", "lowest_level")
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +46,7 @@ class TinyVAEConfig:
         prior_layers: Learned causal layers of the prior; 0 where it is in closed form.
         reference_step: Quantisation step of rate 0.
         predictor_width: Hidden units of the learned predictor; 0 where prediction is linear.
+        lowest_level: Latents below this level are not coded: too narrow for their step to be worth a symbol.
     """
 
     blocks: tuple[int, ...]
@@ -55,6 +58,7 @@ class TinyVAEConfig:
     reference_step: float
     prior_layers: int = 0
     predictor_width: int = 0
+    lowest_level: int = 0
 
     def __post_init__(self) -> None:
         """Refuse impossible geometries."""
@@ -63,12 +67,14 @@ class TinyVAEConfig:
         learned = (self.prior_layers, self.predictor_width)
         if not self.blocks or min(sizes) < 1 or min(learned) < 0 or not self.reference_step > 0:
             raise ValueError(f"sizes and the reference step must be positive: {self}")
+        if not 0 <= self.lowest_level < LEVELS:
+            raise ValueError(f"the lowest level {self.lowest_level} is not in 0..{LEVELS - 1}")
         if self.rank > self.channels:
             raise ValueError(f"rank {self.rank} exceeds the {self.channels} channels")
 
     def to_json(self) -> dict[str, Any]:
-        """Return the fields; a predictor is named only where there is one, as in versions that had none."""
-        return {name: value for name, value in asdict(self).items() if value or name != "predictor_width"}
+        """Return the fields; those of later versions are named only where they say more than earlier ones did."""
+        return {name: value for name, value in asdict(self).items() if value or name not in _LATER}
 
     @property
     def channels(self) -> int:
@@ -176,13 +182,13 @@ class TinyVAE(nn.Module):
                 + rates[phase.span]
             )
             out[phase.span] = self.base_level[phase.number, :active].int() + of_token[:, None]
-        return out.clamp_(-1, LEVELS - 1)
+        return out.clamp_(max=LEVELS - 1).masked_fill_(out < self.config.lowest_level, -1)
 
     def active_rank(self, rates: Tensor) -> int:
         """Return how many leading latents can be coded at rates [T]: the others are zero for every token."""
         highest = self.base_level.int() + self.match_level.int().amax(1, keepdim=True)
         most = int(rates.max()) if len(rates) else 0
-        coded = torch.nonzero(highest.amax(0) + most + int(self.token_level.max()) >= 0)
+        coded = torch.nonzero(highest.amax(0) + most + int(self.token_level.max()) >= self.config.lowest_level)
         return int(coded[-1]) + 1 if len(coded) else 0
 
     def context(self, token_ids: Tensor, known: Tensor | None = None, rows: Tensor | None = None) -> Context:
@@ -252,7 +258,8 @@ class TinyVAE(nn.Module):
             return out
         weights = self.weights[phase.number, :, :, :active].float()
         for source in range(SOURCES):
-            out.addcmul_(decoded[phase.sources[source]], weights[:, source][phase.matches])
+            looked_up = decoded.index_select(0, phase.sources[source])
+            out.addcmul_(looked_up, weights[:, source].index_select(0, phase.matches))
         if self.predictor is not None:
             guess = self._guess(self.predictor, decoded, phase, context, rates)[:, :active]
             out[:, : guess.shape[1]] += guess
@@ -278,12 +285,21 @@ class TinyVAE(nn.Module):
         return self._unmixed
 
     def synthesise(self, context: Context, latents: Tensor) -> Tensor:
-        """Return channels [T, C] float32 from the prior's expectation and latents [T, r].
+        """Return channels [T, C] float32 from the prior's expectation and latents [T, r]."""
+        (channels,) = self.synthesise_parts(context, latents, [self.config.channels])
+        return channels
 
-        Hidden units and latents go through one product: each pass over the channels costs as much as a tenth of it.
+    def synthesise_parts(self, context: Context, latents: Tensor, widths: Sequence[int]) -> Iterator[Tensor]:
+        """Yield the same channels part by part, [T, width] float32 each; the widths add up to C.
+
+        Hidden units and latents go through one product, for each pass over the channels costs as much as a tenth of it.
+        A part that fits the processor's cache is still there when its user rotates it, and all parts together never
+        ask the system for memory.
         """
-        rows = context.hidden.shape[1] + latents.shape[1]
-        return torch.addmm(self.prior.bias, torch.cat([context.hidden, latents], 1), self.joined[:rows])
+        known = torch.cat([context.hidden, latents], 1)
+        matrices = torch.split(self.joined[: known.shape[1]], list(widths), 1)
+        for matrix, bias in zip(matrices, torch.split(self.prior.bias, list(widths)), strict=True):
+            yield torch.addmm(bias, known, matrix)
 
     @property
     def joined(self) -> Tensor:

@@ -176,9 +176,15 @@ def _lengths(suite: Suite, settings: SuiteSettings, chosen: list[Rival]) -> list
             seconds = {}
             for rival in chosen:
                 save(path, rival.encode(snapshot), force=True)
-                seconds[rival.name] = median_seconds(lambda r=rival: restore(r.decode(load(path)), suite.model), 3)  # type: ignore[misc]
+                seconds[rival.name] = median_seconds(
+                    lambda r=rival: restore(r.decode(load(path)), suite.model, copy=False), 3
+                )  # type: ignore[misc]
             found.append({"tokens": tokens, "prefill_seconds": prefill, "restore_seconds": seconds})
     return found
+
+
+def _restore(model: Any, rival: Any, path: Path) -> None:
+    restore(rival.decode(load(path)), model, copy=False)
 
 
 def _prefill(model: Any, token_ids: torch.Tensor) -> None:

@@ -38,7 +38,7 @@ def resume(
     snapshot = load_snapshot(file, codec, recompute_with(language_model, tokenizer))
     if tokenizer is None:
         raise InputError("the model has no tokenizer", "Save one beside the model", path=model)
-    cache = restore(snapshot, language_model, tokenizer=tokenizer)
+    cache = restore(snapshot, language_model, tokenizer=tokenizer, copy=False)
     prompt_ids = _prompt_ids(tokenizer, snapshot, prompt, plain) if prompt else []
     places = [layer.positions for layer in snapshot.layers]
     pending, position = resume_start(cache, snapshot.token_ids, prompt_ids, layer_positions=places)

@@ -18,18 +18,20 @@ def restore(
     *,
     tokenizer: PreTrainedTokenizerBase | None = None,
     check_fingerprint: bool = True,
+    copy: bool = True,
 ) -> DynamicCache:
     """Return a cache filled from the snapshot, on the model's device and in its data type.
 
-    The cache shares no memory with the snapshot, so generating leaves the snapshot as it is. Where tokens were dropped,
-    it holds fewer entries than the session has tokens, and the caller passes `position_ids` that start at
-    `origin.next_position`.
+    Where tokens were dropped, it holds fewer entries than the session has tokens, and the caller passes `position_ids`
+    that start at `origin.next_position`.
 
     Args:
         snapshot: The state to go on from.
         model: The model that recorded it.
         tokenizer: Compared with the recording one if both are known.
         check_fingerprint: Refuse any other model; switch off only where the difference is intended.
+        copy: Share no memory with the snapshot. False saves a pass over the cache where the snapshot is not needed
+            afterwards, as when it was decoded only to be resumed; what was decoded has no gradients then.
 
     Raises:
         MismatchError: Configuration, weights, rotary embedding or tokenizer differ.
@@ -43,11 +45,11 @@ def restore(
         what = f"the model's {len(found)} layers do not fit the snapshot's {len(expected)} in number or kind"
         raise InputError(what, "Use the model that this cache was recorded with")
     for index, (slot, layer) in enumerate(zip(cache.layers, snapshot.layers, strict=True)):
-        _fill(index, slot, layer, model, snapshot.origin.next_position)
+        _fill(index, slot, layer, model, snapshot.origin.next_position, copy=copy)
     return cache
 
 
-def _fill(index: int, slot: Any, layer: LayerKV, model: PreTrainedModel, next_position: int) -> None:
+def _fill(index: int, slot: Any, layer: LayerKV, model: PreTrainedModel, next_position: int, *, copy: bool) -> None:
     """Put one layer into an empty cache layer, which stays untouched if there is nothing to put."""
     window = getattr(slot, "sliding_window", None)
     if window is not None:
@@ -55,8 +57,8 @@ def _fill(index: int, slot: Any, layer: LayerKV, model: PreTrainedModel, next_po
         slot.cumulative_length = next_position  # the true length; the tensors only show the window
     if layer.keys.shape[1] == 0:
         return
-    keys = layer.keys[None].to(model.device, model.dtype, copy=True)
-    values = layer.values[None].to(model.device, model.dtype, copy=True)
+    keys = layer.keys[None].to(model.device, model.dtype, copy=copy)
+    values = layer.values[None].to(model.device, model.dtype, copy=copy)
     slot.lazy_initialization(keys, values)
     slot.keys, slot.values = keys, values
 

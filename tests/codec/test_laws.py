@@ -19,10 +19,12 @@ from kvcompress.codec_directory import load_tinyvae
 from kvcompress.container import from_bytes, load, save, to_bytes
 from kvcompress.entropy import decode_symbols
 from kvcompress.errors import CheckpointError, FormatError, InputError, MismatchError
+from kvcompress.fit import FitSettings
 from kvcompress.hf import capture
 from kvcompress.plan import encode_at_quality, encode_at_size_ratio
 from kvcompress.snapshot import CACHE_DTYPES, KVSnapshot, LayerKV
 from tests.codec.conftest import random_sessions, tiny_model
+from tinyvae.quantize import LEVELS
 
 KINDS = (torch.int8, torch.uint8, torch.int16, torch.bfloat16, torch.float16, torch.float32)
 RATES = (0, 40, 80, 120, 200)
@@ -74,6 +76,23 @@ def test_no_float_decides_a_bit(codec: TinyVAECodec, snapshot: KVSnapshot) -> No
         symbols.append(decode_symbols(encoded.sections["latents.0"], levels.numpy(), codec.bank))
     assert np.array_equal(*symbols)
     assert np.abs(symbols[0]).sum() > 0
+
+
+def test_latents_below_the_lowest_level_are_not_coded(codec: TinyVAECodec, snapshot: KVSnapshot) -> None:
+    config, rates = codec.vae(0).config, codec.rates(0, snapshot.token_ids, 0)
+    assert config.lowest_level == FitSettings().lowest_level > 0
+    levels = codec.vae(0).levels(snapshot.token_ids, rates)
+    symbols, _ = codec.symbols(snapshot, 0, 0)
+    assert (levels == -1).any()
+    assert ((levels == -1) | (levels >= config.lowest_level)).all()
+    assert (symbols[levels < 0] == 0).all()
+    with pytest.raises(ValueError, match="lowest level"):
+        dataclasses.replace(config, lowest_level=LEVELS)
+
+
+def test_a_codec_that_codes_every_level_names_none_as_versions_before_did(codec: TinyVAECodec) -> None:
+    assert "lowest_level" not in dataclasses.replace(codec.vae(0).config, lowest_level=0).to_json()
+    assert codec.config_json()["groups"][0]["config"]["lowest_level"] == codec.vae(0).config.lowest_level
 
 
 def test_finer_rates_are_closer_and_larger(codec: TinyVAECodec, snapshot: KVSnapshot) -> None:

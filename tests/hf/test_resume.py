@@ -43,6 +43,21 @@ def test_restored_logits_are_bitwise_equal(name: str, dtype: str) -> None:
 
 
 @pytest.mark.parametrize("name", CORE)
+def test_a_cache_that_takes_the_snapshots_memory_goes_on_alike_and_leaves_it_alone(name: str) -> None:
+    model, ids, more = model_of(name), session(TOKENS), session(5, seed=3)
+    snapshot = capture(model, ids)
+    before = [(kv.keys.clone(), kv.values.clone()) for kv in snapshot.layers]
+    cache = restore(snapshot, model, copy=False)
+    for layer, kv in zip(cache.layers, snapshot.layers, strict=True):
+        assert layer.keys.data_ptr() == kv.keys.data_ptr()
+        assert layer.values.data_ptr() == kv.values.data_ptr()
+    assert torch.equal(continued(model, cache, more), continued(model, restore(snapshot, model), more))
+    for kv, (keys, values) in zip(snapshot.layers, before, strict=True):
+        assert torch.equal(kv.keys, keys)
+        assert torch.equal(kv.values, values)
+
+
+@pytest.mark.parametrize("name", CORE)
 def test_greedy_generation_equals_uninterrupted_run(name: str) -> None:
     model, ids = model_of(name), session(TOKENS + 1)
     snapshot = capture(model, ids[:TOKENS])
