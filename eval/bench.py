@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -12,11 +13,12 @@ from kvcompress.container import load, save
 from kvcompress.errors import InputError
 from kvcompress.harvest import tokenized_sessions
 from kvcompress.hf import capture, load_model, restore
-from kvcompress.measure import median_seconds
+from kvcompress.measure import in_turns
 from kvcompress.plan import encode_at_quality
 from kvcompress.zoo import DEFAULT_MODEL, find_checkpoint, load_codec
 
 SESSIONS = Path("examples/sessions.jsonl")
+ROUNDS = 15
 
 
 def long_session(model: object, tokenizer: object, tokens: int) -> torch.Tensor:
@@ -44,21 +46,20 @@ def bench(tokens: int, threads: int, out: Path) -> None:
         vae, rate = codec.vae(0), int(encoded.settings["rate"])
         width = vae.config.prior_width + vae.active_rank(codec.rates(0, snapshot.token_ids, rate))
         left, right = torch.randn(tokens, width), torch.randn(width, vae.config.channels)
-        result["seconds"] = {
-            "encode": median_seconds(lambda: codec.encode(snapshot, rate)),
-            "open": median_seconds(lambda: load(path)),
-            "decode": median_seconds(lambda: codec.decode(encoded)),
-            "build_cache": median_seconds(lambda: restore(decoded, model, copy=False)),
-            "restore": median_seconds(lambda: restore(codec.decode(load(path)), model, copy=False)),
-            "prefill": median_seconds(lambda: model(ids[None], use_cache=True, logits_to_keep=1)),
-            "floor_matrix_products": median_seconds(lambda: left @ right),
+        calls: dict[str, Callable[[], object]] = {
+            "encode": lambda: codec.encode(snapshot, rate),
+            "open": lambda: load(path),
+            "decode": lambda: codec.decode(encoded),
+            "build_cache": lambda: restore(decoded, model, copy=False),
+            "restore": lambda: restore(codec.decode(load(path)), model, copy=False),
+            "prefill": lambda: model(ids[None], use_cache=True, logits_to_keep=1),
+            "floor_matrix_products": lambda: left @ right,
         }
-    seconds = result["seconds"]
-    assert isinstance(seconds, dict)
-    result["prefill_over_restore"] = seconds["prefill"] / seconds["restore"]
+        result["seconds"] = seconds = in_turns(calls, ROUNDS)
+    result["prefill_over_restore"] = faster = seconds["prefill"] / seconds["restore"]
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text(json.dumps(result, indent=1) + "\n")
-    print(f"{tokens} tokens, {threads} threads, transparent, medians of 5")
+    print(f"{tokens} tokens, {threads} threads, transparent, medians of {ROUNDS} in turns")
     for name, value in seconds.items():
         print(f"  {name.replace('_', ' '):<22} {value * 1000:8.1f} ms")
-    print(f"restoring is {result['prefill_over_restore']:.1f} times faster than prefilling again")
+    print(f"restoring is {faster:.1f} times faster than prefilling again")

@@ -11,7 +11,6 @@ import json
 import math
 import statistics
 import tempfile
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -32,6 +31,7 @@ from kvcompress.errors import InputError
 from kvcompress.fidelity import continuation_logits, kl_nats, top_agreement
 from kvcompress.harvest import tokenized_sessions
 from kvcompress.hf import capture, load_model, recompute_with, restore
+from kvcompress.measure import in_turns
 from kvcompress.snapshot import KVSnapshot
 from kvcompress.zoo import find_checkpoint, load_codec, recompute_choices
 
@@ -187,18 +187,6 @@ def time_all(model: Any, codecs: Mapping[int, TinyVAECodec], snapshot: KVSnapsho
 
 def _prefill(model: Any, ids: Tensor) -> None:
     model(ids[None], use_cache=True, logits_to_keep=1)
-
-
-def in_turns(calls: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, float]:
-    """Return median seconds of each call; all take turns after a warm-up, so that a busy machine is fair to them."""
-    times: dict[str, list[float]] = {name: [] for name in calls}
-    for number in range(rounds + 1):
-        for name, call in calls.items():
-            start = time.perf_counter()
-            call()
-            if number:
-                times[name].append(time.perf_counter() - start)
-    return {name: statistics.median(found) for name, found in times.items()}
 
 
 def assemble(points: Sequence[Row], trials: Sequence[Trial], tokens: Sequence[int], seconds: Mapping[str, Row]) -> Row:

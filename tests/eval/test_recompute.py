@@ -13,8 +13,9 @@ from typer.testing import CliRunner
 
 from eval.__main__ import app
 from eval.recompute.report import write_page
-from eval.recompute.run import DialSettings, in_turns, run_dial, size_ratio_at
+from eval.recompute.run import DialSettings, run_dial, size_ratio_at
 from kvcompress.errors import InputError
+from kvcompress.measure import in_turns
 from tests.dial_example import build_dial
 
 SETTINGS = DialSettings(tokens=100, continuation_tokens=32, count=2, long_tokens=120, rounds=1)
