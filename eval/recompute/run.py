@@ -224,10 +224,14 @@ def at_tier(point: Row, tier: str) -> Row:
 
 
 def size_ratio_at(rates: Sequence[Row], wanted_kl_nats: float) -> float:
-    """Return the size ratio at a mean KL: between neighbouring rates, or beyond the last two, a line in logarithms."""
+    """Return the size ratio at a mean KL: a line in logarithms between neighbouring rates.
+
+    Beyond all of them it is the line through the first and the last, followed no further than these two lie apart:
+    neighbours may differ by noise alone, and their line then leads anywhere.
+    """
     points = sorted((math.log(row["kl_nats"]["mean"]), math.log(row["size_ratio"]["mean"])) for row in rates)
     wanted = math.log(wanted_kl_nats)
-    after = next((index for index, (kl, _) in enumerate(points) if kl >= wanted), len(points) - 1)
-    (x0, y0), (x1, y1) = points[max(after, 1) - 1], points[max(after, 1)]
+    after = next((index for index, (kl, _) in enumerate(points) if kl >= wanted), 0)
+    (x0, y0), (x1, y1) = (points[after - 1], points[after]) if after else (points[0], points[-1])
     share = (wanted - x0) / (x1 - x0) if x1 > x0 else 0.0
-    return math.exp(y0 + share * (y1 - y0))
+    return math.exp(y0 + min(max(share, -1.0), 2.0) * (y1 - y0))

@@ -42,6 +42,11 @@ def test_sizes_at_equal_kl_are_read_off_in_logarithms() -> None:
         assert size_ratio_at(rows, kl) == pytest.approx(10 * math.sqrt(kl / 0.001))
 
 
+def test_noise_between_neighbouring_rates_does_not_lead_astray() -> None:
+    rows = [row(0.0002, 9.0), row(0.00030000, 10.0), row(0.00030001, 40.0)]
+    assert 40.0 <= size_ratio_at(rows, 0.0008) < 1000.0
+
+
 def test_every_point_of_the_dial_is_measured(result: dict[str, Any], place: Path) -> None:
     whole, one = result["points"]
     assert [whole["recompute_layers"], one["recompute_layers"]] == [0, 1]
