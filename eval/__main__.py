@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from eval.bench import bench
+from eval.bench import bench, bench_planning
 from eval.demo import demo
 from kvcompress.errors import KVCompressError
 from kvcompress.zoo import DEFAULT_CODEC, DEFAULT_MODEL
@@ -36,12 +36,16 @@ def demo_command(
 
 @app.command("bench")
 def bench_command(
-    tokens: Annotated[int, typer.Option(help="Length of the session.")] = 2048,
+    tokens: Annotated[int | None, typer.Option(help="Length of the session. [default: 2048; for --plan 1024]")] = None,
     threads: Annotated[int, typer.Option(help="Threads of torch.")] = 2,
     out: Annotated[Path, typer.Option(help="JSON file of the result.")] = Path("reports/bench.json"),
+    plan: Annotated[bool, typer.Option("--plan", help="Time planning against encoding instead.")] = False,
 ) -> None:
-    """Time restoring against prefilling again, in one run."""
-    bench(tokens, threads, out)
+    """Time restoring against prefilling again, or planning against encoding, in one run."""
+    if plan:
+        bench_planning(tokens or 1024, threads, out)
+    else:
+        bench(tokens or 2048, threads, out)
 
 
 @app.command("run")
@@ -152,6 +156,10 @@ def prune_command(
     continuation: Annotated[int, typer.Option(help="Tokens predicted after them.", min=64)] = 128,
     count: Annotated[int, typer.Option(help="Sessions measured; --fit takes the others.", min=1)] = 24,
     threads: Annotated[int, typer.Option(help="Threads of torch.", min=1)] = 2,
+    compare: Annotated[
+        list[str] | None,
+        typer.Option(help="Quality word at which every scorer competes, not the race alone. [default: all]"),
+    ] = None,
     fit: Annotated[bool, typer.Option("--fit", help="Fit what scorers learn instead of measuring.")] = False,
 ) -> None:
     """Compare scorers at equal bytes and at equal kept tokens, with controls; or fit them."""
@@ -162,7 +170,8 @@ def prune_command(
     from eval.prune.run import leaderboard
 
     torch.set_num_threads(threads)
-    settings = BoardSettings(tuple(quality or BoardSettings().qualities), tokens, continuation, count)
+    qualities = tuple(quality or BoardSettings().qualities)
+    settings = BoardSettings(qualities, tokens, continuation, count, tuple(compare or qualities))
     command = " ".join(["python -m eval", *sys.argv[1:]])
     if fit:
         typer.echo(str(fit_scorers(model, codec, sessions, settings, command)))

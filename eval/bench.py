@@ -13,8 +13,11 @@ from kvcompress.container import load, save
 from kvcompress.errors import InputError
 from kvcompress.harvest import tokenized_sessions
 from kvcompress.hf import capture, load_model, restore
+from kvcompress.hf.evidence import collect
 from kvcompress.measure import in_turns
 from kvcompress.plan import encode_at_quality
+from kvcompress.prune.scorer import find_scorer
+from kvcompress.prune.session import Asked, SessionPlanner
 from kvcompress.zoo import DEFAULT_MODEL, find_checkpoint, load_codec
 
 SESSIONS = Path("examples/sessions.jsonl")
@@ -63,3 +66,32 @@ def bench(tokens: int, threads: int, out: Path) -> None:
     for name, value in seconds.items():
         print(f"  {name.replace('_', ' '):<22} {value * 1000:8.1f} ms")
     print(f"restoring is {faster:.1f} times faster than prefilling again")
+
+
+def bench_planning(tokens: int, threads: int, out: Path) -> None:
+    """Print and keep seconds of encoding one session in one tier, of the evidence, and of a quick plan beside them."""
+    torch.set_num_threads(threads)
+    model, tokenizer = load_model(find_checkpoint(DEFAULT_MODEL))
+    codec, asked = load_codec(), Asked(quality="high")
+    snapshot = capture(model, long_session(model, tokenizer, tokens), tokenizer=tokenizer)
+    rate, needs = codec.rate_of("high"), find_scorer(asked.scorers[0]).needs
+    known = collect(model, snapshot, needs, codec=codec)
+
+    def plan() -> None:
+        SessionPlanner(codec, model, tokenizer, snapshot, asked, evidence=known).run_quickly()
+
+    calls: dict[str, Callable[[], object]] = {
+        "encode": lambda: codec.encode(snapshot, rate),
+        "evidence": lambda: collect(model, snapshot, needs, codec=codec),
+        "quick_plan": plan,
+    }
+    seconds = in_turns(calls, ROUNDS // 3)
+    beyond = seconds["quick_plan"] - seconds["encode"]
+    share = beyond / (seconds["encode"] + seconds["evidence"])
+    result = {"tokens": tokens, "threads": threads, "seconds": seconds, "planning_share": share}
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_text(json.dumps(result, indent=1) + "\n")
+    print(f"{tokens} tokens, {threads} threads, high, medians of {ROUNDS // 3} in turns")
+    for name, value in seconds.items():
+        print(f"  {name.replace('_', ' '):<22} {value * 1000:8.1f} ms")
+    print(f"planning adds {100 * share:.0f} % to evidence and encoding, {beyond * 1000:.0f} ms")

@@ -2,14 +2,16 @@
 
 JSON lines of `{"id", "messages": [{"role", "content"}]}`, or of `{"id", "text"}` for models without a chat template.
 What a line may say beside: `category`, `facts` (see `kvcompress.recall`), `instructions` (see
-`kvcompress.instructions`).
+`kvcompress.instructions`), and in each message `time`, when it was said: seconds since 1970 or ISO 8601.
 """
 
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +33,7 @@ class Session:
             are none.
         category: What kind of session it is, e.g. "arithmetic": reports say their figures by category.
         text: The plain text of a session without turns, else None.
+        times: When each message was said, seconds since 1970; empty where not all of them say it.
     """
 
     id: str
@@ -39,6 +42,7 @@ class Session:
     instructions: list[dict[str, Any]] = field(default_factory=list)
     category: str = DEFAULT_CATEGORY
     text: str | None = None
+    times: tuple[float, ...] = ()
 
 
 def _parse(line: str, path: Path, number: int) -> Session:
@@ -58,13 +62,28 @@ def _parse(line: str, path: Path, number: int) -> Session:
         fields = (message.get("role"), message.get("content")) if isinstance(message, dict) else ()
         if len(fields) != 2 or not all(isinstance(value, str) for value in fields):
             raise FormatError(f"{where} has a message without role and content", path=path)
+    times = [_time(message.pop("time"), where, path) for message in messages if "time" in message]
     return Session(
         str(row.get("id", number)),
         messages,
         _rows(row, "facts", where, path),
         _rows(row, "instructions", where, path),
         str(row.get("category") or DEFAULT_CATEGORY),
+        times=tuple(times) if len(times) == len(messages) else (),
     )
+
+
+def _time(value: Any, where: str, path: Path) -> float:
+    """Return seconds since 1970 of a number or of ISO 8601, in UTC where that names no zone."""
+    try:
+        if isinstance(value, str):
+            moment = datetime.fromisoformat(value)
+            return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
+        if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
+            return float(value)
+    except (ValueError, OverflowError):
+        pass
+    raise FormatError(f"{where}: {value!r} is no time", "Give seconds since 1970, or ISO 8601", path=path)
 
 
 def _rows(row: dict[str, Any], name: str, where: str, path: Path) -> list[dict[str, Any]]:
@@ -142,3 +161,18 @@ def session_token_ids(session: Session, tokenizer: Any, *, ask: bool = False) ->
     except Exception as error:  # templates raise whatever jinja raises
         raise InputError(f"the chat template refuses session {session.id} ({error})") from error
     return text_ids(tokenizer, text)
+
+
+def token_ages(session: Session, tokenizer: Any) -> list[float] | None:
+    """Return how many seconds before the last message each token was said; None where the messages do not say when.
+
+    Raises:
+        InputError: As `session_token_ids`.
+    """
+    if not session.times:
+        return None
+    ages: list[float] = []
+    for count, time in enumerate(session.times, 1):
+        end = len(session_token_ids(replace(session, messages=session.messages[:count]), tokenizer))
+        ages += [max(session.times) - time] * (end - len(ages))
+    return ages

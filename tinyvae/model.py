@@ -46,7 +46,8 @@ class TinyVAEConfig:
         prior_layers: Learned causal layers of the prior; 0 where it is in closed form.
         reference_step: Quantisation step of rate 0.
         predictor_width: Hidden units of the learned predictor; 0 where prediction is linear.
-        lowest_level: Latents below this level are not coded: too narrow for their step to be worth a symbol.
+        lowest_level: Latents below this level are not coded, nor below that of a token's rate where it is lower: too
+            narrow for their step to be worth a symbol. At coarse rates the few that are not 0 tell much.
     """
 
     blocks: tuple[int, ...]
@@ -182,13 +183,15 @@ class TinyVAE(nn.Module):
                 + rates[phase.span]
             )
             out[phase.span] = self.base_level[phase.number, :active].int() + of_token[:, None]
-        return out.clamp_(max=LEVELS - 1).masked_fill_(out < self.config.lowest_level, -1)
+        lowest = rates.clamp(0, self.config.lowest_level)[:, None]
+        return out.clamp_(max=LEVELS - 1).masked_fill_(out < lowest, -1)
 
     def active_rank(self, rates: Tensor) -> int:
         """Return how many leading latents can be coded at rates [T]: the others are zero for every token."""
         highest = self.base_level.int() + self.match_level.int().amax(1, keepdim=True)
         most = int(rates.max()) if len(rates) else 0
-        coded = torch.nonzero(highest.amax(0) + most + int(self.token_level.max()) >= self.config.lowest_level)
+        lowest = min(max(most, 0), self.config.lowest_level)
+        coded = torch.nonzero(highest.amax(0) + most + int(self.token_level.max()) >= lowest)
         return int(coded[-1]) + 1 if len(coded) else 0
 
     def context(self, token_ids: Tensor, known: Tensor | None = None, rows: Tensor | None = None) -> Context:

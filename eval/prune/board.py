@@ -39,12 +39,14 @@ class BoardSettings:
         tokens: Tokens stored of each session.
         continuation_tokens: Tokens predicted after them.
         count: Sessions.
+        compared: Quality words at which every scorer competes; at the others only the default race.
     """
 
     qualities: tuple[str, ...] = ("transparent", "high", "usable")
     tokens: int = 1024
     continuation_tokens: int = 128
     count: int = 24
+    compared: tuple[str, ...] = ("transparent", "high", "usable")
 
 
 def run_board(
@@ -65,7 +67,7 @@ def run_board(
     known = read_rows(out / ROWS)
     stamp = {"tokens": settings.tokens, "codec": codec.fingerprint[:16]}
     measured = {key(row) for row in known if {name: row[name] for name in stamp} == stamp}
-    wanted, done = names(list(settings.qualities)), 0
+    wanted, done = names(settings.qualities, settings.compared), 0
     for session, ids in chosen:
         missing = [pair for pair in wanted if (session.id, *pair) not in measured]
         done += len(wanted) - len(missing)
@@ -77,6 +79,7 @@ def run_board(
         for board, contender in missing:
             try:
                 row = measure(model, tokenizer, subject, enter(case, board, contender), kept) | stamp
+                row["evidence_seconds"] = round(case.evidence_seconds, 4)
             except InputError as error:  # a budget below what the guaranteed anchors cost is a result too
                 row = {"session": session.id, "board": board, "contender": contender, "failed": str(error)} | stamp
             known.append(row)

@@ -2,7 +2,7 @@
 
 ```
 bytes:<quality>    files of the size of the one-tier file of a quality word: one tier, each scorer's plan, the
-                   default race, and the race at smaller sizes
+                   default race; the race at smaller sizes, and one tier at larger ones
 quality:<quality>  the default race asked to be as good as one tier
 half:<quality>     the same with half of the tokens dropped from memory
 kept:<fraction>    exact numbers of the tokens that each scorer keeps, nothing coded; the plan's own choice beside
@@ -12,6 +12,7 @@ kept:<fraction>    exact numbers of the tokens that each scorer keeps, nothing c
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -36,6 +37,9 @@ RATE_STEP = 12
 
 SMALLER = (0.3, 0.5, 0.75)
 """Bytes of the race's latents and offsets, as shares of one tier's latents, to find where it loses as much."""
+
+FINER = (8, 16, 24, 32, 48)
+"""Rates of one tier above that of the quality word, to find where it loses as little as the race."""
 
 KEPT_FRACTIONS = (1 / 2, 1 / 4)
 HALF = 0.5
@@ -121,12 +125,20 @@ class Case:
         return planner.run().encoded
 
 
-def names(qualities: list[str]) -> list[tuple[str, str]]:
-    """Return board and name of every contender, in the order in which they are measured."""
+def names(qualities: Sequence[str], compared: Sequence[str]) -> list[tuple[str, str]]:
+    """Return board and name of every contender, in the order in which they are measured.
+
+    Args:
+        qualities: Quality words whose one-tier files the default race is beside.
+        compared: Those of them at which every scorer's plan competes and equal KL is looked for.
+    """
     found = []
     for quality in qualities:
-        board = f"bytes:{quality}"
-        found += [(board, name) for name in (ONE_TIER, *SCORERS, RACE, *(f"{RACE} {part:g}" for part in SMALLER))]
+        contenders = [ONE_TIER, RACE]
+        if quality in compared:
+            contenders += [*SCORERS, *(f"{RACE} {part:g}" for part in SMALLER)]
+            contenders += [f"{ONE_TIER} +{step}" for step in FINER]
+        found += [(f"bytes:{quality}", name) for name in contenders]
         found += [(f"quality:{quality}", RACE), (f"half:{quality}", RACE)]
     for fraction in KEPT_FRACTIONS:
         found += [(f"kept:{fraction:g}", name) for name in (*SCORERS, PLAN)]
@@ -168,8 +180,9 @@ def coded(case: Case, kind: str, quality: str, contender: str) -> Encoded:
         return case.race(quality=quality)
     if kind == "half":
         return case.race(quality=quality, keep_fraction=HALF)
-    if contender == ONE_TIER:
-        return single
+    if contender.startswith(ONE_TIER):
+        step = int(contender.partition("+")[2] or 0)
+        return case.codec.encode(case.snapshot, require_rate(rate + step)) if step else single
     if contender.startswith(RACE):
         latents = sum(len(data) for name, data in single.sections.items() if name.startswith("latents"))
         spared = (1 - float(contender.partition(" ")[2] or 1)) * latents

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -67,25 +67,37 @@ def _total(rows: Sequence[Row], key: str) -> float:
 
 
 def smaller_at_equal_kl(entries: Sequence[dict[str, Any]]) -> float | None:
-    """Return how many times smaller the race's file is where its mean KL is that of one tier.
+    """Return how many times smaller the race's file is where its KL is that of one tier, None outside its sizes."""
+    return _bytes_over(entries, of=ONE_TIER, curve=RACE, inverse=False)
 
-    Between the sizes that ran, the logarithm of the KL is taken as linear in the logarithm of the bytes; None where
-    one tier's KL lies outside of them.
+
+def larger_at_equal_kl(entries: Sequence[dict[str, Any]]) -> float | None:
+    """Return how many times larger one tier's file is where its KL is that of the race, None outside its sizes."""
+    return _bytes_over(entries, of=RACE, curve=ONE_TIER, inverse=True)
+
+
+def _bytes_over(entries: Sequence[dict[str, Any]], of: str, curve: str, *, inverse: bool) -> float | None:
+    """Return the bytes of a contender over those at which a curve of others has its KL, or the inverse.
+
+    Between the sizes that ran, the logarithm of the KL is taken as linear in the logarithm of the bytes.
     """
-    points = sorted(
-        (math.log(entry["file_bytes"]), math.log(max(entry["kl_nats"]["mean"], 1e-12)))
-        for entry in entries
-        if str(entry["contender"]).startswith(RACE) and not entry["not_met"]
-    )
-    single = next((entry for entry in entries if entry["contender"] == ONE_TIER), None)
-    if single is None or len(points) < 2:
+    met = [entry for entry in entries if not entry["not_met"]]
+    points = sorted(_logs(entry) for entry in met if str(entry["contender"]).startswith(curve))
+    single = next((entry for entry in met if entry["contender"] == of), None)
+    if single is None:
         return None
-    aim = math.log(max(single["kl_nats"]["mean"], 1e-12))
+    own, aim = _logs(single)
     for (small, worse), (large, better) in pairwise(points):
         if better <= aim <= worse:
             share = 0.0 if worse == better else (worse - aim) / (worse - better)
-            return single["file_bytes"] / math.exp(small + share * (large - small))
+            found = own - (small + share * (large - small))
+            return math.exp(-found if inverse else found)
     return None
+
+
+def _logs(entry: dict[str, Any]) -> tuple[float, float]:
+    """Return the logarithms of mean bytes and mean KL."""
+    return math.log(entry["file_bytes"]), math.log(max(entry["kl_nats"]["mean"], 1e-12))
 
 
 def markdown(result: dict[str, Any]) -> str:
@@ -94,9 +106,11 @@ def markdown(result: dict[str, Any]) -> str:
     lines += [f"{result['sessions']} sessions of {result['tokens']:,} tokens, {result['continuation']} continued.", ""]
     for board, entries in result["boards"].items():
         lines += [f"## {_title(board)}", ""]
-        ratio = result["smaller_at_equal_kl"].get(board)
-        if ratio is not None:
-            lines += [f"At the mean KL of one tier the race's file is {ratio:.2f} times smaller.", ""]
+        smaller, larger = (result[name].get(board) for name in ("smaller_at_equal_kl", "larger_at_equal_kl"))
+        if smaller is not None:
+            lines += [f"At the mean KL of one tier the race's file is {smaller:.2f} times smaller.", ""]
+        if larger is not None:
+            lines += [f"At the mean KL of the race the file of one tier is {larger:.2f} times larger.", ""]
         lines += _rows(entries)
     return "\n".join(lines)
 
@@ -131,7 +145,7 @@ def _rows(entries: Iterable[dict[str, Any]]) -> list[str]:
     lines = ["| " + " | ".join(head) + " |", "| --- " + "| ---: " * (len(head) - 1) + "|"]
     for entry in entries:
         error = entry["kl_nats"]["standard_error"]
-        name = f"*{entry['contender']}*" if entry["contender"] in CONTROLS else entry["contender"]
+        name = f"*{entry['contender']}*" if entry["contender"].startswith(CONTROLS) else entry["contender"]
         name += f" (not met in {entry['not_met']})" if entry["not_met"] else ""
         cells = [
             name,
@@ -150,15 +164,22 @@ def _rows(entries: Iterable[dict[str, Any]]) -> list[str]:
     return [*lines, ""]
 
 
+def _of_boards(
+    boards: dict[str, list[dict[str, Any]]], ratio: Callable[[Sequence[dict[str, Any]]], float | None]
+) -> dict[str, float]:
+    found = {board: ratio(entries) for board, entries in boards.items()}
+    return {board: value for board, value in found.items() if value is not None}
+
+
 def write_board(rows: Sequence[Row], out: Path, settings: dict[str, Any]) -> dict[str, Any]:
     """Write `prune.json` and `prune.md` and return the result."""
     boards = summarise(rows)
-    ratios = {board: smaller_at_equal_kl(entries) for board, entries in boards.items()}
     result = {
         **settings,
         "sessions": len({row["session"] for row in rows}),
         "boards": boards,
-        "smaller_at_equal_kl": {board: ratio for board, ratio in ratios.items() if ratio is not None},
+        "smaller_at_equal_kl": _of_boards(boards, smaller_at_equal_kl),
+        "larger_at_equal_kl": _of_boards(boards, larger_at_equal_kl),
     }
     out.mkdir(parents=True, exist_ok=True)
     atomic_write(out / "prune.json", [(json.dumps(result, indent=1) + "\n").encode()], force=True)

@@ -69,12 +69,15 @@ def encode(
         Path | None, typer.Option(help="JSON file to write: token, tier, bits, anchors, score parts, the race.")
     ] = None,
     races: Annotated[Path | None, typer.Option(help="JSON file of earlier races, which steer this one.")] = None,
+    evidence: Annotated[
+        Path | None, typer.Option(help="What scorers look at, as `kvcompress record --evidence` stored it.")
+    ] = None,
     force: ForceOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """Compress a raw snapshot."""
     plans = PlanWishes(
-        plan, scorer or [], keep or [], keep_message or [], keep_fraction, guarantee or [], plan_table, races
+        plan, scorer or [], keep or [], keep_message or [], keep_fraction, guarantee or [], plan_table, races, evidence
     )
     planned = plans.wanted()
     wish = Wish(codec, quality, size_ratio, max_kl, lossless, recompute_layers, link, model, planned)

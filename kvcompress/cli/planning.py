@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from kvcompress.cli.console import progress_bar
 from kvcompress.cli.wishes import PlanWishes
+from kvcompress.codec import TinyVAECodec
 from kvcompress.container import Encoded
 from kvcompress.errors import InputError
 from kvcompress.hf import load_model
 from kvcompress.hf.evidence import collect
 from kvcompress.lossless import LosslessCodec
+from kvcompress.prune.evidence import Evidence
+from kvcompress.prune.evidence_file import load_evidence
 from kvcompress.prune.history import load_history, save_history
 from kvcompress.prune.scorer import find_scorer
 from kvcompress.prune.session import (
@@ -57,11 +61,13 @@ def encode_planned(
     for name in asked.scorers:
         find_scorer(name)
     history = load_history(wishes.races)
+    tinyvae = None if lossless else load_codec(codec)
+    known = _stored_evidence(wishes, snapshot, tinyvae)
     language_model, tokenizer = load_model(find_checkpoint(model), snapshot.origin.dtype)
-    if lossless:
-        return _pruned_lossless(language_model, tokenizer, snapshot, asked), ()
+    if tinyvae is None:
+        return _pruned_lossless(language_model, tokenizer, snapshot, asked, known), ()
     with progress_bar("encode") as progress:
-        planner = SessionPlanner(load_codec(codec), language_model, tokenizer, snapshot, asked, history, progress)
+        planner = SessionPlanner(tinyvae, language_model, tokenizer, snapshot, asked, history, progress, known)
         found = planner.run_quickly() if wishes.plan == "quick" else planner.run()
     if wishes.table is not None:
         save_table(wishes.table, found.table, found.race(), force=force)
@@ -70,7 +76,16 @@ def encode_planned(
     return found.encoded, found.notes
 
 
-def _pruned_lossless(model: Any, tokenizer: Any, snapshot: KVSnapshot, asked: Asked) -> Encoded:
+def _stored_evidence(wishes: PlanWishes, snapshot: KVSnapshot, codec: TinyVAECodec | None) -> Evidence | None:
+    """Return stored evidence, without gradients that were taken of another codec's latents."""
+    if wishes.evidence is None:
+        return None
+    found, fingerprint = load_evidence(wishes.evidence, snapshot)
+    ours = codec.fingerprint if codec is not None else ""
+    return found if fingerprint == ours else replace(found, sensitivity=None)
+
+
+def _pruned_lossless(model: Any, tokenizer: Any, snapshot: KVSnapshot, asked: Asked, known: Evidence | None) -> Encoded:
     if asked.keep_fraction is None or len(asked.scorers) != 1:
         raise InputError(
             "a lossless file of a plan drops tokens by one scorer", "Give --keep-fraction, and one --scorer"
@@ -78,5 +93,5 @@ def _pruned_lossless(model: Any, tokenizer: Any, snapshot: KVSnapshot, asked: As
     scorer = find_scorer(asked.scorers[0])
     demand = anchored_demand(tokenizer, snapshot, asked)
     demand.kept_tokens()
-    evidence = collect(model, snapshot, scorer.needs, tokenizer=tokenizer)
+    evidence = collect(model, snapshot, scorer.needs, tokenizer=tokenizer, known=known)
     return encode_pruned(LosslessCodec().encode, evidence, scorer, demand)

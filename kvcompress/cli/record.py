@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -9,7 +10,7 @@ import typer
 
 from kvcompress.cli.console import DtypeOption, ForceOption, JsonOption, ModelOption, show
 from kvcompress.errors import InputError
-from kvcompress.zoo import DEFAULT_MODEL
+from kvcompress.zoo import DEFAULT_CODEC, DEFAULT_MODEL
 
 if TYPE_CHECKING:
     from kvcompress.snapshot import KVSnapshot
@@ -24,6 +25,15 @@ def record(
     tokens: Annotated[int | None, typer.Option(help="Record only the first N tokens.", min=1)] = None,
     model: ModelOption = DEFAULT_MODEL,
     dtype: DtypeOption = "float32",
+    evidence: Annotated[
+        Path | None, typer.Option(help="Also write what scorers look at, for `encode --evidence`.")
+    ] = None,
+    scorer: Annotated[
+        list[str] | None, typer.Option(help="Scorer that the evidence is for; repeat it for several. [default: all]")
+    ] = None,
+    codec: Annotated[
+        str | None, typer.Option(help="Codec that the evidence is for. [default: the bundled one for its model]")
+    ] = None,
     force: ForceOption = False,
     as_json: JsonOption = False,
 ) -> None:
@@ -32,29 +42,69 @@ def record(
         raise InputError("name exactly one of --session, --text and --chat")
     if session_id is not None and session is None:
         raise InputError("--id needs --session", "Name the session file with --session FILE.jsonl")
+    if evidence is None and (scorer or codec):
+        raise InputError(f"{'--scorer' if scorer else '--codec'} is about evidence", "Name its file with --evidence")
     from kvcompress.atomic import require_writable
     from kvcompress.hf import load_model
     from kvcompress.raw import save_raw
     from kvcompress.zoo import find_checkpoint
 
     require_writable(output, force)
+    if evidence is not None:
+        require_writable(evidence, force)
     language_model, tokenizer = load_model(find_checkpoint(model), dtype)
     if tokenizer is None:
         raise InputError("the model has no tokenizer", "Save one beside the model", path=model)
-    ids = _token_ids(language_model, tokenizer, session, session_id, text)
-    snapshot = _snapshot(language_model, tokenizer, ids if tokens is None else ids[:tokens])
+    ids, ages = _said(language_model, tokenizer, session, session_id, text)
+    snapshot = _snapshot(language_model, tokenizer, ids[:tokens])
+    if evidence is not None:
+        chosen = codec or (DEFAULT_CODEC if model == DEFAULT_MODEL else None)
+        _write_evidence(evidence, language_model, tokenizer, snapshot, scorer, chosen, ages, force)
     save_raw(output, snapshot, force=force)
     data = {"output": str(output), "tokens": snapshot.tokens, "raw_bytes": snapshot.raw_bytes}
-    show(data | {"file_bytes": output.stat().st_size}, as_json=as_json)
+    data |= {"file_bytes": output.stat().st_size}
+    show(data | ({"evidence": str(evidence)} if evidence is not None else {}), as_json=as_json)
 
 
-def _token_ids(
+def _write_evidence(
+    path: Path,
+    model: Any,
+    tokenizer: Any,
+    snapshot: KVSnapshot,
+    scorers: list[str] | None,
+    codec_name: str | None,
+    ages: list[float] | None,
+    force: bool,
+) -> None:
+    """Collect what scorers need of a session, with the age of each token where a clock ran, and store it."""
+    import torch
+
+    from kvcompress.hf.evidence import collect
+    from kvcompress.prune.evidence import Evidence
+    from kvcompress.prune.evidence_file import save_evidence
+    from kvcompress.prune.scorer import SCORERS, find_scorer
+    from kvcompress.zoo import load_codec
+
+    needs = {need for name in scorers or SCORERS for need in find_scorer(name).needs}
+    codec = load_codec(codec_name) if codec_name is not None else None
+    if codec is not None:
+        codec.require_partner(snapshot)
+    clock = None if ages is None else torch.tensor(ages[: snapshot.tokens])
+    found = collect(
+        model, snapshot, needs, tokenizer=tokenizer, codec=codec, known=Evidence(snapshot, ages_seconds=clock)
+    )
+    save_evidence(path, found, codec.fingerprint if codec is not None else "", force=force)
+
+
+def _said(
     model: Any, tokenizer: Any, session: Path | None, session_id: str | None, text: Path | None
-) -> list[int]:
+) -> tuple[list[int], list[float] | None]:
+    """Return the token ids of what is recorded, and the age of each in seconds where a clock ran."""
     if session is not None:
-        from kvcompress.sessions import find_session, session_token_ids
+        from kvcompress.sessions import find_session, session_token_ids, token_ages
 
-        return session_token_ids(find_session(session, session_id), tokenizer)
+        found = find_session(session, session_id)
+        return session_token_ids(found, tokenizer), token_ages(found, tokenizer)
     if text is not None:
         try:
             content = text.read_text(encoding="utf-8")
@@ -62,7 +112,7 @@ def _token_ids(
             raise InputError(f"cannot be read as text ({error})", path=text) from error
         from kvcompress.sessions import plain_text_ids
 
-        return plain_text_ids(tokenizer, content)
+        return plain_text_ids(tokenizer, content), None
     return _chat(model, tokenizer)
 
 
@@ -72,17 +122,19 @@ def _snapshot(model: Any, tokenizer: Any, ids: list[int]) -> KVSnapshot:
     return capture(model, ids, tokenizer=tokenizer)
 
 
-def _chat(model: Any, tokenizer: Any) -> list[int]:
-    """Talk until an empty line; return the token ids of the whole conversation."""
+def _chat(model: Any, tokenizer: Any) -> tuple[list[int], list[float]]:
+    """Talk until an empty line; return the token ids of the whole conversation and their ages in seconds."""
     from kvcompress.hf import capture, restore
     from kvcompress.resume import TextStream, generate_from
     from kvcompress.sessions import Session, session_token_ids
 
     messages: list[dict[str, str]] = []
     ids: list[int] = []
+    stamps: list[float] = []
     while line := _line():
         messages.append({"role": "user", "content": line})
         ids = session_token_ids(Session("chat", messages), tokenizer, ask=True)
+        stamps += [time.time()] * (len(ids) - len(stamps))
         cache = restore(capture(model, ids[:-1]), model)
         stream = TextStream(tokenizer, lambda piece: typer.echo(piece, nl=False), ids)
         new_ids = generate_from(
@@ -98,9 +150,10 @@ def _chat(model: Any, tokenizer: Any) -> list[int]:
         typer.echo()
         messages.append({"role": "assistant", "content": tokenizer.decode(new_ids, skip_special_tokens=True)})
         ids += new_ids
+        stamps += [time.time()] * len(new_ids)
     if not ids:
         raise InputError("nothing was said, so there is nothing to record")
-    return ids
+    return ids, [stamps[-1] - stamp for stamp in stamps[: len(ids)]]
 
 
 def _line() -> str:

@@ -22,6 +22,7 @@ class PlanWishes:
     guarantees: list[str]
     table: Path | None
     races: Path | None
+    evidence: Path | None
 
     def wanted(self) -> bool:
         """Tell whether a plan is wanted.
@@ -42,6 +43,7 @@ class PlanWishes:
             "--guarantee": self.guarantees,
             "--plan-table": self.table,
             "--races": self.races,
+            "--evidence": self.evidence,
         }
         given = [name for name, value in options.items() if value]
         if self.plan == "none" and given:

@@ -57,6 +57,7 @@ def collect(
     codec: TinyVAECodec | None = None,
     futures: Tensor | None = None,
     seed: int = 0,
+    known: Evidence | None = None,
 ) -> Evidence:
     """Return the evidence of one session.
 
@@ -68,6 +69,7 @@ def collect(
         codec: Its latents are what gradients are taken with respect to; without it keys and values are.
         futures: [B, T] int64, continuations for the sensitivity; sampled if not given.
         seed: Of sampled futures and of the tokens drawn along them.
+        known: What was collected before; its kinds are not collected again.
 
     Raises:
         MismatchError: The snapshot comes from another model.
@@ -76,7 +78,8 @@ def collect(
     wanted = set(needs)
     if wanted - set(KINDS):
         raise InputError(f"unknown evidence: {', '.join(sorted(wanted - set(KINDS)))}", f"Known are {', '.join(KINDS)}")
-    evidence = Evidence(snapshot)
+    evidence = known or Evidence(snapshot)
+    wanted -= set(evidence.kinds)
     if not wanted:
         return evidence
     snapshot.origin.fingerprint.require_match(fingerprint(model, tokenizer))
@@ -187,7 +190,7 @@ def read(observer: Observer, evidence: Evidence, start: int) -> Evidence:
     masses = tuple(mass.float() for mass in reading.mass if mass is not None)
     return dataclasses.replace(
         evidence,
-        surprise=torch.cat(surprise) if start == 0 else None,
+        surprise=torch.cat(surprise) if start == 0 else evidence.surprise,
         window_attention=masses,
         queries=reading.statistics(rope_of(snapshot.origin)),
     )

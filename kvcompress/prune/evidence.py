@@ -73,6 +73,11 @@ class Evidence:
         """Number of tokens of the session, N."""
         return self.snapshot.tokens
 
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """What was collected, of `KINDS`."""
+        return tuple(kind for kind in KINDS if getattr(self, kind) is not None)
+
     def require_surprise(self) -> Tensor:
         """Return the surprise, raising `InputError` where it was not collected."""
         return _present(self.surprise, SURPRISE)

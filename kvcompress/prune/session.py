@@ -114,7 +114,7 @@ class SessionPlanner:
         asked: What the user asks.
         history: What earlier races found; this one is noted in it.
         progress: Called after each file of the race.
-        evidence: What the scorers need, where it was collected before.
+        evidence: What was collected before; only what the scorers need beside it is collected now.
         judge: Of this session, where there is one already.
 
     Raises:
@@ -141,7 +141,7 @@ class SessionPlanner:
         anchored_demand(tokenizer, snapshot, asked).kept_tokens()  # every refusal comes before the model runs
         self.text = text_of(tokenizer, snapshot.token_ids) if tokenizer is not None else None
         needs = {need for scorer in self.scorers for need in scorer.needs}
-        self.evidence = evidence or collect(model, snapshot, needs, tokenizer=tokenizer, codec=codec)
+        self.evidence = collect(model, snapshot, needs, tokenizer=tokenizer, codec=codec, known=evidence)
         self.anchors = self._anchors()
         self.demand = Demand(floor_of(self.anchors, snapshot.tokens, asked.guarantees), asked.keep_fraction)
 

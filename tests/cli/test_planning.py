@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -85,6 +86,46 @@ def test_dropped_tokens_leave_memory_and_the_session_goes_on(raw: Path, tmp_path
     exact = run("resume", raw, "--prompt", "Thank you very much.", "--max-new-tokens", 24)
     assert ours["text"].startswith("Indeed.")
     assert exact["text"].startswith("Indeed.")
+
+
+def test_recorded_evidence_gives_the_plan_that_collecting_it_gives(
+    raw: Path, sessions_file: Path, tmp_path: Path
+) -> None:
+    evidence, again = tmp_path / "evidence.safetensors", tmp_path / "again.safetensors"
+    session = ("--session", sessions_file, "--id", INSTRUCTED, "--tokens", TOKENS)
+    said = run("record", *session, "-o", again, "--evidence", evidence)
+    assert said["evidence"] == str(evidence)
+    options = ("--quality", "usable", "--plan", "quick")
+    run("encode", raw, "-o", tmp_path / "a.kvz", *options)
+    run("encode", raw, "-o", tmp_path / "b.kvz", *options, "--evidence", evidence)
+    assert (tmp_path / "a.kvz").read_bytes() == (tmp_path / "b.kvz").read_bytes()
+    few = tmp_path / "few.safetensors"
+    run("record", *session, "-o", tmp_path / "c.safetensors", "--evidence", few, "--scorer", "attention_mass")
+    assert few.stat().st_size < evidence.stat().st_size
+    run("record", *session[:4], "--tokens", TOKENS - 1, "-o", tmp_path / "shorter.safetensors")
+    told = refused("encode", tmp_path / "shorter.safetensors", "-o", tmp_path / "d.kvz", "--evidence", evidence)
+    assert "the evidence's session" in told
+    assert "--evidence" in refused("record", *session, "-o", tmp_path / "e.safetensors", "--scorer", "surprise")
+    assert not (tmp_path / "e.safetensors").exists()
+
+
+def test_the_concert_hears_the_clock(sessions_file: Path, tmp_path: Path) -> None:
+    """A message said long before the others is older by the clock than by the count of its tokens."""
+    row = next(json.loads(line) for line in sessions_file.read_text().splitlines() if INSTRUCTED in line)
+    for message in row["messages"]:
+        message["time"] = "2026-05-01T12:00:00Z"
+    row["messages"][0]["time"] = "2026-05-01T00:00:00Z"
+    (tmp_path / "timed.jsonl").write_text(json.dumps(row) + "\n")
+    files = {"raw": tmp_path / "raw.safetensors", "evidence": tmp_path / "evidence.safetensors"}
+    options = ("--session", tmp_path / "timed.jsonl", "--tokens", TOKENS, "--scorer", "concert")
+    run("record", *options, "-o", files["raw"], "--evidence", files["evidence"])
+    table = ("--quality", "usable", "--scorer", "concert", "--plan", "quick", "--plan-table", tmp_path / "plan.json")
+    run("encode", files["raw"], "-o", tmp_path / "a.kvz", *table, "--evidence", files["evidence"])
+    recency = json.loads((tmp_path / "plan.json").read_text())["parts"]["recency"]
+    first, last = recency[0], recency[-1]
+    assert last == 1.0
+    assert abs(first - math.exp(-2)) < 1e-6  # twelve hours at tau of six
+    assert set(recency) == {first, last}
 
 
 def test_a_lossless_file_may_drop_tokens(raw: Path, tmp_path: Path) -> None:

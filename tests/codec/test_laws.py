@@ -78,14 +78,18 @@ def test_no_float_decides_a_bit(codec: TinyVAECodec, snapshot: KVSnapshot) -> No
     assert np.abs(symbols[0]).sum() > 0
 
 
-def test_latents_below_the_lowest_level_are_not_coded(codec: TinyVAECodec, snapshot: KVSnapshot) -> None:
-    config, rates = codec.vae(0).config, codec.rates(0, snapshot.token_ids, 0)
+@pytest.mark.parametrize("rate", [0, 12, 40, 90])
+def test_latents_below_the_lowest_level_are_not_coded(codec: TinyVAECodec, snapshot: KVSnapshot, rate: int) -> None:
+    config, ids, vae = codec.vae(0).config, snapshot.token_ids, copy.deepcopy(codec.vae(0))
     assert config.lowest_level == FitSettings().lowest_level > 0
-    levels = codec.vae(0).levels(snapshot.token_ids, rates)
-    symbols, _ = codec.symbols(snapshot, 0, 0)
-    assert (levels == -1).any()
-    assert ((levels == -1) | (levels >= config.lowest_level)).all()
-    assert (symbols[levels < 0] == 0).all()
+    vae.base_level[:, ::2] -= 60  # every other latent is narrow
+    rates = vae.rates(ids, rate)
+    levels, lowest = vae.levels(ids, rates), rates.clamp(0, config.lowest_level)[:, None]
+    vae.config = dataclasses.replace(config, lowest_level=0)
+    every = vae.levels(ids, rates)[:, : levels.shape[1]]
+    assert torch.equal(levels, torch.where(every < lowest, -1, every))
+    symbols, _ = vae.quantize(*codec.latents(snapshot, 0), rates)
+    assert symbols.shape[1] >= levels.shape[1]
     with pytest.raises(ValueError, match="lowest level"):
         dataclasses.replace(config, lowest_level=LEVELS)
 

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from kvcompress.errors import FormatError, InputError
-from kvcompress.sessions import Session, find_session, read_sessions, session_token_ids
+from kvcompress.sessions import Session, find_session, read_sessions, session_token_ids, token_ages
+from kvcompress.zoo import find_checkpoint
 
 GOOD = {"id": "a", "messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]}
 
@@ -56,3 +57,35 @@ def test_empty_missing_and_binary_files_are_refused(tmp_path: Path) -> None:
 def test_tokenizer_without_template_is_refused() -> None:
     with pytest.raises(InputError, match="--text"):
         session_token_ids(Session("a", GOOD["messages"]), object())
+
+
+def timed(*times: object) -> dict[str, object]:
+    rows = zip(GOOD["messages"], times, strict=True)
+    return GOOD | {"messages": [{**message, "time": time} for message, time in rows]}
+
+
+def test_messages_may_say_when_they_were_said(tmp_path: Path) -> None:
+    for first, second in ((1.5e9, 1.5e9 + 90), ("2017-07-14T02:40:00Z", "2017-07-14T04:41:30+02:00")):
+        session = find_session(write(tmp_path / "s.jsonl", json.dumps(timed(first, second))), "a")
+        assert session.times == (1.5e9, 1.5e9 + 90)
+        assert session.messages == GOOD["messages"]
+    half = GOOD | {"messages": [GOOD["messages"][0], {**GOOD["messages"][1], "time": 3}]}
+    assert find_session(write(tmp_path / "s.jsonl", json.dumps(half)), "a").times == ()
+
+
+@pytest.mark.parametrize("time", ["yesterday", None, True, float("nan"), [], "2017-13-01"])
+def test_times_that_are_none_are_refused(tmp_path: Path, time: object) -> None:
+    with pytest.raises(FormatError, match=r"line 1.*is no time"):
+        list(read_sessions(write(tmp_path / "s.jsonl", json.dumps(timed(0, time)))))
+
+
+def test_every_token_is_as_old_as_its_message() -> None:
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(find_checkpoint("reference-lm"))
+    session = Session("a", GOOD["messages"], times=(100.0, 160.0))
+    ages = token_ages(session, tokenizer)
+    assert ages is not None
+    first = len(session_token_ids(Session("a", GOOD["messages"][:1]), tokenizer))
+    assert ages == [60.0] * first + [0.0] * (len(session_token_ids(session, tokenizer)) - first)
+    assert token_ages(Session("a", GOOD["messages"]), tokenizer) is None

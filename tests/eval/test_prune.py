@@ -12,7 +12,7 @@ import torch
 from eval.prune.board import read_rows
 from eval.prune.contenders import ONE_TIER, RACE, names
 from eval.prune.fit import Example, fit_profile, fit_salience, fit_scorers, write_fitted
-from eval.prune.report import markdown, smaller_at_equal_kl, summarise
+from eval.prune.report import larger_at_equal_kl, markdown, smaller_at_equal_kl, summarise
 from kvcompress.errors import CheckpointError, FormatError
 from kvcompress.prune.features import FEATURES
 from kvcompress.prune.fitted import FITTED, KNOTS, Profile, load_fitted, profile_of
@@ -49,11 +49,14 @@ def test_the_board_ranks_by_kl_and_says_what_was_not_met() -> None:
             "tokens": 9,
             "continuation": 9,
             "boards": {"bytes:high": entries},
-            "smaller_at_equal_kl": {},
+            "smaller_at_equal_kl": {"bytes:high": 1.5},
+            "larger_at_equal_kl": {},
         }
     )
     assert "| *random* | 0.0900 ± 0.0000 |" in page
     assert "race (not met in 1)" in page
+    assert "1.50 times smaller" in page
+    assert "times larger" not in page
 
 
 def test_the_size_at_equal_kl_is_read_between_the_sizes_that_ran() -> None:
@@ -64,6 +67,14 @@ def test_the_size_at_equal_kl_is_read_between_the_sizes_that_ran() -> None:
     assert smaller_at_equal_kl(summarise(rows)["bytes:high"]) == pytest.approx(4000 / 2**0.5 / 1000)
     rows[0]["kl_nats"] = 0.5
     assert smaller_at_equal_kl(summarise(rows)["bytes:high"]) is None
+
+
+def test_the_size_of_one_tier_at_the_races_kl_is_read_between_its_own_sizes() -> None:
+    rows = [row("a", ONE_TIER, 0.04, 1000), row("a", RACE, 0.01, 1000)]
+    rows += [row("a", f"{ONE_TIER} +8", 0.02, 2000), row("a", f"{ONE_TIER} +16", 0.005, 4000)]
+    assert larger_at_equal_kl(summarise(rows)["bytes:high"]) == pytest.approx(2000 * 2**0.5 / 1000)
+    rows[1]["kl_nats"] = 0.001
+    assert larger_at_equal_kl(summarise(rows)["bytes:high"]) is None
 
 
 def test_a_run_that_was_cut_off_goes_on_behind_its_last_whole_row(tmp_path: Path) -> None:
@@ -78,7 +89,8 @@ def test_a_run_that_was_cut_off_goes_on_behind_its_last_whole_row(tmp_path: Path
 
 
 def test_every_scorer_and_both_controls_are_on_every_board() -> None:
-    pairs = names(["usable"])
+    assert [name for board, name in names(["high"], []) if board == "bytes:high"] == [ONE_TIER, RACE]
+    pairs = names(["usable"], ["usable"])
     assert len(set(pairs)) == len(pairs)
     for board in ("bytes:usable", "kept:0.5", "kept:0.25"):
         assert set(SCORERS) <= {name for where, name in pairs if where == board}

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from kvcompress.prune.evidence import Evidence, QueryStatistics
 from kvcompress.snapshot import CACHE_DTYPES, KVSnapshot, LayerKV, ModelFingerprint, Origin
 
 DTYPES = tuple(CACHE_DTYPES)
@@ -74,3 +75,22 @@ def require_identical(found: KVSnapshot, wanted: KVSnapshot) -> None:
             assert mine.shape == theirs.shape
             bits = BITS[wanted.origin.dtype]
             assert torch.equal(mine.contiguous().view(bits), theirs.contiguous().view(bits))
+
+
+def make_evidence(heads: int = 4) -> Evidence:
+    """Return evidence of that snapshot, every number an exact fraction, the same everywhere."""
+    snapshot = make_snapshot()
+    tokens, sizes = snapshot.tokens, [layer.keys.shape[2] for layer in snapshot.layers]
+
+    def fractions(*shape: int) -> Tensor:
+        return torch.arange(int(torch.Size(shape).numel()), dtype=torch.float32).reshape(shape) / 64
+
+    return Evidence(
+        snapshot,
+        surprise=fractions(tokens),
+        window_attention=tuple(fractions(heads, tokens) for _ in sizes),
+        queries=tuple(QueryStatistics(fractions(heads, d), fractions(heads, d, d), d**-0.5) for d in sizes),
+        reconstruction=tuple(1 - fractions(heads, tokens) for _ in sizes),
+        sensitivity=1 + fractions(tokens),
+        ages_seconds=60 * fractions(tokens).flip(0),
+    )

@@ -13,10 +13,11 @@ from kvcompress.container import save
 from kvcompress.entropy import decode_symbols
 from kvcompress.hf import capture, load_model
 from kvcompress.lossless import LosslessCodec
+from kvcompress.prune.evidence_file import save_evidence
 from kvcompress.raw import save_raw
 from kvcompress.sessions import find_session, session_token_ids
 from kvcompress.zoo import find_checkpoint, load_codec
-from tests.format.examples import make_snapshot
+from tests.format.examples import make_evidence, make_snapshot
 
 GOLDEN = Path(__file__).parent / "golden"
 SESSIONS = Path(__file__).parents[2] / "examples" / "sessions.jsonl"
@@ -43,4 +44,5 @@ def write_tinyvae() -> None:
 if __name__ == "__main__":
     save(GOLDEN / "lossless.kvz", LosslessCodec().encode(make_snapshot()), force=True)
     save_raw(GOLDEN / "raw.safetensors", make_snapshot(), force=True)
+    save_evidence(GOLDEN / "evidence.safetensors", make_evidence(), "a codec", force=True)
     write_tinyvae()

@@ -1,0 +1,143 @@
+"""Evidence in a file of its own: collected once, where the session was recorded, read by every plan made of it.
+
+A safetensors file that names the session that it is of and the codec whose latents its gradients are taken of. A kind
+that was not collected is left out.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import asdict
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from kvcompress.atomic import PathLike, atomic_path, open_regular
+from kvcompress.errors import FormatError, InputError, MismatchError
+from kvcompress.packing import canonical_json
+from kvcompress.prune.evidence import Evidence, QueryStatistics
+from kvcompress.snapshot import KVSnapshot
+
+FORMAT = "kvcompress.evidence"
+VERSION = "1"
+_OF_TOKENS = ("surprise", "sensitivity", "ages_seconds")
+_OF_LAYERS = ("window_attention", "reconstruction")
+_MOMENTS = ("queries.mean", "queries.covariance", "queries.scaling")
+
+
+def save_evidence(path: PathLike, evidence: Evidence, codec_fingerprint: str = "", *, force: bool = False) -> None:
+    """Write what was collected; the file appears whole or not at all.
+
+    Args:
+        path: The file.
+        evidence: Of one session.
+        codec_fingerprint: Of the codec that the sensitivity was collected with, "" for none.
+        force: Replace a file.
+
+    Raises:
+        InputError: The file exists and `force` is not given, or it cannot be written.
+    """
+    metadata = {
+        "format": FORMAT,
+        "version": VERSION,
+        "session": _session(evidence.snapshot),
+        "codec": codec_fingerprint,
+    }
+    tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in _tensors(evidence)}
+    with atomic_path(path, force=force) as temporary:
+        try:
+            save_file(tensors, temporary, metadata)
+        except SafetensorError as error:
+            raise InputError(f"cannot be written: {error}", path=path) from error
+
+
+def load_evidence(path: PathLike, snapshot: KVSnapshot) -> tuple[Evidence, str]:
+    """Return stored evidence of a snapshot, and the fingerprint of the codec of its sensitivity.
+
+    Raises:
+        InputError: There is no such file.
+        FormatError: It is damaged, no evidence file, or of another version.
+        MismatchError: It is of another session or model.
+    """
+    with open_regular(path) as (_, size):
+        if size == 0:
+            raise FormatError("the file is empty", path=path, offset=0)
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            _require_ours(metadata, snapshot, path)
+            found = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118, no mapping
+    except (SafetensorError, OSError, ValueError, RuntimeError) as error:
+        what = f"not a safetensors file, or cut off: {' '.join(str(error).split())}"
+        raise FormatError(what, "Record the session again", path=path) from error
+    _require_shapes(found, snapshot, path)
+    layers = range(len(snapshot.layers))
+    parts: dict[str, Any] = {name: found.get(name) for name in _OF_TOKENS}
+    for name in _OF_LAYERS:
+        parts[name] = tuple(found[f"{name}.{i}"] for i in layers) if f"{name}.0" in found else None
+    if f"{_MOMENTS[0]}.0" in found:
+        parts["queries"] = tuple(_moments(found, index) for index in layers)
+    return Evidence(snapshot, **parts), metadata.get("codec", "")
+
+
+def _session(snapshot: KVSnapshot) -> str:
+    """Return a hash of what the evidence is of: tokens and model."""
+    ids = snapshot.token_ids.cpu().numpy().astype("<i8").tobytes()
+    return hashlib.sha256(canonical_json(asdict(snapshot.origin.fingerprint)) + ids).hexdigest()
+
+
+def _tensors(evidence: Evidence) -> Iterator[tuple[str, Tensor]]:
+    for name in _OF_TOKENS:
+        value = getattr(evidence, name)
+        if value is not None:
+            yield name, value.float()
+    for name in _OF_LAYERS:
+        for index, value in enumerate(getattr(evidence, name) or ()):
+            yield f"{name}.{index}", value.float()
+    for index, moments in enumerate(evidence.queries or ()):
+        values = (moments.mean, moments.covariance, torch.tensor([moments.scaling], dtype=torch.float64))
+        yield from zip((f"{name}.{index}" for name in _MOMENTS), values, strict=True)
+
+
+def _moments(found: dict[str, Tensor], index: int) -> QueryStatistics:
+    mean, covariance, scaling = (found[f"{name}.{index}"] for name in _MOMENTS)
+    return QueryStatistics(mean, covariance, float(scaling))
+
+
+def _require_ours(metadata: dict[str, str], snapshot: KVSnapshot, path: PathLike) -> None:
+    if metadata.get("format") != FORMAT:
+        remedy = "Name a file written by `kvcompress record --evidence`"
+        raise FormatError(f"no evidence: its metadata does not say format = {FORMAT!r}", remedy, path=path)
+    if metadata.get("version") != VERSION:
+        what = f"version {metadata.get('version')!r} of the evidence format is not supported"
+        raise FormatError(what, "Upgrade kvcompress", path=path)
+    wanted, found = _session(snapshot), metadata.get("session", "")
+    if wanted != found:
+        remedy = "Name the evidence that was recorded with this snapshot"
+        raise MismatchError("the evidence's session", wanted[:16], found[:16], remedy, path=path)
+
+
+def _require_shapes(found: dict[str, Tensor], snapshot: KVSnapshot, path: PathLike) -> None:
+    """Refuse tensors that belong to no kind, kinds that lack a layer, other shapes and values that are not finite."""
+    tokens, layers = snapshot.tokens, len(snapshot.layers)
+    kinds = {name.rpartition(".")[0] for name in found if "." in name}
+    if kinds & set(_MOMENTS):
+        kinds |= set(_MOMENTS)
+    wanted = {f"{kind}.{index}" for kind in kinds & {*_OF_LAYERS, *_MOMENTS} for index in range(layers)}
+    odd = (wanted | {name for name in found if name in _OF_TOKENS}) ^ set(found)
+    if odd:
+        raise FormatError(f"the tensor {min(odd)!r} is missing or does not belong there", path=path)
+    for name, tensor in found.items():
+        kind, last = name.rpartition(".")[0] or name, tuple(tensor.shape)[-1:]
+        size = {"queries.scaling": 1}.get(kind, None if kind in _MOMENTS else tokens)
+        square = kind != "queries.covariance" or tensor.shape[-2:-1] == last
+        dimensions = {"queries.mean": 2, "queries.covariance": 3}.get(kind, 2 if kind in _OF_LAYERS else 1)
+        fits = tensor.ndim == dimensions and square and (size is None or last == (size,))
+        if not (fits and tensor.is_floating_point() and bool(torch.isfinite(tensor).all())):
+            raise FormatError(
+                f"the tensor {name!r} of shape {tuple(tensor.shape)} is none of {tokens} tokens", path=path
+            )
