@@ -216,6 +216,7 @@ class TinyVAECodec(
         rate: int,
         settings: dict[str, Any] | None = None,
         offsets: Tensor | None = None,
+        latents: Sequence[tuple[Tensor, Context]] | None = None,
     ) -> Encoded:
         """Code a snapshot at a rate index.
 
@@ -225,6 +226,8 @@ class TinyVAECodec(
             settings: Goes into the header.
             offsets: [N] integer, how much finer (positive) or coarser each token is, in rate indices; see
                 `rates`. The file keeps them.
+            latents: Of each group, as `latents` gives them, where they are known: encoding one session at several
+                rates takes them once.
 
         Raises:
             MismatchError: The snapshot comes from another model.
@@ -235,7 +238,7 @@ class TinyVAECodec(
             raise InputError(f"rate {rate} is not in 0..{HIGHEST_RATE}")
         own = {}
         for group in range(len(self.groups)):
-            symbols, levels = self.symbols(snapshot, group, rate, offsets)
+            symbols, levels = self.symbols(snapshot, group, rate, offsets, latents[group] if latents else None)
             own[f"latents.{group}"] = encode_symbols(symbols.numpy(), levels.numpy(), self.bank)
         if offsets is not None:
             own[OFFSETS] = encode_choices(offsets.numpy().astype(np.int16))
@@ -342,12 +345,17 @@ class TinyVAECodec(
         return [float(value) for value in bits]
 
     def symbols(
-        self, snapshot: KVSnapshot, group: int, rate: int, offsets: Tensor | None = None
+        self,
+        snapshot: KVSnapshot,
+        group: int,
+        rate: int,
+        offsets: Tensor | None = None,
+        latents: tuple[Tensor, Context] | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Return symbols and levels, both [T, r] int32, of the tokens that a group of layers holds."""
         place = group_positions(snapshot, self.groups[group])
         rates = self.rates(group, snapshot.token_ids, rate, offsets)[place]
-        return self.vae(group).quantize(*self.latents(snapshot, group), rates)
+        return self.vae(group).quantize(*(latents or self.latents(snapshot, group)), rates)
 
     def latents(self, snapshot: KVSnapshot, group: int) -> tuple[Tensor, Context]:
         """Return the latents [T, R] float32 of one group of layers, before quantisation, and their context."""

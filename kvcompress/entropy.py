@@ -20,6 +20,7 @@ from tinyvae.tables import TABLE_TOTAL
 Ints = npt.NDArray[np.int32]
 
 MOST_CHOICES = 255
+MOST_LEVELS = 254
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,10 +69,10 @@ class TableBank:
 
 def _by_level(levels: Ints) -> tuple[npt.NDArray[np.intp], list[tuple[int, int, int]]]:
     """Return the stable order that sorts flat levels, and (level, start, stop) of each run; negatives left out."""
-    shifted = (levels.ravel() + 1).astype(np.uint8)  # bytes sort fastest; the levels are few
+    shifted = levels.ravel().astype(np.uint8) + np.uint8(1)  # bytes sort fastest; the levels are few, and -1 becomes 0
     order = np.argsort(shifted, kind="stable")
-    stops = np.cumsum(np.bincount(shifted, minlength=1)).tolist()
-    runs = [(level, stops[level], stops[level + 1]) for level in range(len(stops) - 1)]
+    starts = np.searchsorted(shifted, np.arange(1, MOST_LEVELS + 2), sorter=order).tolist()
+    runs = [(level, starts[level], starts[level + 1]) for level in range(MOST_LEVELS)]
     return order, [run for run in runs if run[1] < run[2]]
 
 

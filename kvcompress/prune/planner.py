@@ -108,6 +108,7 @@ class Planner:
     pruned: KVSnapshot = field(init=False)
     _latents: Latents = field(init=False, default_factory=list)
     _costs: dict[int, Costs] = field(init=False, default_factory=dict)
+    _least: dict[int, Planned] = field(init=False, default_factory=dict)
 
     def __post_init__(self) -> None:
         """Decide who stays."""
@@ -163,7 +164,8 @@ class Planner:
         """Return the file of a plan."""
         offsets = offsets_of(plan.tiers)
         settings = {**self.settings, "plan": plan.scorer}
-        encoded = self.codec.encode(self.pruned, plan.rate, settings, offsets if bool(offsets.any()) else None)
+        told = offsets if bool(offsets.any()) else None
+        encoded = self.codec.encode(self.pruned, plan.rate, settings, told, self._latents)
         encoded = with_exact(encoded, self.pruned, plan.tiers == int(Tier.EXACT))
         return Planned(plan, encoded, len(to_bytes(encoded)))
 
@@ -172,7 +174,7 @@ class Planner:
 
         Foreseen bits say where to look; the file's size is measured, and the aim moved by what they miss.
         """
-        least = self.encode(self.plan(rate, LEAST_WEIGHT))
+        least = self.smallest(rate)
         if least.file_bytes > most_bytes:
             return None
         best, aim = least, most_bytes - least.file_bytes + float(least.plan.bits.sum()) / 8
@@ -209,8 +211,10 @@ class Planner:
         return float((costs.errors[CHOICES.index(Tier.COARSE)] * self.worth).sum()) / max(whole, 1e-300)
 
     def smallest(self, rate: int) -> Planned:
-        """Return the file of the least that the demand allows."""
-        return self.encode(self.plan(rate, LEAST_WEIGHT))
+        """Return the file of the least that the demand allows; made once."""
+        if rate not in self._least:
+            self._least[rate] = self.encode(self.plan(rate, LEAST_WEIGHT))
+        return self._least[rate]
 
 
 def require_rate(rate: int) -> int:
