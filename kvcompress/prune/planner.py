@@ -48,7 +48,10 @@ LEAST_WEIGHT, MOST_WEIGHT = 2.0**-6, 2.0**20
 FITS = 0.985
 """A file of at least this share of the bytes asked for is near enough."""
 
-TRIES = 6
+AIMED = 0.993
+"""Share of the bytes asked for that is aimed at."""
+
+TRIES = 8
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -172,19 +175,23 @@ class Planner:
     def within(self, rate: int, most_bytes: int) -> Planned | None:
         """Return the largest file found of at most `most_bytes`, None where even the smallest is larger.
 
-        Foreseen bits say where to look; the file's size is measured, and the aim moved by what they miss.
+        Foreseen bits say where to look; the file's size is measured. What is coded of a token costs more where its
+        neighbours are not, so files are larger than foreseen, and the aim is read off between one that fits and one
+        that does not.
         """
         least = self.smallest(rate)
         if least.file_bytes > most_bytes:
             return None
-        best, aim = least, most_bytes - least.file_bytes + float(least.plan.bits.sum()) / 8
+        best, below, above = least, least, None
         for _ in range(TRIES):
-            tried = self.encode(self.plan(rate, self._weight_of(rate, aim)))
-            if best.file_bytes < tried.file_bytes <= most_bytes:
-                best = tried
+            tried = self.encode(self.plan(rate, self._weight_of(rate, _aim(below, above, AIMED * most_bytes))))
+            if tried.file_bytes > most_bytes:
+                above = tried
+                continue
+            below = tried
+            best = max(best, tried, key=lambda planned: planned.file_bytes)
             if best.file_bytes >= FITS * most_bytes or tried.plan.weight >= MOST_WEIGHT:
                 break
-            aim += 0.995 * most_bytes - tried.file_bytes
         return best
 
     def _weight_of(self, rate: int, latents_bytes: float) -> float:
@@ -215,6 +222,16 @@ class Planner:
         if rate not in self._least:
             self._least[rate] = self.encode(self.plan(rate, LEAST_WEIGHT))
         return self._least[rate]
+
+
+def _aim(below: Planned, above: Planned | None, wanted_bytes: float) -> float:
+    """Return the bytes of latents to foresee for a file of the bytes wanted, from one below and one above it."""
+    foreseen = float(below.plan.bits.sum()) / 8
+    missing = wanted_bytes - below.file_bytes
+    if above is None:
+        return foreseen + missing
+    share = missing / max(1, above.file_bytes - below.file_bytes)
+    return foreseen + min(max(share, 0.1), 0.9) * (float(above.plan.bits.sum()) / 8 - foreseen)
 
 
 def require_rate(rate: int) -> int:

@@ -23,8 +23,8 @@ from kvcompress.prune.history import History
 from kvcompress.prune.planner import LEAST_WEIGHT, MOST_WEIGHT, Planned, Planner, cannot_be_met, require_rate
 from kvcompress.snapshot import KVSnapshot
 
-RATE_STEPS = (4, 12, 20)
-"""Rates of the coarse tier above that of one tier: most tokens fall to prior only, so the others can be finer."""
+RATE_STEPS = (0, 12, 20)
+"""Rates of the coarse tier above that of one tier: where most tokens fall to prior only, the others can be finer."""
 
 MOST_RUNNERS = 6
 SEARCHES = 6

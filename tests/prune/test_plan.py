@@ -26,7 +26,7 @@ from kvcompress.prune.anchors import Anchor
 from kvcompress.prune.demand import GUARANTEES, Demand, choose_kept, drop, floor_of
 from kvcompress.prune.history import History, Record, load_history, save_history
 from kvcompress.prune.planner import Planner
-from kvcompress.prune.race import ONE_TIER, Race, one_tier_kl
+from kvcompress.prune.race import ONE_TIER, RATE_STEPS, Race, one_tier_kl
 from kvcompress.prune.scorer import find_scorer, scored
 from kvcompress.prune.session import Asked, SessionPlanner, named_guarantees
 from kvcompress.prune.table import load_table, save_table, stored_tiers, table_of
@@ -245,7 +245,7 @@ def test_budgets_below_the_anchors_are_refused_with_what_these_cost(
 ) -> None:
     floor = torch.full((80,), int(Tier.FINE))
     race = Race(codec, [planner(codec, snapshot, score, Demand(floor))], judge, RATE)
-    least = planner(codec, snapshot, score, Demand(floor)).smallest(RATE + 4).file_bytes
+    least = planner(codec, snapshot, score, Demand(floor)).smallest(RATE + RATE_STEPS[0]).file_bytes
     with pytest.raises(InputError, match=f"the 80 guaranteed tokens alone make {least:,}"):
         race.at_bytes(least // 2)
 
