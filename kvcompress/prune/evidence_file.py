@@ -123,21 +123,35 @@ def _require_ours(metadata: dict[str, str], snapshot: KVSnapshot, path: PathLike
 
 def _require_shapes(found: dict[str, Tensor], snapshot: KVSnapshot, path: PathLike) -> None:
     """Refuse tensors that belong to no kind, kinds that lack a layer, other shapes and values that are not finite."""
-    tokens, layers = snapshot.tokens, len(snapshot.layers)
     kinds = {name.rpartition(".")[0] for name in found if "." in name}
     if kinds & set(_MOMENTS):
         kinds |= set(_MOMENTS)
-    wanted = {f"{kind}.{index}" for kind in kinds & {*_OF_LAYERS, *_MOMENTS} for index in range(layers)}
-    odd = (wanted | {name for name in found if name in _OF_TOKENS}) ^ set(found)
+    layered = {f"{kind}.{i}" for kind in kinds & {*_OF_LAYERS, *_MOMENTS} for i in range(len(snapshot.layers))}
+    odd = (layered | (set(_OF_TOKENS) & set(found))) ^ set(found)
     if odd:
         raise FormatError(f"the tensor {min(odd)!r} is missing or does not belong there", path=path)
     for name, tensor in found.items():
-        kind, last = name.rpartition(".")[0] or name, tuple(tensor.shape)[-1:]
-        size = {"queries.scaling": 1}.get(kind, None if kind in _MOMENTS else tokens)
-        square = kind != "queries.covariance" or tensor.shape[-2:-1] == last
-        dimensions = {"queries.mean": 2, "queries.covariance": 3}.get(kind, 2 if kind in _OF_LAYERS else 1)
-        fits = tensor.ndim == dimensions and square and (size is None or last == (size,))
-        if not (fits and tensor.is_floating_point() and bool(torch.isfinite(tensor).all())):
-            raise FormatError(
-                f"the tensor {name!r} of shape {tuple(tensor.shape)} is none of {tokens} tokens", path=path
-            )
+        kind, _, index = name.rpartition(".") if name in layered else (name, "", "0")
+        if not (_fits(kind, tensor, snapshot, int(index)) and bool(torch.isfinite(tensor).all())):
+            what = f"the tensor {name!r} of shape {tuple(tensor.shape)} is no evidence of {snapshot.tokens} tokens"
+            raise FormatError(what, "Record the session again", path=path)
+    for i in range(len(snapshot.layers)):
+        of_layer = [name for name in layered if name.endswith(f".{i}") and "scaling" not in name]
+        if len({len(found[name]) for name in of_layer}) > 1:
+            raise FormatError(f"the evidence of layer {i} is of different numbers of heads", path=path)
+
+
+def _fits(kind: str, tensor: Tensor, snapshot: KVSnapshot, index: int) -> bool:
+    """Tell whether a tensor has the type and shape of its kind; queries have as many heads as keys, or times more."""
+    if not tensor.is_floating_point() or not tensor.ndim or not snapshot.layers:
+        return False
+    heads, tokens, (kv_heads, _, size) = len(tensor), snapshot.tokens, snapshot.layers[index].keys.shape
+    shapes: dict[str, tuple[int, ...]] = {
+        **dict.fromkeys(_OF_TOKENS, (tokens,)),
+        **dict.fromkeys(_OF_LAYERS, (heads, tokens)),
+        "queries.mean": (heads, size),
+        "queries.covariance": (heads, size, size),
+        "queries.scaling": (1,),
+    }
+    whole_groups = len(shapes[kind]) == 1 or heads % max(1, kv_heads) == 0
+    return tuple(tensor.shape) == shapes[kind] and whole_groups

@@ -110,6 +110,7 @@ def _changed(path: Path, change: Callable[[dict[str, Tensor], dict[str, str]], o
         lambda tensors, metadata: tensors.update(surprise=torch.zeros(3)),
         lambda tensors, metadata: tensors.update(surprise=torch.zeros_like(tensors["surprise"]) / 0),
         lambda tensors, metadata: tensors.update({"queries.covariance.0": torch.zeros(2, 3, 4)}),
+        lambda tensors, metadata: tensors.update({"queries.mean.0": tensors["queries.mean.0"].repeat(2, 1)}),
         lambda tensors, metadata: tensors.update(sensitivity=torch.zeros(len(tensors["surprise"]), dtype=torch.int64)),
     ],
 )
