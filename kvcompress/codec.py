@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from typing import Any, Protocol
 
 import numpy as np
@@ -23,11 +23,12 @@ from kvcompress.entropy import TableBank, decode_choices, decode_symbols, encode
 from kvcompress.errors import FormatError, InputError, MismatchError
 from kvcompress.packing import canonical_json
 from kvcompress.recompute import PROBE, Known, Recompute, checked_probe, recomputed
+from kvcompress.residual import Residual
 from kvcompress.sections import Preset, encoded_session, own_sections, read_session
 from kvcompress.snapshot import KVSnapshot, LayerKV, ModelFingerprint, Origin
 from tinyvae import Context, TinyVAE, TinyVAEConfig
 from tinyvae.offsets import PRIOR_ONLY
-from tinyvae.quantize import LEVELS
+from tinyvae.quantize import LEVELS, steps_at
 from tinyvae.tables import TABLE_ENTRIES
 
 HIGHEST_RATE = 2 * LEVELS
@@ -36,6 +37,9 @@ HIGHEST_RATE = 2 * LEVELS
 
 OFFSETS = "offsets"
 """Section of a file whose tokens are not all coded alike."""
+
+RESIDUAL, RESIDUAL_RATE = "residual", "residual_rate"
+"""Sections of a file that also holds what no latent reaches, one a group, and the setting that says how fine."""
 
 
 class Codec(Protocol):
@@ -58,6 +62,34 @@ def rope_of(origin: Origin) -> Rope:
     from kvcompress.hf.rope import rope_from_config
 
     return rope_from_config(origin.config, origin.rope_layers)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _GroupCode:
+    """What a file holds of one group of layers.
+
+    Attributes:
+        places: [T] int64, the positions that the group holds.
+        rates: [T] int32, rate index of each of these tokens.
+        symbols: [T, r] int32.
+        levels: [T, r] int32.
+        residual: What no latent reaches, where the file has it,
+        finer: and how many rate indices finer than the latents it is.
+    """
+
+    places: Tensor
+    rates: Tensor
+    symbols: Tensor
+    levels: Tensor
+    residual: Residual | None = None
+    finer: int = 0
+
+    def left(self, vae: TinyVAE) -> Tensor | None:
+        """Return the residual as channels [T, C] float32."""
+        if self.residual is None:
+            return None
+        steps = steps_at(vae.config.reference_step, self.rates + self.finer)
+        return self.residual.weighted(steps, vae.centroids) / vae.transform.channel_weights.clamp(min=1e-12)
 
 
 class TinyVAECodec(
@@ -217,6 +249,7 @@ class TinyVAECodec(
         settings: dict[str, Any] | None = None,
         offsets: Tensor | None = None,
         latents: Sequence[tuple[Tensor, Context]] | None = None,
+        residual_rate: int | None = None,
     ) -> Encoded:
         """Code a snapshot at a rate index.
 
@@ -228,21 +261,27 @@ class TinyVAECodec(
                 `rates`. The file keeps them.
             latents: Of each group, as `latents` gives them, where they are known: encoding one session at several
                 rates takes them once.
+            residual_rate: Rate index of what no latent reaches, see `kvcompress.residual`; None leaves it out.
 
         Raises:
             MismatchError: The snapshot comes from another model.
             InputError: It has another geometry, its layers hold different tokens, or the offsets do not fit.
         """
         self.require_partner(snapshot)
-        if not 0 <= rate <= HIGHEST_RATE:
-            raise InputError(f"rate {rate} is not in 0..{HIGHEST_RATE}")
+        stated: dict[str, Any] = {"rate": rate} | ({} if residual_rate is None else {RESIDUAL_RATE: residual_rate})
+        for name, value in stated.items():
+            if not 0 <= value <= HIGHEST_RATE:
+                raise InputError(f"{name.replace('_', ' ')} {value} is not in 0..{HIGHEST_RATE}")
         own = {}
         for group in range(len(self.groups)):
-            symbols, levels = self.symbols(snapshot, group, rate, offsets, latents[group] if latents else None)
-            own[f"latents.{group}"] = encode_symbols(symbols.numpy(), levels.numpy(), self.bank)
+            found = latents[group] if latents else self.latents(snapshot, group)
+            code = self._coded(snapshot, group, rate, offsets, found)
+            own[f"latents.{group}"] = encode_symbols(code.symbols.numpy(), code.levels.numpy(), self.bank)
+            if residual_rate is not None:
+                residual = self._residual(snapshot, group, code, found[1], residual_rate - rate)
+                own[f"{RESIDUAL}.{group}"] = residual.to_bytes(self.bank)
         if offsets is not None:
             own[OFFSETS] = encode_choices(offsets.numpy().astype(np.int16))
-        stated: dict[str, Any] = {"rate": rate}
         if self.recompute_layers:
             stated["recompute_layers"] = self.recompute_layers
             own[PROBE] = checked_probe(snapshot, self.recompute_layers, self.recompute)
@@ -265,42 +304,47 @@ class TinyVAECodec(
                 self.fingerprint[:16],
                 "Name its codec with --codec DIR",
             )
-        rate = encoded.settings.get("rate")
-        if not isinstance(rate, int) or isinstance(rate, bool) or not 0 <= rate <= HIGHEST_RATE:
-            raise FormatError(f"the file names the impossible rate {rate!r}")
-        names = {f"latents.{group}" for group in range(len(self.groups))} | (
-            {PROBE} if self.recompute_layers else set()
-        )
+        parts = ["latents", *([RESIDUAL] if RESIDUAL_RATE in encoded.settings else [])]
+        names = {f"{part}.{group}" for part in parts for group in range(len(self.groups))}
+        names |= {PROBE} if self.recompute_layers else set()
         odd = names ^ (own_sections(encoded) - {OFFSETS})
         if odd:
             raise FormatError(f"the file's sections are not those of its codec: {', '.join(sorted(odd))}")
         token_ids, origin, positions = read_session(encoded, self.preset)
-        places, rates, coded = self._read(encoded, rate, token_ids, origin, positions)
+        codes = self._read(encoded, token_ids, origin, positions)
         known = recomputed(self.recompute, self.recompute_layers, token_ids, origin, positions, encoded.sections)
-        return self._rebuild(token_ids, origin, known, places, rates, coded)
+        return self._rebuild(token_ids, origin, known, codes)
 
     @torch.inference_mode()
     def stored_bits(self, encoded: Encoded) -> list[float]:
         """Return the bits that a file spends on each token of its session; raises as `decode` does."""
         token_ids, origin, positions = read_session(encoded, self.preset)
-        places, _, coded = self._read(encoded, int(encoded.settings["rate"]), token_ids, origin, positions)
         bits = torch.zeros(len(token_ids), dtype=torch.float64)
-        for place, (symbols, levels) in zip(places, coded, strict=True):
-            bits[place] += torch.from_numpy(self.bank.code_lengths(symbols.numpy(), levels.numpy()).sum(1))
+        for code in self._read(encoded, token_ids, origin, positions):
+            layers = [(code.symbols, code.levels)]
+            if code.residual is not None:
+                layers.append((code.residual.symbols, code.residual.levels))
+            for symbols, levels in layers:
+                lengths = self.bank.code_lengths(symbols.numpy(), levels.numpy())
+                bits[code.places] += torch.from_numpy(lengths.sum(1))
         return [float(value) for value in bits]
 
     def _read(
-        self, encoded: Encoded, rate: int, token_ids: Tensor, origin: Origin, positions: Sequence[Tensor]
-    ) -> tuple[list[Tensor], list[Tensor], list[tuple[Tensor, Tensor]]]:
-        """Return for each group the positions that it holds, the rates of all tokens, and symbols and levels."""
-        places = self._places(token_ids, origin, positions)
-        rates = self._stored_rates(encoded, token_ids, rate)
-        coded = []
-        for group, place in enumerate(places):
-            levels = self.vae(group).levels(token_ids[place], rates[group][place])
-            data = encoded.sections[f"latents.{group}"]
-            coded.append((torch.from_numpy(decode_symbols(data, levels.numpy(), self.bank)), levels))
-        return places, rates, coded
+        self, encoded: Encoded, token_ids: Tensor, origin: Origin, positions: Sequence[Tensor]
+    ) -> list[_GroupCode]:
+        """Return what a file holds of each group."""
+        rate = _stated_rate(encoded, "rate")
+        finer = _stated_rate(encoded, RESIDUAL_RATE) - rate if RESIDUAL_RATE in encoded.settings else None
+        codes, all_rates = [], self._stored_rates(encoded, token_ids, rate)
+        for group, places in enumerate(self._places(token_ids, origin, positions)):
+            rates, residual = all_rates[group][places], None
+            levels = self.vae(group).levels(token_ids[places], rates)
+            symbols = decode_symbols(encoded.sections[f"latents.{group}"], levels.numpy(), self.bank)
+            if finer is not None:
+                data, channels = encoded.sections[f"{RESIDUAL}.{group}"], self.vae(group).config.channels
+                residual = Residual.from_bytes(data, len(places), channels, self.bank)
+            codes.append(_GroupCode(places, rates, torch.from_numpy(symbols), levels, residual, finer or 0))
+        return codes
 
     def _stored_rates(self, encoded: Encoded, token_ids: Tensor, rate: int) -> list[Tensor]:
         """Return the rate index [N] of every token for each group, as the file says."""
@@ -327,12 +371,8 @@ class TinyVAECodec(
     def reconstruct(self, snapshot: KVSnapshot, rate: int, offsets: Tensor | None = None) -> KVSnapshot:
         """Return what `decode` would, from the same symbols but without bytes."""
         self.require_partner(snapshot)
-        places = [group_positions(snapshot, layers) for layers in self.groups]
-        groups = range(len(places))
-        rates = [self.rates(group, snapshot.token_ids, rate, offsets) for group in groups]
-        coded = [self.symbols(snapshot, group, rate, offsets) for group in groups]
-        known = self.known_layers(snapshot)
-        return self._rebuild(snapshot.token_ids, snapshot.origin, known, places, rates, coded)
+        codes = [self._coded(snapshot, group, rate, offsets) for group in range(len(self.groups))]
+        return self._rebuild(snapshot.token_ids, snapshot.origin, self.known_layers(snapshot), codes)
 
     @torch.inference_mode()
     def token_bits(self, snapshot: KVSnapshot, rate: int, offsets: Tensor | None = None) -> list[float]:
@@ -345,17 +385,32 @@ class TinyVAECodec(
         return [float(value) for value in bits]
 
     def symbols(
+        self, snapshot: KVSnapshot, group: int, rate: int, offsets: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Return symbols and levels, both [T, r] int32, of the tokens that a group of layers holds."""
+        code = self._coded(snapshot, group, rate, offsets)
+        return code.symbols, code.levels
+
+    def _coded(
         self,
         snapshot: KVSnapshot,
         group: int,
         rate: int,
         offsets: Tensor | None = None,
         latents: tuple[Tensor, Context] | None = None,
-    ) -> tuple[Tensor, Tensor]:
-        """Return symbols and levels, both [T, r] int32, of the tokens that a group of layers holds."""
-        place = group_positions(snapshot, self.groups[group])
-        rates = self.rates(group, snapshot.token_ids, rate, offsets)[place]
-        return self.vae(group).quantize(*(latents or self.latents(snapshot, group)), rates)
+    ) -> _GroupCode:
+        places = group_positions(snapshot, self.groups[group])
+        rates = self.rates(group, snapshot.token_ids, rate, offsets)[places]
+        symbols, levels = self.vae(group).quantize(*(latents or self.latents(snapshot, group)), rates)
+        return _GroupCode(places, rates, symbols, levels)
+
+    def _residual(self, snapshot: KVSnapshot, group: int, code: _GroupCode, context: Context, finer: int) -> Residual:
+        """Return what the synthesis leaves of a group, `finer` rate indices finer than its latents."""
+        vae = self.vae(group)
+        exact = to_channels(snapshot, self.groups[group], rope_of(snapshot.origin))
+        synthesised = vae.synthesise(context, vae.dequantize(code.symbols, context, code.rates, code.levels))
+        weighted = (exact - synthesised) * vae.transform.channel_weights
+        return Residual.of(weighted, steps_at(vae.config.reference_step, code.rates + finer))
 
     def latents(self, snapshot: KVSnapshot, group: int) -> tuple[Tensor, Context]:
         """Return the latents [T, R] float32 of one group of layers, before quantisation, and their context."""
@@ -374,25 +429,30 @@ class TinyVAECodec(
         return self.known[group].rows(self.known_layers(snapshot), snapshot.tokens, rope_of(snapshot.origin))
 
     def _rebuild(
-        self,
-        token_ids: Tensor,
-        origin: Origin,
-        known: Mapping[int, LayerKV],
-        places: Sequence[Tensor],
-        rates: Sequence[Tensor],
-        coded: Sequence[tuple[Tensor, Tensor]],
+        self, token_ids: Tensor, origin: Origin, known: Mapping[int, LayerKV], codes: Sequence[_GroupCode]
     ) -> KVSnapshot:
         """Return the snapshot of decoded symbols and their levels: the one path of `decode` and `reconstruct`."""
         rope, layers = rope_of(origin), dict(known)
-        for group, (place, (symbols, levels)) in enumerate(zip(places, coded, strict=True)):
+        for group, code in enumerate(codes):
             vae = self.vae(group)
-            context = vae.context(token_ids, self.known[group].rows(known, len(token_ids), rope), place)
-            latents = vae.dequantize(symbols, context, rates[group][place], levels)
+            context = vae.context(token_ids, self.known[group].rows(known, len(token_ids), rope), code.places)
+            latents = vae.dequantize(code.symbols, context, code.rates, code.levels)
             widths = [self.shapes[index].channels for index in self.groups[group]]
-            parts = vae.synthesise_parts(context, latents, widths)
-            for index, part in zip(self.groups[group], parts, strict=True):
-                layers[index] = layer_from_channels(part, index, self.shapes[index], place, rope, origin.dtype)
+            left = code.left(vae)
+            lefts = [None] * len(widths) if left is None else torch.split(left, widths, 1)
+            parts = zip(self.groups[group], vae.synthesise_parts(context, latents, widths), lefts, strict=True)
+            for index, part, rest in parts:
+                whole = part if rest is None else part + rest
+                layers[index] = layer_from_channels(whole, index, self.shapes[index], code.places, rope, origin.dtype)
         return KVSnapshot(tuple(layers[i] for i in range(len(layers))), token_ids, origin)
+
+
+def _stated_rate(encoded: Encoded, name: str) -> int:
+    """Return a rate index that a file's settings name."""
+    rate = encoded.settings.get(name)
+    if not isinstance(rate, int) or isinstance(rate, bool) or not 0 <= rate <= HIGHEST_RATE:
+        raise FormatError(f"the file names the impossible {name.replace('_', ' ')} {rate!r}")
+    return rate
 
 
 __all__ = ["HIGHEST_RATE", "Codec", "TinyVAECodec", "rope_of"]

@@ -115,6 +115,13 @@ class Transform(nn.Module):
             self._analysis, self._versions = self._inverse(self.synthesis.dense.detach()), versions
         return self._analysis
 
+    @property
+    def channel_weights(self) -> Tensor:
+        """[C] float32, root of the metric's diagonal: what an error in a channel costs, apart from all others."""
+        column = torch.cat([torch.arange(size) for size in self.blocks])
+        diagonal = self.metric.dense.gather(1, column[:, None])[:, 0]
+        return diagonal.clamp(min=0).sqrt()
+
     def _inverse(self, synthesis: Tensor) -> Tensor:
         wide, metric = synthesis.double(), self.metric.dense.double()
         weighted = times_block_metric(wide, metric, self.blocks)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import json
+import math
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -16,7 +17,7 @@ from hypothesis import strategies as st
 
 from kvcompress.checkpoint import kept_out_of_fit, save_codec
 from kvcompress.closed_loop import NEIGHBOURS, Candidate, Race, Tail, cut, hold_back, tail_kl_nats, tail_tokens
-from kvcompress.codec import HIGHEST_RATE, TinyVAECodec
+from kvcompress.codec import HIGHEST_RATE, RESIDUAL_RATE, TinyVAECodec
 from kvcompress.container import Encoded, from_bytes, load, save, to_bytes
 from kvcompress.errors import CheckpointError, InputError, MismatchError
 from kvcompress.fit import FitSettings, fit_codec
@@ -109,17 +110,18 @@ def test_looser_bounds_give_smaller_files(full: TinyVAECodec, model: Any, long: 
 
 
 class Scripted(Race):
-    """A race whose candidates have the KL and the size that a script says; nothing is coded."""
+    """A race whose candidates have the KL and the size that a script says; no residual keeps a bound."""
 
     def __init__(self, kl_of_rate: Any, max_kl_nats: float) -> None:
         tail = Tail(0, torch.zeros(16, dtype=torch.int64), torch.zeros(16, 4))
         super().__init__(None, None, None, tail, max_kl_nats)  # type: ignore[arg-type]
         self.kl_of_rate = kl_of_rate
 
-    def keeps(self, rate: int) -> bool:
+    def keeps(self, rate: int, finer: int | None = None) -> bool:
         encoded = Encoded("tinyvae", "", {}, "", 0, 0, {"rate": rate})
-        self.ran[rate] = Candidate(encoded, 1000 + 10 * rate, self.kl_of_rate(rate))
-        return self.ran[rate].kl_nats <= self.max_kl_nats
+        kl = self.kl_of_rate(rate) if finer is None else math.inf
+        self.ran[rate, finer] = Candidate(encoded, 1000 + 10 * rate, kl)
+        return kl <= self.max_kl_nats
 
 
 @given(st.floats(1e-4, 0.5), st.lists(st.floats(0.75, 1.3), min_size=FINEST_RATE + 1, max_size=FINEST_RATE + 1))
@@ -135,8 +137,8 @@ def test_however_noisy_the_winner_kept_the_bound_and_its_coarser_neighbours_ran(
     rate = best.encoded.settings["rate"]
     assert best.kl_nats == race.kl_of_rate(rate) <= bound
     for coarser in range(max(0, rate - NEIGHBOURS), rate):
-        assert race.ran[coarser].kl_nats > bound
-    assert all(other >= rate for other, candidate in race.ran.items() if candidate.kl_nats <= bound)
+        assert race.ran[coarser, None].kl_nats > bound
+    assert all(other >= rate for (other, _), candidate in race.ran.items() if candidate.kl_nats <= bound)
     assert len(race.ran) <= 40
 
 
@@ -149,19 +151,23 @@ def test_without_noise_the_race_finds_the_very_rate_in_few_steps() -> None:
         assert len(race.ran) <= FINEST_RATE.bit_length() + NEIGHBOURS
 
 
-def test_bounds_below_every_rate_fall_to_int8_and_then_to_lossless(
+def test_bounds_below_every_rate_fall_to_residuals_to_int8_and_then_to_lossless(
     codec: TinyVAECodec, model: Any, long: KVSnapshot
 ) -> None:
     floor = Race(codec, model, long, hold_back(model, long), 1.0)
     floor.keeps(FINEST_RATE)
-    eight_bits = floor.eight_bits().kl_nats
-    assert eight_bits < floor.ran[FINEST_RATE].kl_nats
-    for bound, kind in ((1.01 * eight_bits, "int8"), (0.5 * eight_bits, "lossless"), (5e-324, "lossless")):
-        encoded = raced(codec, model, long, bound)
-        assert encoded.codec == kind
+    eight_bits, floor_kl = floor.eight_bits(), floor.ran[FINEST_RATE, None].kl_nats
+    assert eight_bits.kl_nats < floor_kl
+    found = {}
+    for bound in (0.3 * floor_kl, 1.01 * eight_bits.kl_nats, 0.5 * eight_bits.kl_nats, 5e-324):
+        encoded = found[bound] = raced(codec, model, long, bound)
         assert encoded.settings["certificate"]["kl_nats"] <= bound
-        assert "rate" not in encoded.settings
-    assert encoded.settings["certificate"]["kl_nats"] == 0
+        assert len(to_bytes(encoded)) <= eight_bits.file_bytes or bound < eight_bits.kl_nats
+        assert (encoded.codec == codec.kind) == ("rate" in encoded.settings) == (RESIDUAL_RATE in encoded.settings)
+    first, *_, last = found.values()
+    assert RESIDUAL_RATE in first.settings
+    assert last.codec == "lossless"
+    assert last.settings["certificate"]["kl_nats"] == 0
 
 
 @pytest.mark.parametrize(
@@ -181,7 +187,9 @@ def test_the_race_is_deterministic_and_tells_how_far_it_is(full: TinyVAECodec, m
     tail = hold_back(model, long)
     first = Race(full, model, long, tail, 0.02, lambda *call: calls.append(call)).winner()
     assert to_bytes(first) == to_bytes(raced(full, model, long, 0.02))
-    assert [done for _, done, _ in calls] == list(range(1, len(calls) + 1))
+    for stage in ("rates", "residuals"):
+        dones = [done for name, done, _ in calls if name == stage]
+        assert dones == list(range(1, len(dones) + 1))
     assert all(done <= total for _, done, total in calls)
 
 
@@ -266,18 +274,18 @@ def test_the_bundled_model_keeps_bounds_of_every_size(
     model, tokenizer, codec = bundled
     snapshot = capture(model, real[0][:640], tokenizer=tokenizer)
     sizes = []
-    for bound in (0.1, 0.01, 0.002, 0.001):
+    for bound in (0.1, 0.01, 0.002, 0.001, 0.0002):
         save(tmp_path / f"{bound}.kvz", raced(codec, model, snapshot, bound))
         encoded = load(tmp_path / f"{bound}.kvz")
         assert encoded.settings["certificate"]["kl_nats"] <= bound
-        # What the codec's latents do not reach stays as error, about .001 nats here: below that int8 keeps the bound.
-        assert encoded.codec == codec.kind or bound < 0.002
-        decoded = (Int8Codec() if encoded.codec == Int8Codec.kind else codec).decode(encoded)
-        assert kl_from_scratch(model, snapshot, decoded, 512) == pytest.approx(
+        # What the codec's latents do not reach is an error of about .001 nats here: below that it takes a residual.
+        assert (RESIDUAL_RATE in encoded.settings) or bound > 0.001
+        assert kl_from_scratch(model, snapshot, codec.decode(encoded), 512) == pytest.approx(
             encoded.settings["certificate"]["kl_nats"], rel=0.02
         )
         sizes.append((tmp_path / f"{bound}.kvz").stat().st_size)
     assert sizes == sorted(sizes)
+    assert snapshot.raw_bytes / sizes[-1] > 8
 
 
 # -- size ratios
