@@ -5,8 +5,8 @@ Written by `python -m tests.format.make_golden`, after the bundled model or code
 
 from __future__ import annotations
 
-import hashlib
 import json
+from typing import Any
 
 import torch
 
@@ -14,9 +14,11 @@ from kvcompress.container import load, to_bytes
 from kvcompress.entropy import decode_symbols
 from kvcompress.hf import capture, load_model
 from kvcompress.raw import load_raw
+from kvcompress.residual import Residual
 from kvcompress.sections import read_session
+from kvcompress.snapshot import KVSnapshot
 from kvcompress.zoo import find_checkpoint, load_codec
-from tests.format.make_golden import GOLDEN
+from tests.format.make_golden import GOLDEN, digest_of
 
 TOLERANCE = 1e-4
 """Relative to the largest value of a layer; float32 sums in another order differ by less."""
@@ -30,7 +32,27 @@ def test_golden_symbols_are_identical_on_every_machine() -> None:
     levels = vae.levels(token_ids, codec.rates(0, token_ids, rate)).numpy()
     symbols = decode_symbols(encoded.sections["latents.0"], levels, codec.bank)
     assert symbols.shape == tuple(known["shape"])
-    assert hashlib.sha256(symbols.astype("<i4").tobytes()).hexdigest() == known["symbols_sha256"]
+    assert digest_of(torch.from_numpy(symbols)) == known["symbols_sha256"]
+
+
+def test_golden_residual_is_identical_on_every_machine() -> None:
+    codec, encoded = load_codec(), load(GOLDEN / "residual.kvz")
+    known = json.loads((GOLDEN / "tinyvae.json").read_text())
+    channels = codec.vae(0).config.channels
+    residual = Residual.from_bytes(encoded.sections["residual.0"], encoded.tokens, channels, codec.bank)
+    assert digest_of(residual.symbols) == known["residual_sha256"]
+    near, plain = codec.decode(encoded), codec.decode(load(GOLDEN / "tinyvae.kvz"))
+    exact = capture(*_bundled_model_and_ids(near))
+    errors = [
+        sum(float((a.values - b.values).square().sum()) for a, b in zip(decoded.layers, exact.layers, strict=True))
+        for decoded in (near, plain)
+    ]
+    assert errors[0] < errors[1]
+
+
+def _bundled_model_and_ids(snapshot: KVSnapshot) -> tuple[Any, list[int]]:
+    model, _ = load_model(find_checkpoint("reference-lm"))
+    return model, snapshot.token_ids.tolist()
 
 
 def test_golden_file_decodes_to_the_same_cache() -> None:

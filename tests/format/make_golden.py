@@ -9,12 +9,16 @@ import hashlib
 import json
 from pathlib import Path
 
+import torch
+from torch import Tensor
+
 from kvcompress.container import save
 from kvcompress.entropy import decode_symbols
 from kvcompress.hf import capture, load_model
 from kvcompress.lossless import LosslessCodec
 from kvcompress.prune.evidence_file import save_evidence
 from kvcompress.raw import save_raw
+from kvcompress.residual import Residual
 from kvcompress.sessions import find_session, session_token_ids
 from kvcompress.zoo import find_checkpoint, load_codec
 from tests.format.examples import make_evidence, make_snapshot
@@ -24,8 +28,13 @@ SESSIONS = Path(__file__).parents[2] / "examples" / "sessions.jsonl"
 TINYVAE_TOKENS = 16
 
 
+def digest_of(symbols: Tensor) -> str:
+    """Return the SHA-256 of symbols, int32 little-endian, row by row."""
+    return hashlib.sha256(symbols.numpy().astype("<i4").tobytes()).hexdigest()
+
+
 def write_tinyvae() -> None:
-    """Write a short session of the bundled model: file, decoded cache, digest of the symbols."""
+    """Write a short session of the bundled model: with and without residual, decoded cache, digests of symbols."""
     model, tokenizer = load_model(find_checkpoint("reference-lm"))
     ids = session_token_ids(find_session(SESSIONS, None), tokenizer)[:TINYVAE_TOKENS]
     codec, snapshot = load_codec(), capture(model, ids, tokenizer=tokenizer)
@@ -34,10 +43,13 @@ def write_tinyvae() -> None:
     vae = codec.vae(0)
     levels = vae.levels(snapshot.token_ids, codec.rates(0, snapshot.token_ids, rate)).numpy()
     symbols = decode_symbols(encoded.sections["latents.0"], levels, codec.bank)
-    digest = hashlib.sha256(symbols.astype("<i4").tobytes()).hexdigest()
+    digest = digest_of(torch.from_numpy(symbols))
     save(GOLDEN / "tinyvae.kvz", encoded, force=True)
     save_raw(GOLDEN / "tinyvae.safetensors", codec.decode(encoded), force=True)
-    known = {"shape": list(symbols.shape), "symbols_sha256": digest}
+    with_residual = codec.encode(snapshot, rate, residual_rate=rate)
+    save(GOLDEN / "residual.kvz", with_residual, force=True)
+    residual = Residual.from_bytes(with_residual.sections["residual.0"], len(ids), vae.config.channels, codec.bank)
+    known = {"shape": list(symbols.shape), "symbols_sha256": digest, "residual_sha256": digest_of(residual.symbols)}
     (GOLDEN / "tinyvae.json").write_text(json.dumps(known) + "\n")
 
 
