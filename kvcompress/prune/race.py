@@ -23,8 +23,10 @@ from kvcompress.prune.history import History
 from kvcompress.prune.planner import LEAST_WEIGHT, MOST_WEIGHT, Planned, Planner, cannot_be_met, require_rate
 from kvcompress.snapshot import KVSnapshot
 
-RATE_STEPS = (0, 12, 20)
-"""Rates of the coarse tier above that of one tier: where most tokens fall to prior only, the others can be finer."""
+RATE_STEPS = (0, 12)
+"""Rates of the coarse tier above that of one tier: where most tokens fall to prior only, the others can be finer. At 20
+so many fall that what is lost lies beyond the judge's futures: on 16 sessions at "high" a race with these runners, too,
+lost .0122 nats instead of .0068."""
 
 MOST_RUNNERS = 6
 SEARCHES = 6
