@@ -186,12 +186,29 @@ def test_a_bound_on_kl_is_kept_and_certified(stored: dict[str, Path], tmp_path: 
     assert "at most 0.05" in told
 
 
-def test_a_bound_below_every_rate_is_kept_by_int8_and_the_note_says_so(stored: dict[str, Path], tmp_path: Path) -> None:
+def bounded(raw: Path, path: Path, max_kl: str) -> tuple[dict[str, Any], str]:
+    """Return what `encode --max-kl` says as JSON, and its notes."""
+    result = CliRunner().invoke(app, ["encode", str(raw), "-o", str(path), "--max-kl", max_kl, "--json"])
+    return json.loads(result.stdout), result.stderr
+
+
+def test_a_bound_below_what_latents_reach_is_kept_by_a_residual(stored: dict[str, Path], tmp_path: Path) -> None:
+    data, told = bounded(stored["raw.safetensors"], tmp_path / "a.kvz", "1e-4")
+    assert data["codec"] == "tinyvae"
+    assert data["settings"]["residual_rate"] > data["settings"]["rate"]
+    assert data["settings"]["certificate"]["kl_nats"] <= 1e-4
+    assert "no rate of the codec" not in told
+    assert {run("verify", tmp_path / "a.kvz")[part] for part in ("checksums", "decodes")} == {"ok"}
+    assert run("resume", tmp_path / "a.kvz", "--max-new-tokens", 2)["tokens"] == TOKENS
+
+
+def test_a_bound_below_every_rate_is_kept_by_a_codec_without_one_and_the_note_says_so(
+    stored: dict[str, Path], tmp_path: Path
+) -> None:
     path = tmp_path / "a.kvz"
-    options = ["encode", stored["raw.safetensors"], "-o", path, "--max-kl", "1e-4", "--json"]
-    result = CliRunner().invoke(app, list(map(str, options)))
-    assert json.loads(result.stdout)["codec"] == "int8"
-    assert "no rate of the codec keeps a mean KL of 0.0001 nats: stored by the codec 'int8'" in result.stderr
+    data, told = bounded(stored["raw.safetensors"], path, "1e-12")
+    assert data["codec"] == "lossless"
+    assert "no rate of the codec keeps a mean KL of 1e-12 nats: stored by the codec 'lossless'" in told
     assert {run("verify", path)[part] for part in ("checksums", "decodes")} == {"ok"}
     assert run("decode", path, "-o", tmp_path / "again.safetensors", "--codec", "no-such-codec")["tokens"] == TOKENS
     assert run("resume", path, "--codec", "no-such-codec", "--max-new-tokens", 2)["tokens"] == TOKENS
