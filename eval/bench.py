@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -14,7 +15,7 @@ from kvcompress.errors import InputError
 from kvcompress.harvest import tokenized_sessions
 from kvcompress.hf import capture, load_model, restore
 from kvcompress.hf.evidence import collect
-from kvcompress.measure import in_turns
+from kvcompress.measure import bring_back, in_turns, prefill
 from kvcompress.plan import encode_at_quality
 from kvcompress.prune.scorer import find_scorer
 from kvcompress.prune.session import Asked, SessionPlanner
@@ -54,17 +55,13 @@ def bench(tokens: int, threads: int, out: Path) -> None:
             "open": lambda: load(path),
             "decode": lambda: codec.decode(encoded),
             "build_cache": lambda: restore(decoded, model, copy=False),
-            "restore": lambda: restore(codec.decode(load(path)), model, copy=False),
-            "prefill": lambda: model(ids[None], use_cache=True, logits_to_keep=1),
+            "restore": partial(bring_back, model, codec, path),
+            "prefill": partial(prefill, model, ids),
             "floor_matrix_products": lambda: left @ right,
         }
         result["seconds"] = seconds = in_turns(calls, ROUNDS)
     result["prefill_over_restore"] = faster = seconds["prefill"] / seconds["restore"]
-    out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(json.dumps(result, indent=1) + "\n")
-    print(f"{tokens} tokens, {threads} threads, transparent, medians of {ROUNDS} in turns")
-    for name, value in seconds.items():
-        print(f"  {name.replace('_', ' '):<22} {value * 1000:8.1f} ms")
+    _tell(f"{tokens} tokens, {threads} threads, transparent, medians of {ROUNDS} in turns", seconds, result, out)
     print(f"restoring is {faster:.1f} times faster than prefilling again")
 
 
@@ -89,9 +86,14 @@ def bench_planning(tokens: int, threads: int, out: Path) -> None:
     beyond = seconds["quick_plan"] - seconds["encode"]
     share = beyond / (seconds["encode"] + seconds["evidence"])
     result = {"tokens": tokens, "threads": threads, "seconds": seconds, "planning_share": share}
+    _tell(f"{tokens} tokens, {threads} threads, high, medians of {ROUNDS // 3} in turns", seconds, result, out)
+    print(f"planning adds {100 * share:.0f} % to evidence and encoding, {beyond * 1000:.0f} ms")
+
+
+def _tell(head: str, seconds: Mapping[str, float], result: Mapping[str, object], out: Path) -> None:
+    """Print seconds and keep the result."""
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text(json.dumps(result, indent=1) + "\n")
-    print(f"{tokens} tokens, {threads} threads, high, medians of {ROUNDS // 3} in turns")
+    print(head)
     for name, value in seconds.items():
         print(f"  {name.replace('_', ' '):<22} {value * 1000:8.1f} ms")
-    print(f"planning adds {100 * share:.0f} % to evidence and encoding, {beyond * 1000:.0f} ms")

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import Any, Protocol
 
 import numpy as np
@@ -21,6 +21,7 @@ from kvcompress.channels import LayerShape, Rope, group_positions, layer_from_ch
 from kvcompress.container import Encoded
 from kvcompress.entropy import TableBank, decode_choices, decode_symbols, encode_choices, encode_symbols
 from kvcompress.errors import FormatError, InputError, MismatchError
+from kvcompress.group_code import GroupCode
 from kvcompress.packing import canonical_json
 from kvcompress.recompute import PROBE, Known, Recompute, checked_probe, recomputed
 from kvcompress.residual import Residual
@@ -28,7 +29,7 @@ from kvcompress.sections import Preset, encoded_session, own_sections, read_sess
 from kvcompress.snapshot import KVSnapshot, LayerKV, ModelFingerprint, Origin
 from tinyvae import Context, TinyVAE, TinyVAEConfig
 from tinyvae.offsets import PRIOR_ONLY
-from tinyvae.quantize import LEVELS, steps_at
+from tinyvae.quantize import LEVELS
 from tinyvae.tables import TABLE_ENTRIES
 
 HIGHEST_RATE = 2 * LEVELS
@@ -62,34 +63,6 @@ def rope_of(origin: Origin) -> Rope:
     from kvcompress.hf.rope import rope_from_config
 
     return rope_from_config(origin.config, origin.rope_layers)
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class _GroupCode:
-    """What a file holds of one group of layers.
-
-    Attributes:
-        places: [T] int64, the positions that the group holds.
-        rates: [T] int32, rate index of each of these tokens.
-        symbols: [T, r] int32.
-        levels: [T, r] int32.
-        residual: What no latent reaches, where the file has it,
-        finer: and how many rate indices finer than the latents it is.
-    """
-
-    places: Tensor
-    rates: Tensor
-    symbols: Tensor
-    levels: Tensor
-    residual: Residual | None = None
-    finer: int = 0
-
-    def left(self, vae: TinyVAE) -> Tensor | None:
-        """Return the residual as channels [T, C] float32."""
-        if self.residual is None:
-            return None
-        steps = steps_at(vae.config.reference_step, self.rates + self.finer)
-        return self.residual.weighted(steps, vae.centroids) / vae.transform.channel_weights.clamp(min=1e-12)
 
 
 class TinyVAECodec(
@@ -278,7 +251,8 @@ class TinyVAECodec(
             code = self._coded(snapshot, group, rate, offsets, found)
             own[f"latents.{group}"] = encode_symbols(code.symbols.numpy(), code.levels.numpy(), self.bank)
             if residual_rate is not None:
-                residual = self._residual(snapshot, group, code, found[1], residual_rate - rate)
+                exact = to_channels(snapshot, self.groups[group], rope_of(snapshot.origin))
+                residual = code.left_by(self.vae(group), found[1], exact, residual_rate - rate)
                 own[f"{RESIDUAL}.{group}"] = residual.to_bytes(self.bank)
         if offsets is not None:
             own[OFFSETS] = encode_choices(offsets.numpy().astype(np.int16))
@@ -321,17 +295,12 @@ class TinyVAECodec(
         token_ids, origin, positions = read_session(encoded, self.preset)
         bits = torch.zeros(len(token_ids), dtype=torch.float64)
         for code in self._read(encoded, token_ids, origin, positions):
-            layers = [(code.symbols, code.levels)]
-            if code.residual is not None:
-                layers.append((code.residual.symbols, code.residual.levels))
-            for symbols, levels in layers:
-                lengths = self.bank.code_lengths(symbols.numpy(), levels.numpy())
-                bits[code.places] += torch.from_numpy(lengths.sum(1))
+            bits[code.places] += code.bits(self.bank)
         return [float(value) for value in bits]
 
     def _read(
         self, encoded: Encoded, token_ids: Tensor, origin: Origin, positions: Sequence[Tensor]
-    ) -> list[_GroupCode]:
+    ) -> list[GroupCode]:
         """Return what a file holds of each group."""
         rate = _stated_rate(encoded, "rate")
         finer = _stated_rate(encoded, RESIDUAL_RATE) - rate if RESIDUAL_RATE in encoded.settings else None
@@ -343,7 +312,7 @@ class TinyVAECodec(
             if finer is not None:
                 data, channels = encoded.sections[f"{RESIDUAL}.{group}"], self.vae(group).config.channels
                 residual = Residual.from_bytes(data, len(places), channels, self.bank)
-            codes.append(_GroupCode(places, rates, torch.from_numpy(symbols), levels, residual, finer or 0))
+            codes.append(GroupCode(places, rates, torch.from_numpy(symbols), levels, residual, finer or 0))
         return codes
 
     def _stored_rates(self, encoded: Encoded, token_ids: Tensor, rate: int) -> list[Tensor]:
@@ -378,10 +347,9 @@ class TinyVAECodec(
     def token_bits(self, snapshot: KVSnapshot, rate: int, offsets: Tensor | None = None) -> list[float]:
         """Return the bits spent on each token, summed over groups; 0 where a window dropped it."""
         bits = torch.zeros(snapshot.tokens, dtype=torch.float64)
-        for group, layers in enumerate(self.groups):
-            symbols, levels = self.symbols(snapshot, group, rate, offsets)
-            spent = self.bank.code_lengths(symbols.numpy(), levels.numpy()).sum(1)
-            bits[group_positions(snapshot, layers)] += torch.from_numpy(spent)
+        for group in range(len(self.groups)):
+            code = self._coded(snapshot, group, rate, offsets)
+            bits[code.places] += code.bits(self.bank)
         return [float(value) for value in bits]
 
     def symbols(
@@ -398,19 +366,11 @@ class TinyVAECodec(
         rate: int,
         offsets: Tensor | None = None,
         latents: tuple[Tensor, Context] | None = None,
-    ) -> _GroupCode:
+    ) -> GroupCode:
         places = group_positions(snapshot, self.groups[group])
         rates = self.rates(group, snapshot.token_ids, rate, offsets)[places]
         symbols, levels = self.vae(group).quantize(*(latents or self.latents(snapshot, group)), rates)
-        return _GroupCode(places, rates, symbols, levels)
-
-    def _residual(self, snapshot: KVSnapshot, group: int, code: _GroupCode, context: Context, finer: int) -> Residual:
-        """Return what the synthesis leaves of a group, `finer` rate indices finer than its latents."""
-        vae = self.vae(group)
-        exact = to_channels(snapshot, self.groups[group], rope_of(snapshot.origin))
-        synthesised = vae.synthesise(context, vae.dequantize(code.symbols, context, code.rates, code.levels))
-        weighted = (exact - synthesised) * vae.transform.channel_weights
-        return Residual.of(weighted, steps_at(vae.config.reference_step, code.rates + finer))
+        return GroupCode(places, rates, symbols, levels)
 
     def latents(self, snapshot: KVSnapshot, group: int) -> tuple[Tensor, Context]:
         """Return the latents [T, R] float32 of one group of layers, before quantisation, and their context."""
@@ -429,7 +389,7 @@ class TinyVAECodec(
         return self.known[group].rows(self.known_layers(snapshot), snapshot.tokens, rope_of(snapshot.origin))
 
     def _rebuild(
-        self, token_ids: Tensor, origin: Origin, known: Mapping[int, LayerKV], codes: Sequence[_GroupCode]
+        self, token_ids: Tensor, origin: Origin, known: Mapping[int, LayerKV], codes: Sequence[GroupCode]
     ) -> KVSnapshot:
         """Return the snapshot of decoded symbols and their levels: the one path of `decode` and `reconstruct`."""
         rope, layers = rope_of(origin), dict(known)
@@ -438,7 +398,7 @@ class TinyVAECodec(
             context = vae.context(token_ids, self.known[group].rows(known, len(token_ids), rope), code.places)
             latents = vae.dequantize(code.symbols, context, code.rates, code.levels)
             widths = [self.shapes[index].channels for index in self.groups[group]]
-            left = code.left(vae)
+            left = code.residual_channels(vae)
             lefts = [None] * len(widths) if left is None else torch.split(left, widths, 1)
             parts = zip(self.groups[group], vae.synthesise_parts(context, latents, widths), lefts, strict=True)
             for index, part, rest in parts:

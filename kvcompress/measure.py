@@ -7,6 +7,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import torch
 from torch import Tensor
 
 from kvcompress import __version__
+from kvcompress.codec import RESIDUAL_RATE
 from kvcompress.container import Encoded, load
 from kvcompress.errors import InputError
 from kvcompress.fidelity import MIN_CONTINUATION_TOKENS, fidelity
@@ -104,14 +106,21 @@ def time_both_ways(model: Any, path: Path, codec: Any, token_ids: Tensor) -> dic
     Model and codec are in memory in both cases.
     """
 
-    def again() -> None:
-        restore(codec.decode(load(path)), model, copy=False)
+    return {
+        "restore_seconds": median_seconds(partial(bring_back, model, codec, path)),
+        "prefill_seconds": median_seconds(partial(prefill, model, token_ids)),
+    }
 
-    def prefill() -> None:
-        with torch.inference_mode():
-            model(token_ids[None], use_cache=True, logits_to_keep=1)
 
-    return {"restore_seconds": median_seconds(again), "prefill_seconds": median_seconds(prefill)}
+def bring_back(model: Any, codec: Any, path: Path) -> None:
+    """Go the whole way from a file to a cache: open, verify, decode, build."""
+    restore(codec.decode(load(path)), model, copy=False)
+
+
+@torch.inference_mode()
+def prefill(model: Any, token_ids: Tensor) -> None:
+    """Let the model read tokens [N] again."""
+    model(token_ids[None], use_cache=True, logits_to_keep=1)
 
 
 def encode_seconds(codec: Any, encoded: Encoded, exact: KVSnapshot, tiers: Tensor) -> float:
@@ -119,8 +128,8 @@ def encode_seconds(codec: Any, encoded: Encoded, exact: KVSnapshot, tiers: Tenso
     held = drop(exact, tiers > int(Tier.DROPPED)) if exact.tokens else exact
     if "rate" not in encoded.settings:
         return median_seconds(lambda: codec.encode(held))
-    offsets = stored_offsets(encoded)
-    return median_seconds(lambda: codec.encode(held, encoded.settings["rate"], offsets=offsets))
+    dials = {"offsets": stored_offsets(encoded), "residual_rate": encoded.settings.get(RESIDUAL_RATE)}
+    return median_seconds(lambda: codec.encode(held, encoded.settings["rate"], **dials))
 
 
 def measure_file(

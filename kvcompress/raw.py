@@ -6,15 +6,15 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
-from kvcompress.atomic import PathLike, atomic_path, open_regular
-from kvcompress.container import MAGIC
+from kvcompress.atomic import PathLike, atomic_path
 from kvcompress.errors import FormatError, InputError
 from kvcompress.packing import MAX_LAYERS, canonical_json, parse_json
 from kvcompress.snapshot import KVSnapshot, LayerKV, Origin
+from kvcompress.tensor_file import one_line, opened, require_format
 
 FORMAT = "kvcompress.snapshot"
 VERSION = "1"
@@ -35,7 +35,7 @@ def save_raw(path: PathLike, snapshot: KVSnapshot, force: bool = False) -> None:
         try:
             save_file(dict(_tensors(snapshot)), temporary, metadata)
         except SafetensorError as error:
-            raise InputError(f"cannot be written: {_line(error)}", path=path) from error
+            raise InputError(f"cannot be written: {one_line(error)}", path=path) from error
 
 
 def load_raw(path: PathLike) -> KVSnapshot:
@@ -47,19 +47,9 @@ def load_raw(path: PathLike) -> KVSnapshot:
         InputError: There is no such file, or its cache is no valid snapshot.
         FormatError: It is damaged, no raw snapshot file, or of another version.
     """
-    with open_regular(path) as (file, size):
-        start = file.read(len(MAGIC))
-    if size == 0:
-        raise FormatError("the file is empty", path=path, offset=0)
-    if start == MAGIC:
-        raise FormatError("this is a .kvz file, not a raw snapshot", "Decode it first", path=path, offset=0)
-    try:
-        with safe_open(path, framework="pt") as file:
-            origin = _origin(file.metadata() or {}, path)
-            tensors = _read_tensors(file, len(origin.layer_kinds), path)
-    except (SafetensorError, OSError, ValueError, RuntimeError) as error:
-        remedy = "Copy or record the session again"
-        raise FormatError(f"not a safetensors file, or cut off: {_line(error)}", remedy, path=path) from error
+    with opened(path, "a raw snapshot") as file:
+        origin = _origin(file.metadata() or {}, path)
+        tensors = _read_tensors(file, len(origin.layer_kinds), path)
     layers = tuple(
         LayerKV(tensors[f"layers.{i}.keys"], tensors[f"layers.{i}.values"], tensors[f"layers.{i}.positions"])
         for i in range(len(origin.layer_kinds))
@@ -99,12 +89,7 @@ def _tensors(snapshot: KVSnapshot) -> Iterator[tuple[str, Tensor]]:
 
 def _origin(metadata: dict[str, str], path: PathLike) -> Origin:
     """Check the file's metadata and return the origin in it."""
-    if metadata.get("format") != FORMAT:
-        remedy = "Name a file written by `kvcompress record` or `decode`"
-        raise FormatError(f"no raw snapshot: its metadata does not say format = {FORMAT!r}", remedy, path=path)
-    if metadata.get("version") != VERSION:
-        what = f"version {metadata.get('version')!r} of the raw snapshot format is not supported"
-        raise FormatError(what, "Upgrade kvcompress", path=path)
+    require_format(metadata, FORMAT, VERSION, path, "raw snapshot", "`kvcompress record` or `decode`")
     if "origin" not in metadata:
         raise FormatError("the metadata key 'origin' is missing", path=path)
     value = parse_json(metadata["origin"].encode(), "the metadata key 'origin'", path)
@@ -133,8 +118,3 @@ def _read_tensors(file: Any, layers: int, path: PathLike) -> dict[str, Tensor]:
         # The library hands out views of the mapped file; a program that shortens it would take the cache away.
         tensors[name] = file.get_tensor(name).clone(memory_format=torch.contiguous_format)
     return tensors
-
-
-def _line(error: BaseException) -> str:
-    """Return an error's text in one line."""
-    return " ".join(str(error).split())

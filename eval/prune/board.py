@@ -79,7 +79,6 @@ def run_board(
         for board, contender in missing:
             try:
                 row = measure(model, tokenizer, subject, enter(case, board, contender), kept) | stamp
-                row["evidence_seconds"] = round(case.evidence_seconds, 4)
             except InputError as error:  # a budget below what the guaranteed anchors cost is a result too
                 row = {"session": session.id, "board": board, "contender": contender, "failed": str(error)} | stamp
             known.append(row)

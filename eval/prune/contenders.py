@@ -80,7 +80,6 @@ class Case:
     tokenizer: Any
     codec: TinyVAECodec
     subject: Subject
-    evidence_seconds: float = 0.0
     _evidence: Evidence | None = None
     _judge: Judge | None = None
     _planners: dict[str, Planner] = field(default_factory=dict)
@@ -93,9 +92,7 @@ class Case:
     def evidence(self) -> Evidence:
         """Return all evidence, collected once."""
         if self._evidence is None:
-            start = time.perf_counter()
             self._evidence = collect(self.model, self.snapshot, KINDS, tokenizer=self.tokenizer, codec=self.codec)
-            self.evidence_seconds = time.perf_counter() - start
         return self._evidence
 
     def planner(self, scorer: str) -> Planner:

@@ -13,11 +13,11 @@ import statistics
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from eval.bench import long_session
 from eval.suite.bootstrap import estimate_mean, estimate_ratio
@@ -31,7 +31,7 @@ from kvcompress.errors import InputError
 from kvcompress.fidelity import continuation_logits, kl_nats, top_agreement
 from kvcompress.harvest import tokenized_sessions
 from kvcompress.hf import capture, load_model, recompute_with, restore
-from kvcompress.measure import in_turns
+from kvcompress.measure import bring_back, in_turns, prefill
 from kvcompress.snapshot import KVSnapshot
 from kvcompress.zoo import find_checkpoint, load_codec, recompute_choices
 
@@ -172,21 +172,16 @@ def summary(rows: Sequence[Row], trials: Sequence[Trial]) -> Row:
 
 def time_all(model: Any, codecs: Mapping[int, TinyVAECodec], snapshot: KVSnapshot, rounds: int) -> dict[str, Row]:
     """Return for each way back, by m or "prefill", bytes and median seconds: open, verify, decode, build the cache."""
-    ids = snapshot.token_ids
     with tempfile.TemporaryDirectory() as temporary, torch.inference_mode():
-        calls: dict[str, Callable[[], object]] = {"prefill": lambda: _prefill(model, ids)}
+        calls: dict[str, Callable[[], object]] = {"prefill": partial(prefill, model, snapshot.token_ids)}
         sizes = {"prefill": tokens_only(snapshot, codecs.values())}
         for layers, codec in codecs.items():
             path = Path(temporary) / f"{layers}.kvz"
             save(path, codec.encode(snapshot, codec.rate_of("transparent")))
             sizes[str(layers)] = path.stat().st_size
-            calls[str(layers)] = lambda codec=codec, path=path: restore(codec.decode(load(path)), model, copy=False)  # type: ignore[misc]
+            calls[str(layers)] = partial(bring_back, model, codec, path)
         seconds = in_turns(calls, rounds)
     return {name: {"file_bytes": sizes[name], "seconds": seconds[name]} for name in calls}
-
-
-def _prefill(model: Any, ids: Tensor) -> None:
-    model(ids[None], use_cache=True, logits_to_keep=1)
 
 
 def assemble(points: Sequence[Row], trials: Sequence[Trial], tokens: Sequence[int], seconds: Mapping[str, Row]) -> Row:

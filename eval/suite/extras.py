@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,10 +18,10 @@ from eval.suite.controls import controls
 from eval.suite.economics import break_even_tokens, link_seconds, longest_context_tokens, memory_table
 from eval.suite.hops import drift
 from eval.suite.layers import bits_by_layer
-from kvcompress.container import from_bytes, load, save, to_bytes
+from kvcompress.container import from_bytes, save, to_bytes
 from kvcompress.fidelity import TIERS
-from kvcompress.hf import capture, restore
-from kvcompress.measure import median_seconds
+from kvcompress.hf import capture
+from kvcompress.measure import bring_back, median_seconds, prefill
 from kvcompress.resume import context_limit
 from kvcompress.snapshot import KVSnapshot
 
@@ -172,20 +173,10 @@ def _lengths(suite: Suite, settings: SuiteSettings, chosen: list[Rival]) -> list
         for tokens in sorted(n for n in wanted if 0 < n <= min(limit, len(ids))):
             stored = ids[:tokens]
             snapshot = capture(suite.model, stored, tokenizer=suite.tokenizer)
-            prefill = median_seconds(lambda s=stored: _prefill(suite.model, s))  # type: ignore[misc]
+            prefill_seconds = median_seconds(partial(prefill, suite.model, stored))
             seconds = {}
             for rival in chosen:
                 save(path, rival.encode(snapshot), force=True)
-                seconds[rival.name] = median_seconds(
-                    lambda r=rival: restore(r.decode(load(path)), suite.model, copy=False), 3
-                )  # type: ignore[misc]
-            found.append({"tokens": tokens, "prefill_seconds": prefill, "restore_seconds": seconds})
+                seconds[rival.name] = median_seconds(partial(bring_back, suite.model, rival, path), 3)
+            found.append({"tokens": tokens, "prefill_seconds": prefill_seconds, "restore_seconds": seconds})
     return found
-
-
-def _restore(model: Any, rival: Any, path: Path) -> None:
-    restore(rival.decode(load(path)), model, copy=False)
-
-
-def _prefill(model: Any, token_ids: torch.Tensor) -> None:
-    model(token_ids[None], use_cache=True, logits_to_keep=1)

@@ -12,15 +12,16 @@ from dataclasses import asdict
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
-from kvcompress.atomic import PathLike, atomic_path, open_regular
+from kvcompress.atomic import PathLike, atomic_path
 from kvcompress.errors import FormatError, InputError, MismatchError
 from kvcompress.packing import canonical_json
 from kvcompress.prune.evidence import Evidence, QueryStatistics
 from kvcompress.snapshot import KVSnapshot
+from kvcompress.tensor_file import one_line, opened, require_format
 
 FORMAT = "kvcompress.evidence"
 VERSION = "1"
@@ -52,7 +53,7 @@ def save_evidence(path: PathLike, evidence: Evidence, codec_fingerprint: str = "
         try:
             save_file(tensors, temporary, metadata)
         except SafetensorError as error:
-            raise InputError(f"cannot be written: {error}", path=path) from error
+            raise InputError(f"cannot be written: {one_line(error)}", path=path) from error
 
 
 def load_evidence(path: PathLike, snapshot: KVSnapshot) -> tuple[Evidence, str]:
@@ -63,17 +64,11 @@ def load_evidence(path: PathLike, snapshot: KVSnapshot) -> tuple[Evidence, str]:
         FormatError: It is damaged, no evidence file, or of another version.
         MismatchError: It is of another session or model.
     """
-    with open_regular(path) as (_, size):
-        if size == 0:
-            raise FormatError("the file is empty", path=path, offset=0)
-    try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            _require_ours(metadata, snapshot, path)
-            found = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118, no mapping
-    except (SafetensorError, OSError, ValueError, RuntimeError) as error:
-        what = f"not a safetensors file, or cut off: {' '.join(str(error).split())}"
-        raise FormatError(what, "Record the session again", path=path) from error
+    with opened(path, "evidence") as file:
+        metadata = file.metadata() or {}
+        require_format(metadata, FORMAT, VERSION, path, "evidence", "`kvcompress record --evidence`")
+        _require_session(metadata, snapshot, path)
+        found = {name: file.get_tensor(name).clone() for name in list(file.keys())}
     _require_shapes(found, snapshot, path)
     layers = range(len(snapshot.layers))
     parts: dict[str, Any] = {name: found.get(name) for name in _OF_TOKENS}
@@ -108,13 +103,7 @@ def _moments(found: dict[str, Tensor], index: int) -> QueryStatistics:
     return QueryStatistics(mean, covariance, float(scaling))
 
 
-def _require_ours(metadata: dict[str, str], snapshot: KVSnapshot, path: PathLike) -> None:
-    if metadata.get("format") != FORMAT:
-        remedy = "Name a file written by `kvcompress record --evidence`"
-        raise FormatError(f"no evidence: its metadata does not say format = {FORMAT!r}", remedy, path=path)
-    if metadata.get("version") != VERSION:
-        what = f"version {metadata.get('version')!r} of the evidence format is not supported"
-        raise FormatError(what, "Upgrade kvcompress", path=path)
+def _require_session(metadata: dict[str, str], snapshot: KVSnapshot, path: PathLike) -> None:
     wanted, found = _session(snapshot), metadata.get("session", "")
     if wanted != found:
         remedy = "Name the evidence that was recorded with this snapshot"

@@ -94,7 +94,7 @@ def test_a_file_is_not_replaced_unasked(path: Path, evidence: Evidence) -> None:
 
 def _changed(path: Path, change: Callable[[dict[str, Tensor], dict[str, str]], object]) -> None:
     with safe_open(path, framework="pt") as file:
-        tensors, metadata = {name: file.get_tensor(name) for name in file.keys()}, dict(file.metadata())  # noqa: SIM118
+        tensors, metadata = {name: file.get_tensor(name) for name in list(file.keys())}, dict(file.metadata())
     change(tensors, metadata)
     save_file(tensors, path, metadata)
 

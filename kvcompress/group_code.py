@@ -1,0 +1,54 @@
+"""What a file holds of one group of layers: symbols and levels of its latents and, where it has one, its residual."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from kvcompress.entropy import TableBank
+from kvcompress.residual import Residual
+from tinyvae import Context, TinyVAE
+from tinyvae.quantize import steps_at
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class GroupCode:
+    """The code of T tokens.
+
+    Attributes:
+        places: [T] int64, the positions that the group holds.
+        rates: [T] int32, rate index of each of these tokens.
+        symbols: [T, r] int32.
+        levels: [T, r] int32.
+        residual: What no latent reaches, where the file has it,
+        finer: and how many rate indices finer than the latents it is.
+    """
+
+    places: Tensor
+    rates: Tensor
+    symbols: Tensor
+    levels: Tensor
+    residual: Residual | None = None
+    finer: int = 0
+
+    def left_by(self, vae: TinyVAE, context: Context, exact: Tensor, finer: int) -> Residual:
+        """Return what these symbols leave of exact channels [T, C], `finer` rate indices finer than the latents."""
+        synthesised = vae.synthesise(context, vae.dequantize(self.symbols, context, self.rates, self.levels))
+        weighted = (exact - synthesised) * vae.transform.channel_weights
+        return Residual.of(weighted, steps_at(vae.config.reference_step, self.rates + finer))
+
+    def residual_channels(self, vae: TinyVAE) -> Tensor | None:
+        """Return the residual as channels [T, C] float32, None where there is none."""
+        if self.residual is None:
+            return None
+        steps = steps_at(vae.config.reference_step, self.rates + self.finer)
+        return self.residual.weighted(steps, vae.centroids) / vae.transform.channel_weights.clamp(min=1e-12)
+
+    def bits(self, bank: TableBank) -> Tensor:
+        """Return the bits [T] float64 spent on each token."""
+        lengths = bank.code_lengths(self.symbols.numpy(), self.levels.numpy()).sum(1)
+        if self.residual is not None:
+            lengths = lengths + bank.code_lengths(self.residual.symbols.numpy(), self.residual.levels.numpy()).sum(1)
+        return torch.from_numpy(lengths)
