@@ -232,8 +232,7 @@ class Race:
 
     @cached_property
     def _latents(self) -> list[tuple[Tensor, Context]]:
-        self.codec.require_partner(self.snapshot)
-        return [self.codec.latents(self.snapshot, group) for group in range(len(self.codec.groups))]
+        return self.codec.analyse(self.snapshot)
 
     def _measured(self, codec: TinyVAECodec | Int8Codec | LosslessCodec, encoded: Encoded) -> Candidate:
         # What is decoded went through bytes: a file is judged, not an intention.

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -22,7 +22,10 @@ from kvcompress.container import Encoded
 from kvcompress.entropy import TableBank, decode_choices, decode_symbols, encode_choices, encode_symbols
 from kvcompress.errors import FormatError, InputError, MismatchError
 from kvcompress.group_code import GroupCode
+from kvcompress.lower import Lower
+from kvcompress.outliers import OUTLIERS, Outliers
 from kvcompress.packing import canonical_json
+from kvcompress.promise import FALLBACK, LATENTS, Promise, promises_from_json, unpromised
 from kvcompress.recompute import PROBE, Known, Recompute, checked_probe, recomputed
 from kvcompress.residual import Residual
 from kvcompress.sections import Preset, encoded_session, own_sections, read_session
@@ -78,11 +81,13 @@ class TinyVAECodec(
         groups: For each group its `layers` and the fields of its `TinyVAEConfig`.
         shapes: For each layer its heads and head sizes.
         model: Fingerprint of the model whose caches it codes.
-        tiers: Quality word -> rate index, from measured fidelity on held-out sessions.
+        tiers: What older versions kept of quality words, unverified rates; not regarded.
         fitted: How it was fitted: sessions, tokens and other facts for the card.
         recompute_layers: m. With m > 0 layers 0 to m are not coded: the model runs its first m layers when a session is
             restored, see `kvcompress.recompute`. A group then says which `known` layer predicts it.
         origin: Where its model's caches come from, `Origin.to_json()`; files need not repeat it. None in old codecs.
+        promises: Quality word -> `Promise.to_json()`, as `kvcompress.calibrate` measured it.
+        shared_table: Whether all groups look tokens up in the table of the first.
 
     Attributes:
         recompute: Gives those layers at decode (`kvcompress.hf.recompute_with`); not needed with m = 0.
@@ -101,6 +106,8 @@ class TinyVAECodec(
         fitted: dict[str, Any] | None = None,
         recompute_layers: int = 0,
         origin: dict[str, Any] | None = None,
+        promises: dict[str, Any] | None = None,
+        shared_table: bool = False,
     ) -> None:
         super().__init__()
         self.recompute_layers = recompute_layers
@@ -109,11 +116,14 @@ class TinyVAECodec(
         self.known = [Known.from_json(group) for group in groups]
         self.shapes = [LayerShape(*shape) for shape in shapes]
         self.model_fingerprint = ModelFingerprint.from_json(model)
-        self.tiers, self.fitted = dict(tiers or {}), dict(fitted or {})
-        self.vaes = nn.ModuleList(
-            TinyVAE(TinyVAEConfig(**group["config"]), known.channels(self.shapes))
-            for group, known in zip(groups, self.known, strict=True)
-        )
+        self.fitted, self._promises = dict(fitted or {}), promises or {}
+        self.lower = [Lower.from_json(group) for group in groups]
+        self.shared_table = shared_table
+        self.vaes = nn.ModuleList()
+        for group, known, lower in zip(groups, self.known, self.lower, strict=True):
+            table = self.vae(0).prior.table if shared_table and len(self.vaes) else None
+            config = TinyVAEConfig(**group["config"])
+            self.vaes.append(TinyVAE(config, known.channels(self.shapes), lower.latents, table))
         self.register_buffer("table_counts", torch.zeros(TABLE_ENTRIES, dtype=torch.int16))
         self.register_buffer("table_offsets", torch.zeros(LEVELS + 1, dtype=torch.int32))
         self.preset = Preset(canonical_json(origin) if origin else b"")
@@ -123,18 +133,22 @@ class TinyVAECodec(
     def config_json(self) -> dict[str, Any]:
         """Return the arguments that rebuild this codec's geometry, as `config.json` holds them."""
         groups = [
-            {"layers": list(layers), "config": self.vae(index).config.to_json()} | self.known[index].to_json()
+            {"layers": list(layers), "config": self.vae(index).config.to_json()}
+            | self.known[index].to_json()
+            | self.lower[index].to_json()
             for index, layers in enumerate(self.groups)
         ]
         config: dict[str, Any] = {
             "groups": groups,
             "shapes": [[shape.heads, shape.key_size, shape.value_size] for shape in self.shapes],
             "model": asdict(self.model_fingerprint),
-            "tiers": self.tiers,
+            "promises": self._promises,
             "fitted": self.fitted,
         }
         if self.recompute_layers:
             config["recompute_layers"] = self.recompute_layers
+        if self.shared_table:
+            config["shared_table"] = True
         return config | ({"origin": json.loads(self.preset.origin)} if self.preset.origin else {})
 
     @property
@@ -143,7 +157,7 @@ class TinyVAECodec(
         if self._fingerprint is None:
             config = self.config_json()
             # A codec that codes all layers names none, so that its fingerprint is that of versions before the dial.
-            named = ("groups", "shapes", "model", "recompute_layers")
+            named = ("groups", "shapes", "model", "recompute_layers", "shared_table")
             geometry = {name: config[name] for name in named if name in config}
             digest = hashlib.sha256(json.dumps(geometry, sort_keys=True).encode())
             for name, tensor in sorted(self.state_dict().items()):
@@ -186,15 +200,42 @@ class TinyVAECodec(
         if token_ids.numel() and int(token_ids.max()) >= limit:
             raise InputError(f"token id {int(token_ids.max())} lies outside the vocabulary of {limit}")
 
+    @property
+    def promises(self) -> dict[str, Promise]:
+        """What is promised of each quality word.
+
+        Read when it is asked for, so that a codec whose promises are damaged, a `CheckpointError`, still decodes and
+        can be calibrated again.
+        """
+        return promises_from_json(self._promises)
+
+    @promises.setter
+    def promises(self, promises: Mapping[str, Promise]) -> None:
+        self._promises = {name: promise.to_json() for name, promise in promises.items()}
+
+    @property
+    def tiers(self) -> dict[str, int]:
+        """Rate index of each quality word that latents alone are promised to keep."""
+        found = {name: promise.setting for name, promise in self.promises.items() if name != FALLBACK}
+        return {name: setting.rate for name, setting in found.items() if setting.kind == LATENTS and setting.rate is not None}
+
+    def promise_of(self, quality: str) -> Promise:
+        """Return what is promised of a quality word; raises `InputError` where it was never verified."""
+        promises = self.promises
+        if quality not in promises or quality == FALLBACK:
+            raise unpromised(quality, promises)
+        return promises[quality]
+
     def rate_of(self, quality: str) -> int:
-        """Return the rate index of a quality word."""
+        """Return the rate index at which latents alone keep a quality word; raises `InputError` where none does."""
+        promise = self.promise_of(quality)
         if quality not in self.tiers:
-            known = ", ".join(self.tiers) or "none"
-            raise InputError(f"this codec has no measured tier {quality!r}", f"It has: {known}; or use --size-ratio")
+            what = f"latents alone do not keep {quality!r} on this model: it is stored as {promise.setting.words()}"
+            raise InputError(what, "Use --max-kl or --size-ratio here")
         return self.tiers[quality]
 
     def rates(self, group: int, token_ids: Tensor, rate: int, offsets: Tensor | None = None) -> Tensor:
-        """Return the rate index [N] int32 of every token of a session for a group of layers.
+        """Return the rate index [N] int32 of every token of a session for a group of layers, outliers not regarded.
 
         Args:
             group: Index of the group.
@@ -240,20 +281,19 @@ class TinyVAECodec(
             MismatchError: The snapshot comes from another model.
             InputError: It has another geometry, its layers hold different tokens, or the offsets do not fit.
         """
-        self.require_partner(snapshot)
+        latents = latents or self.analyse(snapshot)
         stated: dict[str, Any] = {"rate": rate} | ({} if residual_rate is None else {RESIDUAL_RATE: residual_rate})
         for name, value in stated.items():
             if not 0 <= value <= HIGHEST_RATE:
                 raise InputError(f"{name.replace('_', ' ')} {value} is not in 0..{HIGHEST_RATE}")
-        own = {}
-        for group in range(len(self.groups)):
-            found = latents[group] if latents else self.latents(snapshot, group)
-            code = self._coded(snapshot, group, rate, offsets, found)
+        own = dict[str, bytes]()
+        for group, code in enumerate(self._codes(snapshot, rate, offsets, latents, residual_rate)):
             own[f"latents.{group}"] = encode_symbols(code.symbols.numpy(), code.levels.numpy(), self.bank)
-            if residual_rate is not None:
-                exact = to_channels(snapshot, self.groups[group], rope_of(snapshot.origin))
-                residual = code.left_by(self.vae(group), found[1], exact, residual_rate - rate)
-                own[f"{RESIDUAL}.{group}"] = residual.to_bytes(self.bank)
+            if code.residual is not None:
+                own[f"{RESIDUAL}.{group}"] = code.residual.to_bytes(self.bank)
+        outliers = self.outliers(snapshot, latents)
+        if len(outliers.tokens):
+            own[OUTLIERS] = outliers.to_bytes()
         if offsets is not None:
             own[OFFSETS] = encode_choices(offsets.numpy().astype(np.int16))
         if self.recompute_layers:
@@ -281,7 +321,7 @@ class TinyVAECodec(
         parts = ["latents", *([RESIDUAL] if RESIDUAL_RATE in encoded.settings else [])]
         names = {f"{part}.{group}" for part in parts for group in range(len(self.groups))}
         names |= {PROBE} if self.recompute_layers else set()
-        odd = names ^ (own_sections(encoded) - {OFFSETS})
+        odd = names ^ (own_sections(encoded) - {OFFSETS, OUTLIERS})
         if odd:
             raise FormatError(f"the file's sections are not those of its codec: {', '.join(sorted(odd))}")
         token_ids, origin, positions = read_session(encoded, self.preset)
@@ -305,15 +345,24 @@ class TinyVAECodec(
         rate = _stated_rate(encoded, "rate")
         finer = _stated_rate(encoded, RESIDUAL_RATE) - rate if RESIDUAL_RATE in encoded.settings else None
         codes, all_rates = [], self._stored_rates(encoded, token_ids, rate)
+        lifts = self._stored_lifts(encoded, len(token_ids))
         for group, places in enumerate(self._places(token_ids, origin, positions)):
             rates, residual = all_rates[group][places], None
-            levels = self.vae(group).levels(token_ids[places], rates)
+            lifted = self.vae(group).lifts(token_ids, lifts)
+            lifted = None if lifted is None else lifted[places]
+            levels = self.vae(group).levels(token_ids[places], rates, lifted)
             symbols = decode_symbols(encoded.sections[f"latents.{group}"], levels.numpy(), self.bank)
             if finer is not None:
                 data, channels = encoded.sections[f"{RESIDUAL}.{group}"], self.vae(group).config.channels
                 residual = Residual.from_bytes(data, len(places), channels, self.bank)
-            codes.append(GroupCode(places, rates, torch.from_numpy(symbols), levels, residual, finer or 0))
+            codes.append(GroupCode(places, rates, torch.from_numpy(symbols), levels, residual, finer or 0, lifts))
         return codes
+
+    def _stored_lifts(self, encoded: Encoded, tokens: int) -> Tensor | None:
+        """Return the lifts [N] of a file's outliers; None where it has none."""
+        if OUTLIERS not in encoded.sections:
+            return None
+        return Outliers.from_bytes(encoded.sections[OUTLIERS], tokens).spread(tokens)[0]
 
     def _stored_rates(self, encoded: Encoded, token_ids: Tensor, rate: int) -> list[Tensor]:
         """Return the rate index [N] of every token for each group, as the file says."""
@@ -321,9 +370,13 @@ class TinyVAECodec(
         if OFFSETS in encoded.sections:
             offsets = torch.from_numpy(decode_choices(encoded.sections[OFFSETS], len(token_ids)))
         try:
-            return [self.rates(group, token_ids, rate, offsets) for group in range(len(self.groups))]
+            rates = [self.rates(group, token_ids, rate, offsets) for group in range(len(self.groups))]
         except InputError as error:
             raise FormatError(f"the section {OFFSETS!r}: {error.what}") from error
+        if OUTLIERS not in encoded.sections:
+            return rates
+        finer = Outliers.from_bytes(encoded.sections[OUTLIERS], len(token_ids)).spread(len(token_ids))[1]
+        return [of_group + finer for of_group in rates]
 
     def _places(self, token_ids: Tensor, origin: Origin, positions: Sequence[Tensor]) -> list[Tensor]:
         """Return the positions of each group, refusing files that this codec cannot have made."""
@@ -337,18 +390,24 @@ class TinyVAECodec(
         return [positions[layers[0]] for layers in self.groups]
 
     @torch.inference_mode()
-    def reconstruct(self, snapshot: KVSnapshot, rate: int, offsets: Tensor | None = None) -> KVSnapshot:
-        """Return what `decode` would, from the same symbols but without bytes."""
+    def reconstruct(
+        self,
+        snapshot: KVSnapshot,
+        rate: int,
+        offsets: Tensor | None = None,
+        latents: Sequence[tuple[Tensor, Context]] | None = None,
+        residual_rate: int | None = None,
+    ) -> KVSnapshot:
+        """Return what `decode` would, from the same symbols but without bytes; arguments as those of `encode`."""
         self.require_partner(snapshot)
-        codes = [self._coded(snapshot, group, rate, offsets) for group in range(len(self.groups))]
+        codes = self._codes(snapshot, rate, offsets, latents, residual_rate)
         return self._rebuild(snapshot.token_ids, snapshot.origin, self.known_layers(snapshot), codes)
 
     @torch.inference_mode()
     def token_bits(self, snapshot: KVSnapshot, rate: int, offsets: Tensor | None = None) -> list[float]:
         """Return the bits spent on each token, summed over groups; 0 where a window dropped it."""
         bits = torch.zeros(snapshot.tokens, dtype=torch.float64)
-        for group in range(len(self.groups)):
-            code = self._coded(snapshot, group, rate, offsets)
+        for code in self._codes(snapshot, rate, offsets):
             bits[code.places] += code.bits(self.bank)
         return [float(value) for value in bits]
 
@@ -356,24 +415,59 @@ class TinyVAECodec(
         self, snapshot: KVSnapshot, group: int, rate: int, offsets: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
         """Return symbols and levels, both [T, r] int32, of the tokens that a group of layers holds."""
-        code = self._coded(snapshot, group, rate, offsets)
+        code = self._codes(snapshot, rate, offsets)[group]
         return code.symbols, code.levels
 
-    def _coded(
+    def _codes(
         self,
         snapshot: KVSnapshot,
-        group: int,
         rate: int,
         offsets: Tensor | None = None,
-        latents: tuple[Tensor, Context] | None = None,
-    ) -> GroupCode:
-        places = group_positions(snapshot, self.groups[group])
-        rates = self.rates(group, snapshot.token_ids, rate, offsets)[places]
-        symbols, levels = self.vae(group).quantize(*(latents or self.latents(snapshot, group)), rates)
-        return GroupCode(places, rates, symbols, levels)
+        latents: Sequence[tuple[Tensor, Context]] | None = None,
+        residual_rate: int | None = None,
+    ) -> list[GroupCode]:
+        """Return the code of each group, lower groups first: what is decoded of them predicts the higher ones."""
+        found = latents or self.analyse(snapshot)
+        outliers = self.outliers(snapshot, found)
+        lifts, finer = outliers.spread(snapshot.tokens)
+        marked = lifts if len(outliers.tokens) else None
+        codes, decoded = list[GroupCode](), list[tuple[Tensor, Tensor]]()
+        for group, layers in enumerate(self.groups):
+            vae, places = self.vae(group), group_positions(snapshot, layers)
+            rates = (self.rates(group, snapshot.token_ids, rate, offsets) + finer)[places]
+            below = self.lower[group].rows(decoded, places, snapshot.tokens)
+            lifted = vae.lifts(snapshot.token_ids, marked)
+            context = replace(found[group][1], lifts=None if lifted is None else lifted[places])
+            context, wanted = vae.given(context, found[group][0], below)
+            symbols, levels, latent = vae.quantized(wanted, context, rates)
+            decoded.append((places, context.ordinary(latent)))
+            code = GroupCode(places, rates, symbols, levels, lifts=marked)
+            if residual_rate is not None:
+                exact = to_channels(snapshot, layers, rope_of(snapshot.origin))
+                code = code.with_residual(vae, exact - vae.synthesise(context, latent), residual_rate - rate)
+            codes.append(code)
+        return codes
+
+    @torch.inference_mode()
+    def analyse(self, snapshot: KVSnapshot) -> list[tuple[Tensor, Context]]:
+        """Return of each group the latents [T, R] float32 before quantisation and their context, see `latents`.
+
+        They do not depend on the rate, so who codes a session at several takes them once.
+        """
+        self.require_partner(snapshot)
+        return [self.latents(snapshot, group) for group in range(len(self.groups))]
+
+    def outliers(self, snapshot: KVSnapshot, latents: Sequence[tuple[Tensor, Context]]) -> Outliers:
+        """Return the tokens out of all proportion, given what `analyse` returns."""
+        vaes = [self.vae(group) for group in range(len(self.groups))]
+        places = [group_positions(snapshot, layers) for layers in self.groups]
+        return Outliers.find(vaes, latents, places, snapshot.tokens)
 
     def latents(self, snapshot: KVSnapshot, group: int) -> tuple[Tensor, Context]:
-        """Return the latents [T, R] float32 of one group of layers, before quantisation, and their context."""
+        """Return the latents [T, R] float32 of one group of layers, before quantisation, and their context.
+
+        Both are as they stand before anything is decoded of lower groups.
+        """
         channels = to_channels(snapshot, self.groups[group], rope_of(snapshot.origin))
         place = snapshot.layers[self.groups[group][0]].positions
         self.known[group].require_cover(self.known_layers(snapshot), place)
@@ -392,11 +486,15 @@ class TinyVAECodec(
         self, token_ids: Tensor, origin: Origin, known: Mapping[int, LayerKV], codes: Sequence[GroupCode]
     ) -> KVSnapshot:
         """Return the snapshot of decoded symbols and their levels: the one path of `decode` and `reconstruct`."""
-        rope, layers = rope_of(origin), dict(known)
+        rope, layers, decoded = rope_of(origin), dict(known), list[tuple[Tensor, Tensor]]()
         for group, code in enumerate(codes):
             vae = self.vae(group)
-            context = vae.context(token_ids, self.known[group].rows(known, len(token_ids), rope), code.places)
+            rows = self.known[group].rows(known, len(token_ids), rope)
+            context = vae.context(token_ids, rows, code.places, code.lifts)
+            below = self.lower[group].rows(decoded, code.places, len(token_ids))
+            context = vae.below(context, below)
             latents = vae.dequantize(code.symbols, context, code.rates, code.levels)
+            decoded.append((code.places, context.ordinary(latents)))
             widths = [self.shapes[index].channels for index in self.groups[group]]
             left = code.residual_channels(vae)
             lefts = [None] * len(widths) if left is None else torch.split(left, widths, 1)

@@ -1,40 +1,54 @@
-"""Fit a TinyVAE codec in closed form to the caches of recorded sessions.
+"""Fit a TinyVAE codec in closed form to harvested shards.
 
-The sessions are streamed: each pass runs the model over them again and keeps only sums, so memory
-does not grow with their number.
+Every pass reads the shards, group by group of layers, and keeps sums; none runs the model. What a pass has found lies
+in the working directory, so a fit that was killed goes on with the next one.
 
-1. token means and sensitivity (Fisher matrix) -> token table, weight of the error;
-2. moments of regressors and channels -> prior, covariance of what it leaves, weighted KLT;
-3. on sessions kept out of 1 and 2: what decoded neighbours tell -> weights of the prediction; spread of what
-   is left by phase, latent and token -> levels, tables.
+1. gradients -> Fisher matrix, which is the weight of the error; whether place 0 is an attention sink;
+2. embeddings, or means of token ids -> token table;
+3. for each group, lower ones first: regressors and channels -> prior, covariance of what it leaves, weighted KLT;
+4. the spectra of all groups under the budget -> rank of each;
+5. gradients again -> steps by token; on sessions kept out of all this: prediction, levels, tables.
 """
 
 from __future__ import annotations
 
-import random
-from collections.abc import Callable, Iterable, Sequence
+import tempfile
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from kvcompress.channels import Rope, group_layers, group_positions, layer_shapes, to_channels
+from kvcompress.channels import LayerShape, Rope, group_layers, group_positions
+from kvcompress.closed_form import Group, Solved, solve_group
 from kvcompress.codec import TinyVAECodec, rope_of
 from kvcompress.errors import InputError
-from kvcompress.hf.capture import capture
+from kvcompress.first_place import fit_first_place, is_sink
+from kvcompress.geometry import Budget, model_bytes, prior_columns, prior_units, ranks
+from kvcompress.harvest import harvest
 from kvcompress.hf.sensitivity import cache_gradients
 from kvcompress.recompute import Known
+from kvcompress.shards import CALIBRATION, FIT, HarvestSettings, Shards
 from kvcompress.snapshot import KVSnapshot
+from kvcompress.token_table import embedding_table, mean_table, table_pays
+from kvcompress.working import Working
 from tinyvae import Context, TinyVAEConfig
 from tinyvae.offsets import age_classes, fit_offsets
-from tinyvae.prior import CONTEXTS, Moments, TokenMeans, TokenPrior, TokenTable, contexts, lagged
-from tinyvae.spread import calibrate_group
+from tinyvae.prior import TokenTable
+from tinyvae.spread import CALIBRATION_RATE, calibrate_group
 from tinyvae.tables import build_tables
-from tinyvae.transform import Transform, block_metric, sensitivity_weight, weighted_klt
+from tinyvae.transform import sensitivity_weight
 
 COARSER_STEP = 4.0
-"""Beside known layers so little is left to code that a step of the widest latent's spread still holds "high"."""
+"""The step of rate 0 in spreads of the widest latent: what neighbours, lower layers and the model tell leaves so little
+that a step of the spread itself still holds "high"."""
+
+COARSER_RATES = 32
+"""The same in rate indices."""
+
+LEAST_SESSIONS = 4
 
 Progress = Callable[[str, int, int], None]
 """Called with the pass, the sessions done and their number."""
@@ -45,180 +59,161 @@ class FitSettings:
     """Dials of the closed-form fit.
 
     Attributes:
-        rank: Latents per group.
-        prior_rank: Columns of the token table.
+        rank: Latents per group; None chooses them from the spectra under the budget.
+        prior_rank: Columns of the token table; None as many as the budget allows.
         prior_taps: Tokens the prior looks up.
-        prior_width: Hidden units of the prior.
+        prior_width: Hidden units of the prior; None chooses them.
+        codec_share: Budget for the codec's size, as a share of the model's 16-bit weights.
         lowest_level: Level below which a latent is not coded: at 24 the standard deviation is .18 of the step.
         recompute_layers: Layers that the model runs when a session is restored, m; with m > 0 only those above m are
             coded, see `kvcompress.recompute`.
         fisher_exponent: See `tinyvae.transform.sensitivity_weight`.
         fisher_sessions: Sessions whose gradients are taken.
-        continuation_tokens: Tokens of each of them that stand for the future.
+        continuation_tokens: Tokens at the end of each session that stand for the future.
         worth_exponent: See `tinyvae.offsets.fit_offsets`.
-        worth_draws: Futures sampled of each session to measure what its tokens are worth.
-        calibration_share: Share of the sessions kept for levels, tables and tiers.
+        calibration_share: Share of the sessions kept for levels, tables and promises.
         sample_rows: Rows of latents kept for the tables.
         seed: Of sampled tokens and of the split.
     """
 
-    rank: int = 352
-    prior_rank: int = 72
+    rank: int | None = None
+    prior_rank: int | None = None
     prior_taps: int = 4
-    prior_width: int = 160
+    prior_width: int | None = None
+    codec_share: float = 0.08
     lowest_level: int = 24
     recompute_layers: int = 0
     fisher_exponent: float = 0.7
     fisher_sessions: int = 64
     continuation_tokens: int = 256
     worth_exponent: float = 0.75
-    worth_draws: int = 2
     calibration_share: float = 0.25
     sample_rows: int = 4096
     seed: int = 0
 
-
-@dataclass(slots=True)
-class _Group:
-    """What the first pass gathers about one group of layers."""
-
-    layers: tuple[int, ...]
-    known: Known
-    means: TokenMeans
-    fisher: Tensor
-
-
-@dataclass(slots=True)
-class _Solved:
-    """What the second pass solves for a group: prior, transform, variances of its latents [R]."""
-
-    prior: TokenPrior
-    transform: Transform
-    variances: Tensor
+    def harvest_settings(self) -> HarvestSettings:
+        """Return how the sessions of a fit are cut and split."""
+        return HarvestSettings(
+            continuation_tokens=self.continuation_tokens,
+            calibration_share=self.calibration_share,
+            gradient_sessions=self.fisher_sessions,
+            seed=self.seed,
+        )
 
 
 class Fitter:
-    """Runs the passes over one model's sessions.
+    """Runs the passes over the shards of one model's sessions.
 
     Args:
-        model: A causal language model in float32.
-        tokenizer: Its tokenizer, for the fingerprint; may be None.
-        sessions: Token ids of each session, [N] int64.
+        shards: The harvest.
         settings: Dials.
         progress: Called after each session.
+        working: Where passes leave what they found; nothing is kept without.
     """
 
     def __init__(
         self,
-        model: Any,
-        tokenizer: Any,
-        sessions: Sequence[Tensor],
+        shards: Shards,
         settings: FitSettings,
         progress: Progress = lambda stage, done, total: None,
+        working: Working | None = None,
     ) -> None:
-        if len(sessions) < 4:
-            raise InputError(f"{len(sessions)} sessions are too few to fit a codec", "Give at least 4")
-        order = list(range(len(sessions)))
-        random.Random(settings.seed).shuffle(order)
-        kept = max(1, round(settings.calibration_share * len(order)))
-        self.calibration = [sessions[i] for i in order[:kept]]
-        self.sessions = [sessions[i] for i in order[kept:]]
-        self.model, self.tokenizer, self.settings, self.progress = model, tokenizer, settings, progress
-        first = self._capture(self.sessions[0])
-        self.shapes, self.origin = layer_shapes(first), first.origin
-        self.rope: Rope = rope_of(first.origin)
-        self.vocab_size = int(model.get_input_embeddings().weight.shape[0])
-        recompute, kinds = settings.recompute_layers, first.origin.layer_kinds
+        if len(shards) < LEAST_SESSIONS:
+            raise InputError(f"{len(shards)} sessions are too few to fit a codec", f"Give at least {LEAST_SESSIONS}")
+        self.shards, self.calibration = shards.part(FIT), shards.part(CALIBRATION)
+        self.settings, self.progress = settings, progress
+        self.working = working or Working(None)
+        self.shapes = [LayerShape(*shape) for shape in shards.settings["shapes"]]
+        self.origin, self.embeddings = shards.origin, shards.embeddings()
+        self.rope: Rope = rope_of(self.origin)
+        self.vocab_size = len(self.embeddings)
+        recompute, kinds = settings.recompute_layers, self.origin.layer_kinds
         require_coded_layers(recompute, len(self.shapes))
-        self.groups = []
-        for layers in group_layers(first.origin, self.shapes, recompute + 1 if recompute else 0):
-            width = sum(self.shapes[i].channels for i in layers)
-            fisher = torch.zeros(width, width, dtype=torch.float64)
+        self.groups: list[Group] = []
+        for layers in group_layers(self.origin, self.shapes, recompute + 1 if recompute else 0):
             known = Known.of(layers[0], recompute, kinds)
-            self.groups.append(_Group(layers, known, TokenMeans.empty(self.vocab_size, width), fisher))
+            self.groups.append(Group.after(self.groups, layers, known, self.shapes))
+        self.budget = Budget(settings.codec_share * model_bytes(shards), self.vocab_size, self.groups, self.shapes)
+        self.sink = False
 
-    def _capture(self, token_ids: Tensor) -> KVSnapshot:
-        return capture(self.model, token_ids, tokenizer=self.tokenizer)
+    def fit(self) -> TinyVAECodec:
+        """Return the fitted codec, without promises."""
+        return self.build(self.solve())
 
-    def _snapshots(self, stage: str, sessions: Sequence[Tensor]) -> Iterable[KVSnapshot]:
-        for done, token_ids in enumerate(sessions, 1):
-            yield self._capture(token_ids)
-            self.progress(stage, done, len(sessions))
+    def solve(self) -> list[Solved]:
+        """Take the passes up to the ranks."""
+        weights = self._weights()
+        table = self._table(weights)
+        solved: list[Solved] = []
+        for number, group in enumerate(self.groups):
+            stage = f"layers {group.layers[0]} to {group.layers[-1]}"
+            made = self.working.tensors(
+                f"group-{number}",
+                lambda group=group, weight=weights[number], stage=stage: solve_group(  # type: ignore[misc]
+                    self.shards,
+                    group,
+                    weight,
+                    table,
+                    solved,
+                    taps=self.settings.prior_taps,
+                    width=self.settings.prior_width or prior_units(self.budget),
+                    rank=self.settings.rank or self.budget.most_rank(group),
+                    sink=self.sink,
+                    rope=self.rope,
+                    progress=lambda done, total, stage=stage: self.progress(stage, done, total),  # type: ignore[misc]
+                ).tensors(),
+            )
+            solved.append(Solved.from_tensors(made, group, self.shapes, table, self.settings.prior_taps, self.sink))
+        kept = [self.settings.rank] * len(solved) if self.settings.rank else ranks(self.budget, solved)
+        return [part.cut(min(rank, len(part.variances))) for part, rank in zip(solved, kept, strict=True)]
 
-    def _rows(self, snapshot: KVSnapshot, group: _Group) -> tuple[Tensor, Tensor]:
-        """Return token ids [T] and channels [T, C] of a group."""
-        places = group_positions(snapshot, group.layers)
-        return snapshot.token_ids[places], to_channels(snapshot, group.layers, self.rope)
+    def _weights(self) -> list[Tensor]:
+        """Pass 1: the weight of the squared error in each group, [C, C] float32, of common mean eigenvalue 1."""
+        found = self.working.tensors("sensitivity", self._gather_sensitivity)
+        self.sink = bool(found["sink"])
+        self.place_shares = found["place_shares"]
+        fishers = [found[f"fisher.{number}"].double() for number in range(len(self.groups))]
+        floor = sum(float(f.diagonal().sum()) for f in fishers) / sum(map(len, fishers))
+        weights = [sensitivity_weight(f, self.settings.fisher_exponent, mean=floor) for f in fishers]
+        common = sum(float(w.diagonal().sum()) for w in weights) / sum(map(len, weights))
+        return [(weight / common).float() for weight in weights]
 
-    def _features(self, snapshot: KVSnapshot, group: _Group, table: TokenTable) -> Tensor:
-        """Return the regressors [N, F] of the prior of a group."""
-        of_tokens = lagged(table.rows(snapshot.token_ids), self.settings.prior_taps)
-        known = group.known.rows(dict(enumerate(snapshot.layers)), snapshot.tokens, self.rope)
-        return of_tokens if known is None else torch.cat([of_tokens, known, *contexts(known)], 1)
-
-    def gather_means(self) -> None:
-        """Pass 1a: token means."""
-        for snapshot in self._snapshots("token means", self.sessions):
+    def _gather_sensitivity(self) -> dict[str, Tensor]:
+        chosen = self.shards.with_gradients
+        shares = torch.zeros(PLACES)
+        for number in chosen:
+            energy = torch.zeros(self.shards.rows[number].tokens)
             for group in self.groups:
-                group.means.add(*self._rows(snapshot, group))
-
-    def gather_sensitivity(self) -> None:
-        """Pass 1b: Fisher matrix of the cache entries."""
-        generator = torch.Generator().manual_seed(self.settings.seed)
-        chosen = self.sessions[: self.settings.fisher_sessions]
-        for done, token_ids in enumerate(chosen, 1):
-            cut = max(len(token_ids) - self.settings.continuation_tokens, len(token_ids) // 2)
-            snapshot = self._capture(token_ids[:cut])
-            gradients = cache_gradients(self.model, snapshot, token_ids[cut:], self.rope, generator)
-            for group in self.groups:
-                columns = [t.transpose(0, 1).flatten(1) for i in group.layers for t in gradients[i]]
-                rows = torch.cat(columns, 1)
-                group.fisher += (rows.T @ rows).double() / len(rows)
+                rows = self.shards.gradients(number, group.layers)
+                energy[len(energy) - len(rows) :] += rows.square().sum(1)
+            shares[: len(energy)] += energy[:PLACES] / energy.sum().clamp(min=1e-30) / len(chosen)
+        sink = is_sink(shares, sum(self.shards.rows[number].tokens for number in chosen) / max(1, len(chosen)))
+        found = {"sink": torch.tensor(sink), "place_shares": shares}
+        fishers = [torch.zeros(group.width(self.shapes), group.width(self.shapes)) for group in self.groups]
+        for done, number in enumerate(chosen, 1):
+            for group, fisher in zip(self.groups, fishers, strict=True):
+                rows = self.shards.gradients(number, group.layers)
+                rows = rows[1:] if sink and len(rows) == self.shards.rows[number].tokens else rows
+                fisher.addmm_(rows.T, rows, alpha=1 / max(1, len(rows)))
             self.progress("sensitivity", done, len(chosen))
+        return found | {f"fisher.{number}": fisher for number, fisher in enumerate(fishers)}
 
-    def solve(self) -> list[_Solved]:
-        """Pass 2: token table, regression, weighted KLT."""
-        s = self.settings
-        weights = [sensitivity_weight(group.fisher, s.fisher_exponent) for group in self.groups]
-        tables, moments = [], []
-        for group, weight in zip(self.groups, weights, strict=True):
-            table = TokenTable(self.vocab_size, min(s.prior_rank, len(weight)))
-            table.store(group.means.table(s.prior_rank, weight.diagonal().sqrt().float()))
-            tables.append(table)
-            known = (1 + CONTEXTS) * group.known.channels(self.shapes)
-            moments.append(Moments.empty(table.rank * s.prior_taps + known, len(weight), known))
-        for snapshot in self._snapshots("prior", self.sessions):
-            for group, table, moment in zip(self.groups, tables, moments, strict=True):
-                places = group_positions(snapshot, group.layers)
-                features = self._features(snapshot, group, table)[places]
-                moment.add(features, to_channels(snapshot, group.layers, self.rope))
-        return [
-            self._solved(table, moment, weight, group)
-            for table, moment, weight, group in zip(tables, moments, weights, self.groups, strict=True)
-        ]
+    def _table(self, weights: Sequence[Tensor]) -> TokenTable:
+        """Pass 2: the token table, which all groups share."""
+        columns = self.settings.prior_rank or prior_columns(self.budget, self.embeddings.shape[1])
 
-    def _blocks(self, group: _Group) -> tuple[int, ...]:
-        return tuple(size for i in group.layers for size in self.shapes[i].blocks)
+        def make() -> dict[str, Tensor]:
+            make_table = mean_table if table_pays(self.shards.tokens, self.vocab_size) else embedding_table
+            scales = [weight.diagonal().sqrt() for weight in weights]
+            made = make_table(self.shards, self.groups, scales, columns, self.rope, self.sink, self.progress)
+            return {"table": made.half()}
 
-    def _solved(self, table: TokenTable, moment: Moments, weight: Tensor, group: _Group) -> _Solved:
-        s, blocks, known = self.settings, self._blocks(group), group.known.channels(self.shapes)
-        width = min(s.prior_width, len(weight), table.rank * s.prior_taps + known)
-        prior = TokenPrior(self.vocab_size, table.rank, s.prior_taps, width, len(weight), known=known)
-        prior.table.load_state_dict(table.state_dict())
-        if prior.past is not None:
-            prior.past.store(moment.past_directions(known, weight))
-            moment = moment.narrowed(prior.past.dense)
-        prior.store(*moment.factored(weight, width))
-        # The stored weights are rounded: constant and covariance are those of what they really leave.
-        matrix = prior.mixing @ prior.outward.dense
-        prior.bias.copy_(moment.constant(matrix))
-        covariance = moment.residual_covariance(matrix, prior.bias)
-        _, synthesis, variances = weighted_klt(covariance, weight, s.rank)
-        transform = Transform(blocks, len(synthesis))
-        transform.store(synthesis, block_metric(weight, blocks))
-        return _Solved(prior, transform, variances)
+        found = self.working.tensors("table", make)["table"].float()
+        table = TokenTable(self.vocab_size, found.shape[1])
+        table.store(found)
+        return table
 
-    def build(self, solved: Sequence[_Solved]) -> TinyVAECodec:
+    def build(self, solved: Sequence[Solved]) -> TinyVAECodec:
         """Assemble the codec and fit to it what `refit` fits."""
         codec = self._assemble(solved)
         self.refit(codec)
@@ -226,42 +221,79 @@ class Fitter:
 
     def refit(self, codec: TinyVAECodec) -> None:
         """Fit what follows from prior and transform: offsets; on sessions kept out prediction, levels, tables."""
-        self.gather_worth(codec)
-        samples = [
-            calibrate_group(codec.vae(index), rows, self.settings.sample_rows)
-            for index, rows in enumerate(self._calibration_latents(codec))
-        ]
+        self._fit_offsets(codec)
+        samples = self._calibrate_groups(codec)
         pooled = torch.cat(samples)
         pick = torch.randperm(len(pooled), generator=torch.Generator().manual_seed(self.settings.seed))
         codec.store_tables(*build_tables(pooled[pick[:400_000]]))
 
-    def gather_worth(self, codec: TinyVAECodec) -> None:
-        """Pass 2b: what an error in each token costs, from gradients with respect to latents -> offsets."""
-        generator = torch.Generator().manual_seed(self.settings.seed + 1)
-        chosen = self.sessions[: self.settings.fisher_sessions]
-        found: list[list[tuple[Tensor, Tensor, Tensor]]] = [[] for _ in self.groups]
-        for done, token_ids in enumerate(chosen, 1):
-            cut = max(len(token_ids) - self.settings.continuation_tokens, len(token_ids) // 2)
-            snapshot = self._capture(token_ids[:cut])
-            worth = token_worth(self.model, codec, snapshot, token_ids[cut:], generator, self.settings.worth_draws)
-            for group, (place, of_token) in enumerate(worth):
-                found[group].append((token_ids[place], age_classes(cut)[place], of_token))
-            self.progress("worth of tokens", done, len(chosen))
-        for group, rows in enumerate(found):
-            vae = codec.vae(group)
+    def _fit_offsets(self, codec: TinyVAECodec) -> None:
+        """What an error in each token costs, from gradients with respect to latents -> steps by age, id, place 0."""
+        chosen, first = self.shards.with_gradients, 1 if self.sink else 0
+        for number in range(len(codec.groups)):
+            vae, rows = codec.vae(number), list[tuple[Tensor, Tensor, Tensor]]()
+            opening = list[float]()
+            for done, session in enumerate(chosen, 1):
+                ids = self.shards.token_ids(session)
+                gradients = self.shards.gradients(session, codec.groups[number])
+                of_token = (gradients @ vae.transform.synthesis.dense.T).square().sum(1)
+                place = torch.arange(len(ids) - len(of_token), len(ids))
+                later = place >= first
+                rows.append((ids[place][later], age_classes(len(ids))[place][later], of_token[later]))
+                if first and int(place[0]) == 0:
+                    opening.append(float(of_token[0] / of_token[1:].mean().clamp(min=1e-30)))
+                self.progress(f"worth of tokens, group {number + 1}", done, len(chosen))
             of_id, of_age = fit_offsets(rows, vae.config.vocab_size, self.settings.worth_exponent)
             vae.token_offset.copy_(of_id)
             vae.age_offset.copy_(of_age)
+            if vae.first_place is not None:
+                fit_first_place(vae, opening, self.settings.worth_exponent)
 
-    def _assemble(self, solved: Sequence[_Solved]) -> TinyVAECodec:
+    @torch.inference_mode()
+    def _calibrate_groups(self, codec: TinyVAECodec) -> list[Tensor]:
+        """Fit prediction and levels of each group on sessions kept out; return normalised samples for the tables."""
+        found = self._calibration_latents(codec)
+        decoded: list[list[tuple[Tensor, Tensor]]] = [[] for _ in self.calibration.rows]
+        samples = []
+        rate = CALIBRATION_RATE + COARSER_RATES
+        for number in range(len(codec.groups)):
+            vae, rows = codec.vae(number), list[tuple[Tensor, Context]]()
+            for session, (latents, context, places, tokens) in enumerate(found[number]):
+                below = codec.lower[number].rows(decoded[session], places, tokens)
+                context, latents = vae.given(context, latents.float(), below)
+                rows.append((latents, context))
+            samples.append(calibrate_group(vae, rows, self.settings.sample_rows, rate=rate, sink=self.sink))
+            for session, (latents, context) in enumerate(rows):
+                rates = torch.full_like(context.token_ids, rate, dtype=torch.int32)
+                places = found[number][session][2]
+                kept = max((count for lower in codec.lower for at, count in lower.groups if at == number), default=0)
+                if kept:
+                    shown = vae.quantized(latents, replace(context, lifts=None), rates)[2][:, :kept].clone()
+                    decoded[session].append((places, shown))
+                else:
+                    decoded[session].append((places, latents[:, :0]))
+            found[number].clear()
+        return samples
+
+    def _calibration_latents(self, codec: TinyVAECodec) -> list[list[tuple[Tensor, Context, Tensor, int]]]:
+        """Return of each group and session kept out: latents [T, R], context, positions [T] and tokens."""
+        found: list[list[tuple[Tensor, Context, Tensor, int]]] = [[] for _ in codec.groups]
+        for session in range(len(self.calibration)):
+            snapshot = self.calibration.snapshot(session)
+            for number in range(len(codec.groups)):
+                latents, context = codec.latents(snapshot, number)
+                places = group_positions(snapshot, codec.groups[number])
+                found[number].append((latents, context, places, snapshot.tokens))
+            self.progress("latents of sessions kept out", session + 1, len(self.calibration))
+        return found
+
+    def _assemble(self, solved: Sequence[Solved]) -> TinyVAECodec:
         # One step for all groups: their latents are in the same unit, the model's output.
-        step = max(float(part.variances[0].sqrt()) for part in solved)
-        if self.settings.recompute_layers:
-            step *= COARSER_STEP
+        step = COARSER_STEP * max(float(part.variances[0].sqrt()) for part in solved)
         groups = []
         for group, part in zip(self.groups, solved, strict=True):
             config = TinyVAEConfig(
-                blocks=self._blocks(group),
+                blocks=group.blocks(self.shapes),
                 vocab_size=self.vocab_size,
                 rank=len(part.variances),
                 prior_rank=part.prior.table.rank,
@@ -269,35 +301,40 @@ class Fitter:
                 prior_width=part.prior.inward.columns,
                 reference_step=step,
                 lowest_level=self.settings.lowest_level,
+                first=self.sink,
             )
-            groups.append({"layers": list(group.layers), "config": config.to_json()} | group.known.to_json())
+            stated = {"layers": list(group.layers), "config": config.to_json()}
+            groups.append(stated | group.known.to_json() | group.lower.to_json())
         codec = TinyVAECodec(
             groups=groups,
             shapes=[[s.heads, s.key_size, s.value_size] for s in self.shapes],
             model=asdict(self.origin.fingerprint),
             recompute_layers=self.settings.recompute_layers,
-            origin=replace(self.origin, next_position=0).to_json(),
-            fitted={
-                "sessions": len(self.sessions),
-                "calibration_sessions": len(self.calibration),
-                "tokens": int(sum(len(s) for s in self.sessions)),
-                "settings": asdict(self.settings),
-            },
+            origin=replace(self.origin, next_position=0, dtype="float32").to_json(),
+            shared_table=len(groups) > 1,
+            fitted=self._facts(solved),
         )
         for index, part in enumerate(solved):
             vae = codec.vae(index)
-            vae.prior.load_state_dict(part.prior.state_dict())
+            if index == 0:
+                vae.prior.table.load_state_dict(part.prior.table.state_dict())
+            vae.prior.load_state_dict(part.prior.state_dict(), strict=False)
             vae.transform.load_state_dict(part.transform.state_dict())
         return codec
 
-    @torch.inference_mode()
-    def _calibration_latents(self, codec: TinyVAECodec) -> list[list[tuple[Tensor, Context]]]:
-        """Return for each group, and each session kept out, latents [T, R] and their context."""
-        found: list[list[tuple[Tensor, Context]]] = [[] for _ in self.groups]
-        for snapshot in self._snapshots("calibration", self.calibration):
-            for index in range(len(self.groups)):
-                found[index].append(codec.latents(snapshot, index))
-        return found
+    def _facts(self, solved: Sequence[Solved]) -> dict[str, Any]:
+        return {
+            "sessions": len(self.shards),
+            "calibration_sessions": len(self.calibration),
+            "tokens": self.shards.tokens,
+            "settings": asdict(self.settings),
+            "sink_share": round(float(self.place_shares[0]), 4),
+            "spectrum": [part.facts() for part in solved],
+        }
+
+
+PLACES = 16
+"""Places at the start of a session whose share of the sensitivity is looked at."""
 
 
 def require_coded_layers(recompute_layers: int, layers: int) -> None:
@@ -334,8 +371,16 @@ def token_worth(
 def fit_codec(
     model: Any, tokenizer: Any, sessions: Sequence[Tensor], settings: FitSettings, progress: Progress
 ) -> tuple[TinyVAECodec, list[Tensor]]:
-    """Fit a codec and return it with the sessions kept out of the fit, for calibrating its tiers."""
-    fitter = Fitter(model, tokenizer, sessions, settings, progress)
-    fitter.gather_means()
-    fitter.gather_sensitivity()
-    return fitter.build(fitter.solve()), fitter.calibration
+    """Harvest sessions [N] int64 into a temporary directory, fit a codec to them, and return it without promises.
+
+    With it come the sessions kept out of the fit, whole, on which its qualities can be measured.
+    """
+    if len(sessions) < LEAST_SESSIONS:
+        raise InputError(f"{len(sessions)} sessions are too few to fit a codec", f"Give at least {LEAST_SESSIONS}")
+    with tempfile.TemporaryDirectory(prefix="kvcompress-shards-") as directory:
+        place, rows = Path(directory) / "shards", [(str(number), ids) for number, ids in enumerate(sessions)]
+        harvest(model, tokenizer, rows, place, progress, settings=settings.harvest_settings())
+        fitter = Fitter(Shards(place), settings, progress)
+        codec = fitter.fit()
+        kept = [sessions[int(row.id)] for row in fitter.calibration.rows]
+    return codec, kept

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from kvcompress.entropy import TableBank
 from kvcompress.residual import Residual
-from tinyvae import Context, TinyVAE
+from tinyvae import TinyVAE
 from tinyvae.quantize import steps_at
 
 
@@ -24,6 +24,7 @@ class GroupCode:
         levels: [T, r] int32.
         residual: What no latent reaches, where the file has it,
         finer: and how many rate indices finer than the latents it is.
+        lifts: [N] int32 of all tokens of the session, see `Context`; None where no token is an outlier.
     """
 
     places: Tensor
@@ -32,12 +33,13 @@ class GroupCode:
     levels: Tensor
     residual: Residual | None = None
     finer: int = 0
+    lifts: Tensor | None = None
 
-    def left_by(self, vae: TinyVAE, context: Context, exact: Tensor, finer: int) -> Residual:
-        """Return what these symbols leave of exact channels [T, C], `finer` rate indices finer than the latents."""
-        synthesised = vae.synthesise(context, vae.dequantize(self.symbols, context, self.rates, self.levels))
-        weighted = (exact - synthesised) * vae.transform.channel_weights
-        return Residual.of(weighted, steps_at(vae.config.reference_step, self.rates + finer))
+    def with_residual(self, vae: TinyVAE, left: Tensor, finer: int) -> GroupCode:
+        """Return this code with the residual that its symbols leave, channels [T, C], so much finer than the latents."""
+        weighted = left * vae.transform.channel_weights
+        residual = Residual.of(weighted, steps_at(vae.config.reference_step, self.rates + finer))
+        return replace(self, residual=residual, finer=finer)
 
     def residual_channels(self, vae: TinyVAE) -> Tensor | None:
         """Return the residual as channels [T, C] float32, None where there is none."""

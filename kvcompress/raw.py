@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -58,6 +58,27 @@ def load_raw(path: PathLike) -> KVSnapshot:
         return KVSnapshot(layers, tensors["token_ids"], origin)
     except InputError as error:
         raise InputError(error.what, error.remedy, path=path) from error
+
+
+def origin_of_raw(path: PathLike) -> Origin:
+    """Return where the cache of a raw snapshot file comes from; raises as `load_raw`."""
+    with opened(path, "a raw snapshot") as file:
+        return _origin(file.metadata() or {}, path)
+
+
+def raw_layers(path: PathLike, layers: Sequence[int]) -> tuple[Tensor, dict[int, LayerKV]]:
+    """Return the token ids [N] of a raw snapshot file and some of its layers, without reading the others.
+
+    Raises:
+        InputError: There is no such file.
+        FormatError: It is damaged.
+    """
+    with opened(path, "a raw snapshot") as file:
+        held = {
+            index: LayerKV(*(file.get_tensor(f"layers.{index}.{part}") for part in ("keys", "values", "positions")))
+            for index in layers
+        }
+        return file.get_tensor("token_ids"), held
 
 
 def _names(layers: int) -> Iterator[str]:

@@ -34,6 +34,9 @@ PROBE_TOLERANCE = 0.1
 """Relative difference up to which recomputed layers are those of the file: bfloat16 kernels differ by .02, a cache that
 went on from a transparent file by .2."""
 
+KNOWN_LAYERS = 3
+"""Known layers whose keys and values predict."""
+
 _LARGEST_FLOAT16 = 65504.0
 _STRIDE = 37
 
@@ -53,7 +56,10 @@ class Known:
 
     @classmethod
     def of(cls, layer: int, recompute_layers: int, kinds: Sequence[str]) -> Known:
-        """Choose for a coded layer the last known one that holds all its tokens: of its kind, or of full attention.
+        """Choose for a coded layer the last known ones that hold all its tokens: of its kind, or of full attention.
+
+        Keys and values of one layer are an image of the hidden state that enters it, of fewer dimensions; those of the
+        layers before it tell about the others.
 
         Args:
             layer: Index of the coded layer.
@@ -61,8 +67,9 @@ class Known:
             kinds: Kind of every layer, as in `Origin.layer_kinds`.
         """
         candidates = range(recompute_layers, -1, -1) if recompute_layers else ()
-        chosen = [index for index in candidates if kinds[index] in ("full_attention", kinds[layer])][:1]
-        return cls(tuple(chosen))
+        chosen = [index for index in candidates if kinds[index] in ("full_attention", kinds[layer])]
+        same = [index for index in chosen if kinds[index] == kinds[chosen[0]]]
+        return cls(tuple(sorted(same[:KNOWN_LAYERS])))
 
     @classmethod
     def from_json(cls, group: Mapping[str, Any]) -> Known:

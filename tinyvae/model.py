@@ -15,7 +15,7 @@ reconstruction, never a symbol's probability. Levels, which choose the tables, a
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
@@ -24,12 +24,12 @@ from torch import Tensor, nn
 from tinyvae.neighbours import MATCHES, PHASES, SOURCES, Phase, phases
 from tinyvae.offsets import AGES, age_classes
 from tinyvae.predictor import Predictor
-from tinyvae.prior import TokenPrior
+from tinyvae.prior import TokenPrior, TokenTable
 from tinyvae.quantize import LEVELS, dequantize, quantize, steps_at
 from tinyvae.transform import Transform
 from tinyvae.weights import as_buffer, as_parameter
 
-_LATER = ("predictor_width", "lowest_level")
+_LATER = ("predictor_width", "lowest_level", "first")
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +48,7 @@ class TinyVAEConfig:
         predictor_width: Hidden units of the learned predictor; 0 where prediction is linear.
         lowest_level: Latents below this level are not coded, nor below that of a token's rate where it is lower: too
             narrow for their step to be worth a symbol. At coarse rates the few that are not 0 tell much.
+        first: Whether the token at place 0 has a prior, a step and levels of its own.
     """
 
     blocks: tuple[int, ...]
@@ -60,6 +61,7 @@ class TinyVAEConfig:
     prior_layers: int = 0
     predictor_width: int = 0
     lowest_level: int = 0
+    first: bool = False
 
     def __post_init__(self) -> None:
         """Refuse impossible geometries."""
@@ -90,14 +92,23 @@ class Context:
     Attributes:
         token_ids: [T] int64.
         hidden: [T, H] float32, the prior's hidden units.
+        lifts: [T] int32, levels that a token out of all proportion lies above others; 0 for ordinary ones. None where
+            all are ordinary. What is decoded of a lifted token predicts no other.
     """
 
     token_ids: Tensor
     hidden: Tensor
+    lifts: Tensor | None = None
 
     def __getitem__(self, rows: Tensor) -> Context:
         """Return the context of some of the tokens, by a mask or index [T] or [N]."""
-        return Context(self.token_ids[rows], self.hidden[rows])
+        return Context(self.token_ids[rows], self.hidden[rows], None if self.lifts is None else self.lifts[rows])
+
+    def ordinary(self, latents: Tensor) -> Tensor:
+        """Return decoded latents [T, r] with those of lifted tokens 0: they tell of no other."""
+        if self.lifts is None or not bool(self.lifts.any()):
+            return latents
+        return latents.masked_fill((self.lifts != 0)[:, None], 0.0)
 
 
 class TinyVAE(nn.Module):
@@ -106,6 +117,8 @@ class TinyVAE(nn.Module):
     Args:
         config: Geometry.
         known: Channels of other layers that the prior is given, see `TokenPrior`.
+        below: Decoded latents of lower layers that it is given.
+        table: The token table of another group, to be shared.
 
     Attributes:
         base_level: [PHASES, R] int16 level of each latent at rate 0.
@@ -114,6 +127,7 @@ class TinyVAE(nn.Module):
             residual of that token lies. Free side information, since the ids are known.
         token_offset: [V] int8 and
         age_offset: [AGES] int8: added to the rate of each token, see `tinyvae.offsets`.
+        first_place: [2] int16, there with `config.first`: what is added to the rate and to the levels of place 0.
         weights: [PHASES, MATCHES, SOURCES, R] float16: how much of each source's latent is expected again.
         centroids: [LEVELS, 2] float32: how far, in steps, the mean of bin 1 and of the bins above it
             lies below the bin's integer.
@@ -126,12 +140,16 @@ class TinyVAE(nn.Module):
     age_offset: Tensor
     weights: Tensor
     centroids: Tensor
+    first_place: Tensor | None
 
-    def __init__(self, config: TinyVAEConfig, known: int = 0) -> None:
+    def __init__(
+        self, config: TinyVAEConfig, known: int = 0, below: int = 0, table: TokenTable | None = None
+    ) -> None:
         super().__init__()
         self.config = config
         sizes = (config.vocab_size, config.prior_rank, config.prior_taps, config.prior_width)
-        self.prior = TokenPrior(*sizes, config.channels, config.prior_layers, known)
+        own = {"below": below, "first": config.first, "table": table}
+        self.prior = TokenPrior(*sizes, config.channels, config.prior_layers, known, **own)
         self.transform = Transform(config.blocks, config.rank)
         self.predictor = Predictor(config.rank, config.predictor_width) if config.predictor_width else None
         self.register_buffer("base_level", torch.zeros(PHASES, config.rank, dtype=torch.int16))
@@ -141,7 +159,9 @@ class TinyVAE(nn.Module):
         self.register_buffer("age_offset", torch.zeros(AGES, dtype=torch.int8))
         self.register_buffer("weights", torch.zeros(PHASES, MATCHES, SOURCES, config.rank, dtype=torch.float16))
         self.register_buffer("centroids", torch.zeros(LEVELS, 2))
+        self.register_buffer("first_place", torch.zeros(2, dtype=torch.int16) if config.first else None)
         self._unmixed: Tensor | None = None
+        self._moving: Tensor | None = None
         self._joined: Tensor | None = None
 
     def begin_training(self, *, with_synthesis: bool) -> None:
@@ -160,21 +180,24 @@ class TinyVAE(nn.Module):
         if self.predictor is not None:
             self.predictor.end_training()
             as_buffer(self, "weights", torch.float16)
-        self._unmixed = self._joined = None
+        self._unmixed = self._moving = self._joined = None
 
     def rates(self, token_ids: Tensor, rate: int) -> Tensor:
         """Return the rate index [N] int32 of each token of a whole session, ids [N] int64, at a rate index."""
         offsets = self.token_offset[token_ids].int() + self.age_offset[age_classes(len(token_ids))].int()
+        if self.first_place is not None and len(offsets):
+            offsets[0] = int(self.first_place[0])
         return offsets + rate
 
-    def levels(self, token_ids: Tensor, rates: Tensor) -> Tensor:
+    def levels(self, token_ids: Tensor, rates: Tensor, lifts: Tensor | None = None) -> Tensor:
         """Return the level of every symbol, [T, r] int32, from integers alone; negative is not coded.
 
         Args:
             token_ids: [T] int64.
             rates: [T] int32 rate index of each token.
+            lifts: [T] int32, see `Context`.
         """
-        active = self.active_rank(rates)
+        active = self.active_rank(rates, lifts)
         out = torch.empty(len(token_ids), active, dtype=torch.int32)
         for phase in phases(token_ids):
             of_token = (
@@ -182,28 +205,60 @@ class TinyVAE(nn.Module):
                 + self.match_level[phase.number][phase.matches]
                 + rates[phase.span]
             )
+            if lifts is not None:
+                of_token += lifts[phase.span]
             out[phase.span] = self.base_level[phase.number, :active].int() + of_token[:, None]
         lowest = rates.clamp(0, self.config.lowest_level)[:, None]
         return out.clamp_(max=LEVELS - 1).masked_fill_(out < lowest, -1)
 
-    def active_rank(self, rates: Tensor) -> int:
-        """Return how many leading latents can be coded at rates [T]: the others are zero for every token."""
+    def active_rank(self, rates: Tensor, lifts: Tensor | None = None) -> int:
+        """Return how many leading latents can be coded at rates and lifts [T]: the others are zero for every token."""
         highest = self.base_level.int() + self.match_level.int().amax(1, keepdim=True)
         most = int(rates.max()) if len(rates) else 0
         lowest = min(max(most, 0), self.config.lowest_level)
-        coded = torch.nonzero(highest.amax(0) + most + int(self.token_level.max()) >= lowest)
+        lifted = int((rates if lifts is None else rates + lifts).max()) if len(rates) else 0
+        coded = torch.nonzero(highest.amax(0) + max(most, lifted) + int(self.token_level.max()) >= lowest)
         return int(coded[-1]) + 1 if len(coded) else 0
 
-    def context(self, token_ids: Tensor, known: Tensor | None = None, rows: Tensor | None = None) -> Context:
+    def context(
+        self,
+        token_ids: Tensor,
+        known: Tensor | None = None,
+        rows: Tensor | None = None,
+        lifts: Tensor | None = None,
+    ) -> Context:
         """Return what the ids of a whole session tell about the tokens that the group holds.
 
         Args:
             token_ids: [N] int64.
             known: [N, C'] float32, see `TokenPrior`.
             rows: [T] int64, the positions of the group's tokens; all where None.
+            lifts: [N] int32, see `Context`, of tokens other than that at place 0.
         """
-        context = Context(token_ids, self.prior.hidden(token_ids, known))
+        context = Context(token_ids, self.prior.hidden(token_ids, known), self.lifts(token_ids, lifts))
         return context if rows is None or len(rows) == len(token_ids) else context[rows]
+
+    def lifts(self, token_ids: Tensor, lifts: Tensor | None) -> Tensor | None:
+        """Return the lifts [N] int32 of the tokens of a session with that of place 0; None where all are ordinary."""
+        if self.first_place is None or not len(token_ids):
+            return lifts
+        found = torch.zeros(len(token_ids), dtype=torch.int32) if lifts is None else lifts.clone()
+        found[0] += int(self.first_place[1])
+        return found
+
+    def given(self, context: Context, latents: Tensor, below: Tensor | None) -> tuple[Context, Tensor]:
+        """Return context and latents [T, R] once decoded latents [T, B] of lower layers are known."""
+        if below is None or self.prior.below is None:
+            return context, latents
+        hidden = self.prior.with_below(context.hidden, below)
+        moved = replace(context, hidden=hidden)
+        return moved, latents - (hidden - context.hidden) @ self.moving
+
+    def below(self, context: Context, below: Tensor | None) -> Context:
+        """Return the context once decoded latents [T, B] of lower layers are known."""
+        if below is None or self.prior.below is None:
+            return context
+        return replace(context, hidden=self.prior.with_below(context.hidden, below))
 
     def analyse(self, context: Context, channels: Tensor) -> Tensor:
         """Return latents [T, R] of channels [T, C] around the prior's expectation, float32."""
@@ -211,16 +266,20 @@ class TinyVAE(nn.Module):
 
     def quantize(self, latents: Tensor, context: Context, rates: Tensor) -> tuple[Tensor, Tensor]:
         """Return symbols and levels, both [T, r] int32, r the active rank, of latents [T, R] at rates [T]."""
-        levels, step = self.levels(context.token_ids, rates), steps_at(self.config.reference_step, rates)
-        symbols = torch.zeros_like(levels)
+        return self.quantized(latents, context, rates)[:2]
+
+    def quantized(self, latents: Tensor, context: Context, rates: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the same and what is decoded of them, [T, r] float32."""
+        levels = self.levels(context.token_ids, rates, context.lifts)
+        symbols, step = torch.zeros_like(levels), steps_at(self.config.reference_step, rates)
 
         def round_phase(phase: Phase, predicted: Tensor) -> Tensor:
             rest = latents[phase.span, : levels.shape[1]] - predicted
             symbols[phase.span] = found = quantize(rest, step[phase.span], levels[phase.span])
             return found
 
-        self.reconstruct(context, rates, levels, round_phase)
-        return symbols, levels
+        decoded = self.reconstruct(context, rates, levels, round_phase)
+        return symbols, levels, decoded
 
     def dequantize(self, symbols: Tensor, context: Context, rates: Tensor, levels: Tensor) -> Tensor:
         """Return latents [T, r] float32 of symbols [T, r] int32, the context, rates [T] and levels [T, r] int32."""
@@ -240,10 +299,14 @@ class TinyVAE(nn.Module):
         tokens, active = levels.shape
         step = steps_at(self.config.reference_step, rates)
         decoded = torch.zeros(tokens + 1, active)  # the last row stands for sources that do not exist
+        lifted = None if context.lifts is None or not bool(context.lifts.any()) else context.lifts != 0
+        shown = decoded if lifted is None else torch.zeros_like(decoded)
         for phase in phases(context.token_ids):
-            predicted, span = self.predicted(decoded, phase, context, rates), phase.span
+            predicted, span = self.predicted(shown, phase, context, rates), phase.span
             rest = dequantize(symbols_of(phase, predicted), step[span], levels[span], self.centroids)
             decoded[:-1][span] = predicted + rest
+            if lifted is not None:
+                shown[:-1][span] = decoded[:-1][span].masked_fill(lifted[span][:, None], 0.0)
         return decoded[:-1]
 
     def predicted(self, decoded: Tensor, phase: Phase, context: Context, rates: Tensor) -> Tensor:
@@ -287,6 +350,13 @@ class TinyVAE(nn.Module):
             self._unmixed = self.prior.outward.dense @ analysis
         return self._unmixed
 
+    @property
+    def moving(self) -> Tensor:
+        """[H, R] float32, the same to all latents: how they move when lower layers tell more; made once."""
+        if self._moving is None or self.prior.is_training:
+            self._moving = self.prior.outward.dense @ self.transform.analysis
+        return self._moving
+
     def synthesise(self, context: Context, latents: Tensor) -> Tensor:
         """Return channels [T, C] float32 from the prior's expectation and latents [T, r]."""
         (channels,) = self.synthesise_parts(context, latents, [self.config.channels])
@@ -312,5 +382,5 @@ class TinyVAE(nn.Module):
         return self._joined
 
     def _load_from_state_dict(self, *arguments: object) -> None:
-        self._unmixed = self._joined = None
+        self._unmixed = self._moving = self._joined = None
         super()._load_from_state_dict(*arguments)

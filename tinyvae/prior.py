@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -29,6 +28,9 @@ CONTEXTS = 1 + len(REACHES_TOKENS)
 
 PAST_DIRECTIONS = 64
 """Directions of known channels that are looked at in the past. A quarter of the bundled model's: 1 to 6 % more bits."""
+
+BELOW_LAGS = 2
+"""Decoded latents of lower layers are given of the token and of the one before it."""
 
 MEAN_BLOCK = 64
 
@@ -168,7 +170,7 @@ class TokenPrior(nn.Module):
 
     The token and its predecessors are looked up in a low-rank table and mixed into a few hidden units (a linear
     regression of low rank on a low-rank table, which closed forms can fit), causal layers may follow, and one matrix
-    turns hidden units into channels.
+    turns hidden units into channels. What has been decoded of lower layers adds to the hidden units last.
 
     Args:
         vocab_size: V.
@@ -178,24 +180,45 @@ class TokenPrior(nn.Module):
         channels: C.
         layers: Causal layers, learned; 0 for a prior in closed form.
         known: Channels known at no bits, C'; 0 where no layer is.
+        below: Decoded latents of lower layers that are given, B.
+        first: Whether the token at place 0, which sees no other, has a constant and a mixing of its own. Its hidden
+            units then begin with an indicator.
+        table: The token table of another prior, to be shared; None for one of its own.
 
     Attributes:
         bias: [C] float32.
     """
 
     bias: Tensor
+    table: TokenTable
 
     def __init__(
-        self, vocab_size: int, rank: int, taps: int, width: int, channels: int, layers: int = 0, known: int = 0
+        self,
+        vocab_size: int,
+        rank: int,
+        taps: int,
+        width: int,
+        channels: int,
+        layers: int = 0,
+        known: int = 0,
+        *,
+        below: int = 0,
+        first: bool = False,
+        table: TokenTable | None = None,
     ) -> None:
         super().__init__()
-        self.taps = taps
-        self.table = TokenTable(vocab_size, rank)
+        self.taps, self.owns_table = taps, table is None
+        if table is None:
+            self.table = TokenTable(vocab_size, rank)
+        else:  # not registered: it is saved and trained with the prior that owns it
+            self.__dict__["table"] = table
         self.inward = StoredMatrix(taps * rank, width, 6)
         self.past = StoredMatrix(known, min(known, PAST_DIRECTIONS), 8) if known else None
         self.known = StoredMatrix(known + CONTEXTS * self.past.columns, width, 8) if self.past else None
+        self.below = StoredMatrix(BELOW_LAGS * below, width, 8) if below else None
+        self.first = StoredMatrix(rank, width, 8) if first else None
         self.blocks = nn.ModuleList(CausalBlock(width, BLOCK_TAPS) for _ in range(layers))
-        self.outward = RankedMatrix(width, channels, SHARP_UNITS)
+        self.outward = RankedMatrix(width + first, channels, SHARP_UNITS)
         self.register_buffer("bias", torch.zeros(channels))
 
     def begin_training(self) -> None:
@@ -211,9 +234,10 @@ class TokenPrior(nn.Module):
             part.end_training()
 
     def _parts(self) -> Iterator[Any]:
-        yield from (self.table, self.inward, self.outward, *self.blocks)
-        if self.past is not None and self.known is not None:
-            yield from (self.past, self.known)
+        if self.owns_table:
+            yield self.table
+        yield from (self.inward, self.outward, *self.blocks)
+        yield from (part for part in (self.past, self.known, self.below, self.first) if part is not None)
 
     def features(self, token_ids: Tensor) -> Tensor:
         """Return the regressors [T, K * r] of token ids [T] int64."""
@@ -229,16 +253,35 @@ class TokenPrior(nn.Module):
         return self.expected(self.hidden(token_ids, known))
 
     def hidden(self, token_ids: Tensor, known: Tensor | None = None) -> Tensor:
-        """Return hidden units [T, H] float32, which are all that the prior has to say of each token."""
+        """Return hidden units [N, H] float32 of a whole session: what is to say of each token before any is decoded.
+
+        With a prior of the first place they are [N, 1 + H], the indicator before the others.
+        """
         hidden = self.features(token_ids) @ self.inward.dense
         if self.past is not None and self.known is not None:
             assert known is not None
+            known = without_first(known) if self.first is not None else known
             present, past = self.known.dense[: known.shape[1]], self.known.dense[known.shape[1] :]
             hidden = torch.addmm(hidden, known, present)
             hidden = torch.addmm(hidden, torch.cat([*contexts(known @ self.past.dense)], 1), past)
         for layer in self.blocks:
             hidden = layer(hidden)
-        return hidden
+        return hidden if self.first is None else self._with_first(hidden, token_ids)
+
+    def _with_first(self, hidden: Tensor, token_ids: Tensor) -> Tensor:
+        assert self.first is not None
+        opening = self.table.rows(token_ids[:1]) @ self.first.dense
+        indicator = (torch.arange(len(hidden)) == 0).to(hidden.dtype)[:, None]
+        return torch.cat([indicator, torch.cat([opening, hidden[1:]])], 1)
+
+    def with_below(self, hidden: Tensor, below: Tensor) -> Tensor:
+        """Return hidden units [T, ·] of the tokens of a group with what decoded latents [T, B] of lower layers add."""
+        if self.below is None:
+            return hidden
+        added = lagged(below, BELOW_LAGS) @ self.below.dense
+        if self.first is None:
+            return hidden + added
+        return torch.cat([hidden[:, :1], hidden[:, 1:] + added * (1 - hidden[:, :1])], 1)
 
     def expected(self, hidden: Tensor) -> Tensor:
         """Return the channels [T, C] float32 that hidden units [T, H] stand for."""
@@ -246,165 +289,32 @@ class TokenPrior(nn.Module):
 
     @property
     def mixing(self) -> Tensor:
-        """The matrix from all regressors, those of known channels last, to hidden units, float32."""
-        return self.inward.dense if self.known is None else torch.cat([self.inward.dense, self.known.dense])
+        """The matrix from all regressors to hidden units, float32: of tokens, known channels, lower latents."""
+        return torch.cat([part.dense for part in (self.inward, self.known, self.below) if part is not None])
+
+    @property
+    def units(self) -> Tensor:
+        """The matrix [H, C] from hidden units to channels, the row of the first place left out, float32."""
+        return self.outward.dense if self.first is None else self.outward.dense[1:]
 
     @torch.no_grad()
     def store(self, inward: Tensor, outward: Tensor) -> None:
-        """Keep what `Moments.factored` found."""
-        of_tokens = len(self.inward.scales)
-        self.inward.store(inward[:of_tokens])
-        if self.known is not None:
-            self.known.store(inward[of_tokens:])
-        self.outward.store(outward)
+        """Keep what `Moments.factored` found; the row of the first place is 0 until `store_first`."""
+        start = 0
+        for part in (self.inward, self.known, self.below):
+            if part is not None:
+                part.store(inward[start : start + len(part.scales)])
+                start += len(part.scales)
+        self.outward.store(outward if self.first is None else torch.cat([torch.zeros(1, outward.shape[1]), outward]))
+
+    @torch.no_grad()
+    def store_first(self, mixing: Tensor, constant: Tensor) -> None:
+        """Keep the mixing [r, H] of the token at place 0 and the constant [C] that its channels have instead of `bias`."""
+        assert self.first is not None
+        self.first.store(mixing)
+        self.outward.store(torch.cat([(constant - self.bias)[None], self.outward.dense[1:]]))
 
 
-@dataclass(slots=True)
-class TokenMeans:
-    """Running sums of channels by token id, for the token table.
-
-    Attributes:
-        sums: [V, C] float32.
-        counts: [V] float32.
-    """
-
-    sums: Tensor
-    counts: Tensor
-
-    @classmethod
-    def empty(cls, vocab_size: int, channels: int) -> TokenMeans:
-        """Return zero sums."""
-        return cls(torch.zeros(vocab_size, channels), torch.zeros(vocab_size))
-
-    def add(self, token_ids: Tensor, channels: Tensor) -> None:
-        """Add one session: ids [T] int64 and channels [T, C] float32."""
-        self.sums.index_add_(0, token_ids, channels)
-        self.counts.index_add_(0, token_ids, torch.ones_like(token_ids, dtype=torch.float32))
-
-    def table(self, rank: int, scale: Tensor, shrinkage: float = 4.0) -> Tensor:
-        """Return the low-rank token table [V, rank] float32.
-
-        Token means are shrunk towards the overall mean by their count, weighted per channel by
-        `scale` [C] and by the root of their frequency, and cut to the leading singular vectors.
-        """
-        mean = self.sums.sum(0) / self.counts.sum().clamp(min=1)
-        deviation = (self.sums - self.counts[:, None] * mean) / (self.counts[:, None] + shrinkage) * scale
-        weighted = deviation * self.counts.sqrt()[:, None]
-        _, vectors = torch.linalg.eigh(weighted.T @ weighted)
-        basis = vectors[:, -min(rank, vectors.shape[1]) :].flip(1)
-        table: Tensor = deviation @ basis
-        return table / table.std(0).clamp(min=1e-8)
-
-
-@dataclass(slots=True)
-class Moments:
-    """Second moments of regressors and channels, enough for the regression and its residual.
-
-    Attributes:
-        ff: [F + 1, F + 1] float64 sum of outer products of regressors (last one constant).
-        fx: [F + 1, C] float64 cross products.
-        xx: [C, C] float64 of channels.
-        tokens: Number of tokens added.
-        known: Regressors behind those of the token table; each has a scale of its own.
-    """
-
-    ff: Tensor
-    fx: Tensor
-    xx: Tensor
-    tokens: int = 0
-    known: int = 0
-
-    def narrowed(self, past: Tensor) -> Moments:
-        """Return the moments with the known channels of each context times a matrix [C', D]."""
-        channels, directions = past.shape
-        same = len(self.ff) - 1 - CONTEXTS * channels
-        wide = torch.zeros(len(self.ff), same + CONTEXTS * directions + 1, dtype=torch.float64)
-        wide[:same, :same] = torch.eye(same)
-        for number in range(CONTEXTS):
-            row, column = same + number * channels, same + number * directions
-            wide[row : row + channels, column : column + directions] = past
-        wide[-1, -1] = 1.0
-        known = self.known - CONTEXTS * (channels - directions)
-        return Moments(wide.T @ self.ff @ wide, wide.T @ self.fx, self.xx, self.tokens, known)
-
-    @classmethod
-    def empty(cls, features: int, channels: int, known: int = 0) -> Moments:
-        """Return zero moments of `features` regressors, `known` of them known channels."""
-        sizes = ((features + 1, features + 1), (features + 1, channels), (channels, channels))
-        ff, fx, xx = (torch.zeros(size, dtype=torch.float64) for size in sizes)
-        return cls(ff, fx, xx, known=known)
-
-    def add(self, features: Tensor, channels: Tensor) -> None:
-        """Add one session: regressors [T, F] and channels [T, C], float32."""
-        f = torch.cat([features, features.new_ones(len(features), 1)], 1)
-        self.ff += (f.T @ f).double()
-        self.fx += (f.T @ channels).double()
-        self.xx += (channels.T @ channels).double()
-        self.tokens += len(features)
-
-    def solve(self, ridge: float = 1e-3) -> tuple[Tensor, Tensor]:
-        """Return weight [F, C] and bias [C] of the ridge regression, float32."""
-        energy = self.ff.diagonal().clone()
-        of_tokens = len(energy) - 1 - self.known
-        # Columns of the token table are alike in scale; known channels are not, and a common penalty would hide some.
-        energy[:of_tokens] = torch.cat([energy[:of_tokens], energy[-1:]]).mean()
-        energy[-1] = 0.0  # the constant is free
-        solution = torch.linalg.solve(self.ff + ridge * energy.diag(), self.fx)
-        return solution[:-1].float(), solution[-1].float()
-
-    def past_directions(self, channels: int, metric: Tensor) -> Tensor:
-        """Return the directions [C', D] of known channels whose past tells most, float32.
-
-        The regressors are those of the token table, the known channels, and these in each context. Where the
-        weights of all contexts, seen in the metric and against the spread of the channels, have most energy.
-
-        Args:
-            channels: C'.
-            metric: [C, C] float64 positive definite, the weight of the squared error.
-        """
-        first = len(self.ff) - 1 - self.known
-        here = slice(first, first + channels)
-        spread = self.ff[here, here] - torch.outer(self.ff[here, -1], self.ff[-1, here]) / max(
-            1.0, float(self.ff[-1, -1])
-        )
-        root = torch.linalg.cholesky(spread + 1e-6 * spread.diagonal().diag() + 1e-9 * torch.eye(channels))
-        weights = self.solve()[0].double()[first + channels :].view(CONTEXTS, channels, -1)
-        energy = torch.zeros_like(spread)
-        for weight in weights:
-            energy += root.T @ weight @ metric @ weight.T @ root
-        _, vectors = torch.linalg.eigh(energy)
-        chosen = torch.linalg.solve(root.T, vectors[:, -min(channels, PAST_DIRECTIONS) :].flip(1))
-        # Orthogonal where channels have unit spread: the ridge goes on holding back what hardly varies.
-        scale = spread.diagonal().sqrt().clamp(min=1e-12)[:, None]
-        found: Tensor = torch.linalg.qr(scale * chosen)[0] / scale
-        return (found / found.abs().amax()).float()
-
-    def factored(self, metric: Tensor, width: int, ridge: float = 1e-3) -> tuple[Tensor, Tensor]:
-        """Return inward [F, H] and outward [H, C], float32: the regression of rank H (Izenman 1975).
-
-        Of all matrices of that rank their product leaves the least error in the metric.
-
-        Args:
-            metric: [C, C] float64 positive definite, the weight of the squared error.
-            width: H.
-            ridge: Penalty of the regression.
-        """
-        weight, _ = self.solve(ridge)
-        centred = self.ff[:-1, :-1] - torch.outer(self.ff[:-1, -1], self.ff[-1, :-1]) / max(1.0, float(self.ff[-1, -1]))
-        fitted = weight.double().T @ centred @ weight.double()
-        values, vectors = torch.linalg.eigh(metric)
-        root, inverse = (vectors * values.sqrt()) @ vectors.T, (vectors * values.rsqrt()) @ vectors.T
-        _, basis = torch.linalg.eigh(root @ fitted @ root)
-        basis = basis[:, -width:].flip(1)
-        return (weight.double() @ (root @ basis)).float(), (basis.T @ inverse).float()
-
-    def constant(self, weight: Tensor) -> Tensor:
-        """Return the bias [C] float32 that leaves no mean error beside a weight [F, C]."""
-        count = max(1.0, float(self.ff[-1, -1]))
-        return ((self.fx[-1] - self.ff[-1, :-1] @ weight.double()) / count).float()
-
-    def residual_covariance(self, weight: Tensor, bias: Tensor) -> Tensor:
-        """Return the covariance [C, C] float64 of what the regression leaves."""
-        b = torch.cat([weight, bias[None]]).double()
-        cross = b.T @ self.fx
-        return (self.xx - cross - cross.T + b.T @ self.ff @ b) / max(1, self.tokens)
+def without_first(rows: Tensor) -> Tensor:
+    """Return rows [N, C] with the first of them 0: what stands first is like no other place and tells of none."""
+    return torch.cat([torch.zeros_like(rows[:1]), rows[1:]])

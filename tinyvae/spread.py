@@ -20,11 +20,22 @@ Rows = Sequence[tuple[Tensor, Context]]
 CALIBRATION_RATE = 40
 """Rate at which neighbours are decoded here, in the middle of what is used."""
 
-_WIDE = LEVELS - CALIBRATION_RATE - 1
 RIDGE = 0.01
 
+LOWEST_OPENING, HIGHEST_OPENING = 16, 127
+"""The token at place 0 may lie so many levels below or above the others; an unusual one can be wider than those seen.
+"""
 
-def calibrate_group(vae: TinyVAE, sessions: Rows, sample_rows: int, *, predict: bool = True) -> Tensor:
+
+def calibrate_group(
+    vae: TinyVAE,
+    sessions: Rows,
+    sample_rows: int,
+    *,
+    predict: bool = True,
+    rate: int = CALIBRATION_RATE,
+    sink: bool = False,
+) -> Tensor:
     """Fit weights and levels of a group in place and return normalised samples [S] float32 for the tables.
 
     Args:
@@ -33,8 +44,17 @@ def calibrate_group(vae: TinyVAE, sessions: Rows, sample_rows: int, *, predict: 
         sessions: Latents and context of sessions that those have not seen.
         sample_rows: Rows of latents whose values are returned.
         predict: Whether latents are predicted from decoded ones; without, each stands for itself.
+        rate: Rate at which neighbours are decoded here.
+        sink: Whether the first token of each session stands at place 0 and is like no other: it has a level of its own.
     """
-    vae.base_level.fill_(_WIDE)  # nothing is dropped while it is measured
+    openings = [(latents[:1], context.token_ids[:1]) for latents, context in sessions] if sink else []
+    if sink:
+        later = [slice(1, None)] * len(sessions)
+        sessions = [
+            (latents[rows], Context(context.token_ids[rows], context.hidden[rows]))
+            for (latents, context), rows in zip(sessions, later, strict=True)
+        ]
+    vae.base_level.fill_(LEVELS - rate - 1)  # nothing is dropped while it is measured
     vae.match_level.zero_()
     vae.token_level.zero_()
     vae.centroids.zero_()
@@ -43,8 +63,8 @@ def calibrate_group(vae: TinyVAE, sessions: Rows, sample_rows: int, *, predict: 
         if vae.predictor is not None:
             vae.predictor.silence()
     elif vae.predictor is None:
-        vae.weights.copy_(prediction_weights(vae, sessions))
-    rest, ids, places = _innovations(vae, sessions)
+        vae.weights.copy_(prediction_weights(vae, sessions, rate))
+    rest, ids, places = _innovations(vae, sessions, rate)
     power = [rest[places[:, 0] == phase].square().mean(0).clamp(min=1e-24) for phase in range(PHASES)]
     normal = rest * torch.stack(power).rsqrt()[places[:, 0]]
     token_level = token_levels(normal, ids, vae.config.vocab_size)
@@ -59,11 +79,26 @@ def calibrate_group(vae: TinyVAE, sessions: Rows, sample_rows: int, *, predict: 
         normal[places[:, 0] == phase] = rest[places[:, 0] == phase] / deviation
     vae.token_level.copy_(token_level)
     vae.match_level.copy_(match_level)
+    if openings and vae.first_place is not None:
+        vae.first_place[1] = opening_level(vae, openings)
     pick = torch.randperm(len(normal), generator=torch.Generator().manual_seed(0))[:sample_rows]
     return normal[pick, : leading_latents(normal.shape[1])].flatten()
 
 
-def prediction_weights(vae: TinyVAE, sessions: Rows) -> Tensor:
+def opening_level(vae: TinyVAE, openings: Sequence[tuple[Tensor, Tensor]]) -> int:
+    """Return how many levels the latents [1, R] at place 0, given with their token id [1], lie above other tokens'."""
+    octaves = vae.base_level[0].float() / LEVELS_PER_OCTAVE + LOWEST_SCALE_LOG2
+    spread = vae.config.reference_step * torch.exp2(octaves)
+    leading = leading_latents(vae.config.rank)
+    energy = []
+    for latents, token_ids in openings:
+        of_id = torch.exp2(vae.token_level[token_ids].float() / LEVELS_PER_OCTAVE)
+        energy.append(float((latents[0, :leading] / spread[:leading] / of_id).square().mean()))
+    found = 0.5 * LEVELS_PER_OCTAVE * float(torch.tensor(energy).mean().clamp(min=1e-12).log2())
+    return round(min(max(found, -LOWEST_OPENING), HIGHEST_OPENING))
+
+
+def prediction_weights(vae: TinyVAE, sessions: Rows, rate: int = CALIBRATION_RATE) -> Tensor:
     """Return [PHASES, MATCHES, SOURCES, R] float32: for each latent the ridge regression on the same latent's sources.
 
     One number a source and latent: a full matrix gains a further tenth of what this gains and is larger than the codec.
@@ -72,7 +107,7 @@ def prediction_weights(vae: TinyVAE, sessions: Rows) -> Tensor:
     gram = torch.zeros(PHASES, MATCHES, rank, SOURCES, SOURCES)
     cross = torch.zeros(PHASES, MATCHES, rank, SOURCES)
     for latents, context in sessions:
-        step = step_at(vae.config.reference_step, CALIBRATION_RATE)
+        step = step_at(vae.config.reference_step, rate)
         rounded = quantize(latents, step, torch.zeros(1, 1)).float() * step
         decoded = torch.cat([rounded, torch.zeros(1, rank)])
         for phase in phases(context.token_ids):
@@ -91,10 +126,10 @@ def _add(gram: Tensor, cross: Tensor, phase: Phase, sources: Tensor, latents: Te
         cross[phase.number, match] += torch.einsum("snr,nr->rs", values, latents[chosen])
 
 
-def _innovations(vae: TinyVAE, sessions: Rows) -> tuple[Tensor, Tensor, Tensor]:
+def _innovations(vae: TinyVAE, sessions: Rows, rate: int) -> tuple[Tensor, Tensor, Tensor]:
     """Return what prediction leaves [N, R], token ids [N], and phase and match [N, 2] of all tokens."""
     rest, ids, places = list[Tensor](), list[Tensor](), list[Tensor]()
-    step = step_at(vae.config.reference_step, CALIBRATION_RATE)
+    step = step_at(vae.config.reference_step, rate)
     for latents, context in sessions:
         token_ids = context.token_ids
 
@@ -104,7 +139,7 @@ def _innovations(vae: TinyVAE, sessions: Rows) -> tuple[Tensor, Tensor, Tensor]:
             places.append(torch.stack([torch.full_like(phase.matches, phase.number), phase.matches], 1))
             return quantize(rest[-1], step, torch.zeros(1, 1))
 
-        rates = torch.full_like(token_ids, CALIBRATION_RATE, dtype=torch.int32)
+        rates = torch.full_like(token_ids, rate, dtype=torch.int32)
         vae.reconstruct(context, rates, vae.levels(token_ids, rates), keep)
     return torch.cat(rest), torch.cat(ids), torch.cat(places)
 

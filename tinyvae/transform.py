@@ -17,7 +17,27 @@ from tinyvae.weights import RankedMatrix, StoredMatrix
 SHARP_LATENTS = 64
 
 
-def sensitivity_weight(fisher: Tensor, exponent: float = 0.7, floor: float = 0.02) -> Tensor:
+EXACT_SIZE = 1024
+"""Matrices up to this size are decomposed in double precision; larger ones in single, in half the time."""
+
+
+def eigenvectors(matrix: Tensor) -> tuple[Tensor, Tensor]:
+    """Return eigenvalues [C], ascending, and eigenvectors [C, C] of a symmetric matrix, float64."""
+    narrow = matrix if len(matrix) <= EXACT_SIZE else matrix.float()
+    values, vectors = torch.linalg.eigh(narrow)
+    return values.double(), vectors.double()
+
+
+def square_roots(weight: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the root of a positive definite matrix [C, C] and the inverse of the root, float64."""
+    values, vectors = eigenvectors(weight.double())
+    values = values.clamp(min=float(values[-1]) * 1e-9)
+    return (vectors * values.sqrt()) @ vectors.T, (vectors * values.rsqrt()) @ vectors.T
+
+
+def sensitivity_weight(
+    fisher: Tensor, exponent: float = 0.7, floor: float = 0.02, mean: float | None = None
+) -> Tensor:
     """Turn a Fisher matrix into the weight of the squared error.
 
     Args:
@@ -25,29 +45,32 @@ def sensitivity_weight(fisher: Tensor, exponent: float = 0.7, floor: float = 0.0
         exponent: Power of the matrix; below 1 because the gradient at the exact cache underrates
             directions that matter once an error is there.
         floor: Share of the mean diagonal added to it.
+        mean: The mean diagonal over all groups of layers, where there are several: their weights are then in one unit.
 
     Returns:
-        [C, C] float64, symmetric positive definite, of mean eigenvalue 1.
+        [C, C] float64, symmetric positive definite, of mean eigenvalue 1; without that scale where `mean` is given.
     """
-    floored = fisher + floor * fisher.diagonal().mean() * torch.eye(len(fisher), dtype=fisher.dtype)
-    values, vectors = torch.linalg.eigh(floored)
+    typical = fisher.diagonal().mean() if mean is None else torch.tensor(mean, dtype=fisher.dtype)
+    floored = fisher + floor * typical * torch.eye(len(fisher), dtype=fisher.dtype)
+    values, vectors = eigenvectors(floored)
     powered = values.clamp(min=values[-1] * 1e-9) ** exponent
-    weight: Tensor = (vectors * (powered / powered.mean())) @ vectors.T
+    weight: Tensor = (vectors * (powered / (powered.mean() if mean is None else 1.0))) @ vectors.T
     return weight
 
 
-def weighted_klt(covariance: Tensor, weight: Tensor, rank: int) -> tuple[Tensor, Tensor, Tensor]:
+def weighted_klt(
+    covariance: Tensor, weight: Tensor, rank: int, roots: tuple[Tensor, Tensor] | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
     """Return analysis [C, R], synthesis [R, C] and latent variances [R], largest first, float64.
 
     Args:
         covariance: [C, C] float64 of the residual to be coded.
         weight: [C, C] float64 positive definite.
         rank: Number of latents kept.
+        roots: `square_roots` of the weight, where they are known.
     """
-    values, vectors = torch.linalg.eigh(weight)
-    root = (vectors * values.sqrt()) @ vectors.T
-    inverse_root = (vectors * values.rsqrt()) @ vectors.T
-    variances, basis = torch.linalg.eigh(root @ covariance @ root)
+    root, inverse_root = roots or square_roots(weight)
+    variances, basis = eigenvectors(root @ covariance @ root)
     kept = slice(-min(rank, len(variances)), None)
     basis = basis[:, kept].flip(1)
     return root @ basis, basis.T @ inverse_root, variances[kept].flip(0).clamp(min=0)

@@ -119,7 +119,7 @@ class Planner:
         score = require_scores(self.score, self.snapshot.tokens, self.scorer)
         worth = profile_of(self.scorer).worth(score, own_worth_log2(self.codec, self.snapshot)) ** HEDGE
         self.worth = worth / worth.mean().clamp(min=1e-300) if len(worth) else worth
-        self._latents = [self.codec.latents(self.snapshot, group) for group in range(len(self.codec.groups))]
+        self._latents = self.codec.analyse(self.snapshot)
         if self.demand.keep_fraction is None:
             self.kept, self.pruned = torch.ones(self.snapshot.tokens, dtype=torch.bool), self.snapshot
             return

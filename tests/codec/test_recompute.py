@@ -255,32 +255,15 @@ def test_trailing_means_are_those_of_a_loop_over_tokens(tokens: int, reach: int)
     assert torch.allclose(trailing_mean(rows, reach), torch.stack(expected) if expected else rows, atol=1e-5)
 
 
-def test_narrowed_moments_are_those_of_narrowed_regressors() -> None:
-    from tinyvae.prior import CONTEXTS, Moments, contexts
+def test_the_directions_looked_at_in_the_past_are_those_that_tell() -> None:
+    from tinyvae.moments import Moments
 
-    generator = torch.Generator().manual_seed(0)
-    known, tokens = torch.randn(200, 6, generator=generator), torch.randn(200, 3, generator=generator)
-    channels, past = torch.randn(200, 4, generator=generator), torch.randn(6, 2, generator=generator)
-    whole, narrow = Moments.empty(3 + (1 + CONTEXTS) * 6, 4, (1 + CONTEXTS) * 6), Moments.empty(9 + CONTEXTS * 2, 4)
-    whole.add(torch.cat([tokens, known, *contexts(known)], 1), channels)
-    narrow.add(torch.cat([tokens, known, *contexts(known @ past)], 1), channels)
-    found = whole.narrowed(past)
-    assert found.known == 6 + CONTEXTS * 2
-    assert torch.allclose(found.ff, narrow.ff, rtol=1e-4, atol=1e-3)
-    assert torch.allclose(found.fx, narrow.fx, rtol=1e-4, atol=1e-3)
-
-
-def test_the_directions_looked_at_in_the_past_are_those_that_tell(monkeypatch: pytest.MonkeyPatch) -> None:
-    from tinyvae import prior
-
-    monkeypatch.setattr(prior, "PAST_DIRECTIONS", 2)
     generator = torch.Generator().manual_seed(0)
     known = torch.randn(3000, 5, generator=generator)
-    before, lately = (part for number, part in enumerate(prior.contexts(known)) if number < 2)
-    channels = 2.0 * before[:, 1:2] + 3.0 * lately[:, 3:4] + 0.01 * torch.randn(3000, 1, generator=generator)
-    moments = prior.Moments.empty((1 + prior.CONTEXTS) * 5, 1, (1 + prior.CONTEXTS) * 5)
-    moments.add(torch.cat([known, *prior.contexts(known)], 1), channels)
-    directions = moments.past_directions(5, torch.eye(1, dtype=torch.float64))
+    channels = 2.0 * known[:, 1:2] + 3.0 * known[:, 3:4] + 0.01 * torch.randn(3000, 1, generator=generator)
+    moments = Moments.empty(5, 1, 5)
+    moments.add(known, channels)
+    directions = moments.directions(torch.eye(1, dtype=torch.float64), 2)
     assert directions.shape == (5, 2)
     shares = directions.square() / directions.square().sum()
     assert float(shares[[1, 3]].sum()) > 0.99

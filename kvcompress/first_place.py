@@ -1,0 +1,71 @@
+"""Place 0, which sees no other token: whether a model makes an attention sink of it, and what is fitted to it then.
+
+Its cache is a function of the token alone, so it can cost next to nothing, and much of the attention goes there, so an
+error in it costs more than elsewhere (Xiao et al., arXiv 2309.17453; Sun et al., 2402.17762). Whether it is so is
+measured: by the share of the squared gradients that falls on it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from tinyvae import TinyVAE
+from tinyvae.offsets import LARGEST_OFFSET
+from tinyvae.prior import TokenPrior
+from tinyvae.quantize import LEVELS_PER_OCTAVE
+
+PROPORTION = 16.0
+"""Place 0 is a sink where it carries so many times its share of the sensitivity."""
+
+SHRINKAGE = 8.0
+"""Sessions of the same opening token that its own mean counts for, against the regression on the table."""
+
+RIDGE = 1e-2
+
+
+def is_sink(shares: Tensor, tokens: float) -> bool:
+    """Tell whether place 0 carries a share of the sensitivity out of all proportion.
+
+    Args:
+        shares: [P] mean share of each of the first places.
+        tokens: Mean length of the sessions.
+    """
+    return bool(len(shares)) and float(shares[0]) * max(tokens, 1.0) > PROPORTION
+
+
+def opening_map(
+    prior: TokenPrior, token_ids: Tensor, channels: Tensor, openings: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Return the mixing [r, H] and the constant [C] that place 0 has in a prior, float32.
+
+    Args:
+        prior: Its table, units and bias are fitted.
+        token_ids: [n] int64, tokens seen alone.
+        channels: [n, C] float32, what each has where it stands first.
+        openings: Token ids that open the sessions; they count most.
+    """
+    weight = torch.ones(len(token_ids), dtype=torch.float64)
+    for token in openings.tolist():
+        weight[token_ids == token] += SHRINKAGE * len(token_ids) / max(1, len(openings))
+    weight /= weight.sum()
+    rows, wide = prior.table.rows(token_ids).double(), channels.double()
+    rows_mean, constant = weight @ rows, weight @ wide
+    centred, target = rows - rows_mean, wide - constant
+    gram = centred.T @ (weight[:, None] * centred)
+    floor = RIDGE * gram.diagonal().mean().clamp(min=1e-12) * torch.eye(len(gram), dtype=gram.dtype)
+    mapped = torch.linalg.solve(gram + floor, centred.T @ (weight[:, None] * target))
+    mixing = torch.linalg.lstsq(prior.units.double().T, mapped.T).solution.T
+    return mixing.float(), (constant - rows_mean @ mixing @ prior.units.double()).float()
+
+
+def fit_first_place(vae: TinyVAE, relative_worth: Sequence[float], exponent: float) -> None:
+    """Set how much finer place 0 is, from what an error there costs in units of other places' mean."""
+    assert vae.first_place is not None
+    if not relative_worth:
+        return
+    worth = max(1e-6, sum(relative_worth) / len(relative_worth))
+    levels = LEVELS_PER_OCTAVE * 0.5 * exponent * float(torch.tensor(worth).log2())
+    vae.first_place[0] = round(min(max(levels, 0.0), LARGEST_OFFSET))

@@ -1,0 +1,148 @@
+"""Second moments that closed forms are solved from: token means, and regressors beside channels."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from tinyvae.transform import eigenvectors, square_roots
+
+@dataclass(slots=True)
+class TokenMeans:
+    """Running sums of rows by token id, for the token table; only ids that were seen take memory.
+
+    Attributes:
+        ids: [n] int64, ascending: the ids that occur.
+        sums: [n, C] float32.
+        counts: [n] float32.
+    """
+
+    ids: Tensor
+    sums: Tensor
+    counts: Tensor
+
+    @classmethod
+    def empty(cls, ids: Tensor, width: int) -> TokenMeans:
+        """Return zero sums of rows of `width` numbers for token ids [n] int64, ascending."""
+        return cls(ids, torch.zeros(len(ids), width), torch.zeros(len(ids)))
+
+    def add(self, token_ids: Tensor, rows: Tensor) -> None:
+        """Add one session: ids [T] int64 and rows [T, C] float32."""
+        index = torch.searchsorted(self.ids, token_ids)
+        self.sums.index_add_(0, index, rows)
+        self.counts.index_add_(0, index, torch.ones_like(token_ids, dtype=torch.float32))
+
+    def table(self, vocab_size: int, rank: int, scale: Tensor, shrinkage: float = 4.0) -> Tensor:
+        """Return the low-rank token table [V, rank] float32; ids that were not seen have the mean, 0.
+
+        Token means are shrunk towards the overall mean by their count, weighted per column by
+        `scale` [C] and by the root of their frequency, and cut to the leading singular vectors.
+        """
+        mean = self.sums.sum(0) / self.counts.sum().clamp(min=1)
+        deviation = (self.sums - self.counts[:, None] * mean) / (self.counts[:, None] + shrinkage) * scale
+        weighted = deviation * self.counts.sqrt()[:, None]
+        _, vectors = torch.linalg.eigh(weighted.T @ weighted)
+        basis = vectors[:, -min(rank, vectors.shape[1]) :].flip(1)
+        table = torch.zeros(vocab_size, basis.shape[1]).index_copy_(0, self.ids, deviation @ basis)
+        return table / table.std(0).clamp(min=1e-8)
+
+
+@dataclass(slots=True)
+class Moments:
+    """Second moments of regressors and channels, enough for the regression and its residual.
+
+    Attributes:
+        ff: [F + 1, F + 1] float64 sum of outer products of regressors (last one constant).
+        fx: [F + 1, C] float64 cross products.
+        xx: [C, C] float64 of channels.
+        tokens: Number of tokens added.
+        known: Regressors behind those of the token table; each has a scale of its own.
+    """
+
+    ff: Tensor
+    fx: Tensor
+    xx: Tensor
+    tokens: int = 0
+    known: int = 0
+
+    @classmethod
+    def empty(cls, features: int, channels: int, known: int = 0) -> Moments:
+        """Return zero moments of `features` regressors, `known` of them known channels."""
+        sizes = ((features + 1, features + 1), (features + 1, channels), (channels, channels))
+        ff, fx, xx = (torch.zeros(size, dtype=torch.float64) for size in sizes)
+        return cls(ff, fx, xx, known=known)
+
+    def add(self, features: Tensor, channels: Tensor) -> None:
+        """Add one session: regressors [T, F] and channels [T, C], float32."""
+        f = torch.cat([features, features.new_ones(len(features), 1)], 1)
+        self.ff += (f.T @ f).double()
+        self.fx += (f.T @ channels).double()
+        self.xx += (channels.T @ channels).double()
+        self.tokens += len(features)
+
+    def solve(self, ridge: float = 1e-3) -> tuple[Tensor, Tensor]:
+        """Return weight [F, C] and bias [C] of the ridge regression, float32."""
+        energy = self.ff.diagonal().clone()
+        of_tokens = len(energy) - 1 - self.known
+        # Columns of the token table are alike in scale; known channels are not, and a common penalty would hide some.
+        energy[:of_tokens] = torch.cat([energy[:of_tokens], energy[-1:]]).mean()
+        energy = energy.clamp(min=1e-6 * float(energy.mean()) + 1e-12)  # a regressor may be 0 in every session
+        energy[-1] = 0.0  # the constant is free
+        solution = torch.linalg.solve(self.ff + ridge * energy.diag(), self.fx)
+        return solution[:-1].float(), solution[-1].float()
+
+    def directions(self, metric: Tensor, count: int) -> Tensor:
+        """Return the directions [F, count] of the regressors that tell most of the channels, float32.
+
+        Where the weights of the regression, seen in the metric and against the spread of the regressors, have most
+        energy.
+
+        Args:
+            metric: [C, C] positive definite, the weight of the squared error.
+            count: Directions.
+        """
+        total = max(1.0, float(self.ff[-1, -1]))
+        spread = self.ff[:-1, :-1] - torch.outer(self.ff[:-1, -1], self.ff[-1, :-1]) / total
+        floor = 1e-6 * spread.diagonal().diag() + 1e-9 * torch.eye(len(spread), dtype=spread.dtype)
+        root = torch.linalg.cholesky(spread + floor)
+        weight = root.T @ self.solve()[0].double()
+        _, vectors = eigenvectors(weight @ metric.double() @ weight.T)
+        chosen = torch.linalg.solve(root.T, vectors[:, -min(len(spread), count) :].flip(1))
+        # Orthogonal where channels have unit spread: the ridge goes on holding back what hardly varies.
+        scale = spread.diagonal().sqrt().clamp(min=1e-12)[:, None]
+        found: Tensor = torch.linalg.qr(scale * chosen)[0] / scale
+        return (found / found.abs().amax()).float()
+
+    def factored(
+        self, metric: Tensor, width: int, ridge: float = 1e-3, roots: tuple[Tensor, Tensor] | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Return inward [F, H] and outward [H, C], float32: the regression of rank H (Izenman 1975).
+
+        Of all matrices of that rank their product leaves the least error in the metric.
+
+        Args:
+            metric: [C, C] float64 positive definite, the weight of the squared error.
+            width: H.
+            ridge: Penalty of the regression.
+            roots: `square_roots` of the metric, where they are known.
+        """
+        weight, _ = self.solve(ridge)
+        centred = self.ff[:-1, :-1] - torch.outer(self.ff[:-1, -1], self.ff[-1, :-1]) / max(1.0, float(self.ff[-1, -1]))
+        fitted = weight.double().T @ centred @ weight.double()
+        root, inverse = roots or square_roots(metric)
+        _, basis = eigenvectors(root @ fitted @ root)
+        basis = basis[:, -width:].flip(1)
+        return (weight.double() @ (root @ basis)).float(), (basis.T @ inverse).float()
+
+    def constant(self, weight: Tensor) -> Tensor:
+        """Return the bias [C] float32 that leaves no mean error beside a weight [F, C]."""
+        count = max(1.0, float(self.ff[-1, -1]))
+        return ((self.fx[-1] - self.ff[-1, :-1] @ weight.double()) / count).float()
+
+    def residual_covariance(self, weight: Tensor, bias: Tensor) -> Tensor:
+        """Return the covariance [C, C] float64 of what the regression leaves."""
+        b = torch.cat([weight, bias[None]]).double()
+        cross = b.T @ self.fx
+        return (self.xx - cross - cross.T + b.T @ self.ff @ b) / max(1, self.tokens)
