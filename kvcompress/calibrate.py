@@ -1,118 +1,84 @@
-"""Find the coarsest rate of each quality word: encode, decode, resume, measure, on sessions kept out of the fit."""
+"""Find how each quality word is stored: the coarsest setting measured to keep it, on sessions that fitted nothing.
+
+Settings go from coarse to fine along two paths, latents by rate and then latents with a residual by rate, and end with
+the lossless codec, which holds by construction. `kvcompress.search` measures the candidates of a path on all sessions;
+what "holds" means is in `kvcompress.conformal`. Of the rates of a path that were measured on all sessions the promised
+one holds and so does every finer one (fixed-sequence testing): losses fall with the rate only on the whole, and a rate
+that holds between others that do not is luck. Nothing is assumed of the finest rate: where none of a path holds, the
+next path is taken.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from pathlib import Path as FilePath
 from typing import Any
 
-import torch
-from torch import Tensor
-
-from kvcompress.codec import HIGHEST_RATE, TinyVAECodec
+from kvcompress.codec import TinyVAECodec
+from kvcompress.conformal import sessions_needed
 from kvcompress.errors import InputError
-from kvcompress.fidelity import (
-    MIN_CONTINUATION_TOKENS,
-    TIERS,
-    Tier,
-    continuation_logits,
-    kl_nats,
-    short_context_logits,
-    top_agreement,
-)
-from kvcompress.hf.capture import capture
-from kvcompress.hf.restore import restore
-from kvcompress.snapshot import KVSnapshot
-
-MARGIN = 0.7
-"""Share of each bound that may be used up here, so that unseen sessions stay within it."""
+from kvcompress.fidelity import MIN_CONTINUATION_TOKENS, TIERS, Tier
+from kvcompress.promise import FALLBACK, INT8, LATENTS, LOSSLESS, RESIDUAL, Promise, Setting
+from kvcompress.search import Path, Progress, Sessions
+from kvcompress.trials import Bench, TrialSource, is_usable, trials_from_sessions
+from kvcompress.verdict import promise_of
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Trial:
-    """One session cut in two: its cache, what follows, and what the exact cache predicts there."""
-
-    snapshot: KVSnapshot
-    continuation: Tensor
-    exact: Tensor
-    short_kl_nats: float
+class TooFewSessionsError(InputError):
+    """Sessions are too few, or too short, for any promise."""
 
 
-@dataclass(frozen=True, slots=True)
-class Measured:
-    """Fidelity of one rate over all trials."""
-
-    kl_nats: float
-    context_lost: float
-    top1_agreement: float
-
-    def within(self, tier: Tier, margin: float) -> bool:
-        """Tell whether a share `margin` of the tier's bounds suffices."""
-        return (
-            self.kl_nats <= margin * tier.max_kl_nats
-            and self.context_lost <= margin * tier.max_context_lost
-            and 1 - self.top1_agreement <= margin * (1 - tier.min_top1_agreement)
-        )
-
-
-def prepare_trial(model: Any, token_ids: Tensor, continuation_tokens: int, tokenizer: Any = None) -> Trial:
-    """Cut a session before its last `continuation_tokens` tokens and measure the exact cache."""
-    cut = len(token_ids) - continuation_tokens
-    snapshot = capture(model, token_ids[:cut], tokenizer=tokenizer)
-    continuation = token_ids[cut:]
-    exact = continuation_logits(model, restore(snapshot, model), continuation, cut)
-    short = short_context_logits(model, token_ids[:cut], continuation)
-    return Trial(snapshot, continuation, exact, float(kl_nats(exact, short).mean()))
-
-
-def measure_rate(model: Any, codec: TinyVAECodec, trials: Sequence[Trial], rate: int) -> Measured:
-    """Measure a rate: means over sessions, context lost as the ratio of the sums."""
-    kl, top1 = [], []
-    for trial in trials:
-        cache = restore(codec.reconstruct(trial.snapshot, rate), model)
-        decoded = continuation_logits(model, cache, trial.continuation, trial.snapshot.tokens)
-        kl.append(float(kl_nats(trial.exact, decoded).mean()))
-        top1.append(top_agreement(trial.exact, decoded, 1))
-    worth = sum(trial.short_kl_nats for trial in trials)
-    return Measured(sum(kl) / len(kl), sum(kl) / worth if worth else 0.0, sum(top1) / len(top1))
-
-
-@torch.inference_mode()
-def calibrate_tiers(
+def calibrate(
     model: Any,
     codec: TinyVAECodec,
-    sessions: Sequence[Tensor],
+    trials: Sequence[TrialSource],
     *,
-    tokenizer: Any = None,
-    continuation_tokens: int = 192,
-    most_sessions: int = 20,
-    progress: Callable[[str, int, int], None] = lambda stage, done, total: None,
-) -> dict[str, int]:
-    """Return the coarsest rate index of each tier that held on the sessions, by bisection.
+    progress: Progress = lambda stage, done, total: None,
+    resume_file: FilePath | None = None,
+) -> dict[str, Promise]:
+    """Return what a codec can promise: each quality word, and a "fallback" where int8 is as good as transparent.
+
+    With 40 sessions about 300 measurements, each of which decodes a session and runs the model over its continuation.
+
+    Args:
+        model: The codec's model, in evaluation mode.
+        codec: The codec; it is not changed.
+        trials: Sessions that it was not fitted to, of the kind that it is for. Those of fewer than 64 further tokens
+            are left out. They are read one at a time, several times.
+        progress: Called with stage, done, total.
+        resume_file: Keeps each measurement, so that a run that was killed goes on. The caller removes it.
 
     Raises:
-        InputError: No session is long enough.
+        TooFewSessionsError: Fewer than 19 sessions can be used; the message says how many more are needed.
+        MismatchError: Codec, model and caches do not belong together.
     """
-    usable = [s for s in sessions if len(s) >= 2 * MIN_CONTINUATION_TOKENS][:most_sessions]
-    if not usable:
-        remedy = f"Give sessions of at least {2 * MIN_CONTINUATION_TOKENS} tokens"
-        raise InputError("no session is long enough to measure quality tiers on", remedy)
-    trials = []
-    for done, ids in enumerate(usable, 1):
-        trials.append(prepare_trial(model, ids, min(continuation_tokens, len(ids) // 2), tokenizer))
-        progress("exact caches", done, len(usable))
-    measured: dict[int, Measured] = {}
-    tiers: dict[str, int] = {}
-    for number, tier in enumerate(TIERS, 1):
-        low, high = 0, HIGHEST_RATE // 2  # the tier holds at `high` and above
-        while low < high:
-            middle = (low + high) // 2
-            if middle not in measured:
-                measured[middle] = measure_rate(model, codec, trials, middle)
-            if measured[middle].within(tier, MARGIN):
-                high = middle
-            else:
-                low = middle + 1
-        tiers[tier.name] = low
-        progress("tiers", number, len(TIERS))
-    return tiers
+    usable = [trial for trial in trials if is_usable(trial)]
+    require_enough(len(usable))
+    sessions, transparent, eight = Sessions(Bench(model, codec, usable, resume_file), progress), TIERS[0], Setting(INT8)
+    chosen: dict[str, Setting] = {}
+    for kind in (LATENTS, RESIDUAL):
+        left = [tier for tier in TIERS if tier.name not in chosen]
+        chosen |= Path(kind, sessions).coarsest(left) if left else {}
+    if len(chosen) < len(TIERS):
+        sessions.verify({Setting(LOSSLESS): list(TIERS)})
+    found = {tier.name: _promise(sessions, tier.name, tier, chosen.get(tier.name, Setting(LOSSLESS))) for tier in TIERS}
+    sessions.verify({eight: [transparent]})
+    if sessions.stress(eight, transparent) <= 1:
+        found[FALLBACK] = _promise(sessions, FALLBACK, transparent, eight)
+    return found
+
+
+def require_enough(sessions: int) -> None:
+    """Raise `TooFewSessionsError` unless so many usable sessions suffice for a promise."""
+    more, least = sessions_needed(sessions), 2 * MIN_CONTINUATION_TOKENS
+    if more:
+        what = f"{sessions} sessions of at least {least} tokens are too few to verify a quality on"
+        raise TooFewSessionsError(what, f"Give {more} more of at least {least} tokens")
+
+
+def _promise(sessions: Sessions, quality: str, tier: Tier, setting: Setting) -> Promise:
+    everyone = range(sessions.count)
+    return promise_of(quality, tier, setting, sessions.losses(setting, everyone), sessions.facts(everyone))
+
+
+__all__ = ["TooFewSessionsError", "calibrate", "require_enough", "trials_from_sessions"]

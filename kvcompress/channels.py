@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Protocol
 
 import torch
@@ -54,21 +55,46 @@ def layer_shapes(snapshot: KVSnapshot) -> tuple[LayerShape, ...]:
     )
 
 
-def group_layers(origin: Origin, shapes: Sequence[LayerShape], first: int = 0) -> tuple[tuple[int, ...], ...]:
+def group_layers(kinds: Sequence[str], shapes: Sequence[LayerShape], first: int = 0) -> tuple[tuple[int, ...], ...]:
     """Group neighbouring layers of one kind, at most `MAX_GROUP_CHANNELS` wide, from layer `first` on.
 
-    Layers of a group share their tokens, so a sliding-window layer never meets a full one.
+    Layers of a group share their tokens, so a sliding-window layer never meets a full one. Runs of layers that need
+    several groups are cut evenly.
+
+    Args:
+        kinds: Kind of every layer, as in `Origin.layer_kinds`.
+        shapes: Shape of every layer.
+        first: The first layer that is grouped.
     """
-    groups: list[list[int]] = []
+    groups: list[tuple[int, ...]] = []
+    run: list[int] = []
     for index in range(first, len(shapes)):
-        kind, shape = origin.layer_kinds[index], shapes[index]
-        last = groups[-1] if groups else None
-        width = shape.channels + sum(shapes[i].channels for i in last or ())
-        if last is not None and origin.layer_kinds[last[-1]] == kind and width <= MAX_GROUP_CHANNELS:
-            last.append(index)
+        if run and kinds[run[-1]] != kinds[index]:
+            groups += _cut_run(run, shapes)
+            run = []
+        run.append(index)
+    return tuple(groups + _cut_run(run, shapes))
+
+
+def _cut_run(run: Sequence[int], shapes: Sequence[LayerShape]) -> list[tuple[int, ...]]:
+    """Return the groups of neighbouring layers of one kind: as few as the width allows, and those about alike."""
+    filled = _filled(run, shapes)
+    each, longer = divmod(len(run), max(1, len(filled)))
+    starts = [number * each + min(number, longer) for number in range(len(filled) + 1)]
+    even = [tuple(run[start:end]) for start, end in pairwise(starts)]
+    fits = all(sum(shapes[i].channels for i in group) <= MAX_GROUP_CHANNELS for group in even)
+    return even if fits else filled
+
+
+def _filled(run: Sequence[int], shapes: Sequence[LayerShape]) -> list[tuple[int, ...]]:
+    """Fill groups one after another; a layer wider than the most is a group of its own."""
+    groups: list[list[int]] = []
+    for index in run:
+        if groups and sum(shapes[i].channels for i in [*groups[-1], index]) <= MAX_GROUP_CHANNELS:
+            groups[-1].append(index)
         else:
             groups.append([index])
-    return tuple(map(tuple, groups))
+    return [tuple(group) for group in groups]
 
 
 def group_positions(snapshot: KVSnapshot, layers: Sequence[int]) -> Tensor:

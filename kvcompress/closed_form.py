@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from kvcompress.channels import LayerShape, Rope
-from kvcompress.first_place import opening_map
 from kvcompress.lower import Lower
 from kvcompress.raw import raw_layers
 from kvcompress.recompute import Known
@@ -194,13 +193,9 @@ def solve_group(
         prior.past.store(reader.directions)
     prior.store(*moments.factored(weight.double(), units, roots=roots))
     # The stored weights are rounded: constant and covariance are those of what they really leave.
-    matrix = prior.mixing @ prior.units
+    matrix = prior.mixing @ prior.outward.dense
     prior.bias.copy_(moments.constant(matrix))
     covariance = moments.residual_covariance(matrix, prior.bias)
-    if sink:
-        ids, channels = shards.first_tokens(group.layers)
-        openings = torch.stack([shards.token_ids(number)[0] for number in range(len(shards))])
-        prior.store_first(*opening_map(prior, ids, channels, openings))
     _, synthesis, variances = weighted_klt(covariance, weight.double(), rank, roots)
     transform = Transform(group.blocks(_shapes(shards)), len(synthesis))
     transform.store(synthesis, block_metric(weight.double(), transform.blocks))

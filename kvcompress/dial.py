@@ -14,14 +14,12 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-import torch
-
 from kvcompress.codec import Codec, TinyVAECodec
 from kvcompress.container import Encoded, from_bytes, to_bytes
 from kvcompress.errors import InputError
 from kvcompress.files import WITHOUT_WEIGHTS
 from kvcompress.hf.restore import restore
-from kvcompress.measure import median_seconds
+from kvcompress.measure import median_seconds, prefill
 from kvcompress.sections import encoded_session
 from kvcompress.snapshot import KVSnapshot
 
@@ -118,15 +116,11 @@ def restore_seconds(model: Any, codec: Codec, data: bytes) -> float:
     return median_seconds(lambda: restore(codec.decode(from_bytes(data)), model, copy=False), REPEATS)
 
 
-@torch.inference_mode()
 def prefill_seconds(model: Any, snapshot: KVSnapshot) -> float:
     """Return the median seconds of running the whole model over the session's tokens."""
-    from kvcompress.resume import take_logits
-
     if not snapshot.tokens:
         return 0.0
-    ids = snapshot.token_ids[None].to(model.device)
-    return median_seconds(lambda: model(ids, use_cache=True, **take_logits(model, last_only=True)), REPEATS)
+    return median_seconds(lambda: prefill(model, snapshot.token_ids), REPEATS)
 
 
 def tokens_only(snapshot: KVSnapshot, codecs: Iterable[TinyVAECodec]) -> int:

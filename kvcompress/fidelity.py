@@ -18,7 +18,8 @@ import torch
 from torch import Tensor
 
 from kvcompress.errors import InputError
-from kvcompress.resume import feed, require_room, take_logits
+from kvcompress.hf.forward import run
+from kvcompress.resume import feed, require_room
 
 MIN_CONTINUATION_TOKENS = 64
 SHORT_CONTEXT_TOKENS = 32
@@ -224,7 +225,7 @@ def continuation_logits(model: Any, cache: Any, input_ids: Tensor, first_positio
 
 @torch.no_grad()
 def short_context_logits(
-    model: Any, token_ids: Tensor, continuation: Tensor, window_tokens: int = SHORT_CONTEXT_TOKENS
+    model: Any, token_ids: Tensor, continuation: Tensor, window_tokens: int = SHORT_CONTEXT_TOKENS, every: int = 1
 ) -> Tensor:
     """Return the predictions of the same positions by the model that sees only the last `window_tokens` tokens.
 
@@ -236,19 +237,21 @@ def short_context_logits(
         token_ids: [N] int64, the session.
         continuation: [T] int64.
         window_tokens: Tokens in sight, the one just fed included.
+        every: Positions 0, `every`, 2 `every` .. of the continuation only; each takes a pass of its own.
 
     Returns:
-        [T, V] float.
+        [T, V] float, or [ceil(T / every), V].
     """
     tokens = torch.cat([token_ids, continuation]).to(model.device)
     first_full = max(int(token_ids.numel()), window_tokens - 1)  # from here on a whole window fits
     rows = []
     if first_full > token_ids.numel():
         head = tokens[: min(first_full, tokens.numel())]
-        rows.append(_plain_forward(model, head[None], torch.arange(head.numel())[None])[0, token_ids.numel() :])
+        rows.append(_plain_forward(model, head[None], torch.arange(head.numel())[None])[0, token_ids.numel() :: every])
     if first_full < tokens.numel():
-        windows = tokens.unfold(0, window_tokens, 1)[first_full - window_tokens + 1 :]
-        positions = torch.arange(tokens.numel()).unfold(0, window_tokens, 1)[first_full - window_tokens + 1 :]
+        start = first_full - window_tokens + 1 + (int(token_ids.numel()) - first_full) % every
+        windows = tokens.unfold(0, window_tokens, 1)[start::every]
+        positions = torch.arange(tokens.numel()).unfold(0, window_tokens, 1)[start::every]
         for ids, at in zip(torch.split(windows, WINDOW_BATCH), torch.split(positions, WINDOW_BATCH), strict=True):
             rows.append(_plain_forward(model, ids, at, last_only=True)[:, -1])
     return torch.cat(rows)
@@ -295,10 +298,8 @@ def _plain_forward(model: Any, ids: Tensor, positions: Tensor, *, last_only: boo
     # The mask is explicit because transformers, given none, looks at the positions for several packed sequences.
     if model.training:
         raise InputError("the model is in training mode, where dropout changes every prediction", "Call model.eval()")
-    mask, positions = torch.ones_like(ids), positions.to(ids.device)
-    keep = take_logits(model, last_only)
-    logits: Tensor = model(input_ids=ids, position_ids=positions, attention_mask=mask, use_cache=False, **keep).logits
-    return logits
+    mask = torch.ones_like(ids)
+    return run(model, ids, position_ids=positions, attention_mask=mask, last_only=last_only)
 
 
 def _require_continuation(model: Any, token_ids: Tensor, continuation: Tensor, *, min_tokens: int) -> None:

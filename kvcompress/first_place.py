@@ -21,7 +21,7 @@ PROPORTION = 16.0
 """Place 0 is a sink where it carries so many times its share of the sensitivity."""
 
 SHRINKAGE = 8.0
-"""Sessions of the same opening token that its own mean counts for, against the regression on the table."""
+"""Sessions for each further opening token, against which their own mean is weighed beside that of all tokens."""
 
 RIDGE = 1e-2
 
@@ -36,29 +36,30 @@ def is_sink(shares: Tensor, tokens: float) -> bool:
     return bool(len(shares)) and float(shares[0]) * max(tokens, 1.0) > PROPORTION
 
 
-def opening_map(
-    prior: TokenPrior, token_ids: Tensor, channels: Tensor, openings: Tensor
-) -> tuple[Tensor, Tensor]:
-    """Return the mixing [r, H] and the constant [C] that place 0 has in a prior, float32.
+def fit_opening(prior: TokenPrior, token_ids: Tensor, channels: Tensor, openings: Tensor) -> None:
+    """Fit what a prior says of place 0: how the token there matters, and the constant that is left.
+
+    Where all sessions open with the same token, the constant is exact for it.
 
     Args:
         prior: Its table, units and bias are fitted.
-        token_ids: [n] int64, tokens seen alone.
+        token_ids: [n] int64, ascending, tokens seen alone.
         channels: [n, C] float32, what each has where it stands first.
-        openings: Token ids that open the sessions; they count most.
+        openings: Token ids that open the sessions, all of them among `token_ids`.
     """
-    weight = torch.ones(len(token_ids), dtype=torch.float64)
-    for token in openings.tolist():
-        weight[token_ids == token] += SHRINKAGE * len(token_ids) / max(1, len(openings))
-    weight /= weight.sum()
-    rows, wide = prior.table.rows(token_ids).double(), channels.double()
-    rows_mean, constant = weight @ rows, weight @ wide
-    centred, target = rows - rows_mean, wide - constant
-    gram = centred.T @ (weight[:, None] * centred)
+    rows, wide, units = prior.table.rows(token_ids).double(), channels.double(), prior.outward.dense.double()
+    centred, target = rows - rows.mean(0), wide - wide.mean(0)
+    gram = centred.T @ centred
     floor = RIDGE * gram.diagonal().mean().clamp(min=1e-12) * torch.eye(len(gram), dtype=gram.dtype)
-    mapped = torch.linalg.solve(gram + floor, centred.T @ (weight[:, None] * target))
-    mixing = torch.linalg.lstsq(prior.units.double().T, mapped.T).solution.T
-    return mixing.float(), (constant - rows_mean @ mixing @ prior.units.double()).float()
+    mapped = torch.linalg.solve(gram + floor, centred.T @ target)
+    mixing = torch.linalg.lstsq(units.T, mapped.T).solution.T.float()
+    prior.store_first(mixing, prior.bias)
+    assert prior.first is not None
+    left = wide - rows @ prior.first.dense.double() @ units
+    seen = torch.searchsorted(token_ids, openings)
+    trust = len(openings) / (len(openings) + SHRINKAGE * (len(openings.unique()) - 1))
+    constant = trust * left[seen].mean(0) + (1 - trust) * left.mean(0)
+    prior.store_first(mixing, constant.float())
 
 
 def fit_first_place(vae: TinyVAE, relative_worth: Sequence[float], exponent: float) -> None:

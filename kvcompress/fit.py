@@ -25,7 +25,7 @@ from kvcompress.channels import LayerShape, Rope, group_layers, group_positions
 from kvcompress.closed_form import Group, Solved, solve_group
 from kvcompress.codec import TinyVAECodec, rope_of
 from kvcompress.errors import InputError
-from kvcompress.first_place import fit_first_place, is_sink
+from kvcompress.first_place import fit_first_place, fit_opening, is_sink
 from kvcompress.geometry import Budget, model_bytes, prior_columns, prior_units, ranks
 from kvcompress.harvest import harvest
 from kvcompress.hf.sensitivity import cache_gradients
@@ -130,7 +130,7 @@ class Fitter:
         recompute, kinds = settings.recompute_layers, self.origin.layer_kinds
         require_coded_layers(recompute, len(self.shapes))
         self.groups: list[Group] = []
-        for layers in group_layers(self.origin, self.shapes, recompute + 1 if recompute else 0):
+        for layers in group_layers(kinds, self.shapes, recompute + 1 if recompute else 0):
             known = Known.of(layers[0], recompute, kinds)
             self.groups.append(Group.after(self.groups, layers, known, self.shapes))
         self.budget = Budget(settings.codec_share * model_bytes(shards), self.vocab_size, self.groups, self.shapes)
@@ -172,11 +172,12 @@ class Fitter:
         found = self.working.tensors("sensitivity", self._gather_sensitivity)
         self.sink = bool(found["sink"])
         self.place_shares = found["place_shares"]
-        fishers = [found[f"fisher.{number}"].double() for number in range(len(self.groups))]
-        floor = sum(float(f.diagonal().sum()) for f in fishers) / sum(map(len, fishers))
-        weights = [sensitivity_weight(f, self.settings.fisher_exponent, mean=floor) for f in fishers]
+        fishers = [found[f"fisher.{number}"] for number in range(len(self.groups))]
+        floor = sum(float(f.diagonal().double().sum()) for f in fishers) / sum(map(len, fishers))
+        exponent = self.settings.fisher_exponent
+        weights = [sensitivity_weight(f.double(), exponent, mean=floor).float() for f in fishers]
         common = sum(float(w.diagonal().sum()) for w in weights) / sum(map(len, weights))
-        return [(weight / common).float() for weight in weights]
+        return [weight.div_(common) for weight in weights]
 
     def _gather_sensitivity(self) -> dict[str, Tensor]:
         chosen = self.shards.with_gradients
@@ -320,7 +321,13 @@ class Fitter:
                 vae.prior.table.load_state_dict(part.prior.table.state_dict())
             vae.prior.load_state_dict(part.prior.state_dict(), strict=False)
             vae.transform.load_state_dict(part.transform.state_dict())
+            if self.sink:
+                fit_opening(vae.prior, *self.shards.first_tokens(codec.groups[index]), self._openings())
         return codec
+
+    def _openings(self) -> Tensor:
+        """Return the token id [n] that each session opens with."""
+        return torch.stack([self.shards.token_ids(number)[0] for number in range(len(self.shards))])
 
     def _facts(self, solved: Sequence[Solved]) -> dict[str, Any]:
         return {

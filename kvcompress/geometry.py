@@ -20,7 +20,7 @@ TABLE_SHARE = 0.25
 """Of the budget, for the token table."""
 
 MOST_COLUMNS = 192
-DISCARDED = 0.012
+DISCARDED = 0.005
 """Share of the weighted variance that the ranks may leave out."""
 
 UNITS_A_CHANNEL = 8

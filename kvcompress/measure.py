@@ -22,6 +22,8 @@ from kvcompress.fidelity import MIN_CONTINUATION_TOKENS, fidelity
 from kvcompress.files import codec_of
 from kvcompress.harvest import tokenized_sessions
 from kvcompress.hf import capture, recompute_with, restore
+from kvcompress.hf.families import new_cache
+from kvcompress.hf.forward import run
 from kvcompress.prune.demand import drop
 from kvcompress.prune.table import stored_offsets, table_of
 from kvcompress.prune.tiers import Tier
@@ -120,7 +122,7 @@ def bring_back(model: Any, codec: Any, path: Path) -> None:
 @torch.inference_mode()
 def prefill(model: Any, token_ids: Tensor) -> None:
     """Let the model read tokens [N] again."""
-    model(token_ids[None], use_cache=True, logits_to_keep=1)
+    run(model, token_ids[None], new_cache(model), last_only=True)
 
 
 def encode_seconds(codec: Any, encoded: Encoded, exact: KVSnapshot, tiers: Tensor) -> float:

@@ -44,6 +44,29 @@ _STRIDE = 37
 REMEDY = "Use --recompute-layers 0"
 
 
+def parse_layers(asked: str, layers: Callable[[], int]) -> int:
+    """Return how many layers are to be recomputed, given as a number or as a share of a model's layers.
+
+    Args:
+        asked: Such as "3" or "10%", the share of a prefill.
+        layers: Tells how many layers the model has; called only where a share is given.
+
+    Raises:
+        InputError: It is neither.
+    """
+    text = asked.strip()
+    try:
+        if text.endswith("%"):
+            share = float(text[:-1])
+            if not 0 <= share < 100:
+                raise ValueError
+            return round(share / 100 * layers())
+        return int(text)
+    except ValueError as error:
+        what = f"{asked!r} is neither a number of layers nor a share of them"
+        raise InputError(what, "Give one such as 3 or 10%") from error
+
+
 @dataclass(frozen=True, slots=True)
 class Known:
     """What a group of layers is predicted from beside the tokens.

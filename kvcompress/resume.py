@@ -13,7 +13,6 @@ without              N-1                         its entry is taken out and the 
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
@@ -21,6 +20,7 @@ import torch
 from torch import Tensor
 
 from kvcompress.errors import InputError
+from kvcompress.hf.forward import open_mask, run
 
 STEPWISE_ATTENTION = "sdpa"  # builds no mask for a single query, so layers of different lengths do not clash
 ONE_MASK_ATTENTION = (STEPWISE_ATTENTION, "eager")  # one mask, sized by one layer, serves all layers of a kind
@@ -40,12 +40,6 @@ def require_room(model: Any, end_position: int, remedy: str) -> None:
     limit = context_limit(model)
     if limit is not None and end_position > limit:
         raise InputError(f"{end_position} tokens exceed the model's context of {limit}", remedy)
-
-
-def take_logits(model: Any, last_only: bool) -> dict[str, int]:
-    """Return the keyword that spares a model the logits nobody reads; empty where its `forward` does not know it."""
-    known = "logits_to_keep" in inspect.signature(model.forward).parameters
-    return {"logits_to_keep": 1} if last_only and known else {}
 
 
 @torch.no_grad()
@@ -80,20 +74,9 @@ def feed(model: Any, cache: Any, token_ids: Tensor, first_position: int, *, last
 
 
 def _forward(model: Any, cache: Any, ids: Tensor, first_position: int, last_only: bool) -> Tensor:
-    positions = torch.arange(first_position, first_position + ids.numel(), device=ids.device)
-    # Sliding layers count every token seen, pruned ones only what they hold. A mask shorter than any layer's count
-    # would be padded with zeros and hide the newest tokens, so it takes the longest.
-    held = max((int(layer.get_seq_length()) for layer in cache.layers if hasattr(layer, "keys")), default=0)
-    mask = torch.ones(1, held + ids.numel(), dtype=torch.int64, device=ids.device)
-    output = model(
-        input_ids=ids[None],
-        position_ids=positions[None],
-        attention_mask=mask,
-        past_key_values=cache,
-        use_cache=True,
-        **take_logits(model, last_only),
-    )
-    logits: Tensor = output.logits[0]
+    rows, positions = ids[None], torch.arange(first_position, first_position + ids.numel())[None]
+    mask = open_mask(cache, rows)
+    logits = run(model, rows, cache, position_ids=positions, attention_mask=mask, last_only=last_only)[0]
     return logits[-1:] if last_only else logits
 
 

@@ -347,14 +347,14 @@ class TinyVAE(nn.Module):
         assert self.predictor is not None
         if self._unmixed is None or self.prior.is_training:
             analysis = self.transform.analysis[:, : self.predictor.expected]
-            self._unmixed = self.prior.outward.dense @ analysis
+            self._unmixed = self.prior.spoken @ analysis
         return self._unmixed
 
     @property
     def moving(self) -> Tensor:
         """[H, R] float32, the same to all latents: how they move when lower layers tell more; made once."""
         if self._moving is None or self.prior.is_training:
-            self._moving = self.prior.outward.dense @ self.transform.analysis
+            self._moving = self.prior.spoken @ self.transform.analysis
         return self._moving
 
     def synthesise(self, context: Context, latents: Tensor) -> Tensor:
@@ -378,7 +378,7 @@ class TinyVAE(nn.Module):
     def joined(self) -> Tensor:
         """[H + R, C] float32, the prior's last matrix above the synthesis; made once."""
         if self._joined is None or self.prior.is_training:
-            self._joined = torch.cat([self.prior.outward.dense, self.transform.synthesis.dense])
+            self._joined = torch.cat([self.prior.spoken, self.transform.synthesis.dense])
         return self._joined
 
     def _load_from_state_dict(self, *arguments: object) -> None:

@@ -187,9 +187,12 @@ class TokenPrior(nn.Module):
 
     Attributes:
         bias: [C] float32.
+        opening: [C] float32, with `first` what is added to the bias at place 0. In few bits its error would cost more
+            than that of all other tokens: on SmolLM2-135M .0012 nats.
     """
 
     bias: Tensor
+    opening: Tensor | None
     table: TokenTable
 
     def __init__(
@@ -218,7 +221,8 @@ class TokenPrior(nn.Module):
         self.below = StoredMatrix(BELOW_LAGS * below, width, 8) if below else None
         self.first = StoredMatrix(rank, width, 8) if first else None
         self.blocks = nn.ModuleList(CausalBlock(width, BLOCK_TAPS) for _ in range(layers))
-        self.outward = RankedMatrix(width + first, channels, SHARP_UNITS)
+        self.outward = RankedMatrix(width, channels, SHARP_UNITS)
+        self.register_buffer("opening", torch.zeros(channels) if first else None)
         self.register_buffer("bias", torch.zeros(channels))
 
     def begin_training(self) -> None:
@@ -285,34 +289,35 @@ class TokenPrior(nn.Module):
 
     def expected(self, hidden: Tensor) -> Tensor:
         """Return the channels [T, C] float32 that hidden units [T, H] stand for."""
-        return torch.addmm(self.bias, hidden, self.outward.dense)
+        return torch.addmm(self.bias, hidden, self.spoken)
+
+    @property
+    def spoken(self) -> Tensor:
+        """The matrix from all hidden units to channels, float32; with `first` the row of the indicator is above."""
+        return self.outward.dense if self.opening is None else torch.cat([self.opening[None], self.outward.dense])
 
     @property
     def mixing(self) -> Tensor:
         """The matrix from all regressors to hidden units, float32: of tokens, known channels, lower latents."""
         return torch.cat([part.dense for part in (self.inward, self.known, self.below) if part is not None])
 
-    @property
-    def units(self) -> Tensor:
-        """The matrix [H, C] from hidden units to channels, the row of the first place left out, float32."""
-        return self.outward.dense if self.first is None else self.outward.dense[1:]
-
     @torch.no_grad()
     def store(self, inward: Tensor, outward: Tensor) -> None:
-        """Keep what `Moments.factored` found; the row of the first place is 0 until `store_first`."""
+        """Keep what `Moments.factored` found."""
         start = 0
         for part in (self.inward, self.known, self.below):
             if part is not None:
                 part.store(inward[start : start + len(part.scales)])
                 start += len(part.scales)
-        self.outward.store(outward if self.first is None else torch.cat([torch.zeros(1, outward.shape[1]), outward]))
+        self.outward.store(outward)
 
     @torch.no_grad()
     def store_first(self, mixing: Tensor, constant: Tensor) -> None:
         """Keep the mixing [r, H] of the token at place 0 and the constant [C] that its channels have instead of `bias`."""
         assert self.first is not None
+        assert self.opening is not None
         self.first.store(mixing)
-        self.outward.store(torch.cat([(constant - self.bias)[None], self.outward.dense[1:]]))
+        self.opening.copy_(constant - self.bias)
 
 
 def without_first(rows: Tensor) -> Tensor:

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from kvcompress.hf.forward import open_mask, run
 from kvcompress.resume import context_limit
 
 
@@ -104,17 +105,9 @@ def _feed(model: Any, cache: Any, ids: Tensor, first_position: int) -> Tensor:
     rows = []
     for start in range(0, ids.shape[1], size):
         part = ids[:, start : start + size]
-        longest = max((int(layer.get_seq_length()) for layer in cache.layers), default=0)
         positions = torch.arange(first_position + start, first_position + start + part.shape[1])
-        mask = torch.ones(len(ids), longest + part.shape[1], dtype=torch.int64)
-        output = model(
-            input_ids=part.to(model.device),
-            position_ids=positions[None].expand(len(ids), -1).to(model.device),
-            attention_mask=mask.to(model.device),
-            past_key_values=cache,
-            use_cache=True,
-        )
-        rows.append(output.logits)
+        positions, mask = positions[None].expand(len(ids), -1), open_mask(cache, part)
+        rows.append(run(model, part, cache, position_ids=positions, attention_mask=mask))
     return torch.cat(rows, 1)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -48,14 +49,21 @@ def _spoken(name: str, value: Any) -> str:
     return str(value)
 
 
+LINE_SECONDS = 15.0
+"""Without a terminal a line of progress comes so often, and one at the end of each stage."""
+
+
 @contextmanager
 def progress_bar(title: str) -> Iterator[ProgressCallback]:
-    """Show a bar on standard error, one line per stage, and give the callback that moves it."""
+    """Show progress on standard error, one bar or a few lines a stage, and give the callback that moves it."""
+    if not sys.stderr.isatty():
+        yield _Lines(title)
+        return
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=Console(stderr=True)) as bars:
+    with Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True)) as bars:
         tasks: dict[str, Any] = {}
 
         def advance(stage: str, done: int, total: int) -> None:
@@ -64,3 +72,23 @@ def progress_bar(title: str) -> Iterator[ProgressCallback]:
             bars.update(tasks[stage], completed=done, total=total)
 
         yield advance
+
+
+class _Lines:
+    """Progress for logs: stage, how much is done, seconds so far and left."""
+
+    def __init__(self, title: str) -> None:
+        self.title, self.stage = title, ""
+        self.begun = self.last = time.monotonic()
+
+    def __call__(self, stage: str, done: int, total: int) -> None:
+        now = time.monotonic()
+        if stage != self.stage:
+            self.stage, self.begun = stage, self.last
+        elif now - self.last < LINE_SECONDS and done != total:
+            return
+        spent = now - self.begun
+        left = spent * (total - done) / done if done else 0.0
+        self.last = now
+        sys.stderr.write(f"{self.title}: {stage} {done}/{total}, {spent:.0f} s, {left:.0f} s left\n")
+        sys.stderr.flush()

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from kvcompress.errors import InputError
 from kvcompress.hf.families import new_cache
+from kvcompress.hf.forward import run
 from kvcompress.hf.restore import restore
 from kvcompress.resume import require_room
 from kvcompress.snapshot import KVSnapshot
@@ -110,16 +111,9 @@ def feed_batch(model: Any, batch: Batch, token_ids: Sequence[Sequence[int]]) -> 
         positions[row, start:] = torch.arange(batch.next_positions[row], batch.next_positions[row] + len(tokens))
         mask[row, start:] = 1
     batch.mask = torch.cat([batch.mask, mask.to(model.device)], 1)
-    output = model(
-        input_ids=ids.to(model.device),
-        position_ids=positions.to(model.device),
-        attention_mask=batch.mask,
-        past_key_values=batch.cache,
-        use_cache=True,
-    )
+    logits = run(model, ids, batch.cache, position_ids=positions, attention_mask=batch.mask)
     batch.next_positions = [at + len(tokens) for at, tokens in zip(batch.next_positions, token_ids, strict=True)]
-    logits: Tensor = output.logits[:, -1]
-    return logits
+    return logits[:, -1]
 
 
 def generate_batch(

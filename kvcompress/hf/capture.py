@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Sequence
 from pathlib import PurePath
 from typing import Any
@@ -21,6 +20,7 @@ from kvcompress.hf.families import (
     vocabulary_tokens,
 )
 from kvcompress.hf.fingerprint import config_json, fingerprint
+from kvcompress.hf.forward import run
 from kvcompress.hf.rope import rope_from_config
 from kvcompress.snapshot import CACHE_DTYPES, KVSnapshot, LayerKV, Origin
 
@@ -121,12 +121,9 @@ def _prefill(model: PreTrainedModel, ids: Tensor, cache: DynamicCache, chunk_tok
     """Run the model over `ids` [N] and return the filled cache."""
     if chunk_tokens is not None and chunk_tokens < 1:
         raise InputError(f"chunk_tokens must be positive, not {chunk_tokens}")
-    options: dict[str, Any] = {"past_key_values": cache, "use_cache": True}
-    if "logits_to_keep" in inspect.signature(model.forward).parameters:
-        options["logits_to_keep"] = 1
     with torch.inference_mode():
-        for chunk in torch.split(ids.to(model.device), chunk_tokens or ids.numel()):
-            model(input_ids=chunk[None], **options)
+        for chunk in torch.split(ids, chunk_tokens or ids.numel()):
+            run(model, chunk[None], cache, last_only=True)
     return cache
 
 

@@ -21,6 +21,7 @@ from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from kvcompress.errors import InputError
 from kvcompress.hf.fingerprint import rope_digest, rotates_as_configured
+from kvcompress.hf.forward import run
 from kvcompress.hf.rope import ROTATION_NAME, RopeAdapter, rope_from_config, rotatable_layers
 
 SUPPORTED = "Supported are decoder-only models that cache plain keys and values, with full or sliding-window attention"
@@ -115,12 +116,7 @@ def _probe(model: PreTrainedModel, adapter: RopeAdapter) -> tuple[bool, ...]:
     ids = torch.arange(count) % vocabulary_tokens(model)
     cache: Any = DynamicCache()  # without a configuration no layer forgets, however small its window
     with _spied(_attention_modules(model)) as calls, torch.inference_mode():
-        model(
-            input_ids=ids[None].to(model.device),
-            position_ids=positions[None].to(model.device),
-            past_key_values=cache,
-            use_cache=True,
-        )
+        run(model, ids[None], cache, position_ids=positions[None])
     return tuple(
         wanted and _explained(adapter, layer, cache.layers[layer].keys, positions, calls)
         for layer, wanted in enumerate(adapter.rope_layers)

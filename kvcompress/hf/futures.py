@@ -14,6 +14,7 @@ from torch import Tensor
 
 from kvcompress.errors import InputError
 from kvcompress.hf.families import new_cache
+from kvcompress.hf.forward import open_mask, run
 from kvcompress.hf.restore import restore
 from kvcompress.resume import context_limit, resume_start
 from kvcompress.snapshot import KVSnapshot
@@ -80,14 +81,4 @@ def _step(model: Any, cache: Any, ids: Tensor, position: int) -> Tensor:
 
 def _forward(model: Any, cache: Any, ids: Tensor, positions: Tensor) -> Tensor:
     """Return the logits [B, V] after the last of ids [B, T]."""
-    held = max((int(layer.get_seq_length()) for layer in cache.layers if hasattr(layer, "keys")), default=0)
-    mask = torch.ones(len(ids), held + ids.shape[1], dtype=torch.int64, device=model.device)
-    output = model(
-        input_ids=ids.to(model.device),
-        position_ids=positions.to(model.device),
-        attention_mask=mask,
-        past_key_values=cache,
-        use_cache=True,
-    )
-    logits: Tensor = output.logits[:, -1]
-    return logits
+    return run(model, ids, cache, position_ids=positions, attention_mask=open_mask(cache, ids))[:, -1]

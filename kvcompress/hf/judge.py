@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from kvcompress.fidelity import kl_nats
+from kvcompress.hf.forward import open_mask, run
 from kvcompress.hf.futures import sample_futures
 from kvcompress.hf.restore import restore
 from kvcompress.snapshot import KVSnapshot
@@ -51,18 +52,9 @@ class Judge:
         """Return the logits [B, T, V] along the futures from a cache, pruned or not."""
         cache: Any = restore(snapshot, self.model, check_fingerprint=False)
         cache.batch_repeat_interleave(len(self.futures))
-        fed = self.futures.shape[1]
-        held = max((int(layer.get_seq_length()) for layer in cache.layers if hasattr(layer, "keys")), default=0)
-        positions = torch.arange(self.start, self.start + fed, device=self.model.device)
-        output = self.model(
-            input_ids=self.futures.to(self.model.device),
-            position_ids=positions.expand(len(self.futures), -1),
-            attention_mask=torch.ones(len(self.futures), held + fed, dtype=torch.int64, device=self.model.device),
-            past_key_values=cache,
-            use_cache=True,
-        )
-        logits: Tensor = output.logits
-        return logits
+        positions = torch.arange(self.start, self.start + self.futures.shape[1]).expand(len(self.futures), -1)
+        mask = open_mask(cache, self.futures)
+        return run(self.model, self.futures, cache, position_ids=positions, attention_mask=mask)
 
     def kl(self, decoded: KVSnapshot) -> float:
         """Return the mean KL(exact || decoded) over all futures, in nats."""

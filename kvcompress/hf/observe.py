@@ -7,7 +7,6 @@ open (the family's own eager form) and shows them before they are forgotten. The
 from __future__ import annotations
 
 import copy
-import inspect
 import sys
 from collections.abc import Callable
 from contextvars import ContextVar
@@ -20,6 +19,7 @@ from transformers import AttentionInterface
 from transformers.masking_utils import AttentionMaskInterface, eager_mask
 
 from kvcompress.errors import InputError
+from kvcompress.hf.forward import open_mask, run
 
 OBSERVED = "kvcompress_observed"
 EAGER = "eager_attention_forward"
@@ -104,26 +104,15 @@ class Observer:
             if see is not None:
                 see(sight)
 
-        device = self.model.device
-        held = max((int(layer.get_seq_length()) for layer in cache.layers), default=0)
-        options: dict[str, Any] = {}
-        if not logits and "logits_to_keep" in inspect.signature(self.model.forward).parameters:
-            options["logits_to_keep"] = 1
-        token = _SEEING.set(note)
+        ids, positions = token_ids[None], torch.arange(first_position, first_position + len(token_ids))[None]
+        mask, token = open_mask(cache, ids), _SEEING.set(note)
         try:
-            output = self.model(
-                input_ids=token_ids[None].to(device),
-                position_ids=torch.arange(first_position, first_position + len(token_ids), device=device)[None],
-                attention_mask=torch.ones(1, held + len(token_ids), dtype=torch.int64, device=device),
-                past_key_values=cache,
-                use_cache=True,
-                **options,
-            )
+            found = run(self.model, ids, cache, position_ids=positions, attention_mask=mask, last_only=not logits)
         finally:
             _SEEING.reset(token)
         if len(seen) != len(cache.layers):
             raise unseen(self.model)
-        return output.logits[0] if logits else None
+        return found[0] if logits else None
 
 
 def unseen(model: Any) -> InputError:

@@ -20,6 +20,7 @@ from kvcompress.errors import InputError
 from kvcompress.hf.capture import check_ids
 from kvcompress.hf.families import new_cache
 from kvcompress.hf.fingerprint import fingerprint
+from kvcompress.hf.forward import run
 from kvcompress.recompute import Recompute
 from kvcompress.snapshot import CACHE_DTYPES, LayerKV, Origin
 
@@ -75,7 +76,7 @@ def first_layers(
     ids = token_ids if token_ids.numel() else torch.zeros(1, dtype=torch.int64)  # a stand-in tells the shapes
     cache: Any = _EndingCache(layers)
     with torch.inference_mode():
-        for chunk in torch.split(ids.to(model.device), chunk_tokens or ids.numel()):
+        for chunk in torch.split(ids, chunk_tokens or ids.numel()):
             _run(model, chunk, cache)
     tokens = token_ids.numel()
     if len(cache.layers) != layers + 1 or any(layer.keys.shape[2] != ids.numel() for layer in cache.layers):
@@ -85,7 +86,7 @@ def first_layers(
 
 def _run(model: PreTrainedModel, chunk: Tensor, cache: DynamicCache) -> None:
     try:
-        model(input_ids=chunk[None], past_key_values=cache, use_cache=True)
+        run(model, chunk[None], cache, ends_early=True)
     except _Reached:
         return
     raise _refusal(model)

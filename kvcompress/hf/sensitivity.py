@@ -9,6 +9,7 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from kvcompress.channels import Rope
+from kvcompress.hf.forward import run
 from kvcompress.snapshot import KVSnapshot
 
 
@@ -40,7 +41,7 @@ def cache_gradients(
             slot.cumulative_length = snapshot.tokens
     start = snapshot.origin.next_position
     positions = torch.arange(start, start + len(continuation))[None]
-    logits = model(continuation[None], past_key_values=cache, position_ids=positions, use_cache=True).logits[0]
+    logits = run(model, continuation[None], cache, position_ids=positions)[0]
     log_probabilities = logits.float().log_softmax(-1)
     drawn = torch.multinomial(log_probabilities.detach().exp(), 1, generator=generator)
     gradients = torch.autograd.grad(log_probabilities.gather(1, drawn).sum(), leaves, allow_unused=True)

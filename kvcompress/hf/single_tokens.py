@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from kvcompress.hf.families import new_cache
+from kvcompress.hf.forward import run
 from kvcompress.snapshot import LayerKV
 
 BATCH_TOKENS = 128
@@ -34,8 +35,6 @@ def first_token_caches(model: Any, token_ids: Tensor) -> list[LayerKV]:
     Returns:
         For each layer keys [H, n, D] and values [H, n, Dv] in the model's data type; every position is 0.
     """
-    from kvcompress.hf.forward import run
-
     parts: list[list[tuple[Tensor, Tensor]]] = []
     for chunk in torch.split(token_ids, BATCH_TOKENS):
         cache: Any = new_cache(model)

@@ -21,6 +21,7 @@ from transformers import DynamicCache
 from kvcompress.channels import from_channels, group_positions, to_channels
 from kvcompress.codec import TinyVAECodec, rope_of
 from kvcompress.hf import capture
+from kvcompress.hf.forward import run
 from kvcompress.hf.restore import restore
 from kvcompress.resume import feed
 from kvcompress.snapshot import KVSnapshot
@@ -180,7 +181,7 @@ class DivergenceStage(StageModule):
             if hasattr(slot, "cumulative_length"):
                 slot.cumulative_length = cut
         positions = torch.arange(cut, len(ids))[None]
-        decoded = model(ids[None, cut:], past_key_values=cache, position_ids=positions, use_cache=True).logits[0]
+        decoded = run(model, ids[None, cut:], cache, position_ids=positions)[0]
         return bits, coded, divergence_nats(exact, decoded)
 
 

@@ -1,0 +1,71 @@
+"""`kvcompress fit --dry-run`: what each pass of a fit will take."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from kvcompress.dry_run import PassCost
+    from kvcompress.fit import FitSettings
+    from kvcompress.fit_run import FitSource
+
+GIGABYTE = 1e9
+NAME_WIDTH = 32
+
+
+def show_dry_run(source: FitSource, settings: FitSettings, *, as_json: bool) -> None:
+    """Print memory, disk and time of each pass; the sessions are counted, no weights are loaded."""
+    from kvcompress.dry_run import machine_speed, pass_costs
+    from kvcompress.hf.geometry import geometry_of
+    from kvcompress.hf.loading import model_config
+
+    sessions, tokens = _counted(source)
+    geometry = geometry_of(model_config(source.model or ""))
+    costs = pass_costs(geometry, sessions, tokens, settings, machine_speed())
+    free = shutil.disk_usage(Path.cwd()).free
+    if as_json:
+        passes = [cost.to_json() for cost in costs]
+        stated = {"sessions": sessions, "tokens": tokens, "passes": passes, "disk_free_bytes": free}
+        sys.stdout.write(json.dumps(stated) + "\n")
+        return
+    _print(costs, sessions, tokens, free)
+
+
+def _counted(source: FitSource) -> tuple[int, int]:
+    """Return the number of sessions and how many tokens the longest has."""
+    if source.shards is not None:
+        from kvcompress.shards import Shards
+
+        rows = Shards(source.shards).rows
+        return len(rows), max(row.tokens + len(row.continuation) for row in rows)
+    from kvcompress.harvest import tokenized_sessions
+    from kvcompress.hf.loading import model_config, model_tokenizer
+
+    assert source.sessions is not None
+    limit = getattr(model_config(source.model or ""), "max_position_embeddings", None)
+    found = tokenized_sessions(limit, model_tokenizer(source.model or ""), source.sessions)
+    longest = max(len(ids) for _, ids in found)
+    return len(found), min(longest, source.tokens or longest)
+
+
+def _print(costs: list[PassCost], sessions: int, tokens: int, free_bytes: int) -> None:
+    sys.stdout.write(f"{sessions} sessions of up to {tokens:,} tokens\n\n")
+    sys.stdout.write(f"{'pass':<{NAME_WIDTH}}{'time':>12}{'memory':>12}{'disk':>12}\n")
+    for cost in costs:
+        sizes = "".join(f"{size / GIGABYTE:>9.2f} GB" for size in (cost.memory_bytes, cost.disk_bytes))
+        sys.stdout.write(f"{cost.name:<{NAME_WIDTH}}{_clock(cost.seconds):>12}{sizes}\n")
+    seconds, disk = sum(cost.seconds for cost in costs), sum(cost.disk_bytes for cost in costs)
+    peak = max(cost.memory_bytes for cost in costs)
+    sizes = "".join(f"{size / GIGABYTE:>9.2f} GB" for size in (peak, disk))
+    sys.stdout.write(f"{'all of it':<{NAME_WIDTH}}{_clock(seconds):>12}{sizes}\n")
+    sys.stdout.write(f"\n{free_bytes / GIGABYTE:.0f} GB are free on this disk.\n")
+
+
+def _clock(seconds: float) -> str:
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"

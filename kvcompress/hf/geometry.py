@@ -1,0 +1,49 @@
+"""The geometry of a model from its configuration alone: no weights are read or made."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM
+
+from kvcompress.channels import LayerShape
+from kvcompress.hf.families import layer_kinds, new_cache
+from kvcompress.hf.forward import run
+
+
+@dataclass(frozen=True, slots=True)
+class ModelGeometry:
+    """What a fit's cost depends on.
+
+    Attributes:
+        parameters: Weights.
+        vocab_size: Token ids.
+        hidden_size: Of the embeddings.
+        kinds: Kind of each layer.
+        shapes: Shape of each layer's cache.
+    """
+
+    parameters: int
+    vocab_size: int
+    hidden_size: int
+    kinds: tuple[str, ...]
+    shapes: tuple[LayerShape, ...]
+
+
+def geometry_of(config: Any) -> ModelGeometry:
+    """Return the geometry of a configuration: the model is made on the meta device and run over two tokens there."""
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config).eval()
+        cache = new_cache(model)
+        run(model, torch.zeros(1, 2, dtype=torch.int64), cache)
+    shapes = []
+    for layer in cache.layers:
+        keys, values = layer.keys, layer.values
+        assert keys is not None and values is not None
+        shapes.append(LayerShape(keys.shape[1], keys.shape[3], values.shape[3]))
+    table: Any = model.get_input_embeddings().weight
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    return ModelGeometry(parameters, table.shape[0], table.shape[1], layer_kinds(cache), tuple(shapes))
+
