@@ -225,7 +225,7 @@ def continuation_logits(model: Any, cache: Any, input_ids: Tensor, first_positio
 
 @torch.no_grad()
 def short_context_logits(
-    model: Any, token_ids: Tensor, continuation: Tensor, window_tokens: int = SHORT_CONTEXT_TOKENS
+    model: Any, token_ids: Tensor, continuation: Tensor, window_tokens: int = SHORT_CONTEXT_TOKENS, every: int = 1
 ) -> Tensor:
     """Return the predictions of the same positions by the model that sees only the last `window_tokens` tokens.
 
@@ -237,19 +237,21 @@ def short_context_logits(
         token_ids: [N] int64, the session.
         continuation: [T] int64.
         window_tokens: Tokens in sight, the one just fed included.
+        every: Positions 0, `every`, 2 `every` .. of the continuation only; each takes a pass of its own.
 
     Returns:
-        [T, V] float.
+        [T, V] float, or [ceil(T / every), V].
     """
     tokens = torch.cat([token_ids, continuation]).to(model.device)
     first_full = max(int(token_ids.numel()), window_tokens - 1)  # from here on a whole window fits
     rows = []
     if first_full > token_ids.numel():
         head = tokens[: min(first_full, tokens.numel())]
-        rows.append(_plain_forward(model, head[None], torch.arange(head.numel())[None])[0, token_ids.numel() :])
+        rows.append(_plain_forward(model, head[None], torch.arange(head.numel())[None])[0, token_ids.numel() :: every])
     if first_full < tokens.numel():
-        windows = tokens.unfold(0, window_tokens, 1)[first_full - window_tokens + 1 :]
-        positions = torch.arange(tokens.numel()).unfold(0, window_tokens, 1)[first_full - window_tokens + 1 :]
+        start = first_full - window_tokens + 1 + (int(token_ids.numel()) - first_full) % every
+        windows = tokens.unfold(0, window_tokens, 1)[start::every]
+        positions = torch.arange(tokens.numel()).unfold(0, window_tokens, 1)[start::every]
         for ids, at in zip(torch.split(windows, WINDOW_BATCH), torch.split(positions, WINDOW_BATCH), strict=True):
             rows.append(_plain_forward(model, ids, at, last_only=True)[:, -1])
     return torch.cat(rows)
