@@ -9,6 +9,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from kvcompress.codec import TinyVAECodec
 from kvcompress.fit import FitSettings, fit_codec
 from kvcompress.hf import capture
+from kvcompress.promise import Loss, Promise, Setting
 from kvcompress.snapshot import KVSnapshot
 
 VOCAB = 96
@@ -37,6 +38,13 @@ def random_sessions(count: int, tokens: int, seed: int = 1) -> list[torch.Tensor
     return [torch.randint(0, VOCAB, (tokens,), generator=generator) for _ in range(count)]
 
 
+def promised(rates: dict[str, int | None]) -> dict[str, Promise]:
+    """Promises as calibration gives them: latents at a rate, or int8 without one."""
+    loss = Loss(0.02, 0.01, 0)
+    settings = {name: Setting("int8") if rate is None else Setting("latents", rate) for name, rate in rates.items()}
+    return {name: Promise(name, setting, 20, 128, 64, loss, loss, loss) for name, setting in settings.items()}
+
+
 @pytest.fixture(scope="session")
 def model() -> LlamaForCausalLM:
     torch.set_num_threads(1)
@@ -47,7 +55,7 @@ def model() -> LlamaForCausalLM:
 def codec(model: LlamaForCausalLM) -> TinyVAECodec:
     settings = FitSettings(rank=48, prior_rank=16, prior_taps=2, fisher_sessions=4, continuation_tokens=32)
     fitted, _ = fit_codec(model, None, random_sessions(12, 128), settings, lambda stage, done, total: None)
-    fitted.tiers = {"transparent": 120, "high": 90, "usable": 60}
+    fitted.promises = promised({"transparent": 120, "high": 90, "usable": 60, "fallback": None})
     return fitted
 
 
