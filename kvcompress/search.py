@@ -27,7 +27,7 @@ SCOUTS = 8
 FALL = 0.05
 """Stress falls by about this much of itself from rate to rate: KL by 3 to 6 %."""
 
-MOST_COARSER = 1
+MOST_COARSER = 2
 """Coarser rates tried where one holds; each costs a measurement of all sessions."""
 
 LEAST_STEP = 3

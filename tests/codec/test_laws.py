@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 import torch
 
-from kvcompress.calibrate import measure_rate, prepare_trial
 from kvcompress.channels import to_channels
 from kvcompress.checkpoint import save_codec
 from kvcompress.codec import HIGHEST_RATE, TinyVAECodec, rope_of
@@ -22,7 +21,9 @@ from kvcompress.errors import CheckpointError, FormatError, InputError, Mismatch
 from kvcompress.fit import FitSettings
 from kvcompress.hf import capture
 from kvcompress.plan import encode_at_quality, encode_at_size_ratio
+from kvcompress.promise import Setting
 from kvcompress.snapshot import CACHE_DTYPES, KVSnapshot, LayerKV
+from kvcompress.trials import Bench, trials_from_sessions
 from tests.codec.conftest import random_sessions, tiny_model
 from tinyvae.quantize import LEVELS
 
@@ -120,10 +121,12 @@ def test_rate_is_measured_and_the_estimate_bounds_it(codec: TinyVAECodec, snapsh
 
 
 def test_fidelity_improves_with_the_rate_and_the_finest_is_nearly_exact(codec: TinyVAECodec, model: object) -> None:
-    trial = prepare_trial(model, random_sessions(1, 200, seed=4)[0], 80)
-    coarse, fine = (measure_rate(model, codec, [trial], rate) for rate in (0, 160))
+    bench = Bench(model, codec, trials_from_sessions(model, random_sessions(1, 200, seed=4), continuation_tokens=80))
+    settings = [Setting("latents", 0), Setting("latents", 160)]
+    bench.measure(0, settings)
+    coarse, fine = (bench.ledger.losses[0, setting] for setting in settings)
     assert fine.kl_nats < coarse.kl_nats
-    assert fine.top1_agreement >= coarse.top1_agreement
+    assert fine.top1_lost <= coarse.top1_lost
 
 
 @pytest.mark.parametrize("tokens", [0, 1, 2])

@@ -34,8 +34,9 @@ from kvcompress.plan import (
     size_ratio_note,
 )
 from kvcompress.snapshot import KVSnapshot, LayerKV
+from kvcompress.trials import SessionTrial, trials_from_sessions
 from kvcompress.zoo import find_checkpoint, load_codec
-from tests.codec.conftest import random_sessions, tiny_model
+from tests.codec.conftest import promised, random_sessions, tiny_model
 from tests.hf.families import model_of, session
 
 TOKENS = 200
@@ -369,10 +370,14 @@ def test_a_limit_needs_both_deviations_and_a_factor_and_is_wider_at_the_start() 
     assert not limit.is_exceeded(1.0, 1.0, 0.0, 0)
 
 
+def known_trials(model: Any) -> list[SessionTrial]:
+    return trials_from_sessions(model, random_sessions(LEAST_SESSIONS, 214, seed=21), continuation_tokens=64)
+
+
 @pytest.fixture(scope="module")
 def knowing(codec: TinyVAECodec, model: Any) -> TinyVAECodec:
     wise = copy.deepcopy(codec)
-    wise.fitted["known"] = measure_known(model, wise, random_sessions(LEAST_SESSIONS, 150, seed=21))
+    wise.fitted["known"] = measure_known(wise, known_trials(model))
     return wise
 
 
@@ -380,8 +385,8 @@ def test_what_is_known_is_means_and_deviations_over_sessions(knowing: TinyVAECod
     known = json.loads(json.dumps(knowing.fitted["known"]))
     assert known["sessions"] == LEAST_SESSIONS
     rate, numbers = knowing.tiers["high"], []
-    for ids in random_sessions(LEAST_SESSIONS, 150, seed=21):
-        kv = capture(model, ids)
+    for ids in random_sessions(LEAST_SESSIONS, 214, seed=21):
+        kv = capture(model, ids[:150])
         encoded = knowing.encode(kv, rate)
         numbers.append(figures_of(kv, encoded, knowing.decode(encoded)).error)
     error = torch.tensor(numbers, dtype=torch.float64)
@@ -398,7 +403,7 @@ def test_knowing_changes_no_fingerprint_and_survives_the_checkpoint(
 
 
 def test_too_few_sessions_tell_nothing(codec: TinyVAECodec, model: Any) -> None:
-    assert measure_known(model, codec, random_sessions(LEAST_SESSIONS - 1, 20)) == {}
+    assert measure_known(codec, known_trials(model)[:-1]) == {}
 
 
 def test_ordinary_sessions_are_stored_as_asked(knowing: TinyVAECodec, model: Any) -> None:
@@ -462,7 +467,7 @@ def test_damaged_knowledge_is_refused_in_one_line(codec: TinyVAECodec, snapshot:
 
 def test_a_codec_with_other_tiers_only_stays_at_what_was_asked(codec: TinyVAECodec, snapshot: KVSnapshot) -> None:
     odd = told(codec, ())
-    odd.tiers = {"mine": 70}
+    odd.promises = promised({"mine": 70})
     assert encode_at_quality(odd, snapshot, "mine").settings == {"rate": 70, "quality": "mine"}
 
 
@@ -472,7 +477,9 @@ def test_the_bundled_codec_tells_noise_from_recorded_sessions(
     model, tokenizer, plain = bundled
     codec = copy.deepcopy(plain)
     if not knows(codec, "high"):
-        codec.fitted["known"] = measure_known(model, codec, [ids[:700] for ids in real[:8]], tokenizer=tokenizer)
+        codec.fitted["known"] = measure_known(
+            codec, trials_from_sessions(model, [ids[:956] for ids in real[:8]], tokenizer)
+        )
     for ids in real[8:12]:
         kv = capture(model, ids[:700], tokenizer=tokenizer)
         for quality in QUALITIES:

@@ -21,7 +21,7 @@ from kvcompress.fit import FitSettings, fit_codec
 from kvcompress.hf import capture, recompute_with
 from kvcompress.recompute import PROBE, PROBE_ENTRIES, Known, Recompute
 from kvcompress.snapshot import KVSnapshot, LayerKV, Origin
-from tests.codec.conftest import random_sessions, tiny_model
+from tests.codec.conftest import promised, random_sessions, tiny_model
 from tests.codec.test_laws import same
 
 SMALL = FitSettings(rank=16, prior_rank=8, prior_taps=2, prior_width=24, fisher_sessions=4, continuation_tokens=32)
@@ -30,7 +30,7 @@ SMALL = FitSettings(rank=16, prior_rank=8, prior_taps=2, prior_width=24, fisher_
 def fitted(model: object, recompute_layers: int) -> TinyVAECodec:
     settings = dataclasses.replace(SMALL, recompute_layers=recompute_layers)
     codec, _ = fit_codec(model, None, random_sessions(12, 128), settings, lambda stage, done, total: None)
-    codec.tiers = {"transparent": 120, "high": 90, "usable": 60}
+    codec.promises = promised({"transparent": 120, "high": 90, "usable": 60})
     return codec
 
 

@@ -24,7 +24,7 @@ from kvcompress.errors import FormatError, InputError, KVCompressError
 from kvcompress.fit import FitSettings, fit_codec
 from kvcompress.raw import load_raw, save_raw
 from kvcompress.zoo import load_codec
-from tests.codec.conftest import random_sessions, tiny_model
+from tests.codec.conftest import promised, random_sessions, tiny_model
 from tests.format.examples import make_snapshot
 from tests.format.make_golden import GOLDEN
 
@@ -255,7 +255,7 @@ def test_a_broken_law_ends_with_status_one(
         ({"sessions": Path("no-such.jsonl")}, "no-such.jsonl: cannot be read"),
         ({"tokens": 100_000}, "no session has the 100064 tokens needed"),
         ({"tokens": 0}, "cannot be compared"),
-        ({"quality": "perfect"}, "no measured tier 'perfect'"),
+        ({"quality": "perfect"}, "no quality 'perfect'"),
     ],
 )
 def test_bad_input_is_one_line(
@@ -275,7 +275,7 @@ def test_a_model_that_bfloat16_rounds_is_refused_and_its_symbols_survive(tmp_pat
     torch.set_num_threads(1)
     model, settings = tiny_model(), FitSettings(rank=24, prior_rank=8, prior_taps=2, fisher_sessions=2)
     codec, _ = fit_codec(model, None, random_sessions(4, 320), settings, lambda stage, done, total: None)
-    codec.tiers = {"transparent": 120}
+    codec.promises = promised({"transparent": 120})
     model.save_pretrained(tmp_path / "model")
     save_codec(codec, tmp_path / "codec")
     ids = random_sessions(1, 48, seed=9)[0].tolist()
