@@ -30,8 +30,8 @@ FALL = 0.05
 MOST_COARSER = 2
 """Coarser rates tried where one holds; each costs a measurement of all sessions."""
 
-LEAST_STEP = 3
-"""Smaller steps change a file by less than a session differs from the next."""
+LEAST_STEP, LEAST_COARSER = 3, 4
+"""Smaller steps change a file by less than a session differs from the next; a quarter octave is worth a coarser try."""
 
 Progress = Callable[[str, int, int], None]
 
@@ -174,7 +174,7 @@ class Path:
         spare = self.sessions.stress(self.setting(held), search.tier)
         rate = max(0, held - round(-math.log(max(spare, 1e-9)) / FALL), (low + held) // 2)
         search.coarser += 1
-        search.rate = None if held - rate < LEAST_STEP or search.coarser > MOST_COARSER else rate
+        search.rate = None if held - rate < LEAST_COARSER or search.coarser > MOST_COARSER else rate
 
     def _held(self, search: Search) -> int | None:
         """Return the coarsest rate that holds on all sessions, as every finer one that ran on all does."""
