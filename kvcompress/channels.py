@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from kvcompress.errors import InputError
-from kvcompress.snapshot import CACHE_DTYPES, KVSnapshot, LayerKV, Origin
+from kvcompress.snapshot import CACHE_DTYPES, KVSnapshot, LayerKV
 
 MAX_GROUP_CHANNELS = 4096
 """Wider groups would need transforms that grow with the square of the width."""

@@ -1,4 +1,4 @@
-"""Make a codec checkpoint from a model and a session file: fit, measure the tiers, write the card."""
+"""A codec's directory: verify what it promises, write weights, configuration and card."""
 
 from __future__ import annotations
 
@@ -14,44 +14,21 @@ from typing import Any
 from torch import Tensor
 
 from kvcompress.atomic import atomic_write
-from kvcompress.calibrate import MARGIN, calibrate_tiers
+from kvcompress.calibrate import calibrate
 from kvcompress.codec import TinyVAECodec
 from kvcompress.codec_directory import load_tinyvae
 from kvcompress.errors import about
-from kvcompress.fit import FitSettings, fit_codec
 from kvcompress.harvest import tokenized_sessions
 from kvcompress.hf import fingerprint, load_model, recompute_with
 from kvcompress.known import measure_known
+from kvcompress.promise import FALLBACK
+from kvcompress.shards import opening_digest
+from kvcompress.trials import TrialSource, trials_from_sessions
 from kvcompress.zoo import find_checkpoint
 
 Progress = Callable[[str, int, int], None]
 
 SHORTEST_SESSION_TOKENS = 16
-
-
-def fit_checkpoint(
-    model: str, sessions: Path, output: Path, settings: FitSettings, progress: Progress
-) -> dict[str, Any]:
-    """Fit, calibrate and save; `output` appears whole or not at all.
-
-    Returns:
-        A summary: tokens, seconds, size of the checkpoint, rate index of each tier.
-    """
-    start = time.perf_counter()
-    language_model, tokenizer = load_model(find_checkpoint(model))
-    rows = _usable_sessions(language_model, tokenizer, sessions)
-    codec, kept_out = fit_codec(language_model, tokenizer, rows, settings, progress)
-    finish_codec(codec, language_model, tokenizer, kept_out, progress)
-    save_codec(codec, output)
-    weights_bytes = (output / "model.safetensors").stat().st_size
-    return {
-        "output": str(output),
-        "tokens": codec.fitted["tokens"],
-        "fit_seconds": time.perf_counter() - start,
-        "file_bytes": weights_bytes,
-        "tiers": codec.tiers,
-        "fingerprint": codec.fingerprint,
-    }
 
 
 def calibrate_checkpoint(model: str, sessions: Path, directory: Path, progress: Progress) -> dict[str, Any]:
@@ -67,64 +44,88 @@ def calibrate_checkpoint(model: str, sessions: Path, directory: Path, progress: 
         progress: Called as the stages go on.
 
     Returns:
-        A summary: sessions used, seconds, rate index of each tier.
+        A summary: sessions used, seconds, how each quality is stored.
 
     Raises:
         MismatchError: The codec is of another model.
-        InputError: No session is long enough, or the directory cannot be written to.
+        TooFewSessionsError: Too few sessions are long enough; it says how many more are needed.
+        InputError: The directory cannot be written to.
     """
     start = time.perf_counter()
     codec = load_tinyvae(directory)
     language_model, tokenizer = load_model(find_checkpoint(model))
     with about(directory):
         codec.model_fingerprint.require_match(fingerprint(language_model, tokenizer))
-    rows = _usable_sessions(language_model, tokenizer, sessions)
-    kept_out = kept_out_of_fit(codec.fitted, rows)
-    finish_codec(codec, language_model, tokenizer, kept_out or rows, progress)
+    rows = [ids for _, ids in tokenized_sessions(language_model, tokenizer, sessions)]
+    usable = [ids for ids in rows if len(ids) >= SHORTEST_SESSION_TOKENS]
+    kept_out = kept_out_of_fit(codec.fitted, usable)
+    trials = trials_from_sessions(language_model, kept_out, tokenizer)
+    resume_file = directory.with_name(directory.name + ".calibration.jsonl")
+    finish_codec(codec, language_model, tokenizer, trials, progress, resume_file=resume_file)
+    codec.fitted["fingerprint"] = codec.fingerprint
     config = json.dumps(codec.config_json(), sort_keys=True, indent=2)
     atomic_write(directory / "config.json", [config.encode()], force=True)
     atomic_write(directory / "README.md", [card(codec).encode()], force=True)
+    resume_file.unlink(missing_ok=True)
     return {
         "output": str(directory),
-        "sessions": len(kept_out or rows),
-        "kept_out_of_fit": bool(kept_out),
+        "sessions": len(trials),
+        "sessions_of_the_fit": len(usable) - len(kept_out),
         "calibrate_seconds": time.perf_counter() - start,
-        "tiers": codec.tiers,
+        "promises": stored_in_words(codec),
         "fingerprint": codec.fingerprint,
     }
 
 
 def kept_out_of_fit(fitted: dict[str, Any], rows: Sequence[Tensor]) -> list[Tensor]:
-    """Return the sessions that the fit kept out, if these are the ones that it was given, else none.
+    """Return the sessions that a codec was not fitted to: those codes better than any session will be.
 
     Args:
-        fitted: `TinyVAECodec.fitted`.
+        fitted: `TinyVAECodec.fitted`. Codecs name their sessions by digest; of older ones it is known only how many
+            there were and how they were split.
         rows: Token ids [N] int64 of each session.
     """
+    if "session_digests" in fitted:
+        known = set(fitted["session_digests"])
+        return [ids for ids in rows if opening_digest(ids) not in known]
     settings = fitted.get("settings", {})
     if not {"seed", "calibration_share"} <= set(settings):
-        return []
+        return list(rows)
     order = list(range(len(rows)))
     random.Random(settings["seed"]).shuffle(order)
     kept = max(1, round(settings["calibration_share"] * len(order)))
     counts = (len(order) - kept, kept, sum(len(rows[index]) for index in order[kept:]))
     if counts != tuple(fitted.get(name) for name in ("sessions", "calibration_sessions", "tokens")):
-        return []
+        return list(rows)
     return [rows[index] for index in order[:kept]]
 
 
-def _usable_sessions(model: Any, tokenizer: Any, sessions: Path) -> list[Tensor]:
-    """Return the token ids of every session that is long enough to be of use."""
-    return [ids for _, ids in tokenized_sessions(model, tokenizer, sessions) if len(ids) >= SHORTEST_SESSION_TOKENS]
-
-
 def finish_codec(
-    codec: TinyVAECodec, model: Any, tokenizer: Any, kept_out: Sequence[Tensor], progress: Progress
+    codec: TinyVAECodec,
+    model: Any,
+    tokenizer: Any,
+    trials: Sequence[TrialSource],
+    progress: Progress,
+    *,
+    resume_file: Path | None = None,
 ) -> None:
-    """Give a codec its tiers and its figures of ordinary sessions."""
+    """Give a codec its promises and its figures of ordinary sessions.
+
+    Raises:
+        TooFewSessionsError: Nothing can be promised; the codec is left as it was.
+    """
     codec.recompute = recompute_with(model, tokenizer)
-    codec.tiers = calibrate_tiers(model, codec, kept_out, tokenizer=tokenizer, progress=progress)
-    codec.fitted["known"] = measure_known(model, codec, kept_out, tokenizer=tokenizer, progress=progress)
+    codec.promises = calibrate(model, codec, trials, progress=progress, resume_file=resume_file)
+    codec.fitted["known"] = measure_known(codec, trials, progress=progress)
+
+
+def stored_in_words(codec: TinyVAECodec) -> dict[str, str]:
+    """Return how each promised quality is stored."""
+    found = {name: promise for name, promise in codec.promises.items() if name != FALLBACK}
+    return {
+        name: promise.setting.words() + ("" if promise.rate is None else f" at rate {promise.rate}")
+        for name, promise in found.items()
+    }
 
 
 def save_codec(codec: TinyVAECodec, output: Path) -> None:
@@ -133,6 +134,7 @@ def save_codec(codec: TinyVAECodec, output: Path) -> None:
     Codecs that recompute layers lie in subdirectories of the one that codes all; they stay.
     """
     output.parent.mkdir(parents=True, exist_ok=True)
+    codec.fitted["fingerprint"] = codec.fingerprint  # so that a file's promise is found without the weights
     with tempfile.TemporaryDirectory(dir=output.parent, prefix=".kvcompress-") as temporary:
         fresh = Path(temporary) / "codec"
         codec.save_pretrained(fresh, config=codec.config_json())
@@ -147,7 +149,6 @@ def save_codec(codec: TinyVAECodec, output: Path) -> None:
 def card(codec: TinyVAECodec) -> str:
     """Return the model card."""
     fitted = codec.fitted
-    tiers = "\n".join(f"| {name} | {rate} |" for name, rate in codec.tiers.items())
     return f"""---
 library_name: kvcompress
 tags: [kv-cache-compression]
@@ -156,15 +157,10 @@ license: apache-2.0
 # TinyVAE codec
 
 Conditional transform codec of one model's KV caches, fitted in closed form from {fitted["sessions"]} sessions
-({fitted["tokens"]:,} tokens); levels, tables and quality tiers come from {fitted["calibration_sessions"]} further
+({fitted["tokens"]:,} tokens); levels, tables and promises come from {fitted["calibration_sessions"]} further
 sessions.
-{_recompute_in_words(codec.recompute_layers)}
-| quality | rate index |
-| --- | --- |
-{tiers}
-
-Each tier is the coarsest rate whose mean KL, context lost and top-1 agreement, measured after decode and resume on the
-further sessions, used at most {MARGIN:.0%} of the tier's bounds.
+{_recompute_in_words(codec.recompute_layers)}{_spectrum_in_words(fitted)}
+{_promises_in_words(codec)}
 {_known_in_words(fitted)}{_trained_in_words(fitted)}
 Model fingerprint: `{codec.model_fingerprint.weights}` (weights). Codec fingerprint: `{codec.fingerprint}`.
 
@@ -172,6 +168,45 @@ Settings: `{json.dumps(fitted["settings"])}`
 
 Use: `kvcompress encode RAW.safetensors -o FILE.kvz --codec DIR{_option(codec.recompute_layers)}`
 """
+
+
+def _promises_in_words(codec: TinyVAECodec) -> str:
+    """Return the table of what is promised and the evidence, or the line that nothing is."""
+    promises = {name: promise for name, promise in codec.promises.items() if name != FALLBACK}
+    if not promises:
+        return "No quality was verified, so none is promised: run `kvcompress calibrate DIR --sessions FILE`."
+    rows = []
+    for name, promise in promises.items():
+        losses = [
+            f"{loss.measured:.4g} of {loss.bound:g}, {loss.beyond} beyond"
+            for loss in (promise.kl_nats, promise.context_lost, promise.top1_lost)
+        ]
+        rate = "" if promise.rate is None else f" at {promise.rate}"
+        rows.append(f"| {name} | {promise.setting.words()}{rate} | {promise.sessions} | {' | '.join(losses)} |")
+    first = next(iter(promises.values()))
+    return "\n".join(
+        [
+            "| quality | stored as, at rate index | sessions | KL (nats) | context lost | top-1 lost |",
+            "| --- | --- | ---: | --- | --- | --- |",
+            *rows,
+            "",
+            f"Measured after decode and resume over {first.continuation_tokens} further tokens, on sessions of about",
+            f"{first.prefix_tokens:,} tokens that fitted nothing. By conformal risk control (arXiv 2208.02814) the",
+            "expected loss of a new session of the same kind stays within each bound, and at most one session in twenty",
+            'loses more than twice as much ("beyond").',
+        ]
+    )
+
+
+def _spectrum_in_words(fitted: dict[str, Any]) -> str:
+    """Return the card's paragraph on ranks and what they leave; empty for codecs that do not say."""
+    spectrum = fitted.get("spectrum")
+    if not spectrum:
+        return ""
+    ranks = ", ".join(f"{group['rank']} of {group['channels']:,}" for group in spectrum)
+    floor = fitted.get("floor_kl_nats")
+    told = "" if floor is None else f" Latents that are not rounded at all leave a KL of {floor:.2g} nats."
+    return f"\nLatents by group of layers, chosen from the spectrum under a budget: {ranks}.{told}\n"
 
 
 def _trained_in_words(fitted: dict[str, Any]) -> str:

@@ -15,7 +15,7 @@ from kvcompress.raw import raw_layers
 from kvcompress.recompute import Known
 from kvcompress.shards import Shards
 from tinyvae.moments import Moments
-from tinyvae.prior import BELOW_LAGS, CONTEXTS, PAST_DIRECTIONS, TokenPrior, TokenTable, contexts, lagged, without_first
+from tinyvae.prior import BELOW_LAGS, PAST_DIRECTIONS, TokenPrior, TokenTable, contexts, lagged, without_first
 from tinyvae.quantize import quantize
 from tinyvae.transform import Transform, block_metric, square_roots, weighted_klt
 
@@ -100,7 +100,13 @@ class Solved:
 
     @classmethod
     def from_tensors(
-        cls, found: dict[str, Tensor], group: Group, shapes: Sequence[LayerShape], table: TokenTable, taps: int, sink: bool
+        cls,
+        found: dict[str, Tensor],
+        group: Group,
+        shapes: Sequence[LayerShape],
+        table: TokenTable,
+        taps: int,
+        sink: bool,
     ) -> Solved:
         """Rebuild it."""
         variance, unexplained, units = found["scalars"].tolist()
@@ -176,7 +182,7 @@ def solve_group(
     if known:
         reader.directions = _known_directions(reader, weight)
     moments: Moments | None = None
-    scale: Tensor | None = None
+    scale: tuple[Tensor, Tensor] | None = None
     for number in range(len(shards)):
         features, channels = reader.session(number)
         scale = _robust_scale(channels) if scale is None else scale

@@ -217,7 +217,11 @@ class TinyVAECodec(
     def tiers(self) -> dict[str, int]:
         """Rate index of each quality word that latents alone are promised to keep."""
         found = {name: promise.setting for name, promise in self.promises.items() if name != FALLBACK}
-        return {name: setting.rate for name, setting in found.items() if setting.kind == LATENTS and setting.rate is not None}
+        return {
+            name: setting.rate
+            for name, setting in found.items()
+            if setting.kind == LATENTS and setting.rate is not None
+        }
 
     def promise_of(self, quality: str) -> Promise:
         """Return what is promised of a quality word; raises `InputError` where it was never verified."""

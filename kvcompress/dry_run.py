@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from kvcompress.channels import LayerShape, group_layers
+from kvcompress.channels import group_layers
 from kvcompress.closed_form import LOWER_LATENTS, Group
 from kvcompress.fit import FitSettings
 from kvcompress.geometry import MOST_COLUMNS, UNITS_A_CHANNEL, Budget, prior_columns
@@ -62,9 +62,7 @@ def machine_speed() -> float:
     return 2 * MEASURED_SIZE**3 / (time.perf_counter() - start)
 
 
-def pass_costs(
-    model: ModelGeometry, sessions: int, tokens: int, settings: FitSettings, speed: float
-) -> list[PassCost]:
+def pass_costs(model: ModelGeometry, sessions: int, tokens: int, settings: FitSettings, speed: float) -> list[PassCost]:
     """Return what each pass of a fit costs.
 
     Args:
@@ -77,9 +75,7 @@ def pass_costs(
     return list(_costs(model, sessions, tokens, settings, speed))
 
 
-def _costs(
-    model: ModelGeometry, sessions: int, tokens: int, settings: FitSettings, speed: float
-) -> Iterator[PassCost]:
+def _costs(model: ModelGeometry, sessions: int, tokens: int, settings: FitSettings, speed: float) -> Iterator[PassCost]:
     continued = min(settings.continuation_tokens, tokens // 2)
     prefix, kept = tokens - continued, round(settings.calibration_share * sessions)
     fitting = sessions - kept
@@ -95,9 +91,14 @@ def _costs(
     fishers = _FLOAT * squares
     gather = 2.0 * sensitive * prefix * squares
     yield PassCost(
-        "sensitivity", (gather + DECOMPOSITION * sum(w**3 for w in widths)) / speed, 2 * fishers + _large(widths), fishers
+        "sensitivity",
+        (gather + DECOMPOSITION * sum(w**3 for w in widths)) / speed,
+        2 * fishers + _large(widths),
+        fishers,
     )
-    columns = prior_columns(Budget(settings.codec_share * 2 * model.parameters, model.vocab_size, groups, model.shapes), model.hidden_size)
+    columns = prior_columns(
+        Budget(settings.codec_share * 2 * model.parameters, model.vocab_size, groups, model.shapes), model.hidden_size
+    )
     columns = settings.prior_rank or min(columns, MOST_COLUMNS)
     yield _table_cost(model, fitting, prefix, widths, columns, speed)
     yield _solve_cost(model, groups, fitting * prefix, columns, settings, speed)
@@ -131,7 +132,9 @@ def _table_cost(
     if table_pays(fitting * prefix, model.vocab_size):
         sketched = min(sum(widths), SKETCH_CHANNELS)
         memory = _FLOAT * model.vocab_size * sketched + table
-        return PassCost("token table, from means", fitting * prefix * 2.0 * sum(widths) * sketched / speed, memory, table / 2)
+        return PassCost(
+            "token table, from means", fitting * prefix * 2.0 * sum(widths) * sketched / speed, memory, table / 2
+        )
     size, tokens = model.hidden_size, min(fitting, REGRESSION_SESSIONS) * prefix
     work = 2.0 * tokens * size * (size + sum(widths)) + DECOMPOSITION * size**3
     memory = 3.0 * _DOUBLE * size**2 + 2.0 * _DOUBLE * size * max(widths) + table
@@ -142,11 +145,17 @@ def _solve_cost(
     model: ModelGeometry, groups: list[Group], tokens: int, columns: int, settings: FitSettings, speed: float
 ) -> PassCost:
     """Return the cost of prior and transform of all groups, which come one after another."""
-    work = peak = disk = 0.0
+    work, peak, disk = 0.0, 0.0, 0.0
     for group in groups:
         width, known = group.width(model.shapes), group.known.channels(model.shapes)
-        features = settings.prior_taps * columns + known + CONTEXTS * min(known, PAST_DIRECTIONS) + 2 * group.lower.latents
-        work += 2.0 * tokens * (features**2 + features * width + width**2) + 4 * DECOMPOSITION * width**3 + 2.0 * features**3
+        features = (
+            settings.prior_taps * columns + known + CONTEXTS * min(known, PAST_DIRECTIONS) + 2 * group.lower.latents
+        )
+        work += (
+            2.0 * tokens * (features**2 + features * width + width**2)
+            + 4 * DECOMPOSITION * width**3
+            + 2.0 * features**3
+        )
         peak = max(peak, _DOUBLE * (2 * features**2 + 3 * features * width + 7 * width**2))
         disk += width * (width / 4 + width / UNITS_A_CHANNEL) + _HALF * tokens * LOWER_LATENTS
     return PassCost("prior and transform", work / speed, peak + _HALF * tokens * LOWER_LATENTS * len(groups), disk)

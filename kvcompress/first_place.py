@@ -57,7 +57,7 @@ def fit_opening(prior: TokenPrior, token_ids: Tensor, channels: Tensor, openings
     assert prior.first is not None
     left = wide - rows @ prior.first.dense.double() @ units
     seen = torch.searchsorted(token_ids, openings)
-    trust = len(openings) / (len(openings) + SHRINKAGE * (len(openings.unique()) - 1))
+    trust = len(openings) / (len(openings) + SHRINKAGE * (int((openings.bincount() > 0).sum()) - 1))
     constant = trust * left[seen].mean(0) + (1 - trust) * left.mean(0)
     prior.store_first(mixing, constant.float())
 

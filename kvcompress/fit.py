@@ -30,7 +30,7 @@ from kvcompress.geometry import Budget, model_bytes, prior_columns, prior_units,
 from kvcompress.harvest import harvest
 from kvcompress.hf.sensitivity import cache_gradients
 from kvcompress.recompute import Known
-from kvcompress.shards import CALIBRATION, FIT, HarvestSettings, Shards
+from kvcompress.shards import CALIBRATION, FIT, HarvestSettings, Shards, opening_digest
 from kvcompress.snapshot import KVSnapshot
 from kvcompress.token_table import embedding_table, mean_table, table_pays
 from kvcompress.working import Working
@@ -334,6 +334,7 @@ class Fitter:
             "sessions": len(self.shards),
             "calibration_sessions": len(self.calibration),
             "tokens": self.shards.tokens,
+            "session_digests": [opening_digest(self.shards.token_ids(n)) for n in range(len(self.shards))],
             "settings": asdict(self.settings),
             "sink_share": round(float(self.place_shares[0]), 4),
             "spectrum": [part.facts() for part in solved],

@@ -7,10 +7,11 @@ run that was killed goes on where it stopped.
 from __future__ import annotations
 
 import resource
+import shutil
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,14 +19,14 @@ import torch
 from torch import Tensor
 
 from kvcompress.calibrate import TooFewSessionsError
-from kvcompress.checkpoint import finish_codec, save_codec
+from kvcompress.checkpoint import finish_codec, save_codec, stored_in_words
 from kvcompress.codec import TinyVAECodec
 from kvcompress.errors import InputError
 from kvcompress.fit import FitSettings, Fitter
 from kvcompress.floor import floor_nats
 from kvcompress.harvest import write_shards
 from kvcompress.hf import fingerprint, load_model
-from kvcompress.shards import SETTINGS, HarvestSettings, Shards
+from kvcompress.shards import INDEX, Shards
 from kvcompress.snapshot import KVSnapshot
 from kvcompress.working import Working
 
@@ -55,7 +56,6 @@ class FitSource:
             raise InputError("a fit needs either --sessions or --shards", "Give one of them")
         if self.shards is not None and self.tokens is not None:
             raise InputError("shards are cut already", "Leave --tokens away, or harvest again")
-
 
     def layer_count(self) -> int:
         """Return how many layers the model has."""
@@ -106,7 +106,10 @@ def fit_checkpoint(
     source.check()
     start, place = time.perf_counter(), output.with_name(output.name + ".fit")
     loaded = load_model(source.model) if source.model is not None else None
-    shards = Shards(source.shards) if source.shards is not None else _harvest(source, loaded, settings, place, progress, announce)
+    if source.shards is not None:
+        shards = Shards(source.shards)
+    else:
+        shards = _harvest(source, loaded, settings, place, progress, announce)
     if loaded is not None:
         shards.origin.fingerprint.require_match(fingerprint(*loaded), path=shards.directory)
     key = {"settings": asdict(settings), "shards": shards.settings}
@@ -117,7 +120,7 @@ def fit_checkpoint(
     else:
         _verify(codec, *loaded, shards, working, progress, announce)
     save_codec(codec, output)
-    Working(place).remove() if source.shards is None else working.remove()
+    shutil.rmtree(place, ignore_errors=True)
     return _summary(codec, output, time.perf_counter() - start)
 
 
@@ -127,10 +130,10 @@ def _harvest(
     """Return the shards of the sessions of a file, made in the working directory."""
     if loaded is None or source.sessions is None:
         raise InputError("sessions are harvested with a model", "Name it with --model")
-    target = place / "shards"
-    stated = HarvestSettings(**{**asdict(settings.harvest_settings()), "tokens": source.tokens})
-    if not (target / "index.jsonl").is_file():
-        write_shards(*loaded, source.sessions, target, progress, settings=stated, announce=announce, force=False)
+    target, (model, tokenizer) = place / "shards", loaded
+    stated = replace(settings.harvest_settings(), tokens=source.tokens)
+    if not (target / INDEX).is_file():
+        write_shards(model, tokenizer, source.sessions, target, progress, settings=stated, announce=announce)
     return Shards(target)
 
 
@@ -162,10 +165,10 @@ def _summary(codec: TinyVAECodec, output: Path, seconds: float) -> dict[str, Any
         "peak_bytes": peak,
         "threads": torch.get_num_threads(),
         "file_bytes": (output / "model.safetensors").stat().st_size,
-        "promises": {name: promise.setting.words() for name, promise in codec.promises.items()},
+        "promises": stored_in_words(codec),
         "floor_kl_nats": codec.fitted.get("floor_kl_nats"),
         "fingerprint": codec.fingerprint,
     }
 
 
-__all__ = ["SETTINGS", "FitSource", "ShardTrial", "fit_checkpoint"]
+__all__ = ["FitSource", "ShardTrial", "fit_checkpoint"]

@@ -31,9 +31,7 @@ def unquantised(codec: TinyVAECodec, snapshot: KVSnapshot) -> KVSnapshot:
         decoded.append((places, context.ordinary(latents)))
         widths = [codec.shapes[index].channels for index in codec.groups[group]]
         for index, part in zip(codec.groups[group], vae.synthesise_parts(context, latents, widths), strict=True):
-            layers[index] = layer_from_channels(
-                part, index, codec.shapes[index], places, rope, snapshot.origin.dtype
-            )
+            layers[index] = layer_from_channels(part, index, codec.shapes[index], places, rope, snapshot.origin.dtype)
     return KVSnapshot(tuple(layers[i] for i in range(len(layers))), snapshot.token_ids, snapshot.origin)
 
 

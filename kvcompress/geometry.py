@@ -89,7 +89,7 @@ def prior_units(budget: Budget) -> int:
 
 
 def ranks(budget: Budget, solved: Sequence[Solved]) -> list[int]:
-    """Return the rank of each group: the widest latents of all, until little variance is left or the budget is spent."""
+    """Return the rank of each group: the widest latents of all, until little variance or no budget is left."""
     prior = solved[0].prior
     left = budget.file_bytes - budget.fixed_bytes(prior.table.rank, prior.taps, prior.inward.columns)
     variances = torch.cat([part.variances.double() for part in solved])

@@ -36,7 +36,7 @@ class GroupCode:
     lifts: Tensor | None = None
 
     def with_residual(self, vae: TinyVAE, left: Tensor, finer: int) -> GroupCode:
-        """Return this code with the residual that its symbols leave, channels [T, C], so much finer than the latents."""
+        """Return this code with the residual that its symbols leave, channels [T, C], so many rates finer."""
         weighted = left * vae.transform.channel_weights
         residual = Residual.of(weighted, steps_at(vae.config.reference_step, self.rates + finer))
         return replace(self, residual=residual, finer=finer)

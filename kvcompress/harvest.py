@@ -11,7 +11,7 @@ import random
 import shutil
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -208,14 +208,9 @@ def _narrowed(snapshot: KVSnapshot, dtype: str, path: Path) -> KVSnapshot:
         largest = max((float(part.abs().max()) for part in (layer.keys, layer.values) if part.numel()), default=0.0)
         if dtype == "float16" and largest > LARGEST_FLOAT16:
             raise InputError(f"a value of {largest:.3g} is beyond float16", "Pass --dtype bfloat16", path=path)
-        parts = (part.to(CACHE_DTYPES[dtype]) for part in (layer.keys, layer.values))
-        layers.append(LayerKV(*parts, layer.positions))
-    origin = type(snapshot.origin)(**{**_fields(snapshot.origin), "dtype": dtype})
-    return KVSnapshot(tuple(layers), snapshot.token_ids, origin)
-
-
-def _fields(origin: Any) -> dict[str, Any]:
-    return {name: getattr(origin, name) for name in type(origin).__dataclass_fields__}
+        keys, values = (part.to(CACHE_DTYPES[dtype]) for part in (layer.keys, layer.values))
+        layers.append(LayerKV(keys, values, layer.positions))
+    return KVSnapshot(tuple(layers), snapshot.token_ids, replace(snapshot.origin, dtype=dtype))
 
 
 def _write_gradients(model: Any, snapshot: KVSnapshot, continuation: Tensor, path: Path, seed: int) -> None:

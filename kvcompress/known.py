@@ -32,17 +32,20 @@ from statistics import fmean, stdev
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from kvcompress.codec import TinyVAECodec
 from kvcompress.container import Encoded
 from kvcompress.errors import CheckpointError
-from kvcompress.hf.capture import capture
+from kvcompress.promise import FALLBACK
 from kvcompress.sections import own_sections
 from kvcompress.snapshot import KVSnapshot
+from kvcompress.trials import TrialSource
 
 LEAST_SESSIONS = 8
 """Of fewer, the spread is not known."""
+
+MOST_SESSIONS = 24
+"""More tell little about a mean and a deviation."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,35 +99,35 @@ def figures_of(exact: KVSnapshot, encoded: Encoded, decoded: KVSnapshot) -> Figu
 
 @torch.inference_mode()
 def measure_known(
-    model: Any,
     codec: TinyVAECodec,
-    sessions: Sequence[Tensor],
+    trials: Sequence[TrialSource],
     *,
-    tokenizer: Any = None,
     progress: Callable[[str, int, int], None] = lambda stage, done, total: None,
 ) -> dict[str, Any]:
-    """Return what sessions look like at each tier: JSON-able, empty of fewer than 8 sessions.
+    """Return what sessions look like at each promised rate: JSON-able, empty of fewer than 8 sessions.
 
     Args:
-        model: The codec's model.
-        codec: With its tiers.
-        sessions: Token ids [N] int64 of sessions that it was not fitted to.
-        tokenizer: Enters the fingerprint if given.
+        codec: With its promises.
+        trials: Sessions that it was not fitted to.
         progress: Called after each session.
 
     Returns:
         `{"sessions": count, "tiers": {name: {"bits_per_token": [mean, deviation], "error": [mean, deviation]}}}`,
         over sessions.
     """
-    if len(sessions) < LEAST_SESSIONS:
+    chosen = trials[:MOST_SESSIONS]
+    if len(chosen) < LEAST_SESSIONS:
         return {}
-    found: dict[str, list[Figures]] = {name: [] for name in codec.tiers}
-    for done, token_ids in enumerate(sessions, 1):
-        snapshot = capture(model, token_ids, tokenizer=tokenizer)
-        for name, rate in codec.tiers.items():
-            encoded = codec.encode(snapshot, rate)
+    settings = {name: p.setting for name, p in codec.promises.items() if name != FALLBACK and p.rate is not None}
+    found: dict[str, list[Figures]] = {name: [] for name in settings}
+    for done, trial in enumerate(chosen, 1):
+        snapshot = trial.snapshot
+        latents = codec.analyse(snapshot)
+        for name, setting in settings.items():
+            assert setting.rate is not None
+            encoded = codec.encode(snapshot, setting.rate, latents=latents, residual_rate=setting.residual_rate)
             found[name].append(figures_of(snapshot, encoded, codec.decode(encoded)))
-        progress("ordinary sessions", done, len(sessions))
+        progress("ordinary sessions", done, len(chosen))
     tiers = {
         name: {
             "bits_per_token": _spread([figures.bits_per_token for figures in rows]),
@@ -132,7 +135,7 @@ def measure_known(
         }
         for name, rows in found.items()
     }
-    return {"sessions": len(sessions), "tiers": tiers}
+    return {"sessions": len(chosen), "tiers": tiers}
 
 
 def _spread(numbers: Sequence[float]) -> list[float]:

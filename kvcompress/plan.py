@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
+from typing import Any
 
 import torch
 
@@ -11,34 +13,49 @@ from kvcompress.container import Encoded, to_bytes
 from kvcompress.errors import InputError
 from kvcompress.int8 import Int8Codec
 from kvcompress.known import figures_of, is_unlike, knows
+from kvcompress.lossless import LosslessCodec
+from kvcompress.promise import FALLBACK, INT8, LATENTS, LOSSLESS, QUALITIES, Setting
 from kvcompress.snapshot import KVSnapshot
 from tinyvae.quantize import LEVELS_PER_OCTAVE
 
-QUALITIES = ("transparent", "high", "usable")
 SIZE_RATIO_TOLERANCE = 0.03
 FINEST_RATE = HIGHEST_RATE // 2
 
 
 def encode_at_quality(codec: TinyVAECodec, snapshot: KVSnapshot, quality: str) -> Encoded:
-    """Encode at the rate whose fidelity was measured to hold a quality word.
+    """Encode in the way that was verified to keep a quality word: latents, latents and residual, or without loss.
 
-    It was measured on ordinary sessions. One that turns out to be unlike them is coded at the next finer quality, and
-    so on until it is ordinary there, and last by int8, which knows no sessions. Its settings then hold `unlike`: true
-    and `stored`: the finer quality, or "int8".
+    It was verified on ordinary sessions. One that turns out to be unlike them is coded as the next finer quality is,
+    and so on until it is ordinary there, and last by int8 where that was verified to be transparent, else without loss.
+    Its settings then hold `unlike`: true and `stored`: the finer quality, "int8" or "lossless". Where latents alone do
+    not keep a quality, `stored` names its way.
 
     Raises:
-        InputError: The codec has no such tier.
+        InputError: The codec does not promise the quality.
     """
-    codec.rate_of(quality)
+    codec.promise_of(quality)
     finer = QUALITIES[QUALITIES.index(quality) :: -1] if quality in QUALITIES else (quality,)
-    for stored in (name for name in finer if name in codec.tiers):
+    for stored in (name for name in finer if name in codec.promises):
+        setting = codec.promises[stored].setting
         settings = {"quality": quality} if stored == quality else {"quality": quality, "stored": stored, "unlike": True}
-        encoded = codec.encode(snapshot, codec.rate_of(stored), settings)
-        if not knows(codec, stored):
+        encoded = encode_in(codec, snapshot, setting, settings)
+        if not knows(codec, stored) or setting.kind == LOSSLESS:
             return encoded
         if not is_unlike(codec, stored, figures_of(snapshot, encoded, codec.decode(encoded)), snapshot.tokens):
             return encoded
-    return Int8Codec().encode(snapshot, {"quality": quality, "stored": Int8Codec.kind, "unlike": True})
+    last = codec.promises[FALLBACK].setting if FALLBACK in codec.promises else Setting(LOSSLESS)
+    return encode_in(codec, snapshot, last, {"quality": quality, "stored": last.kind, "unlike": True})
+
+
+def encode_in(codec: TinyVAECodec, snapshot: KVSnapshot, setting: Setting, settings: Mapping[str, Any]) -> Encoded:
+    """Encode in a setting; where that is more than latents, the file's settings say so as `stored`."""
+    stated = dict(settings)
+    if setting.kind != LATENTS:
+        stated.setdefault("stored", setting.kind)
+    if setting.rate is not None:
+        return codec.encode(snapshot, setting.rate, stated, residual_rate=setting.residual_rate)
+    weightless = Int8Codec() if setting.kind == INT8 else LosslessCodec()
+    return weightless.encode(snapshot, stated)
 
 
 def encode_at_size_ratio(codec: TinyVAECodec, snapshot: KVSnapshot, size_ratio: float) -> Encoded:

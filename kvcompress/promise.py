@@ -7,9 +7,11 @@ kept in the codec's `config.json`. Nothing here needs torch, so that `kvcompress
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 from kvcompress.conformal import beyond_allowed, sessions_needed
@@ -197,3 +199,43 @@ def unpromised(quality: str, promises: Mapping[str, Promise]) -> InputError:
         return InputError(f"this codec promises no quality {quality!r}", f"It has: {known}; or use --size-ratio")
     what = f"this codec's quality {quality!r} was never verified on sessions"
     return InputError(what, "Run `kvcompress calibrate CODEC --sessions FILE`, or use --max-kl / --size-ratio")
+
+
+def stated_promise(directory: Path, codec_fingerprint: str, settings: Mapping[str, Any]) -> Promise | None:
+    """Return what a codec promises of a file's quality, from the codec's `config.json` alone.
+
+    None where the file names no quality, was made by another codec, or holds a session unlike those of the promise.
+
+    Args:
+        directory: Of the codec.
+        codec_fingerprint: The codec that the file names.
+        settings: Of the file.
+    """
+    quality, layers = settings.get("quality"), settings.get("recompute_layers", 0)
+    part = directory / f"recompute-{layers}"
+    place = (part if layers and part.is_dir() else directory) / "config.json"
+    if not isinstance(quality, str) or not place.is_file():
+        return None
+    config = json.loads(place.read_text(encoding="utf-8"))
+    if config.get("fitted", {}).get("fingerprint") != codec_fingerprint:
+        return None
+    return applying(promises_from_json(config.get("promises")), settings)
+
+
+def applying(promises: Mapping[str, Promise], settings: Mapping[str, Any]) -> Promise | None:
+    """Return the promise that covers a file: none for sessions unlike those known, for plans, and without a quality."""
+    quality, rate = settings.get("quality"), settings.get("rate")
+    if not isinstance(quality, str) or quality == FALLBACK or settings.get("unlike") or "plan" in settings:
+        return None
+    promise = promises.get(quality)
+    return promise if promise is not None and promise.rate == rate else None
+
+
+def promise_in_words(promise: Promise) -> str:
+    """Return a promise and its evidence in one line."""
+    kl, context, top1 = promise.kl_nats, promise.context_lost, promise.top1_lost
+    return (
+        f"stored as {promise.setting.words()}; on {promise.sessions} sessions that fitted nothing mean KL "
+        f"{kl.measured:.3g} nats (at most {kl.bound:g}), context lost {context.measured:.2%} (at most "
+        f"{context.bound:.0%}), top-1 {1 - top1.measured:.1%} (at least {1 - top1.bound:.0%})"
+    )

@@ -11,6 +11,7 @@ index.jsonl                  a line a session, written last: id, file, tokens, c
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -20,7 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kvcompress.channels import LayerShape, Rope, layer_channels
+from kvcompress.channels import Rope, layer_channels
 from kvcompress.errors import FormatError, InputError
 from kvcompress.raw import load_raw, origin_of_raw, raw_layers
 from kvcompress.snapshot import KVSnapshot, Origin
@@ -28,6 +29,7 @@ from kvcompress.tensor_file import opened
 
 INDEX, SETTINGS, TOKENS = "index.jsonl", "shards.json", "tokens.safetensors"
 FIT, CALIBRATION = "fit", "calibration"
+DIGEST_TOKENS = 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,11 +174,10 @@ class Shards:
         return ids, torch.cat(parts, 1)
 
 
-def shapes_of(snapshot: KVSnapshot) -> list[LayerShape]:
-    """Return the shape of each layer of a snapshot."""
-    from kvcompress.channels import layer_shapes
-
-    return list(layer_shapes(snapshot))
+def opening_digest(token_ids: Tensor) -> str:
+    """Return a digest of how a session begins, ids [N] int64: the same however it is cut behind that."""
+    data = token_ids[:DIGEST_TOKENS].to(torch.int64).numpy().tobytes()
+    return hashlib.sha256(data).hexdigest()[:16]
 
 
 def read_shards(directory: Path) -> Iterator[dict[str, Any]]:

@@ -59,7 +59,8 @@ def mean_table(
         progress: Called after each session.
     """
     channels = sum(len(scale) for scale in scales)
-    seen = torch.cat([shards.token_ids(number) for number in range(len(shards))]).unique()
+    every = torch.cat([shards.token_ids(number) for number in range(len(shards))])
+    seen = every.bincount().nonzero()[:, 0]
     sketch = _sketch(channels)
     means = TokenMeans.empty(seen, channels if sketch is None else sketch.shape[1])
     for number in range(len(shards)):
@@ -80,7 +81,9 @@ def _sketch(channels: int) -> Tensor | None:
     if channels <= SKETCH_CHANNELS:
         return None
     width = SKETCH_CHANNELS // 2
-    return torch.randn(channels, width, generator=torch.Generator().manual_seed(0)) / width**0.5
+    drawn: Tensor = torch.randn(channels, width, generator=torch.Generator().manual_seed(0))
+    found: Tensor = drawn / width**0.5
+    return found
 
 
 def embedding_table(
@@ -129,7 +132,7 @@ def _told(
     sink: bool,
     root: Tensor,
 ) -> Tensor:
-    """Return [E, E] float64: how much of a group's weighted channels each whitened direction of the embeddings tells."""
+    """Return [E, E] float64: how much each whitened direction of the embeddings tells of a group's channels."""
     cross, tokens = torch.zeros(embeddings.shape[1], len(weight)), 0
     for number in chosen:
         ids, places, channels = shards.channels(number, group.layers, rope)
@@ -138,4 +141,5 @@ def _told(
         cross += rows.T @ (channels[keep] * weight)
         tokens += len(rows)
     whitened = torch.linalg.solve_triangular(root, cross.double() / max(tokens, 1), upper=False)
-    return whitened @ whitened.T
+    told: Tensor = whitened @ whitened.T
+    return told

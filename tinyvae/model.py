@@ -142,9 +142,7 @@ class TinyVAE(nn.Module):
     centroids: Tensor
     first_place: Tensor | None
 
-    def __init__(
-        self, config: TinyVAEConfig, known: int = 0, below: int = 0, table: TokenTable | None = None
-    ) -> None:
+    def __init__(self, config: TinyVAEConfig, known: int = 0, below: int = 0, table: TokenTable | None = None) -> None:
         super().__init__()
         self.config = config
         sizes = (config.vocab_size, config.prior_rank, config.prior_taps, config.prior_width)

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from tinyvae.transform import eigenvectors, square_roots
 
+
 @dataclass(slots=True)
 class TokenMeans:
     """Running sums of rows by token id, for the token table; only ids that were seen take memory.

@@ -313,7 +313,7 @@ class TokenPrior(nn.Module):
 
     @torch.no_grad()
     def store_first(self, mixing: Tensor, constant: Tensor) -> None:
-        """Keep the mixing [r, H] of the token at place 0 and the constant [C] that its channels have instead of `bias`."""
+        """Keep what place 0 has: the mixing [r, H] of its token, and the constant [C] instead of `bias`."""
         assert self.first is not None
         assert self.opening is not None
         self.first.store(mixing)

@@ -35,9 +35,7 @@ def square_roots(weight: Tensor) -> tuple[Tensor, Tensor]:
     return (vectors * values.sqrt()) @ vectors.T, (vectors * values.rsqrt()) @ vectors.T
 
 
-def sensitivity_weight(
-    fisher: Tensor, exponent: float = 0.7, floor: float = 0.02, mean: float | None = None
-) -> Tensor:
+def sensitivity_weight(fisher: Tensor, exponent: float = 0.7, floor: float = 0.02, mean: float | None = None) -> Tensor:
     """Turn a Fisher matrix into the weight of the squared error.
 
     Args:

@@ -14,10 +14,12 @@ import typer
 
 ForceOption = Annotated[bool, typer.Option("--force", help="Replace an existing output file.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
-ModelOption = Annotated[str, typer.Option("--model", help="Model directory, or the name of a bundled model.")]
+ModelOption = Annotated[
+    str, typer.Option("--model", help="Bundled model, model directory, GGUF file, or Hub id such as user/repo.")
+]
 RecomputeModelOption = Annotated[
     str | None,
-    typer.Option("--model", help="Model, for a file whose first layers it recomputes: a directory or a bundled name."),
+    typer.Option("--model", help="Model, for a file whose first layers it recomputes; named as elsewhere."),
 ]
 RecomputeLayersOption = Annotated[
     int | None,
@@ -60,7 +62,14 @@ def progress_bar(title: str) -> Iterator[ProgressCallback]:
         yield _Lines(title)
         return
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
 
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True)) as bars:

@@ -107,7 +107,7 @@ def encode(
     reached = snapshot.raw_bytes / file_bytes
     data = {"output": str(output), "tokens": snapshot.tokens, "raw_bytes": snapshot.raw_bytes, "file_bytes": file_bytes}
     data |= {"size_ratio": reached, "encode_seconds": seconds, "codec": encoded.codec}
-    for note in (*notes, *_notes(encoded, reached, choice)):
+    for note in (*notes, *_notes(encoded, reached, choice, codec)):
         sys.stderr.write(f"note: {note}.\n")
     if as_json:
         show(data | {"settings": dict(encoded.settings)} | (_dial_json(choice) if choice else {}), as_json=True)
@@ -131,7 +131,7 @@ def _dial_lines(choice: Choice) -> Iterator[str]:
         yield f"  {name:<8}{way.file_bytes:>12,}" + "".join(f"{value:>10.3f} s" for value in seconds) + mark
 
 
-def _notes(encoded: Encoded, reached: float, choice: Choice | None) -> Iterator[str]:
+def _notes(encoded: Encoded, reached: float, choice: Choice | None, codec: str) -> Iterator[str]:
     """Yield what a user who looks at the size alone would miss, a line each."""
     settings = encoded.settings
     if choice:
@@ -146,6 +146,13 @@ def _notes(encoded: Encoded, reached: float, choice: Choice | None) -> Iterator[
         note = size_ratio_note(encoded, reached)
         if note is not None:
             yield note
+    if settings.get("stored") in ("residual", "lossless") and not settings.get("unlike"):
+        from kvcompress.promise import promise_in_words, stated_promise
+        from kvcompress.zoo import find_checkpoint
+
+        promise = stated_promise(find_checkpoint(codec), encoded.codec_fingerprint, settings)
+        told = promise_in_words(promise) if promise else f"stored as {settings['stored']}"
+        yield f"latents alone do not keep {settings['quality']!r} on this model: {told}"
     if settings.get("unlike"):
         told = f"this session is unlike those that the codec knows: stored at {settings['stored']!r}"
         yield f"{told} instead of {settings['quality']!r}"

@@ -5,12 +5,16 @@ from __future__ import annotations
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from kvcompress.cli.console import CodecOption, JsonOption, KvzArgument, ModelOption, show
 from kvcompress.zoo import DEFAULT_CODEC, DEFAULT_MODEL
+
+if TYPE_CHECKING:
+    from kvcompress.container import Header
+    from kvcompress.promise import Promise
 
 
 def in_words(settings: Mapping[str, Any]) -> dict[str, str]:
@@ -27,6 +31,8 @@ def in_words(settings: Mapping[str, Any]) -> dict[str, str]:
     layers = settings.get("recompute_layers")
     if isinstance(layers, int) and layers > 0:
         words["recomputed"] = f"keys and values of layers 0 to {layers}: restoring needs the model"
+    if stored in ("residual", "lossless") and not settings.get("unlike"):
+        words["stored"] = "latents and what they do not reach" if stored == "residual" else "without loss"
     if settings.get("unlike") is True and isinstance(stored, str):
         quality = settings.get("quality")
         words["quality"] = f"{quality!r} was asked for, {stored!r} is stored: unlike the sessions that the codec knows"
@@ -65,12 +71,29 @@ def inspect(
         "bits_per_value": 16 * file_bytes / header.raw_bytes if header.raw_bytes else 0.0,
         "settings": dict(header.settings),
     }
+    promise = _promise(codec, header)
     if as_json:
+        data |= {"promise": promise.to_json()} if promise else {}
         fingerprint = dict(header.model)
         sections_all = {"header": file_bytes - sum(sections.values()), **sections}
         show(data | {"model": fingerprint, "sections": sections_all}, as_json=True)
         return
-    show(data | in_words(header.settings), as_json=False)
+    from kvcompress.promise import promise_in_words
+
+    told = {"promise": promise_in_words(promise)} if promise else {}
+    show(data | in_words(header.settings) | told, as_json=False)
     sys.stdout.write("\n")
     for name, size in {"header": file_bytes - sum(sections.values()), **sections}.items():
         sys.stdout.write(f"  {name:<14} {size:>12,} bytes  {size / file_bytes:6.1%}\n")
+
+
+def _promise(codec: str, header: Header) -> Promise | None:
+    """Return what is promised of a file, where the codec that made it is at hand."""
+    from kvcompress.errors import CheckpointError
+    from kvcompress.promise import stated_promise
+    from kvcompress.zoo import find_checkpoint
+
+    try:
+        return stated_promise(find_checkpoint(codec), header.codec_fingerprint, header.settings)
+    except CheckpointError:  # the file can be looked at without its codec
+        return None

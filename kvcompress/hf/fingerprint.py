@@ -24,6 +24,8 @@ RUN_TIME_KEYS = frozenset(
     | {"use_cache", "return_dict", "output_attentions", "output_hidden_states", "chunk_size_feed_forward"}
     | {"attn_implementation", "_attn_implementation", "experts_implementation", "_experts_implementation"}
     | {"problem_type", "id2label", "label2id"}
+    # What a GGUF file leaves behind; how weights were stored before they were loaded is told by the weights.
+    | {"quantization_config", "_model_name_or_path"}
 )
 SPECIAL_TOKEN_KEYS = frozenset({"pad_token_id", "bos_token_id", "eos_token_id", "sep_token_id"})
 FREQUENCY_TOLERANCE = 1e-5  # far above one unit in the last place between processors, far below bfloat16 rounding

@@ -35,15 +35,15 @@ class ModelGeometry:
 def geometry_of(config: Any) -> ModelGeometry:
     """Return the geometry of a configuration: the model is made on the meta device and run over two tokens there."""
     with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config).eval()
-        cache = new_cache(model)
+        made: Any = AutoModelForCausalLM
+        model = made.from_config(config).eval()
+        cache: Any = new_cache(model)
         run(model, torch.zeros(1, 2, dtype=torch.int64), cache)
     shapes = []
     for layer in cache.layers:
-        keys, values = layer.keys, layer.values
-        assert keys is not None and values is not None
+        keys: Any = layer.keys
+        values: Any = layer.values
         shapes.append(LayerShape(keys.shape[1], keys.shape[3], values.shape[3]))
     table: Any = model.get_input_embeddings().weight
     parameters = sum(parameter.numel() for parameter in model.parameters())
     return ModelGeometry(parameters, table.shape[0], table.shape[1], layer_kinds(cache), tuple(shapes))
-

@@ -123,7 +123,6 @@ def test_channels_round_trip(snapshot: KVSnapshot) -> None:
 
 
 def test_groups_are_of_one_kind_and_bounded(snapshot: KVSnapshot) -> None:
-    import dataclasses
 
     kinds = ("full_attention", "full_attention", "sliding_attention")
     assert group_layers(kinds, [LayerShape(2, 16, 16)] * 3) == ((0, 1), (2,))
