@@ -24,6 +24,7 @@ from kvcompress.harvest import tokenized_sessions
 from kvcompress.hf import capture, recompute_with, restore
 from kvcompress.hf.families import new_cache
 from kvcompress.hf.forward import run
+from kvcompress.promise import applying
 from kvcompress.prune.demand import drop
 from kvcompress.prune.table import stored_offsets, table_of
 from kvcompress.prune.tiers import Tier
@@ -169,6 +170,7 @@ def measure_file(
         "file": _sizes(encoded, path)
         | {"name": path.name, "sections": {name: len(data) for name, data in encoded.sections.items()}},
         "fidelity": fidelity_json,
+        "promise": promise_kept(codec, encoded),
         "timing": timing,
         "recall": recall["exact"] / len(asked) if asked else None,
         "questions": recall,
@@ -181,6 +183,12 @@ def measure_file(
         "tokens_tier": [Tier(tier).word for tier in table.tiers.tolist()],
         "tokens_text": [tokenizer.decode([int(token)]) for token in token_ids],
     }
+
+
+def promise_kept(codec: Any, encoded: Encoded) -> dict[str, Any]:
+    """Return what the codec promises of a file's quality, with the evidence; empty where it promises nothing."""
+    promise = applying(getattr(codec, "promises", {}), encoded.settings)
+    return {} if promise is None else {"quality": promise.quality, **promise.to_json()}
 
 
 def _sizes(encoded: Encoded, path: Path) -> dict[str, Any]:

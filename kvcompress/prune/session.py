@@ -33,7 +33,8 @@ QUICK_STEP = 12
 """Rate of a quick plan's coarse tier above that of one tier."""
 
 MARGIN = 0.7
-"""Share of a quality word's bound on KL that the session itself may use up, as in its calibration."""
+"""Share of a quality word's bound on KL that a plan may use up along the judge's futures, which are few. A plan is
+measured on its own session; the codec's promise is of sessions of one tier, and no file of a plan claims it."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -102,7 +102,7 @@ def headline(report: Mapping[str, Any]) -> list[str]:
 
 def cards(report: Mapping[str, Any]) -> list[Card]:
     """Return the figures worth a card, in order; parts that were not measured give none."""
-    makers = (_size_card, _kl_card, _context_card, _agreement_card, _time_card, _recall_card)
+    makers = (_size_card, _kl_card, _promise_card, _context_card, _agreement_card, _time_card, _recall_card)
     return [card for make in makers if (card := make(report)) is not None]
 
 
@@ -122,6 +122,17 @@ def _kl_card(report: Mapping[str, Any]) -> Card | None:
     p99, most = spell(found.get("kl_p99_nats"), "nats"), spell(found.get("kl_max_nats"), "nats")
     notes = (f"99th percentile {p99}, worst {most}", f"over {spell(found.get('continuation_tokens'), 'count')} tokens")
     return Card("Mean KL", f"{spell(found.get('kl_nats'), 'nats')} nats", notes)
+
+
+def _promise_card(report: Mapping[str, Any]) -> Card | None:
+    """Return what the codec promised of this file's quality, and on how many sessions that was verified."""
+    found = part(report, "promise")
+    kl, sessions = part(found, "kl_nats"), found.get("sessions")
+    if not kl or sessions is None:
+        return None
+    far = f"{spell(kl.get('beyond'), 'count')} of {spell(sessions, 'count')} sessions beyond twice the bound"
+    notes = (f"{found.get('quality')}: mean {spell(kl.get('measured'), 'nats')} when it was verified", far)
+    return Card("Promised KL", f"≤ {spell(kl.get('bound'), 'nats')} nats", notes)
 
 
 def _context_card(report: Mapping[str, Any]) -> Card | None:
