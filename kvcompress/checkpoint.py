@@ -63,6 +63,8 @@ def calibrate_checkpoint(model: str, sessions: Path, directory: Path, progress: 
     resume_file = directory.with_name(directory.name + ".calibration.jsonl")
     finish_codec(codec, language_model, tokenizer, trials, progress, resume_file=resume_file)
     codec.fitted["fingerprint"] = codec.fingerprint
+    # A file that holds sessions of the fit is the fit's: the others in it set levels and tables.
+    codec.fitted["verified_apart"] = len(kept_out) == len(usable)
     config = json.dumps(codec.config_json(), sort_keys=True, indent=2)
     atomic_write(directory / "config.json", [config.encode()], force=True)
     atomic_write(directory / "README.md", [card(codec).encode()], force=True)
@@ -157,8 +159,8 @@ license: apache-2.0
 # TinyVAE codec
 
 Conditional transform codec of one model's KV caches, fitted in closed form from {fitted["sessions"]} sessions
-({fitted["tokens"]:,} tokens); levels, tables and promises come from {fitted["calibration_sessions"]} further
-sessions.
+({fitted["tokens"]:,} tokens); levels, tables and the weights of the prediction come from
+{fitted["calibration_sessions"]} further sessions.
 {_recompute_in_words(codec.recompute_layers)}{_spectrum_in_words(fitted)}
 {_promises_in_words(codec)}
 {_known_in_words(fitted)}{_trained_in_words(fitted)}
@@ -191,11 +193,19 @@ def _promises_in_words(codec: TinyVAECodec) -> str:
             *rows,
             "",
             f"Measured after decode and resume over {first.continuation_tokens} further tokens, on sessions of about",
-            f"{first.prefix_tokens:,} tokens that fitted nothing. By conformal risk control (arXiv 2208.02814) the",
-            "expected loss of a new session of the same kind stays within each bound, and at most one session in",
-            'twenty loses more than twice as much ("beyond").',
+            f"{first.prefix_tokens:,} tokens {_apart_in_words(codec.fitted)}.",
+            "By conformal risk control (arXiv 2208.02814) the expected loss of a new session of the same kind, clipped at",
+            "four bounds, stays within each bound, and at most one session in twenty loses more than twice as much",
+            '("beyond").',
         ]
     )
+
+
+def _apart_in_words(fitted: dict[str, Any]) -> str:
+    """Tell how far the sessions that promises were measured on stood apart from the fit."""
+    if fitted.get("verified_apart"):
+        return "that fitted nothing"
+    return "that prior and transform were not fitted to, but levels, tables and the weights of the prediction were"
 
 
 def _spectrum_in_words(fitted: dict[str, Any]) -> str:

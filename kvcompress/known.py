@@ -115,8 +115,9 @@ def measure_known(
         `{"sessions": count, "tiers": {name: {"bits_per_token": [mean, deviation], "error": [mean, deviation]}}}`,
         over sessions.
     """
-    chosen = trials[:MOST_SESSIONS]
-    if len(chosen) < LEAST_SESSIONS:
+    count = min(len(trials), MOST_SESSIONS)
+    chosen = [trials[index * len(trials) // count] for index in range(count)]  # of every part: files are often sorted
+    if count < LEAST_SESSIONS:
         return {}
     settings = {name: p.setting for name, p in codec.promises.items() if name != FALLBACK and p.rate is not None}
     found: dict[str, list[Figures]] = {name: [] for name in settings}

@@ -235,7 +235,7 @@ def promise_in_words(promise: Promise) -> str:
     """Return a promise and its evidence in one line."""
     kl, context, top1 = promise.kl_nats, promise.context_lost, promise.top1_lost
     return (
-        f"stored as {promise.setting.words()}; on {promise.sessions} sessions that fitted nothing mean KL "
+        f"stored as {promise.setting.words()}; on {promise.sessions} sessions kept out of the fit mean KL "
         f"{kl.measured:.3g} nats (at most {kl.bound:g}), context lost {context.measured:.2%} (at most "
         f"{context.bound:.0%}), top-1 {1 - top1.measured:.1%} (at least {1 - top1.bound:.0%})"
     )
