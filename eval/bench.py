@@ -19,7 +19,7 @@ from kvcompress.measure import bring_back, in_turns, prefill
 from kvcompress.plan import encode_at_quality
 from kvcompress.prune.scorer import find_scorer
 from kvcompress.prune.session import Asked, SessionPlanner
-from kvcompress.zoo import DEFAULT_MODEL, find_checkpoint, load_codec
+from kvcompress.zoo import DEFAULT_MODEL, load_codec
 
 SESSIONS = Path("examples/sessions.jsonl")
 ROUNDS = 15
@@ -36,7 +36,7 @@ def long_session(model: object, tokenizer: object, tokens: int) -> torch.Tensor:
 def bench(tokens: int, threads: int, out: Path) -> None:
     """Print and keep seconds of every step, and the floor: the matrix products of the synthesis alone."""
     torch.set_num_threads(threads)
-    model, tokenizer = load_model(find_checkpoint(DEFAULT_MODEL))
+    model, tokenizer = load_model(DEFAULT_MODEL)
     codec = load_codec()
     ids = long_session(model, tokenizer, tokens)
     snapshot = capture(model, ids, tokenizer=tokenizer)
@@ -68,7 +68,7 @@ def bench(tokens: int, threads: int, out: Path) -> None:
 def bench_planning(tokens: int, threads: int, out: Path) -> None:
     """Print and keep seconds of encoding one session in one tier, of the evidence, and of a quick plan beside them."""
     torch.set_num_threads(threads)
-    model, tokenizer = load_model(find_checkpoint(DEFAULT_MODEL))
+    model, tokenizer = load_model(DEFAULT_MODEL)
     codec, asked = load_codec(), Asked(quality="high")
     snapshot = capture(model, long_session(model, tokenizer, tokens), tokenizer=tokenizer)
     rate, needs = codec.rate_of("high"), find_scorer(asked.scorers[0]).needs

@@ -31,6 +31,11 @@ def bundled() -> dict[str, str]:
     return names
 
 
+def is_bundled(name: str) -> bool:
+    """Return whether a name is that of a bundled checkpoint; nothing is, where none came along."""
+    return (checkpoint_root() / "index.json").is_file() and name in bundled()
+
+
 def find_checkpoint(name_or_path: str | Path) -> Path:
     """Return the directory of a bundled name, its weights verified, or of a path.
 

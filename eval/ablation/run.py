@@ -6,6 +6,7 @@ import json
 import math
 import sys
 from collections.abc import Iterator, Sequence
+from dataclasses import fields
 from itertools import chain, pairwise
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from kvcompress.fidelity import continuation_logits, kl_nats
 from kvcompress.fit import FitSettings
 from kvcompress.harvest import tokenized_sessions
 from kvcompress.hf import capture, load_model, restore
-from kvcompress.zoo import find_checkpoint, load_codec
+from kvcompress.zoo import load_codec
 
 RATES = (72, 60, 48, 36, 24, 12, 0)
 TARGETS_NATS = (0.002, 0.01, 0.04)
@@ -61,13 +62,15 @@ def ablate(
     """
     if log is not None and START not in log.read_text(encoding="utf-8"):
         raise InputError(f"has no line {START}", "Add it and its end where the table should stand", path=log)
-    model, tokenizer = load_model(find_checkpoint(model_name))
+    model, tokenizer = load_model(model_name)
     codec = load_codec(codec_name)
     found = tokenized_sessions(model, tokenizer, sessions)
     chosen, rest = choose_sessions(found, count, tokens, continuation_tokens)
     subjects = [prepare(model, tokenizer, session, ids, tokens) for session, ids in chosen]
     calibration = [capture(model, ids[:tokens], tokenizer=tokenizer) for ids in rest[:CALIBRATION_SESSIONS]]
-    settings = FitSettings(**{**codec.fitted["settings"], "fisher_sessions": CALIBRATION_SESSIONS})
+    known = {field.name for field in fields(FitSettings)}
+    dials = {name: value for name, value in codec.fitted["settings"].items() if name in known}
+    settings = FitSettings(**{**dials, "fisher_sessions": CALIBRATION_SESSIONS})
     measured: dict[str, list[Point]] = {}
     for variant in chain(variants(codec, calibration), _named(others), closed_forms(model, tokenizer, rest, settings)):
         measured[variant.name] = [_point(model, variant.codec, subjects, rate) for rate in RATES]

@@ -33,6 +33,7 @@ from kvcompress.cli.console import progress_bar
 from kvcompress.errors import InputError, KVCompressError
 from kvcompress.harvest import tokenized_sessions
 from kvcompress.hf import fingerprint, load_model
+from kvcompress.hf.loading import model_directory
 from kvcompress.zoo import DEFAULT_CODEC, DEFAULT_MODEL, find_checkpoint, load_codec
 from tinyvae.quantize import steps_at
 
@@ -150,7 +151,7 @@ def _job(asked: Asked) -> Row:
         raise InputError(f"{asked.session_count} sessions of {asked.tokens} tokens cannot be compared", "Use 1 or more")
     codec = load_codec(asked.codec)
     codec.rate_of(asked.quality)
-    directory = find_checkpoint(asked.model)
+    directory = model_directory(asked.model)
     model, tokenizer = load_model(directory)
     codec.model_fingerprint.require_match(fingerprint(model, tokenizer), path=directory)
     rows = tokenized_sessions(model, tokenizer, asked.sessions)

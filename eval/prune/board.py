@@ -23,7 +23,7 @@ from kvcompress.fidelity import compare_logits, continuation_logits
 from kvcompress.harvest import tokenized_sessions
 from kvcompress.hf import load_model, restore
 from kvcompress.instructions import checks
-from kvcompress.zoo import find_checkpoint, load_codec
+from kvcompress.zoo import load_codec
 
 ROWS = "rows.jsonl"
 Row = dict[str, Any]
@@ -57,7 +57,7 @@ def run_board(
     Raises:
         InputError: No session is long enough, or the codec lacks a quality word.
     """
-    model, tokenizer = load_model(find_checkpoint(model_name))
+    model, tokenizer = load_model(model_name)
     codec = load_codec(codec_name)
     for quality in settings.qualities:
         codec.rate_of(quality)

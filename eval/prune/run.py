@@ -17,7 +17,7 @@ from kvcompress.errors import InputError
 from kvcompress.harvest import tokenized_sessions
 from kvcompress.hf import load_model
 from kvcompress.prune.fitted import FITTED
-from kvcompress.zoo import find_checkpoint, load_codec
+from kvcompress.zoo import load_codec
 
 FIT_TOKENS = (1024, 640)
 """Tokens stored of the fitting sessions, in turn: worth depends on how long a session is."""
@@ -41,7 +41,7 @@ def fit(
     Raises:
         InputError: No session is left.
     """
-    model, tokenizer = load_model(find_checkpoint(model_name))
+    model, tokenizer = load_model(model_name)
     codec = load_codec(codec_name)
     rows = tokenized_sessions(model, tokenizer, sessions)
     _, rest = choose_sessions(rows, settings.count, settings.tokens, settings.continuation_tokens)

@@ -31,6 +31,7 @@ from kvcompress.errors import InputError
 from kvcompress.fidelity import continuation_logits, kl_nats, top_agreement
 from kvcompress.harvest import tokenized_sessions
 from kvcompress.hf import capture, load_model, recompute_with, restore
+from kvcompress.hf.loading import model_directory
 from kvcompress.measure import bring_back, in_turns, prefill
 from kvcompress.snapshot import KVSnapshot
 from kvcompress.zoo import find_checkpoint, load_codec, recompute_choices
@@ -74,7 +75,7 @@ def run_dial(
     Raises:
         InputError: There is no codec that recomputes layers, or no session is long enough.
     """
-    model, tokenizer = load_model(find_checkpoint(model_name))
+    model, tokenizer = load_model(model_name)
     codecs = load_dial(codec_name, model, tokenizer)
     rows = tokenized_sessions(model, tokenizer, sessions)
     chosen, _ = choose_sessions(rows, settings.count, settings.tokens, settings.continuation_tokens)
@@ -98,7 +99,7 @@ def run_dial(
         "threads": torch.get_num_threads(),
         "settings": asdict(settings),
         "sessions": {"file": sessions.name, "count": len(trials)},
-        "model_bytes": weights_bytes(find_checkpoint(model_name)),
+        "model_bytes": weights_bytes(model_directory(model_name)),
         "codec_bytes": {str(m): weights_bytes(find_checkpoint(codec_name), m) for m in codecs},
     }
     out.mkdir(parents=True, exist_ok=True)

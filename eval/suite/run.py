@@ -29,7 +29,7 @@ from eval.suite.subject import Subject, choose_sessions, prepare
 from kvcompress.errors import InputError
 from kvcompress.harvest import tokenized_sessions
 from kvcompress.hf import load_model
-from kvcompress.zoo import find_checkpoint
+from kvcompress.hf.loading import model_directory
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,7 +108,7 @@ def run_suite(
     """
     started, clock = datetime.now(UTC), time.perf_counter()
     names = resolve(codecs)
-    model, tokenizer = load_model(find_checkpoint(model_name))
+    model, tokenizer = load_model(model_name)
     chosen, rest = choose_sessions(
         tokenized_sessions(model, tokenizer, sessions), settings.count, settings.tokens, settings.continuation_tokens
     )
@@ -131,7 +131,7 @@ def run_suite(
             "title": f"{suite.model.config.model_type} sessions of {settings.tokens:,} tokens",
             "quick": settings.quick,
             "started": started.isoformat(timespec="seconds"),
-            **provenance(find_checkpoint(model_name), model, subjects, sessions, settings, command),
+            **provenance(model_directory(model_name), model, subjects, sessions, settings, command),
             "codecs": entries(suite),
             **extras(suite, settings, advance),
         }

@@ -43,14 +43,13 @@ def harvest(
     from kvcompress.harvest import write_shards
     from kvcompress.hf import load_model
     from kvcompress.shards import HarvestSettings
-    from kvcompress.zoo import find_checkpoint
 
     if dtype not in ("float16", "bfloat16"):
         raise InputError(f"shards of {dtype!r} are not written", "Use float16 or bfloat16")
     if threads:
         torch.set_num_threads(threads)
     settings = HarvestSettings(tokens, continuation_tokens, calibration_share, gradient_sessions, dtype, seed)
-    language_model, tokenizer = load_model(find_checkpoint(model))
+    language_model, tokenizer = load_model(model)
     with progress_bar("harvest") as progress:
         summary = write_shards(
             language_model,

@@ -25,9 +25,8 @@ def recompute_by(model: str | None) -> Recompute | None:
     def recompute(token_ids: Tensor, layers: int, origin: Origin) -> Sequence[LayerKV]:
         if origin.dtype not in loaded:
             from kvcompress.hf import load_model, recompute_with
-            from kvcompress.zoo import find_checkpoint
 
-            loaded[origin.dtype] = recompute_with(*load_model(find_checkpoint(model), origin.dtype))
+            loaded[origin.dtype] = recompute_with(*load_model(model, origin.dtype))
         return loaded[origin.dtype](token_ids, layers, origin)
 
     return recompute

@@ -44,12 +44,11 @@ def show_plan(file: Path, plan_table: Path | None, model: str, codec: str, *, as
 
 def _texts(decoded: KVSnapshot, model: str) -> Sequence[str]:
     """Return what each token says, nothing where the file's own tokenizer is not at hand."""
-    from kvcompress.hf.loading import load_tokenizer
+    from kvcompress.hf.loading import model_tokenizer
     from kvcompress.prune.anchors import text_of
-    from kvcompress.zoo import find_checkpoint
 
     try:
-        tokenizer = load_tokenizer(find_checkpoint(model))
+        tokenizer = model_tokenizer(model)
     except KVCompressError:
         return ()
     known = decoded.origin.fingerprint.tokenizer

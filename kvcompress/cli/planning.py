@@ -27,7 +27,7 @@ from kvcompress.prune.session import (
 )
 from kvcompress.prune.table import save_table
 from kvcompress.snapshot import KVSnapshot
-from kvcompress.zoo import find_checkpoint, load_codec
+from kvcompress.zoo import load_codec
 
 
 def encode_planned(
@@ -63,7 +63,7 @@ def encode_planned(
     history = load_history(wishes.races)
     tinyvae = None if lossless else load_codec(codec)
     known = _stored_evidence(wishes, snapshot, tinyvae)
-    language_model, tokenizer = load_model(find_checkpoint(model), snapshot.origin.dtype)
+    language_model, tokenizer = load_model(model, snapshot.origin.dtype)
     if tinyvae is None:
         return _pruned_lossless(language_model, tokenizer, snapshot, asked, known), ()
     with progress_bar("encode") as progress:

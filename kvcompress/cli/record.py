@@ -47,12 +47,11 @@ def record(
     from kvcompress.atomic import require_writable
     from kvcompress.hf import load_model
     from kvcompress.raw import save_raw
-    from kvcompress.zoo import find_checkpoint
 
     require_writable(output, force)
     if evidence is not None:
         require_writable(evidence, force)
-    language_model, tokenizer = load_model(find_checkpoint(model), dtype)
+    language_model, tokenizer = load_model(model, dtype)
     if tokenizer is None:
         raise InputError("the model has no tokenizer", "Save one beside the model", path=model)
     ids, ages = _said(language_model, tokenizer, session, session_id, text)

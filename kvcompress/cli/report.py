@@ -24,9 +24,8 @@ def report(
     from kvcompress.hf import load_model
     from kvcompress.measure import measure_file
     from kvcompress.report import write_report
-    from kvcompress.zoo import find_checkpoint
 
-    language_model, tokenizer = load_model(find_checkpoint(model))
+    language_model, tokenizer = load_model(model)
     result = measure_file(language_model, tokenizer, session, session_id, file, codec)
     write_report(result, output)
     if as_json:

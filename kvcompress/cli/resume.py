@@ -32,9 +32,8 @@ def resume(
     from kvcompress.files import load_snapshot
     from kvcompress.hf import load_model, recompute_with, restore
     from kvcompress.resume import TextStream, generate_from, resume_start
-    from kvcompress.zoo import find_checkpoint
 
-    language_model, tokenizer = load_model(find_checkpoint(model), dtype)
+    language_model, tokenizer = load_model(model, dtype)
     snapshot = load_snapshot(file, codec, recompute_with(language_model, tokenizer))
     if tokenizer is None:
         raise InputError("the model has no tokenizer", "Save one beside the model", path=model)

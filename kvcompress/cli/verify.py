@@ -66,7 +66,6 @@ def _check_model(file: KvzArgument, model: str) -> str:
     from kvcompress.errors import FormatError, about
     from kvcompress.hf import fingerprint, load_model
     from kvcompress.snapshot import ModelFingerprint
-    from kvcompress.zoo import find_checkpoint
 
     with about(file):
         try:
@@ -74,6 +73,6 @@ def _check_model(file: KvzArgument, model: str) -> str:
             named = ModelFingerprint.from_json(read_header(file).model)
         except (KeyError, ValueError) as error:
             raise FormatError(f"the header does not name the model ({error})") from error
-    language_model, tokenizer = load_model(find_checkpoint(model))
+    language_model, tokenizer = load_model(model)
     named.require_match(fingerprint(language_model, tokenizer).shortened(HASH_CHARACTERS), path=file)
     return "ok"

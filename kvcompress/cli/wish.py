@@ -72,9 +72,8 @@ def fulfil(wish: Wish, snapshot: KVSnapshot) -> tuple[Encoded, Choice | None]:
     if not (wish.runs_model or any(codec.recompute_layers for codec in codecs)):
         return _encoded(wish, codecs[0], snapshot), None
     from kvcompress.hf import load_model, recompute_with
-    from kvcompress.zoo import find_checkpoint
 
-    model, tokenizer = load_model(find_checkpoint(wish.model or DEFAULT_MODEL), snapshot.origin.dtype)
+    model, tokenizer = load_model(wish.model or DEFAULT_MODEL, snapshot.origin.dtype)
     for codec in codecs:
         codec.recompute = recompute_with(model, tokenizer)
     if wish.link_megabits is None:

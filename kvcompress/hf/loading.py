@@ -1,55 +1,120 @@
-"""load_model: a model and its tokenizer from a local directory, offline and silent."""
+"""load_model: a model and its tokenizer as people have them, silently and without running anybody's code.
+
+```
+"reference-lm"   a bundled name          "model.gguf"   a GGUF file, dequantised once
+"path/to/dir"    written by              "user/repo"    a model of the Hub, from its local cache
+                 save_pretrained                        or else downloaded into it
+```
+All of them end as a directory, and there is one way to load a directory.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
 
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
-from transformers.utils import logging as _logging
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from kvcompress.errors import CheckpointError, InputError
+from kvcompress.hf.dequantise import dequantised, gguf_name
+from kvcompress.hf.hub import from_hub, hub_name, is_hub_id
+from kvcompress.hf.quiet import first_line, silence
 from kvcompress.snapshot import CACHE_DTYPES
+from kvcompress.zoo import DEFAULT_MODEL, find_checkpoint, is_bundled
 
-logging: Any = _logging  # carries no type annotations
-REMEDY = "Pass a directory written by save_pretrained"
+REMEDY = (
+    "Pass a directory written by save_pretrained, a GGUF file, "
+    f"a Hub id such as HuggingFaceTB/SmolLM2-135M-Instruct, or {DEFAULT_MODEL}"
+)
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json", "vocab.txt")
 
 
-def load_model(path: str | Path, dtype: str = "float32") -> tuple[PreTrainedModel, PreTrainedTokenizerBase | None]:
+def load_model(
+    name_or_path: str | Path, dtype: str = "float32"
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase | None]:
     """Load a causal language model in evaluation mode.
 
     Args:
-        path: Directory with `config.json`, weights and, if it has one, the tokenizer. No network is used.
+        name_or_path: Bundled name, directory with `config.json`, weights and, if it has one, the tokenizer, Hub id, or
+            GGUF file. The network is used only for a Hub id that is not in the local cache.
         dtype: float32, bfloat16 or float16.
 
     Returns:
         The model on the CPU, and its tokenizer or None.
 
     Raises:
-        CheckpointError: The directory is missing, incomplete or damaged.
+        CheckpointError: There is no such model, or it is incomplete, damaged or of a kind that cannot be read.
         InputError: The data type is unknown.
     """
-    where = Path(path)
     if dtype not in CACHE_DTYPES:
         raise InputError(f"unknown dtype {dtype!r}", f"Use one of {', '.join(CACHE_DTYPES)}")
-    if not where.is_dir():
-        raise CheckpointError("no such directory", REMEDY, path=where)
+    where = _with_config(name_or_path)
+    with silence():
+        model, tokenizer = _load_weights(where, dtype), load_tokenizer(where)
+    spoken = gguf_name(where) or hub_name(where)
+    if spoken is not None:
+        model.config.name_or_path = spoken
+    return model, tokenizer
+
+
+def model_directory(name_or_path: str | Path) -> Path:
+    """Return the directory of a model, whatever names it; see `load_model`.
+
+    Raises:
+        CheckpointError: There is no such model, or its file or download cannot be used.
+    """
+    path, name = Path(name_or_path), str(name_or_path)
+    try:
+        is_directory, exists = path.is_dir(), path.exists()
+    except OSError as error:
+        raise CheckpointError(f"cannot be read ({first_line(error)})", REMEDY, path=path) from error
+    if is_directory:
+        return path
+    if exists:
+        return dequantised(path)
+    if is_bundled(name):
+        return find_checkpoint(name)
+    if is_hub_id(name):
+        return from_hub(name)
+    raise CheckpointError("no such directory, GGUF file or bundled model", REMEDY, path=path)
+
+
+def model_config(name_or_path: str | Path) -> Any:
+    """Return the configuration of a model's decoder, without reading its weights; names and errors as `load_model`."""
+    where = _with_config(name_or_path)
+    try:
+        with silence():
+            config: Any = AutoConfig.from_pretrained(where, local_files_only=True, trust_remote_code=False)
+    except Exception as error:  # as in _load_weights
+        raise CheckpointError(f"config.json cannot be used ({first_line(error)})", REMEDY, path=where) from error
+    return config.get_text_config(decoder=True)
+
+
+def model_tokenizer(name_or_path: str | Path) -> PreTrainedTokenizerBase | None:
+    """Return a model's tokenizer, None where it has none; names and errors as `load_model`."""
+    return load_tokenizer(model_directory(name_or_path))
+
+
+def _with_config(name_or_path: str | Path) -> Path:
+    """Return the directory of a model, raising `CheckpointError` unless it holds a configuration."""
+    where = model_directory(name_or_path)
     if not (where / "config.json").is_file():
-        raise CheckpointError("there is no config.json", REMEDY, path=where)
-    with _silence():
-        return _load_weights(where, dtype), load_tokenizer(where)
+        files = sorted(file.name for file in where.glob("*.gguf"))
+        raise CheckpointError("there is no config.json", f"Pass the file {files[0]}" if files else REMEDY, path=where)
+    return where
 
 
 def _load_weights(where: Path, dtype: str) -> PreTrainedModel:
     try:
         loaded: Any = AutoModelForCausalLM.from_pretrained(
-            where, dtype=CACHE_DTYPES[dtype], local_files_only=True, output_loading_info=True
+            where,
+            dtype=CACHE_DTYPES[dtype],
+            local_files_only=True,
+            trust_remote_code=False,
+            output_loading_info=True,
         )
     except Exception as error:  # a damaged checkpoint can fail in any of the readers below this call
-        raise CheckpointError(f"the model cannot be loaded ({_first_line(error)})", REMEDY, path=where) from error
+        raise CheckpointError(f"the model cannot be loaded ({first_line(error)})", REMEDY, path=where) from error
     model, report = loaded
     absent = sorted(str(name) for kind in ("missing_keys", "mismatched_keys") for name in report.get(kind) or ())
     if absent:  # transformers would fill them with random numbers
@@ -68,25 +133,10 @@ def load_tokenizer(where: Path) -> PreTrainedTokenizerBase | None:
     if not any((where / name).is_file() for name in TOKENIZER_FILES):
         return None
     try:
-        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(where, local_files_only=True)
+        with silence():
+            tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
+                where, local_files_only=True, trust_remote_code=False
+            )
     except Exception as error:  # as above
-        raise CheckpointError(f"the tokenizer cannot be loaded ({_first_line(error)})", REMEDY, path=where) from error
+        raise CheckpointError(f"the tokenizer cannot be loaded ({first_line(error)})", REMEDY, path=where) from error
     return tokenizer
-
-
-def _first_line(error: Exception) -> str:
-    return f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0].rstrip('.')}"
-
-
-@contextmanager
-def _silence() -> Iterator[None]:
-    """Keep transformers from writing progress bars and warnings, and leave its settings as they were."""
-    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(level)
-        if bars:
-            logging.enable_progress_bar()

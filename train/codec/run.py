@@ -14,6 +14,7 @@ OUT.run/logs/                  curves, for wandb or as CSV
 from __future__ import annotations
 
 import os
+import sys
 import time
 from collections.abc import Callable
 from importlib.util import find_spec
@@ -25,16 +26,20 @@ import torch
 from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint, TQDMProgressBar
 from lightning.pytorch.loggers import CSVLogger, Logger, WandbLogger
 from lightning.pytorch.strategies import DDPStrategy
+from torch import Tensor
 from torch.utils.data import DataLoader
 
-from kvcompress.checkpoint import finish_codec, save_codec
+from kvcompress.calibrate import TooFewSessionsError
+from kvcompress.checkpoint import finish_codec, save_codec, stored_in_words
 from kvcompress.codec import TinyVAECodec
 from kvcompress.codec_directory import load_tinyvae
 from kvcompress.errors import InputError
 from kvcompress.fit import Fitter
-from kvcompress.harvest import tokenized_sessions
+from kvcompress.harvest import harvest, tokenized_sessions
 from kvcompress.hf import load_model
-from kvcompress.zoo import find_checkpoint
+from kvcompress.shards import INDEX, Shards
+from kvcompress.trials import trials_from_sessions
+from kvcompress.working import Working
 from train.codec.data import Cuts, Split, harvest_channels, split_sessions
 from train.codec.guard import Guard
 from train.codec.module import DivergenceStage, RateStage, StageModule
@@ -58,10 +63,26 @@ class CodecRun:
     def __init__(self, recipe: CodecRecipe, model: str, sessions: Path, out: Path, progress: Progress) -> None:
         self.recipe, self.sessions, self.out, self.progress = recipe, sessions, out, progress
         self.model_name, self.state = model, out.with_name(out.name + ".run")
-        self.model, self.tokenizer = load_model(find_checkpoint(model))
-        rows = [ids for _, ids in tokenized_sessions(self.model, self.tokenizer, sessions)]
-        usable = [ids for ids in rows if len(ids) >= SHORTEST_TOKENS]
-        self.fitter = Fitter(self.model, self.tokenizer, usable, recipe.fit, progress)
+        self.model, self.tokenizer = load_model(model)
+        rows = tokenized_sessions(self.model, self.tokenizer, sessions)
+        self.usable = [(session.id, ids) for session, ids in rows if len(ids) >= SHORTEST_TOKENS]
+        passes = Working(self.state / "passes", recipe.to_json()) if self._is_first else None
+        self.fitter = Fitter(self._shards(), recipe.fit, progress, passes)
+
+    def _shards(self) -> Shards:
+        """Return the harvest of the run, made where it is not there yet; other processes wait for the first."""
+        place = self.state / "harvest"
+        while not self._is_first and not (place / INDEX).is_file():
+            time.sleep(1.0)
+        if not (place / INDEX).is_file():
+            settings = self.recipe.fit.harvest_settings()
+            harvest(self.model, self.tokenizer, self.usable, place, self.progress, settings=settings)
+        return Shards(place)
+
+    def _kept_out(self) -> list[Tensor]:
+        """Return the sessions [N] int64 on which levels and promises are measured, whole."""
+        names = {row.id for row in self.fitter.calibration.rows}
+        return [ids for name, ids in self.usable if name in names]
 
     def run(self) -> dict[str, Any]:
         """Do what is left to do and return a summary."""
@@ -69,7 +90,7 @@ class CodecRun:
         codec = self._step("closed-form", self._closed_form)
         trained = self.recipe.rate_stage.steps or self.recipe.divergence_stage.steps
         if trained:
-            split = split_sessions(self.model, self.tokenizer, self.sessions, self.recipe.seed, self.fitter.calibration)
+            split = split_sessions(self.model, self.tokenizer, self.sessions, self.recipe.seed, self._kept_out())
             codec = self._step("rate", lambda: self._rate_stage(codec, split))
             codec = self._divergence_stage(codec, split)
         if not self._is_first:
@@ -93,10 +114,7 @@ class CodecRun:
         return codec
 
     def _closed_form(self) -> TinyVAECodec:
-        fitter = self.fitter
-        fitter.gather_means()
-        fitter.gather_sensitivity()
-        return fitter.build(fitter.solve())
+        return self.fitter.fit()
 
     def _rate_stage(self, start: TinyVAECodec, split: Split) -> TinyVAECodec:
         codec, stage = with_learned_parts(start, self.recipe), self.recipe.rate_stage
@@ -172,17 +190,21 @@ class CodecRun:
         """Fit offsets, prediction, levels and tables to the trained codec, measure its tiers, and save it."""
         self.fitter.refit(codec)
         codec.fitted |= {"recipe": self.recipe.to_json()}
-        finish_codec(codec, self.model, self.tokenizer, self.fitter.calibration, self.progress)
+        trials = trials_from_sessions(self.model, self._kept_out(), self.tokenizer)
+        try:
+            finish_codec(codec, self.model, self.tokenizer, trials, self.progress)
+        except TooFewSessionsError as error:
+            sys.stderr.write(f"no quality is promised: {error}\n")
         save_codec(codec, self.out)
 
     def _summary(self, codec: TinyVAECodec, seconds: float) -> dict[str, Any]:
         return {
             "output": str(self.out),
             "model": self.model_name,
-            "sessions": len(self.fitter.sessions) + len(self.fitter.calibration),
+            "sessions": len(self.usable),
             "seconds": seconds,
             "file_bytes": (self.out / "model.safetensors").stat().st_size,
-            "tiers": codec.tiers,
+            "promises": stored_in_words(codec),
             "fingerprint": codec.fingerprint,
         }
 

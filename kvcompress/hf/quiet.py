@@ -1,0 +1,41 @@
+"""Keep the libraries below quiet, and say in one line what went wrong in them."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from typing import Any
+
+from transformers.utils import logging as _logging
+
+logging: Any = _logging  # carries no type annotations
+LONGEST_REASON = 200
+
+
+def first_line(error: BaseException) -> str:
+    """Return kind and first line of an error, without its full stop."""
+    text = str(error).strip().partition("\n")[0].rstrip(".")
+    return f"{type(error).__name__}: {text[:LONGEST_REASON]}"
+
+
+@contextmanager
+def silence(*, streams: bool = False) -> Iterator[None]:
+    """Keep transformers from writing progress bars and warnings, and leave its settings as they were.
+
+    Args:
+        streams: Take standard output and standard error away too, for code that writes to them directly.
+    """
+    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        if streams:
+            with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
+                yield
+        else:
+            yield
+    finally:
+        logging.set_verbosity(level)
+        if bars:
+            logging.enable_progress_bar()
