@@ -194,8 +194,8 @@ def _promises_in_words(codec: TinyVAECodec) -> str:
             "",
             f"Measured after decode and resume over {first.continuation_tokens} further tokens, on sessions of about",
             f"{first.prefix_tokens:,} tokens {_apart_in_words(codec.fitted)}.",
-            "By conformal risk control (arXiv 2208.02814) the expected loss of a new session of the same kind, clipped at",
-            "four bounds, stays within each bound, and at most one session in twenty loses more than twice as much",
+            "By conformal risk control (arXiv 2208.02814) the expected loss of a new session of the same kind, clipped",
+            "at four bounds, stays within each bound, and at most one session in twenty loses more than twice as much",
             '("beyond").',
         ]
     )
