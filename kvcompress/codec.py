@@ -467,6 +467,18 @@ class TinyVAECodec(
         places = [group_positions(snapshot, layers) for layers in self.groups]
         return Outliers.find(vaes, latents, places, snapshot.tokens)
 
+    @torch.inference_mode()
+    def below(self, snapshot: KVSnapshot, rate: int) -> list[Tensor | None]:
+        """Return of each group what is decoded of lower groups at a rate, [T, B] float32; None where there is none."""
+        found, decoded = list[Tensor | None](), list[tuple[Tensor, Tensor]]()
+        for group, (latents, context) in enumerate(self.analyse(snapshot)):
+            places = group_positions(snapshot, self.groups[group])
+            found.append(self.lower[group].rows(decoded, places, snapshot.tokens))
+            context, wanted = self.vae(group).given(context, latents, found[-1])
+            rates = self.rates(group, snapshot.token_ids, rate)[places]
+            decoded.append((places, context.ordinary(self.vae(group).quantized(wanted, context, rates)[2])))
+        return found
+
     def latents(self, snapshot: KVSnapshot, group: int) -> tuple[Tensor, Context]:
         """Return the latents [T, R] float32 of one group of layers, before quantisation, and their context.
 

@@ -29,7 +29,7 @@ DECOMPOSITION = 12.0
 CALIBRATION_MEASUREMENTS = 8
 """Settings at which each session kept out is decoded and resumed."""
 
-_FLOAT, _DOUBLE, _HALF = 4, 8, 2
+_FLOAT, _DOUBLE, _HALF = 4.0, 8.0, 2.0
 
 
 @dataclass(frozen=True, slots=True)

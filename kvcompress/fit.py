@@ -37,16 +37,14 @@ from kvcompress.working import Working
 from tinyvae import Context, TinyVAEConfig
 from tinyvae.offsets import age_classes, fit_offsets
 from tinyvae.prior import TokenTable
+from tinyvae.quantize import LEVELS_PER_OCTAVE
 from tinyvae.spread import CALIBRATION_RATE, calibrate_group
 from tinyvae.tables import build_tables
 from tinyvae.transform import sensitivity_weight
 
-COARSER_STEP = 4.0
-"""The step of rate 0 in spreads of the widest latent: what neighbours, lower layers and the model tell leaves so little
-that a step of the spread itself still holds "high"."""
-
 COARSER_RATES = 32
-"""The same in rate indices."""
+"""Where known layers or lower groups tell of a latent, rate 0 has a step of four spreads of the widest, two octaves
+coarser than elsewhere: they leave so little that a step of one spread still holds "high"."""
 
 LEAST_SESSIONS = 4
 
@@ -256,7 +254,7 @@ class Fitter:
         found = self._calibration_latents(codec)
         decoded: list[list[tuple[Tensor, Tensor]]] = [[] for _ in self.calibration.rows]
         samples = []
-        rate = CALIBRATION_RATE + COARSER_RATES
+        rate = CALIBRATION_RATE + self._coarser
         for number in range(len(codec.groups)):
             vae, rows = codec.vae(number), list[tuple[Tensor, Context]]()
             for session, (latents, context, places, tokens) in enumerate(found[number]):
@@ -290,7 +288,7 @@ class Fitter:
 
     def _assemble(self, solved: Sequence[Solved]) -> TinyVAECodec:
         # One step for all groups: their latents are in the same unit, the model's output.
-        step = COARSER_STEP * max(float(part.variances[0].sqrt()) for part in solved)
+        step = 2.0 ** (self._coarser / LEVELS_PER_OCTAVE) * max(float(part.variances[0].sqrt()) for part in solved)
         groups = []
         for group, part in zip(self.groups, solved, strict=True):
             config = TinyVAEConfig(
@@ -325,6 +323,11 @@ class Fitter:
                 fit_opening(vae.prior, *self.shards.first_tokens(codec.groups[index]), self._openings())
         return codec
 
+    @property
+    def _coarser(self) -> int:
+        """How many rate indices coarser rate 0 is than the spread of the widest latent."""
+        return COARSER_RATES if self.settings.recompute_layers or len(self.groups) > 1 else 0
+
     def _openings(self) -> Tensor:
         """Return the token id [n] that each session opens with."""
         return torch.stack([self.shards.token_ids(number)[0] for number in range(len(self.shards))])
@@ -334,7 +337,7 @@ class Fitter:
             "sessions": len(self.shards),
             "calibration_sessions": len(self.calibration),
             "tokens": self.shards.tokens,
-            "session_digests": [opening_digest(self.shards.token_ids(n)) for n in range(len(self.shards))],
+            "session_digests": [opening_digest(self.shards.session(number)) for number in range(len(self.shards))],
             "settings": asdict(self.settings),
             "sink_share": round(float(self.place_shares[0]), 4),
             "spectrum": [part.facts() for part in solved],

@@ -155,6 +155,10 @@ class Shards:
         """Return the token ids [N] int64 before the continuation."""
         return raw_layers(self.directory / self.rows[number].file, ())[0]
 
+    def session(self, number: int) -> Tensor:
+        """Return the token ids [N] int64 of a session with its continuation."""
+        return torch.cat([self.token_ids(number), self.continuation(number)])
+
     @property
     def tokens(self) -> int:
         """Tokens of all sessions, continuations not counted."""

@@ -146,8 +146,8 @@ class TinyVAE(nn.Module):
         super().__init__()
         self.config = config
         sizes = (config.vocab_size, config.prior_rank, config.prior_taps, config.prior_width)
-        own = {"below": below, "first": config.first, "table": table}
-        self.prior = TokenPrior(*sizes, config.channels, config.prior_layers, known, **own)
+        layers, first = config.prior_layers, config.first
+        self.prior = TokenPrior(*sizes, config.channels, layers, known, below=below, first=first, table=table)
         self.transform = Transform(config.blocks, config.rank)
         self.predictor = Predictor(config.rank, config.predictor_width) if config.predictor_width else None
         self.register_buffer("base_level", torch.zeros(PHASES, config.rank, dtype=torch.int16))

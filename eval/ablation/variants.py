@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from kvcompress.codec import TinyVAECodec
-from kvcompress.fit import FitSettings, Fitter
+from kvcompress.fit import FitSettings, fit_codec
 from kvcompress.snapshot import KVSnapshot
 from tinyvae import TinyVAE
 from tinyvae.spread import calibrate_group
@@ -62,10 +62,7 @@ def closed_forms(model: Any, tokenizer: Any, sessions: Sequence[Tensor], setting
         ("closed form, few sessions", settings),
         ("the same without sensitivity", replace(settings, fisher_exponent=0.0)),
     ):
-        fitter = Fitter(model, tokenizer, sessions, dials)
-        fitter.gather_means()
-        fitter.gather_sensitivity()
-        yield Variant(name, fitter.build(fitter.solve()))
+        yield Variant(name, fit_codec(model, tokenizer, sessions, dials, lambda stage, done, total: None)[0])
 
 
 @torch.no_grad()

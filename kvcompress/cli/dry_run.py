@@ -42,14 +42,17 @@ def _counted(source: FitSource) -> tuple[int, int]:
 
         rows = Shards(source.shards).rows
         return len(rows), max(row.tokens + len(row.continuation) for row in rows)
-    from kvcompress.harvest import tokenized_sessions
+    from kvcompress.errors import InputError
     from kvcompress.hf.loading import model_config, model_tokenizer
+    from kvcompress.sessions import read_sessions, session_token_ids
 
     assert source.sessions is not None
-    limit = getattr(model_config(source.model or ""), "max_position_embeddings", None)
-    found = tokenized_sessions(limit, model_tokenizer(source.model or ""), source.sessions)
-    longest = max(len(ids) for _, ids in found)
-    return len(found), min(longest, source.tokens or longest)
+    tokenizer = model_tokenizer(source.model or "")
+    if tokenizer is None:
+        raise InputError("the model has no tokenizer to count tokens with", "Save one beside its configuration")
+    lengths = [len(session_token_ids(session, tokenizer)) for session in read_sessions(source.sessions)]
+    limit = getattr(model_config(source.model or ""), "max_position_embeddings", None) or max(lengths)
+    return len(lengths), min(max(lengths), limit, source.tokens or limit)
 
 
 def _print(costs: list[PassCost], sessions: int, tokens: int, free_bytes: int) -> None:

@@ -5,11 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from kvcompress.calibrate import MARGIN, calibrate_tiers, measure_rate, prepare_trial
 from kvcompress.channels import LayerShape, from_channels, group_layers, layer_shapes, to_channels
 from kvcompress.codec import TinyVAECodec, rope_of
 from kvcompress.errors import InputError
-from kvcompress.fidelity import TIERS
 from kvcompress.fit import FitSettings, fit_codec
 from kvcompress.hf import capture
 from kvcompress.hf.sensitivity import cache_gradients
@@ -127,22 +125,6 @@ def test_groups_are_of_one_kind_and_bounded(snapshot: KVSnapshot) -> None:
     kinds = ("full_attention", "full_attention", "sliding_attention")
     assert group_layers(kinds, [LayerShape(2, 16, 16)] * 3) == ((0, 1), (2,))
     assert group_layers(kinds, [LayerShape(32, 64, 64)] * 3) == ((0,), (1,), (2,))
-
-
-def test_tiers_hold_on_the_sessions_they_were_measured_on(codec: TinyVAECodec, model: object) -> None:
-    sessions = random_sessions(2, 200, seed=8)
-    tiers = calibrate_tiers(model, codec, sessions, continuation_tokens=80)
-    trials = [prepare_trial(model, ids, 80) for ids in sessions]
-    highest = max(tiers.values())
-    for tier in TIERS:
-        if tiers[tier.name] < highest or highest < 160:
-            assert measure_rate(model, codec, trials, tiers[tier.name]).within(tier, MARGIN)
-    assert tiers["transparent"] >= tiers["high"] >= tiers["usable"]
-
-
-def test_sessions_too_short_for_tiers_are_refused(codec: TinyVAECodec, model: object) -> None:
-    with pytest.raises(InputError, match="long enough"):
-        calibrate_tiers(model, codec, random_sessions(3, 40))
 
 
 def test_too_few_sessions_are_refused(model: object) -> None:

@@ -42,7 +42,7 @@ def without_massive(sessions: list[torch.Tensor]) -> list[torch.Tensor]:
 @pytest.fixture(scope="module")
 def massive() -> tuple[LlamaForCausalLM, TinyVAECodec, KVSnapshot]:
     model = massive_model()
-    settings = FitSettings(rank=64, prior_rank=16, prior_taps=2, fisher_sessions=4, continuation_tokens=32)
+    settings = FitSettings(rank=192, prior_rank=16, prior_taps=2, fisher_sessions=4, continuation_tokens=32)
     sessions = without_massive(random_sessions(12, 128))
     codec, _ = fit_codec(model, None, sessions, settings, lambda stage, done, total: None)
     ids = without_massive(random_sessions(1, 90, seed=5))[0]

@@ -43,7 +43,7 @@ def partial(model: LlamaForCausalLM) -> TinyVAECodec:
 
 def test_only_layers_above_the_known_ones_are_coded(partial: TinyVAECodec) -> None:
     assert partial.groups == [(2,)]
-    assert partial.known == [Known((1,))]
+    assert partial.known == [Known((0, 1))]
 
 
 @pytest.mark.parametrize("rate", [0, 60, 120])
@@ -205,10 +205,11 @@ def test_known_layers_predict_better_than_tokens_alone(
 
 def test_windows_are_predicted_by_layers_that_hold_their_tokens() -> None:
     kinds = ("sliding_attention", "full_attention", "sliding_attention", "sliding_attention", "full_attention")
-    assert Known.of(3, 2, kinds) == Known((2,))
+    assert Known.of(3, 2, kinds) == Known((0, 2))
     assert Known.of(4, 2, kinds) == Known((1,))
     assert Known.of(4, 0, kinds) == Known()
-    assert Known.of(1, 1, ("sliding_attention",) * 2 + ("full_attention",)) == Known((1,))
+    assert Known.of(1, 1, ("sliding_attention",) * 2 + ("full_attention",)) == Known((0, 1))
+    assert Known.of(9, 6, ("full_attention",) * 10) == Known((4, 5, 6))
     assert Known.of(2, 1, ("sliding_attention",) * 2 + ("full_attention",)) == Known()
 
 
@@ -263,7 +264,7 @@ def test_the_directions_looked_at_in_the_past_are_those_that_tell() -> None:
     channels = 2.0 * known[:, 1:2] + 3.0 * known[:, 3:4] + 0.01 * torch.randn(3000, 1, generator=generator)
     moments = Moments.empty(5, 1, 5)
     moments.add(known, channels)
-    directions = moments.directions(torch.eye(1, dtype=torch.float64), 2)
-    assert directions.shape == (5, 2)
+    directions = moments.directions(torch.eye(1, dtype=torch.float64), 1)
+    assert directions.shape == (5, 1)
     shares = directions.square() / directions.square().sum()
     assert float(shares[[1, 3]].sum()) > 0.99

@@ -21,6 +21,9 @@ from kvcompress.hf import capture
 SHORTEST_TOKENS = 64
 VALIDATION_SHARE = 0.05
 
+BELOW_RATE = 72
+"""Rate at which lower groups are decoded for the first stage, in the middle of what is used."""
+
 
 @dataclass(frozen=True, slots=True)
 class Split:
@@ -75,7 +78,8 @@ class ChannelShards(torch.utils.data.Dataset[dict[str, Tensor]]):
     def __getitem__(self, index: int) -> dict[str, Tensor]:
         """Return `token_ids` [N] and for each group g `places.g` [T], `channels.g` [T, C] float16, `known.g` [N, C'].
 
-        Known channels, float16, are there only where the codec leaves layers to the model.
+        Known channels, float16, are there only where the codec leaves layers to the model; `below.g` [T, B] float16,
+        decoded latents of lower groups, only where it has several.
         """
         return load_file(self.paths[index])
 
@@ -107,6 +111,9 @@ def _channels(model: Any, codec: TinyVAECodec, ids: Tensor) -> dict[str, Tensor]
         known = codec.known_rows(snapshot, group)
         if known is not None:
             found[f"known.{group}"] = known.clamp(-6e4, 6e4).half()
+    for group, below in enumerate(codec.below(snapshot, BELOW_RATE)):
+        if below is not None:
+            found[f"below.{group}"] = below.clone().clamp(-6e4, 6e4).half()
     return found
 
 

@@ -120,7 +120,9 @@ class RateStage(StageModule):
     def _session(self, session: dict[str, Tensor], group: int, rate: int) -> tuple[Tensor, Tensor]:
         vae, ids, places = self.codec.vae(group), session["token_ids"], session[f"places.{group}"]
         known = session.get(f"known.{group}")
+        below = session.get(f"below.{group}")
         context = vae.context(ids, None if known is None else known.float(), places)
+        context = vae.below(context, None if below is None else below.float())
         left = session[f"channels.{group}"].float() - vae.prior.expected(context.hidden)
         latents = vae.transform.analyse(left)
         beyond = left - vae.transform.synthesise(latents, torch.zeros_like(left))
@@ -171,8 +173,9 @@ class DivergenceStage(StageModule):
             exact = feed(model, restore(snapshot, model, check_fingerprint=False), ids[cut:], cut)
         bits, coded, cache = torch.zeros(1), torch.zeros(1), DynamicCache(config=model.config)
         layers = {i: (layer.keys[None], layer.values[None]) for i, layer in self.codec.known_layers(snapshot).items()}
+        below = [None if rows is None else rows.clone() for rows in self.codec.below(snapshot, rate)]
         for group in range(len(self.codec.groups)):
-            spent, counted, channels = coded_channels(self.codec, group, snapshot, rate)
+            spent, counted, channels = coded_channels(self.codec, group, snapshot, rate, below[group])
             bits, coded = bits + spent.sum() / cut, coded + counted.sum() / cut
             layers |= _as_cached(self.codec, group, snapshot, channels)
         for index in range(len(layers)):
@@ -195,7 +198,8 @@ def coded_latents(vae: TinyVAE, latents: Tensor, context: Context, rates: Tensor
     Returns:
         What prediction leaves to code and what the decoder has, both [T, R].
     """
-    levels, step = vae.levels(context.token_ids, rates), steps_at(vae.config.reference_step, rates)
+    levels = vae.levels(context.token_ids, rates, context.lifts)
+    step = steps_at(vae.config.reference_step, rates)
     levels = torch.nn.functional.pad(levels, (0, latents.shape[1] - levels.shape[1]), value=-1)
     decoded, innovations = latents.new_zeros(len(latents) + 1, latents.shape[1]), torch.zeros_like(latents)
     for phase in phases(context.token_ids):
@@ -210,8 +214,17 @@ def coded_latents(vae: TinyVAE, latents: Tensor, context: Context, rates: Tensor
     return innovations, decoded[:-1]
 
 
-def coded_channels(codec: TinyVAECodec, group: int, snapshot: KVSnapshot, rate: int) -> tuple[Tensor, Tensor, Tensor]:
+def coded_channels(
+    codec: TinyVAECodec, group: int, snapshot: KVSnapshot, rate: int, below: Tensor | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
     """Code the channels of a group as the codec does, with gradients as in `coded_latents`.
+
+    Args:
+        codec: The codec.
+        group: Index of the group.
+        snapshot: The cache.
+        rate: Rate index.
+        below: [T, B] float32, what is decoded of lower groups, as `TinyVAECodec.below` gives it; a constant here.
 
     Returns:
         Smooth bits [T], smooth counts of coded latents [T], channels [T, C].
@@ -219,7 +232,7 @@ def coded_channels(codec: TinyVAECodec, group: int, snapshot: KVSnapshot, rate: 
     vae, layers = codec.vae(group), codec.groups[group]
     place = group_positions(snapshot, layers)
     rates = codec.rates(group, snapshot.token_ids, rate)[place]
-    context = vae.context(snapshot.token_ids, codec.known_rows(snapshot, group), place)
+    context = vae.below(vae.context(snapshot.token_ids, codec.known_rows(snapshot, group), place), below)
     latents = vae.analyse(context, to_channels(snapshot, layers, rope_of(snapshot.origin)))
     innovations, decoded = coded_latents(vae, latents, context, rates)
     bits, coded = rate_bits(innovations, steps_at(vae.config.reference_step, rates))
