@@ -2,9 +2,17 @@ PYTHON ?= python3.11
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: help demo test lint bench report quick devices prune recompute golden clean
+# A model that people run. What these name does not come with the project: eval/real_model/__init__.py says how to make it.
+SMOLLM2 ?= models/smollm2-135m-instruct
+CODEC ?= models/smollm2-135m-instruct-tinyvae
+SESSIONS ?= models/sessions/test.jsonl
+OTHER ?= models/sessions/other.jsonl
+SHARDS ?= models/shards
+FIT_FACTS ?= $(wildcard $(CODEC)/fit*.json)
+
+.PHONY: help demo test lint bench report quick devices prune recompute golden clean report-smollm2 demo-smollm2
 help:  ## Show the targets
-	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
+	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -39,6 +47,13 @@ recompute: $(VENV)/.installed  ## Draw the continuum from coding all layers to p
 
 prune: $(VENV)/.installed  ## Compare scorers of tokens and plans, in eval/reports/prune; goes on where it stopped
 	$(BIN)/python -m eval prune --out eval/reports/prune
+
+report-smollm2: $(VENV)/.installed  ## Measure CODEC on SmolLM2 over SESSIONS, OTHER, beside KVTC fitted to SHARDS
+	$(BIN)/python -m eval real-model --model $(SMOLLM2) --codec $(CODEC) --sessions $(SESSIONS) --other $(OTHER) \
+		--shards $(SHARDS) $(addprefix --fit-facts ,$(FIT_FACTS)) --out eval/reports/smollm2
+
+demo-smollm2: $(VENV)/.installed model-smollm2  ## Fit a codec for SmolLM2 from the examples and store a session with it
+	$(BIN)/python -m eval demo --model $(SMOLLM2) --fit --out reports/demo-smollm2
 
 golden: $(VENV)/.installed  ## Write the golden files of the current format again
 	$(BIN)/python -m tests.format.make_golden

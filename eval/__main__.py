@@ -11,7 +11,9 @@ import typer
 
 from eval.bench import bench, bench_planning
 from eval.demo import demo
-from kvcompress.errors import KVCompressError
+from eval.demo_fit import demo_fit
+from eval.real_model.command import real_model_command
+from kvcompress.errors import InputError, KVCompressError
 from kvcompress.zoo import DEFAULT_CODEC, DEFAULT_MODEL
 
 SESSIONS = Path("examples/sessions.jsonl")
@@ -29,8 +31,17 @@ def demo_command(
     out: Annotated[Path, typer.Option(help="Directory of the report.")] = Path("reports/demo"),
     session_id: Annotated[str, typer.Option("--id", help="Session of examples/sessions.jsonl.")] = "s000",
     tokens: Annotated[int, typer.Option(help="Tokens stored.")] = 1024,
+    model: Annotated[str | None, typer.Option(help="Model directory, with --fit. [default: the bundled one]")] = None,
+    fit: Annotated[bool, typer.Option("--fit", help="Fit a codec for the model first, from the examples.")] = False,
+    codec: Annotated[Path | None, typer.Option(help="With --fit: where the codec goes. [default: in OUT]")] = None,
+    quality: Annotated[str | None, typer.Option(help="With --fit: quality word of the file.")] = None,
 ) -> None:
-    """Record, encode, decode in another process, resume, report."""
+    """Record, encode, decode in another process, resume, report; with --fit make the codec too."""
+    if fit:
+        demo_fit(model or DEFAULT_MODEL, codec or out / "codec", out, session_id, tokens, quality)
+        return
+    if model or codec or quality:
+        raise InputError("the demonstration of the bundled model takes no other", "Pass --fit")
     demo(out, session_id, tokens)
 
 
@@ -202,6 +213,9 @@ def recompute_command(
         result = run_dial(model, codec, sessions, out, DialSettings(count=count), progress, command)
     write_page(result, out)
     typer.echo((out / "report.md").read_text(encoding="utf-8"))
+
+
+app.command("real-model")(real_model_command)
 
 
 def run() -> None:

@@ -144,6 +144,34 @@ def compose(
 
 
 @app.command()
+def mixture(
+    out: Annotated[Path, typer.Option("-o", "--out", help="JSON lines file to write.")],
+    model: Annotated[str, typer.Option(help="Model directory, or the name of a bundled model: its tokenizer counts.")],
+    chats: Annotated[
+        list[Path] | None, typer.Option(help="JSON lines of dialogues, gzipped or not; repeat it to take turns.")
+    ] = None,
+    novels: Annotated[Path | None, typer.Option(help="JSON lines of long texts, gzipped or not.")] = None,
+    count: Annotated[int, typer.Option(help="Sessions: half novels, half chats.", min=1)] = 120,
+    tokens: Annotated[int, typer.Option(help="Fewest tokens of a session.", min=1)] = 1344,
+    skip_novels: Annotated[int, typer.Option(help="Novels that other files have taken.", min=0)] = 0,
+    skip_chats: Annotated[int, typer.Option(help="Dialogues of each corpus that other files have taken.", min=0)] = 0,
+    seed: Annotated[int, typer.Option(help="Seed; one for all files that must share no document.")] = 7,
+) -> None:
+    """Compose sessions for a real model: excerpts of novels, and whole dialogues joined, none of them twice."""
+    import random
+
+    from train.mixture import Mixture, Pool, token_counter
+    from train.sessions import write_sessions
+
+    texts = None if novels is None else Pool.of(novels, "text", seed, skip_novels)
+    pools = [Pool.of(path, "messages", seed, skip_chats) for path in chats or []]
+    places = random.Random(f"{seed}:{skip_novels}:places")
+    composed = Mixture(texts, pools, tokens, token_counter(model), places)
+    typer.echo(f"{write_sessions(out, composed.rows(count))} sessions in {out}")
+    typer.echo(f"A file that shares no document with it: {composed.used()}")
+
+
+@app.command()
 def measure(
     sessions: Annotated[Path, typer.Option(help="JSON lines of sessions the model has not seen.")],
     model: Annotated[Path, typer.Option(help="The model.")] = Path("checkpoints/reference-lm"),

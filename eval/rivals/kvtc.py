@@ -14,7 +14,7 @@ What differs from the paper, all of it in its favour or for want of a statement 
   quarter more squared error at the same budget.
 - An encoder may narrow a block's range where that lowers its squared error.
 - One budget is divided between keys and values so that their squared errors add up to the least.
-- The covariance is solved exactly instead of by a randomised method.
+- The covariance is solved exactly instead of by a randomised method; in float32 where it is wide.
 - Latents are least-squares coordinates on the axes as they are stored, rounded to bfloat16.
 """
 
@@ -58,6 +58,7 @@ HELD_OUT = 4  # every fourth session measures what the axes of the others leave
 SAMPLED_TOKENS = 128
 MOST_ROWS = 16384
 MOST_CHANNELS = 8192  # of keys or of values: the covariance grows with the square
+WIDE_CHANNELS = 2048  # above, it is solved in float32 and in place: 5,760 channels then take half a minute and 1 GB
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -172,7 +173,9 @@ class _Moments:
         self.outer += wide.T @ wide
 
     def axes(self) -> Axes:
-        """Return the principal axes, no more of them than rows can span."""
+        """Return the principal axes, no more of them than rows can span; the sums are used up."""
+        if len(self.total) > WIDE_CHANNELS:
+            return self._wide_axes()
         mean = self.total / self.count
         variances, vectors = torch.linalg.eigh(self.outer / self.count - torch.outer(mean, mean))
         spanned = int((variances > 1e-9 * variances[-1]).sum())
@@ -181,8 +184,23 @@ class _Moments:
         analysis = torch.linalg.solve(basis @ basis.T, basis).T
         return Axes(mean.bfloat16().float(), basis.float().contiguous(), analysis.float().contiguous())
 
+    def _wide_axes(self) -> Axes:
+        """Return the same of a wide covariance, where time and memory count: sums in float64, the rest in float32."""
+        mean = self.total / self.count
+        covariance = self.outer.div_(self.count).addr_(mean, mean, alpha=-1).float()
+        self.outer = torch.zeros(0)
+        variances, vectors = torch.linalg.eigh(covariance)
+        spanned = int((variances > 1e-7 * variances[-1]).sum())
+        rank = max(1, min(spanned, self.count - 1))
+        basis = vectors.flip(1)[:, :rank].T.bfloat16().float().contiguous()
+        # The axes are orthonormal but for their rounding, so this system is well conditioned.
+        analysis = torch.linalg.solve(basis @ basis.T, basis).T.contiguous()
+        return Axes(mean.bfloat16().float(), basis, analysis)
 
-def fit(calibration: Calibration, sinks: int = 0, recent: int = 0) -> tuple[Transform, tuple[Tensor, Tensor]]:
+
+def fit(
+    calibration: Calibration, sinks: int = 0, recent: int = 0, most_rows: int = MOST_ROWS
+) -> tuple[Transform, tuple[Tensor, Tensor]]:
     """Learn the transform from calibration sessions and return it with latents that it has not seen.
 
     Every fourth session is kept out of the axes and gives the latents; of fewer than four, all serve both.
@@ -191,9 +209,10 @@ def fit(calibration: Calibration, sinks: int = 0, recent: int = 0) -> tuple[Tran
         calibration: Model and sessions.
         sinks: Tokens to leave out at the start of each session.
         recent: Tokens to leave out at its end.
+        most_rows: S is at most that.
 
     Returns:
-        The transform, and latents [S, R] of keys and of values, S at most `MOST_ROWS`.
+        The transform, and latents [S, R] of keys and of values.
 
     Raises:
         InputError: The sessions leave fewer than two tokens, or the caches are too wide or of layers that differ.
@@ -219,7 +238,7 @@ def fit(calibration: Calibration, sinks: int = 0, recent: int = 0) -> tuple[Tran
         raise InputError("the calibration sessions leave no tokens to learn from", remedy)
     transform = Transform(model, shapes, (moments[0].axes(), moments[1].axes()))
     keys, values = (
-        axes.analyse(evenly(torch.cat(rows), MOST_ROWS)) for axes, rows in zip(transform.axes, kept, strict=True)
+        axes.analyse(evenly(torch.cat(rows), most_rows)) for axes, rows in zip(transform.axes, kept, strict=True)
     )
     return transform, (keys, values)
 
@@ -364,13 +383,26 @@ def _inflate(data: bytes, size: int) -> bytes:
 
 def family(calibration: Calibration) -> list[Rival]:
     """Return KVTC at each of its targets."""
-    transform, latents = fit(calibration, SINK_TOKENS, RECENT_TOKENS)
+    return list(at_targets(*fit(calibration, SINK_TOKENS, RECENT_TOKENS)))
+
+
+def at_targets(
+    transform: Transform, latents: tuple[Tensor, Tensor], targets: Sequence[int] = TARGETS, most_rank: int = 1 << 30
+) -> list[Kvtc]:
+    """Return KVTC at size ratios, its bits allocated by what its blocks lose of latents that it has not seen.
+
+    Args:
+        transform: From `fit`.
+        latents: From `fit`.
+        targets: Size ratios.
+        most_rank: Components that may get bits. Time and memory of the allocation go with it and the largest budget.
+    """
     channels = sum(shape.channels for shape in transform.shapes)
-    most_bits = 16 * channels // min(TARGETS)
-    samples = [evenly(part, SAMPLED_TOKENS) for part in latents]
+    most_bits = 16 * channels // min(targets)
+    samples = [evenly(part, SAMPLED_TOKENS)[:, :most_rank] for part in latents]
     keys, values = (solve(measured_distortions(sample), most_bits) for sample in samples)
-    rivals: list[Rival] = []
-    for target in TARGETS:
+    rivals: list[Kvtc] = []
+    for target in targets:
         chosen = split_budget(keys, values, 16 * channels // target)
         plans = tuple(
             tuple((b, block_unit(part[:, b.start : b.start + b.size])) for b in blocks if b.bits)

@@ -7,7 +7,8 @@ Keys and values have the axes of `eval.rivals.kvtc`, learned from all tokens of 
   centroids; components far below the water level are not coded;
 - a static table for every component, of the spread measured on sessions that the axes have not seen, under asymmetric
   numeral systems;
-- nothing raw: sinks and recent tokens are coded like all others.
+- nothing raw: sinks and recent tokens are coded like all others. On a model with massive activations at its sinks that
+  is no advantage, so the first tokens can be had raw, as the paper has four of them.
 
 There is no model of the tokens, no context and no weight for what the model's output cares about.
 """
@@ -16,18 +17,20 @@ from __future__ import annotations
 
 import hashlib
 import json
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from eval.rivals.eviction import require_own
+from eval.rivals.eviction import pack_kept, require_own, select, unpack_kept
 from eval.rivals.kvtc import Transform, fit, require_joint
 from eval.rivals.protocol import Calibration, Rival
+from eval.rivals.raw16 import stored_dtype, stored_in
 from kvcompress.container import Encoded
 from kvcompress.entropy import TableBank, decode_symbols, encode_symbols
 from kvcompress.sections import encoded_session, read_session
-from kvcompress.snapshot import KVSnapshot
+from kvcompress.snapshot import KVSnapshot, LayerKV
 from tinyvae.quantize import LEVELS, LEVELS_PER_OCTAVE, LOWEST_SCALE_LOG2, dequantize, quantize
 from tinyvae.tables import build_tables
 
@@ -81,15 +84,16 @@ class KvtcIdeal:
     Args:
         transform: Fitted on all tokens.
         tables: Of its latents, those of keys and then those of values.
-        size_ratio: Aimed at.
+        size_ratio: Aimed at, raw tokens not counted.
+        sinks: Tokens at the start that are stored raw; transform and tables were then fitted without them.
     """
 
-    family = "kvtc-ideal"
     kind = "kvtc-ideal"
 
-    def __init__(self, transform: Transform, tables: Tables, size_ratio: float) -> None:
-        self.transform, self.tables = transform, tables
-        self.name = f"kvtc-ideal-{size_ratio:g}x"
+    def __init__(self, transform: Transform, tables: Tables, size_ratio: float, sinks: int = 0) -> None:
+        self.transform, self.tables, self.sinks = transform, tables, sinks
+        self.family = f"kvtc-ideal-sink{sinks}" if sinks else "kvtc-ideal"
+        self.name = f"{self.family}-{size_ratio:g}x"
         channels = sum(shape.channels for shape in transform.shapes)
         self.step = tables.step_for(16 * channels / size_ratio)
         levels = tables.levels(self.step)
@@ -111,7 +115,8 @@ class KvtcIdeal:
         return self._fingerprint
 
     def _digest(self) -> str:
-        digest = hashlib.sha256(json.dumps([self.step, self.coded.tolist(), self.levels.tolist()]).encode())
+        raw = [self.sinks] if self.sinks else []
+        digest = hashlib.sha256(json.dumps([self.step, self.coded.tolist(), self.levels.tolist(), *raw]).encode())
         for array in (self.tables.bank.counts, self.tables.bank.offsets, self.tables.centroids.numpy()):
             digest.update(np.ascontiguousarray(array).tobytes())
         keys, values = (axes.basis.shape[0] for axes in self.transform.axes)
@@ -132,9 +137,14 @@ class KvtcIdeal:
             InputError: It has another geometry, or its layers hold different tokens.
         """
         self.transform.require_partner(snapshot)
-        symbols = self.symbols(snapshot)
+        symbols = self.symbols(snapshot)[self.sinks :]
         own = {"latents": encode_symbols(symbols.numpy(), self._all_levels(len(symbols)), self.tables.bank)}
-        return encoded_session(self.kind, self.fingerprint, snapshot, {"step": self.step}, own)
+        settings: dict[str, Any] = {"step": self.step}
+        if self.sinks:
+            settings["stored"] = stored_dtype(snapshot)
+            first = torch.arange(min(self.sinks, len(snapshot.layers[0].positions)))
+            own["window"] = pack_kept([select(layer, first) for layer in snapshot.layers], settings["stored"])
+        return encoded_session(self.kind, self.fingerprint, snapshot, settings, own)
 
     @torch.inference_mode()
     def decode(self, encoded: Encoded) -> KVSnapshot:
@@ -144,21 +154,33 @@ class KvtcIdeal:
             MismatchError: It was made by another codec or for another model.
             FormatError: A section is missing, cut or inconsistent.
         """
-        require_own(encoded, self.kind, self.fingerprint, ("latents",))
+        require_own(encoded, self.kind, self.fingerprint, ("latents", *(("window",) if self.sinks else ())))
         token_ids, origin, positions = read_session(encoded)
         self.transform.model.require_match(origin.fingerprint)
         require_joint(origin, positions)
-        tokens, keys = len(positions[0]), self.transform.axes[0].basis.shape[0]
+        place, keys = positions[0][self.sinks :], self.transform.axes[0].basis.shape[0]
+        tokens = len(place)
         levels = self._all_levels(tokens)
         symbols = torch.from_numpy(decode_symbols(encoded.sections["latents"], levels, self.tables.bank))
         latents = torch.zeros(tokens, len(self.tables.deviations))
         steps = torch.full((tokens, 1), self.step)
         latents[:, self.coded] = dequantize(symbols, steps, torch.from_numpy(levels), self.tables.centroids)
-        layers = self.transform.synthesise((latents[:, :keys], latents[:, keys:]), positions[0], origin)
+        layers = self.transform.synthesise((latents[:, :keys], latents[:, keys:]), place, origin)
+        if self.sinks:
+            shapes, first = self.transform.shapes, positions[0][: self.sinks]
+            window = encoded.sections["window"], stored_in(encoded, origin), shapes, [first] * len(shapes), origin.dtype
+            layers = tuple(_joined(*pair) for pair in zip(unpack_kept(*window), layers, strict=True))
         return KVSnapshot(layers, token_ids, origin)
 
     def _all_levels(self, tokens: int) -> np.ndarray:
         return self.levels[None].expand(tokens, -1).contiguous().numpy()
+
+
+def _joined(first: LayerKV, rest: LayerKV) -> LayerKV:
+    """Return the tokens of two stretches of a layer, one after the other."""
+    pairs = ((first.keys, rest.keys), (first.values, rest.values))
+    keys, values = (torch.cat(pair, 1) for pair in pairs)
+    return LayerKV(keys, values, torch.cat([first.positions, rest.positions]))
 
 
 def family(calibration: Calibration) -> list[Rival]:

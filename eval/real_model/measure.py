@@ -1,0 +1,107 @@
+"""Measure one codec on one session: a true file, loaded, decoded, restored, resumed. One row comes out."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from eval.real_model.damage import damage
+from eval.real_model.rows import Row
+from eval.real_model.subject import Subject
+from kvcompress.codec import RESIDUAL_RATE, TinyVAECodec
+from kvcompress.container import Encoded, load, save
+from kvcompress.dial import decoder_of
+from kvcompress.hf import restore
+from kvcompress.plan import encode_at_quality
+from kvcompress.resume import feed
+from kvcompress.snapshot import KVSnapshot
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Point:
+    """A codec at one of its settings.
+
+    Attributes:
+        kind: "ours", or the family of a rival.
+        codec: The codec's name in tables.
+        name: Of the setting: a quality word, or a rival's rate.
+        fingerprint: Of the codec; rows of another are not this one's.
+        encode: Codes a snapshot.
+        decode: Returns the snapshot of a file.
+    """
+
+    kind: str
+    codec: str
+    name: str
+    fingerprint: str
+    encode: Callable[[KVSnapshot], Encoded]
+    decode: Callable[[Encoded], KVSnapshot]
+
+    def key(self, session_digest: str) -> tuple[str, ...]:
+        """Return what the row of a session is known by."""
+        return (self.kind, self.codec, self.name, self.fingerprint[:16], session_digest)
+
+
+def our_point(name: str, codec: TinyVAECodec, quality: str) -> Point:
+    """Return one of this project's codecs at a quality word; a session unlike the codec's own may need another."""
+    return Point(
+        "ours",
+        name,
+        quality,
+        _identity(codec),
+        lambda snapshot: encode_at_quality(codec, snapshot, quality),
+        lambda encoded: decoder_of(encoded, codec).decode(encoded),
+    )
+
+
+def _identity(codec: TinyVAECodec) -> str:
+    """Return a digest of a codec and of what it promises: calibrated again it stores sessions in another way."""
+    promises = {name: promise.to_json() for name, promise in codec.promises.items()}
+    stated = [codec.fingerprint, promises, codec.fitted.get("known")]
+    return hashlib.sha256(json.dumps(stated, sort_keys=True).encode()).hexdigest()
+
+
+@torch.inference_mode()
+def measure(model: Any, point: Point, subject: Subject, path: Path) -> Row:
+    """Return the row of a point on a session.
+
+    Args:
+        model: The model of both caches.
+        point: What is measured.
+        subject: The session.
+        path: Where its file is written, to be sized by `stat` and read back.
+    """
+    clock = [time.perf_counter()]
+    save(path, point.encode(subject.snapshot), force=True)
+    clock.append(time.perf_counter())
+    encoded = load(path)
+    decoded = point.decode(encoded)
+    clock.append(time.perf_counter())
+    cache = restore(decoded, model)
+    logits = feed(model, cache, subject.chosen.following, subject.snapshot.tokens)
+    return {
+        **subject.to_json(),
+        "kind": point.kind,
+        "codec": point.codec,
+        "point": point.name,
+        "stored": stored_in_words(encoded),
+        "unlike": bool(encoded.settings.get("unlike")),
+        "file_bytes": path.stat().st_size,
+        **damage(subject.exact, logits).to_json(),
+        "encode_seconds": clock[1] - clock[0],
+        "decode_seconds": clock[2] - clock[1],
+    }
+
+
+def stored_in_words(encoded: Encoded) -> str:
+    """Return how a file holds its session: latents, residual (latents and what they do not reach), int8, lossless."""
+    if encoded.codec != TinyVAECodec.kind:
+        return encoded.codec
+    return "residual" if RESIDUAL_RATE in encoded.settings else "latents"
