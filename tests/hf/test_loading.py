@@ -95,8 +95,9 @@ def test_what_can_be_no_model_asks_no_network(name: str, hub_cache: Path) -> Non
 
 
 def test_a_directory_of_gguf_files_says_which(tmp_path: Path) -> None:
-    (tmp_path / "model.Q8_0.gguf").write_bytes(b"GGUF")
-    with pytest.raises(CheckpointError, match=r"no config\.json\. Pass the file model\.Q8_0\.gguf"):
+    for name in ("model.Q8_0.gguf", "model.Q4_1.gguf"):
+        (tmp_path / name).write_bytes(b"GGUF")
+    with pytest.raises(CheckpointError, match=r"no config\.json\. Name one of model\.Q4_1\.gguf, model\.Q8_0\.gguf"):
         load_model(tmp_path)
 
 

@@ -148,6 +148,10 @@ def test_a_file_of_the_same_name_where_the_command_runs_is_not_taken(
     assert fingerprint(load_model("../there/tiny.gguf")[0]).weights == fingerprint(tiny_model(seed=2)).weights
 
 
+def test_a_directory_with_one_file_is_that_file(quantised: Path) -> None:
+    assert fingerprint(load_model(quantised.parent)[0]) == fingerprint(load_model(quantised)[0])
+
+
 def test_a_file_without_tokenizer_has_none(tmp_path: Path) -> None:
     model, tokenizer = load_model(write_gguf(tmp_path / "bare.gguf", tiny_model(), tokens=False))
     assert tokenizer is None
