@@ -22,8 +22,11 @@ RecomputeModelOption = Annotated[
     typer.Option("--model", help="Model, for a file whose first layers it recomputes; named as elsewhere."),
 ]
 RecomputeLayersOption = Annotated[
-    int | None,
-    typer.Option(help="Layers that the model runs when the session is restored; the file leaves them out."),
+    str | None,
+    typer.Option(
+        help="Layers that the model runs when the session is restored, a number or a share of them (10%); "
+        "the file leaves them out."
+    ),
 ]
 CodecOption = Annotated[str, typer.Option("--codec", help="Codec directory, or the name of a bundled codec.")]
 DtypeOption = Annotated[str, typer.Option("--dtype", help="float32, bfloat16 or float16.")]

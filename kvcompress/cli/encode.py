@@ -80,7 +80,8 @@ def encode(
         plan, scorer or [], keep or [], keep_message or [], keep_fraction, guarantee or [], plan_table, races, evidence
     )
     planned = plans.wanted()
-    wish = Wish(codec, quality, size_ratio, max_kl, lossless, recompute_layers, link, model, planned)
+    layers = None if recompute_layers is None else _layers(recompute_layers, codec)
+    wish = Wish(codec, quality, size_ratio, max_kl, lossless, layers, link, model, planned)
     wish.check()
     from kvcompress.atomic import require_writable
     from kvcompress.container import save
@@ -115,6 +116,19 @@ def encode(
     show(data | in_words(encoded.settings), as_json=False)
     if choice:
         sys.stdout.write("\n" + "".join(f"{line}\n" for line in _dial_lines(choice)))
+
+
+def _layers(asked: str, codec: str) -> int:
+    """Return a number of layers given as such or as a share of those of the codec's model."""
+    import json
+
+    from kvcompress.recompute import parse_layers
+    from kvcompress.zoo import find_checkpoint
+
+    def count() -> int:
+        return len(json.loads((find_checkpoint(codec) / "config.json").read_text(encoding="utf-8"))["shapes"])
+
+    return parse_layers(asked, count)
 
 
 def _dial_json(choice: Choice) -> dict[str, Any]:
