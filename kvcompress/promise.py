@@ -177,7 +177,9 @@ def promises_from_json(data: Any) -> dict[str, Promise]:
     """
     if not isinstance(data or {}, Mapping):
         raise CheckpointError("the codec's promises are damaged (not an object)", RECALIBRATE)
-    return {str(quality): Promise.from_json(str(quality), found) for quality, found in (data or {}).items()}
+    found = {str(quality): part for quality, part in (data or {}).items()}
+    ordered = sorted(found, key=[*QUALITIES, *found].index)  # the file sorts names; people read from fine to coarse
+    return {quality: Promise.from_json(quality, found[quality]) for quality in ordered}
 
 
 def _count(value: Any) -> int:
