@@ -22,7 +22,7 @@ from kvcompress.calibrate import TooFewSessionsError
 from kvcompress.checkpoint import finish_codec, save_codec, stored_in_words
 from kvcompress.codec import TinyVAECodec
 from kvcompress.errors import InputError
-from kvcompress.fit import FitSettings, Fitter
+from kvcompress.fit import FitSettings, Fitter, require_coded_layers
 from kvcompress.floor import floor_nats
 from kvcompress.harvest import write_shards
 from kvcompress.hf import fingerprint, load_model
@@ -104,6 +104,7 @@ def fit_checkpoint(
         MismatchError: The shards are of another model.
     """
     source.check()
+    require_coded_layers(settings.recompute_layers, source.layer_count())
     start, place = time.perf_counter(), output.with_name(output.name + ".fit")
     loaded = load_model(source.model) if source.model is not None else None
     if source.shards is not None:

@@ -347,7 +347,7 @@ def test_harvest_writes_shards_that_datasets_reads(tmp_path: Path, sessions_file
     assert [row["id"] for row in found] == [r["id"] for r in rows]
     index = [json.loads(line) for line in (tmp_path / "shards" / "index.jsonl").read_text().splitlines()]
     assert [len(row["token_ids"]) for row in found] == [entry["tokens"] for entry in index]
-    assert load_raw(tmp_path / "shards" / index[0]["file"]).origin.dtype == "bfloat16"
+    assert load_raw(tmp_path / "shards" / index[0]["file"]).origin.dtype == "float16"
     assert "--force" in refused("harvest", "--sessions", short, "-o", tmp_path / "shards")
 
 

@@ -49,7 +49,8 @@ def test_a_run_gives_a_codec_that_files_can_use(tmp_path: Path, sessions: Path, 
     assert done.returncode == 0, done.stderr[-2000:]
     codec = load_tinyvae(tmp_path / "codec")
     assert codec.vae(0).config.prior_layers == 1
-    assert set(codec.tiers) == {"transparent", "high", "usable"}
+    assert not codec.promises  # eight sessions are too few to verify a quality on
+    assert "no quality is promised" in done.stderr
     before = load_tinyvae(tmp_path / "codec.run" / "closed-form")
     assert codec.fingerprint != before.fingerprint
     assert json.loads((tmp_path / "codec" / "config.json").read_text())["fitted"]["recipe"]["devices"] == int(devices)
