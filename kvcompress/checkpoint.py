@@ -24,7 +24,6 @@ from kvcompress.known import measure_known
 from kvcompress.promise import FALLBACK
 from kvcompress.shards import opening_digest
 from kvcompress.trials import TrialSource, trials_from_sessions
-from kvcompress.zoo import find_checkpoint
 
 Progress = Callable[[str, int, int], None]
 
@@ -53,7 +52,7 @@ def calibrate_checkpoint(model: str, sessions: Path, directory: Path, progress: 
     """
     start = time.perf_counter()
     codec = load_tinyvae(directory)
-    language_model, tokenizer = load_model(find_checkpoint(model))
+    language_model, tokenizer = load_model(model)
     with about(directory):
         codec.model_fingerprint.require_match(fingerprint(language_model, tokenizer))
     rows = [ids for _, ids in tokenized_sessions(language_model, tokenizer, sessions)]
