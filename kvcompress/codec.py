@@ -467,12 +467,14 @@ class TinyVAECodec(
         places = [group_positions(snapshot, layers) for layers in self.groups]
         return Outliers.find(vaes, latents, places, snapshot.tokens)
 
-    @torch.inference_mode()
+    @torch.no_grad()  # not inference_mode: what is cached on the way is used in training
     def below(self, snapshot: KVSnapshot, rate: int) -> list[Tensor | None]:
         """Return of each group what is decoded of lower groups at a rate, [T, B] float32; None where there is none."""
+        if not any(lower.groups for lower in self.lower):
+            return [None] * len(self.groups)
         found, decoded = list[Tensor | None](), list[tuple[Tensor, Tensor]]()
-        for group, (latents, context) in enumerate(self.analyse(snapshot)):
-            places = group_positions(snapshot, self.groups[group])
+        for group, layers in enumerate(self.groups):
+            (latents, context), places = self.latents(snapshot, group), group_positions(snapshot, layers)
             found.append(self.lower[group].rows(decoded, places, snapshot.tokens))
             context, wanted = self.vae(group).given(context, latents, found[-1])
             rates = self.rates(group, snapshot.token_ids, rate)[places]

@@ -337,7 +337,7 @@ def test_report_of_another_session_is_refused(stored: dict[str, Path], tmp_path:
 
 
 def test_harvest_writes_shards_that_datasets_reads(tmp_path: Path, sessions_file: Path) -> None:
-    from kvcompress.harvest import shards_as_dataset
+    from kvcompress.shards import shards_as_dataset
 
     short = tmp_path / "two.jsonl"
     rows = [json.loads(line) for line in sessions_file.read_text().splitlines()[:2]]

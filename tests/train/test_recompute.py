@@ -44,7 +44,7 @@ def test_both_stages_train_what_known_layers_tell(partial: TinyVAECodec, tmp_pat
     ids = random_sessions(1, 80, seed=5)[0]
     rows = Dataset.from_list([{"id": "a", "token_ids": ids.tolist()}])
     shard = harvest_channels(model, partial, rows, tmp_path, lambda stage, done, total: None)[0]
-    assert shard["known.0"].shape == (80, 64)
+    assert shard["known.0"].shape == (80, 128)  # keys and values of both layers that are recomputed
     rate = RateStage(copy.deepcopy(partial), recipe, Stage(1, 1e-3))
     bits, _ = rate._bits([shard], 40)
     divergence = DivergenceStage(copy.deepcopy(partial), model, recipe, Stage(1, 1e-3, 1e-3))

@@ -173,7 +173,7 @@ class DivergenceStage(StageModule):
             exact = feed(model, restore(snapshot, model, check_fingerprint=False), ids[cut:], cut)
         bits, coded, cache = torch.zeros(1), torch.zeros(1), DynamicCache(config=model.config)
         layers = {i: (layer.keys[None], layer.values[None]) for i, layer in self.codec.known_layers(snapshot).items()}
-        below = [None if rows is None else rows.clone() for rows in self.codec.below(snapshot, rate)]
+        below = self.codec.below(snapshot, rate)
         for group in range(len(self.codec.groups)):
             spent, counted, channels = coded_channels(self.codec, group, snapshot, rate, below[group])
             bits, coded = bits + spent.sum() / cut, coded + counted.sum() / cut

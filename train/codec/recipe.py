@@ -48,7 +48,7 @@ class CodecRecipe:
         seed: Of the split, the order and the rates.
     """
 
-    fit: FitSettings = field(default_factory=FitSettings)
+    fit: FitSettings = field(default_factory=lambda: FitSettings(rank=352, prior_rank=72, prior_width=160))
     prior_layers: int = 1
     predictor_width: int = 96
     rate_stage: Stage = field(default_factory=lambda: Stage(2000, 2e-3))
