@@ -44,8 +44,8 @@ from kvcompress.trials import TrialSource
 LEAST_SESSIONS = 8
 """Of fewer, the spread is not known."""
 
-MOST_SESSIONS = 24
-"""More tell little about a mean and a deviation."""
+MOST_SESSIONS = 48
+"""A deviation over 24 sessions is off by 15 %, over 48 by 10 %; four of them are what makes a session unlike."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,7 +2,7 @@
 
 ```
 python -m train mixture --novels N.jsonl.gz --chats C.jsonl.gz --model MODEL --count 120 --tokens 1344 -o fit.jsonl
-python -m train mixture ... --count 24 --tokens 1536 --skip-novels 60 --skip-chats 500 -o test.jsonl
+python -m train mixture ... --count 24 --tokens 1536 -o test.jsonl  # and the --skip-... that the first prints
 python -m train mixture --chats OTHER.jsonl.gz --model MODEL --count 12 --tokens 1536 -o other.jsonl
 kvcompress harvest --model MODEL --sessions fit.jsonl -o shards
 kvcompress fit --shards shards --model MODEL -o codec --json >fit-0.json

@@ -28,14 +28,14 @@ from kvcompress.snapshot import KVSnapshot, LayerKV
 
 RATES = (5.7, 8.0, 11.3, 16.0, 22.6, 32.0, 45.0, 64.0)
 FEW_RATES = (5.7, 11.3, 22.6, 45.0)
-TARGETS = (4, 8, 16, 32)
+TARGETS = (8, 16, 32)
 FORMS = ("kvtc-ideal-sink1", "kvtc-ideal", "kvtc")
 
 WIDE_ROWS = 2048
 """Tokens that spreads are measured on, of a wide cache: 11,520 latents of them take 94 MB."""
 
-MOST_BLOCK_RANK = 2048
-"""Components that the published form may give bits to; at its coarse rates the others get none."""
+MOST_BLOCK_RANK = 3072
+"""Components that the published form may give bits to: at its rates hardly any beyond them would get some."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)

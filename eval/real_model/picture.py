@@ -13,7 +13,7 @@ from kvcompress.report.plots import ACCENT, CARD, MUTED, TIER_COLOURS, WIDE_INCH
 
 HUES = {"family-1": "#c2477f", "family-2": "#3a9d5d", "family-3": "#c77d2f", "family-4": "#7a63c7"}
 HUES |= {"family-5": "#2b9aa0", "family-6": "#a0862b", "family-7": "#b05a4a"}
-OURS = (ACCENT, *OTHER_COLOURS)
+OURS = (ACCENT, *OTHER_COLOURS[2:])  # not those of the tiers
 Line = Mapping[str, Any]
 
 

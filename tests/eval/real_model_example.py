@@ -66,5 +66,3 @@ def _promise(config: Path) -> None:
     }
     data["fitted"] = {name: value for name, value in data["fitted"].items() if name != "known"}
     config.write_text(json.dumps(data), encoding="utf-8")
-
-

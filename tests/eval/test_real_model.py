@@ -169,7 +169,7 @@ def test_the_page_fits_80_columns_and_says_what_was_measured(result: Result, pla
     for wanted in (
         "m=0 transparent",
         "| ideal-sink1-16x",
-        "published-4x",
+        "published-8x",
         "Lifeboat lbq2",
         "fit seconds",
         "**missed**",
