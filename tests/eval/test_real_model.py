@@ -172,7 +172,7 @@ def test_the_page_fits_80_columns_and_says_what_was_measured(result: Result, pla
         "published-8x",
         "Lifeboat lbq2",
         "fit seconds",
-        "**missed**",
+        "KVTC, study",
     ):
         assert wanted in text
     picture = (place / "report" / "rate-fidelity.svg").read_text()
