@@ -30,7 +30,7 @@ from kvcompress.geometry import Budget, model_bytes, prior_columns, prior_units,
 from kvcompress.harvest import harvest
 from kvcompress.hf.sensitivity import cache_gradients
 from kvcompress.recompute import Known
-from kvcompress.shards import CALIBRATION, FIT, HarvestSettings, Shards, opening_digest
+from kvcompress.shards import CALIBRATION, FIT, LEVELS, HarvestSettings, Shards, opening_digest
 from kvcompress.snapshot import KVSnapshot
 from kvcompress.token_table import embedding_table, mean_table, table_pays
 from kvcompress.working import Working
@@ -69,7 +69,7 @@ class FitSettings:
         fisher_sessions: Sessions whose gradients are taken.
         continuation_tokens: Tokens at the end of each session that stand for the future.
         worth_exponent: See `tinyvae.offsets.fit_offsets`.
-        calibration_share: Share of the sessions kept for levels, tables and promises.
+        calibration_share: Share of the sessions that fit nothing: promises are measured on them.
         sample_rows: Rows of latents kept for the tables.
         seed: Of sampled tokens and of the split.
     """
@@ -118,7 +118,10 @@ class Fitter:
     ) -> None:
         if len(shards) < LEAST_SESSIONS:
             raise InputError(f"{len(shards)} sessions are too few to fit a codec", f"Give at least {LEAST_SESSIONS}")
-        self.shards, self.calibration = shards.part(FIT), shards.part(CALIBRATION)
+        self.shards, self.levels, self.calibration = (shards.part(name) for name in (FIT, LEVELS, CALIBRATION))
+        if not len(self.levels) or not len(self.shards):
+            what = "the harvest keeps no sessions apart to fit levels to"
+            raise InputError(what, "Harvest again with --force", path=shards.directory)
         self.settings, self.progress = settings, progress
         self.working = working or Working(None)
         self.shapes = [LayerShape(*shape) for shape in shards.settings["shapes"]]
@@ -252,7 +255,7 @@ class Fitter:
     def _calibrate_groups(self, codec: TinyVAECodec) -> list[Tensor]:
         """Fit prediction and levels of each group on sessions kept out; return normalised samples for the tables."""
         found = self._calibration_latents(codec)
-        decoded: list[list[tuple[Tensor, Tensor]]] = [[] for _ in self.calibration.rows]
+        decoded: list[list[tuple[Tensor, Tensor]]] = [[] for _ in self.levels.rows]
         samples = []
         rate = CALIBRATION_RATE + self._coarser
         for number in range(len(codec.groups)):
@@ -277,13 +280,13 @@ class Fitter:
     def _calibration_latents(self, codec: TinyVAECodec) -> list[list[tuple[Tensor, Context, Tensor, int]]]:
         """Return of each group and session kept out: latents [T, R], context, positions [T] and tokens."""
         found: list[list[tuple[Tensor, Context, Tensor, int]]] = [[] for _ in codec.groups]
-        for session in range(len(self.calibration)):
-            snapshot = self.calibration.snapshot(session)
+        for session in range(len(self.levels)):
+            snapshot = self.levels.snapshot(session)
             for number in range(len(codec.groups)):
                 latents, context = codec.latents(snapshot, number)
                 places = group_positions(snapshot, codec.groups[number])
                 found[number].append((latents, context, places, snapshot.tokens))
-            self.progress("latents of sessions kept out", session + 1, len(self.calibration))
+            self.progress("latents of sessions kept out", session + 1, len(self.levels))
         return found
 
     def _assemble(self, solved: Sequence[Solved]) -> TinyVAECodec:
@@ -335,9 +338,13 @@ class Fitter:
     def _facts(self, solved: Sequence[Solved]) -> dict[str, Any]:
         return {
             "sessions": len(self.shards),
-            "calibration_sessions": len(self.calibration),
+            "calibration_sessions": len(self.levels),
             "tokens": self.shards.tokens,
-            "session_digests": [opening_digest(self.shards.session(number)) for number in range(len(self.shards))],
+            "session_digests": [
+                opening_digest(part.session(number))
+                for part in (self.shards, self.levels)
+                for number in range(len(part))
+            ],
             "settings": asdict(self.settings),
             "sink_share": round(float(self.place_shares[0]), 4),
             "spectrum": [part.facts() for part in solved],

@@ -29,7 +29,7 @@ from kvcompress.hf.sensitivity import cache_gradients
 from kvcompress.hf.single_tokens import embeddings_of, first_token_caches
 from kvcompress.raw import save_raw
 from kvcompress.sessions import Session, read_sessions, session_token_ids
-from kvcompress.shards import CALIBRATION, FIT, INDEX, SETTINGS, TOKENS, HarvestSettings, ShardRow
+from kvcompress.shards import CALIBRATION, FIT, INDEX, LEVELS, SETTINGS, TOKENS, HarvestSettings, ShardRow
 from kvcompress.snapshot import CACHE_DTYPES, KVSnapshot, LayerKV
 
 Progress = Callable[[str, int, int], None]
@@ -59,13 +59,15 @@ def split_rows(sessions: Sequence[tuple[str, Tensor]], settings: HarvestSettings
     order = list(range(len(sessions)))
     random.Random(settings.seed).shuffle(order)
     kept = max(1, round(settings.calibration_share * len(order))) if len(order) > 1 else 0
-    calibration, fitting = set(order[:kept]), order[kept:]
+    calibration, others = set(order[:kept]), order[kept:]
+    apart = max(1, round(settings.levels_share * len(others))) if len(others) > 1 else 0
+    levels, fitting = set(others[:apart]), others[apart:]
     sensitive = set(fitting[: settings.gradient_sessions])
     rows = []
     for number, (name, ids) in enumerate(sessions):
         at = len(ids) - min(settings.continuation_tokens, len(ids) // 2)
         gradients = f"gradients-{number:05d}.safetensors" if number in sensitive and at else None
-        part = CALIBRATION if number in calibration else FIT
+        part = CALIBRATION if number in calibration else LEVELS if number in levels else FIT
         rows.append(ShardRow(name, f"shard-{number:05d}.safetensors", at, tuple(ids[at:].tolist()), part, gradients))
     return rows
 

@@ -28,7 +28,9 @@ from kvcompress.snapshot import KVSnapshot, Origin
 from kvcompress.tensor_file import opened
 
 INDEX, SETTINGS, TOKENS = "index.jsonl", "shards.json", "tokens.safetensors"
-FIT, CALIBRATION = "fit", "calibration"
+FIT, LEVELS, CALIBRATION = "fit", "levels", "calibration"
+"""Parts of a harvest: prior, transform and steps; prediction, levels and tables; and what fits nothing."""
+
 DIGEST_TOKENS = 256
 
 
@@ -40,6 +42,7 @@ class HarvestSettings:
         tokens: Sessions are cut at this many tokens; None where only the model's context cuts them.
         continuation_tokens: Tokens at the end of each that stand for the future, at most half of it.
         calibration_share: Share of the sessions that fit nothing: quality is measured on them.
+        levels_share: Share of the others kept out of prior and transform: levels and tables are fitted to them.
         gradient_sessions: Of the others, sessions whose gradients are kept.
         dtype: float16, or bfloat16 where numbers are too large for it.
         seed: Of the split and of sampled tokens.
@@ -48,6 +51,7 @@ class HarvestSettings:
     tokens: int | None = None
     continuation_tokens: int = 256
     calibration_share: float = 0.25
+    levels_share: float = 0.15
     gradient_sessions: int = 64
     dtype: str = "float16"
     seed: int = 0
@@ -62,7 +66,7 @@ class ShardRow:
         file: Its shard.
         tokens: Tokens before the continuation.
         continuation: Token ids of the continuation.
-        part: "fit" or "calibration".
+        part: "fit", "levels" or "calibration".
         gradients: File of the gradients, None where there are none.
     """
 
@@ -85,7 +89,7 @@ class ShardRow:
         except (TypeError, KeyError, ValueError) as error:
             raise FormatError(f"a line is not of a shard ({error})", "Harvest again with --force", path=path) from error
         names = [row.file, *([row.gradients] if row.gradients else [])]
-        if any(Path(name).name != name for name in names) or row.part not in (FIT, CALIBRATION):
+        if any(Path(name).name != name for name in names) or row.part not in (FIT, LEVELS, CALIBRATION):
             raise FormatError(f"the line of {row.id!r} is damaged", "Harvest again with --force", path=path)
         return row
 
@@ -95,14 +99,14 @@ class Shards:
 
     Args:
         directory: Where it lies.
-        parts: Which sessions of it, "fit", "calibration" or both.
+        parts: Which sessions of it, "fit", "levels", "calibration" or several.
 
     Raises:
         InputError: There is no finished harvest.
         FormatError: Its index is damaged.
     """
 
-    def __init__(self, directory: Path, parts: Sequence[str] = (FIT, CALIBRATION)) -> None:
+    def __init__(self, directory: Path, parts: Sequence[str] = (FIT, LEVELS, CALIBRATION)) -> None:
         index = directory / INDEX
         if not index.is_file():
             raise InputError("no finished harvest here", "Make one with `kvcompress harvest`", path=directory)

@@ -29,7 +29,7 @@ SMALL = FitSettings(rank=16, prior_rank=8, prior_taps=2, prior_width=24, fisher_
 
 def fitted(model: object, recompute_layers: int) -> TinyVAECodec:
     settings = dataclasses.replace(SMALL, recompute_layers=recompute_layers)
-    codec, _ = fit_codec(model, None, random_sessions(12, 128), settings, lambda stage, done, total: None)
+    codec, _ = fit_codec(model, None, random_sessions(19, 128), settings, lambda stage, done, total: None)
     codec.promises = promised({"transparent": 120, "high": 90, "usable": 60})
     return codec
 

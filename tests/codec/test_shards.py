@@ -18,7 +18,7 @@ from kvcompress.fit import FitSettings, Fitter
 from kvcompress.harvest import harvest
 from kvcompress.hf import capture, fingerprint
 from kvcompress.recompute import parse_layers
-from kvcompress.shards import CALIBRATION, FIT, INDEX, HarvestSettings, Shards
+from kvcompress.shards import CALIBRATION, FIT, INDEX, LEVELS, HarvestSettings, Shards, opening_digest
 from kvcompress.working import Working
 from tests.codec.conftest import random_sessions, tiny_model
 
@@ -55,8 +55,23 @@ def test_shards_hold_what_the_model_has_before_the_continuation(model: Any, shar
     assert stored.origin.dtype == "float16"
     for ours, theirs in zip(stored.layers, exact.layers, strict=True):
         assert torch.equal(ours.keys, theirs.keys.half())
-    assert len(found.part(FIT)) + len(found.part(CALIBRATION)) == 8
-    assert not {row.id for row in found.part(FIT).rows} & {row.id for row in found.part(CALIBRATION).rows}
+    parts = [{row.id for row in found.part(name).rows} for name in (FIT, LEVELS, CALIBRATION)]
+    assert all(parts)
+    assert sum(map(len, parts)) == len(set.union(*parts)) == 8
+
+
+def test_what_promises_are_verified_on_fits_nothing(shards: Path, tmp_path: Path) -> None:
+    """Caches kept for promises may hold anything: the codec that comes out is the same."""
+    place, whole = tmp_path / "shards", Fitter(Shards(shards), DIALS).fit()
+    shutil.copytree(shards, place)
+    kept = Shards(place).part(CALIBRATION)
+    for row in kept.rows:
+        (place / row.file).write_bytes((place / Shards(place).part(FIT).rows[0].file).read_bytes())
+    again = Fitter(Shards(place), DIALS).fit()
+    assert again.fingerprint == whole.fingerprint
+    assert again.fitted["session_digests"] == whole.fitted["session_digests"]
+    digests = {opening_digest(Shards(shards).part(CALIBRATION).session(number)) for number in range(len(kept))}
+    assert not digests & set(whole.fitted["session_digests"])
 
 
 def test_first_tokens_have_the_cache_of_a_session_of_one_token(model: Any, shards: Path) -> None:
