@@ -15,6 +15,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -147,26 +148,29 @@ class Fitter:
         table = self._table(weights)
         solved: list[Solved] = []
         for number, group in enumerate(self.groups):
-            stage = f"layers {group.layers[0]} to {group.layers[-1]}"
-            made = self.working.tensors(
-                f"group-{number}",
-                lambda group=group, weight=weights[number], stage=stage: solve_group(  # type: ignore[misc]
-                    self.shards,
-                    group,
-                    weight,
-                    table,
-                    solved,
-                    taps=self.settings.prior_taps,
-                    width=self.settings.prior_width or prior_units(self.budget),
-                    rank=self.settings.rank or self.budget.most_rank(group),
-                    sink=self.sink,
-                    rope=self.rope,
-                    progress=lambda done, total, stage=stage: self.progress(stage, done, total),  # type: ignore[misc]
-                ).tensors(),
-            )
+            make = partial(self._solve_group, group, weights[number], table, solved)
+            made = self.working.tensors(f"group-{number}", make)
             solved.append(Solved.from_tensors(made, group, self.shapes, table, self.settings.prior_taps, self.sink))
         kept = [self.settings.rank] * len(solved) if self.settings.rank else ranks(self.budget, solved)
         return [part.cut(min(rank, len(part.variances))) for part, rank in zip(solved, kept, strict=True)]
+
+    def _solve_group(
+        self, group: Group, weight: Tensor, table: TokenTable, lower: Sequence[Solved]
+    ) -> dict[str, Tensor]:
+        """Pass 3: prior and transform of one group, as tensors by name."""
+        return solve_group(
+            self.shards,
+            group,
+            weight,
+            table,
+            lower,
+            taps=self.settings.prior_taps,
+            width=self.settings.prior_width or prior_units(self.budget),
+            rank=self.settings.rank or self.budget.most_rank(group),
+            sink=self.sink,
+            rope=self.rope,
+            progress=partial(self.progress, f"layers {group.layers[0]} to {group.layers[-1]}"),
+        ).tensors()
 
     def _weights(self) -> list[Tensor]:
         """Pass 1: the weight of the squared error in each group, [C, C] float32, of common mean eigenvalue 1."""

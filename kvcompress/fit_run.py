@@ -28,10 +28,8 @@ from kvcompress.harvest import write_shards
 from kvcompress.hf import fingerprint, load_model
 from kvcompress.shards import INDEX, Shards
 from kvcompress.snapshot import KVSnapshot
+from kvcompress.trials import CONTINUATION_TOKENS
 from kvcompress.working import Working
-
-VERIFIED_TOKENS = 128
-"""Tokens over which a quality is verified. SmolLM2-135M loses half as much over 512 as over the first 128."""
 
 Progress = Callable[[str, int, int], None]
 Announce = Callable[[str], None]
@@ -84,7 +82,7 @@ class ShardTrial:
     @property
     def continuation(self) -> Tensor:
         """Token ids [T] int64, at most 128: losses are largest right after a session is resumed."""
-        return self.shards.continuation(self.number)[:VERIFIED_TOKENS]
+        return self.shards.continuation(self.number)[:CONTINUATION_TOKENS]
 
 
 def fit_checkpoint(

@@ -6,7 +6,6 @@ Each file is written whole or not at all and the index last, so a harvest that w
 from __future__ import annotations
 
 import json
-import os
 import random
 import shutil
 from collections import Counter
@@ -245,10 +244,3 @@ def _first_ids(sessions: Sequence[Tensor], vocab_size: int) -> Tensor:
     spread = torch.linspace(0, vocab_size - 1, min(FIRST_TOKENS, vocab_size)).long().tolist()
     chosen = list(dict.fromkeys([*openings, *frequent, *spread]))[:FIRST_TOKENS]
     return torch.tensor(sorted(chosen))
-
-
-def remaining_bytes(path: Path) -> int:
-    """Return the bytes free where a directory is or will be."""
-    while not path.exists():
-        path = path.parent
-    return shutil.disk_usage(os.fspath(path)).free

@@ -48,7 +48,14 @@ def harvest(
         raise InputError(f"shards of {dtype!r} are not written", "Use float16 or bfloat16")
     if threads:
         torch.set_num_threads(threads)
-    settings = HarvestSettings(tokens, continuation_tokens, calibration_share, gradient_sessions, dtype, seed)
+    settings = HarvestSettings(
+        tokens=tokens,
+        continuation_tokens=continuation_tokens,
+        calibration_share=calibration_share,
+        gradient_sessions=gradient_sessions,
+        dtype=dtype,
+        seed=seed,
+    )
     language_model, tokenizer = load_model(model)
     with progress_bar("harvest") as progress:
         summary = write_shards(

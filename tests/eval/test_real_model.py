@@ -21,7 +21,7 @@ from eval.real_model.page import page
 from eval.real_model.rows import Rows
 from eval.real_model.run import RealModelRun, read_facts
 from eval.real_model.targets import bound_checks, check, size_targets
-from eval.real_model.words import WIDTH
+from eval.real_model.words import WIDTH, verdict
 from eval.rivals.kvtc import fit
 from eval.rivals.kvtc_ideal import KvtcIdeal, Tables
 from eval.rivals.protocol import Calibration
@@ -178,6 +178,20 @@ def test_the_page_fits_80_columns_and_says_what_was_measured(result: Result, pla
     picture = (place / "report" / "rate-fidelity.svg").read_text()
     assert ElementTree.fromstring(picture).tag.endswith("svg")
     assert "var(" not in picture
+
+
+def test_a_missed_target_is_said_in_bold_and_a_doubtful_one_with_a_mark() -> None:
+    assert verdict({"met": False, "clear": True}) == "**missed**"
+    assert verdict({"met": False, "clear": False}) == "**missed** ?"
+    assert verdict({"met": True, "clear": True}) == "met"
+
+
+def test_the_page_says_which_targets_are_missed(place: Path) -> None:
+    result = json.loads((place / "report" / "report.json").read_text())
+    for wanted in ("met", "**missed**"):
+        for found in [check for kind in result["checks"].values() for check in kind]:
+            found |= {"met": wanted == "met", "clear": True}
+        assert wanted in page(result)
 
 
 def figure(value: float, low: float | None = None, high: float | None = None) -> Result:
