@@ -189,7 +189,7 @@ def test_a_missed_target_is_said_in_bold_and_a_doubtful_one_with_a_mark() -> Non
 def test_the_page_says_which_targets_are_missed(place: Path) -> None:
     result = json.loads((place / "report" / "report.json").read_text())
     for wanted in ("met", "**missed**"):
-        for found in [check for kind in result["checks"].values() for check in kind]:
+        for found in [one for kind in result["checks"].values() for one in kind]:
             found |= {"met": wanted == "met", "clear": True}
         assert wanted in page(result)
 
