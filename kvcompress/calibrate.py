@@ -38,7 +38,7 @@ def calibrate(
 ) -> dict[str, Promise]:
     """Return what a codec can promise: each quality word, and a "fallback" where int8 is as good as transparent.
 
-    With 40 sessions about 300 measurements, each of which decodes a session and runs the model over its continuation.
+    With 40 sessions about 250 measurements, each of which decodes a session and runs the model over its continuation.
 
     Args:
         model: The codec's model, in evaluation mode.
@@ -60,7 +60,7 @@ def calibrate(
         left = [tier for tier in TIERS if tier.name not in chosen]
         chosen |= Path(kind, sessions).coarsest(left) if left else {}
     if len(chosen) < len(TIERS):
-        sessions.verify({Setting(LOSSLESS): list(TIERS)})
+        sessions.measure(Setting(LOSSLESS))
     found = {tier.name: _promise(sessions, tier.name, tier, chosen.get(tier.name, Setting(LOSSLESS))) for tier in TIERS}
     sessions.verify({eight: [transparent]})
     if sessions.stress(eight, transparent) <= 1:

@@ -77,8 +77,8 @@ class Solved:
         variances: [R] float32, of the latents in the metric.
         variance: Of all latents, those beyond R too.
         unexplained: Share of the weighted variance that the prior leaves.
-        leading: Of each session [T, L] float16 leading latents as decoded, and
-        places: the positions [T] they stand at.
+        leading: Of each session [T, L] float16 leading latents as decoded; nothing of the last group.
+        places: Of each session the positions [T] that they stand at.
     """
 
     prior: TokenPrior
@@ -93,8 +93,9 @@ class Solved:
         """Return everything as tensors by name."""
         found = {f"prior.{name}": value for name, value in self.prior.state_dict().items()}
         found |= {f"transform.{name}": value for name, value in self.transform.state_dict().items()}
-        counts = torch.tensor([len(rows) for rows in self.leading])
-        found |= {"counts": counts, "leading": torch.cat(self.leading), "places": torch.cat(self.places)}
+        found |= {"counts": torch.tensor([len(rows) for rows in self.leading], dtype=torch.int64)}
+        if self.leading:
+            found |= {"leading": torch.cat(self.leading), "places": torch.cat(self.places)}
         scalars = torch.tensor([self.variance, self.unexplained, self.prior.inward.columns], dtype=torch.float64)
         return found | {"variances": self.variances, "scalars": scalars}
 
@@ -116,7 +117,8 @@ class Solved:
         transform = Transform(group.blocks(shapes), len(found["variances"]))
         transform.load_state_dict({name[10:]: value for name, value in found.items() if name.startswith("transform.")})
         counts = found["counts"].tolist()
-        leading, places = (list(torch.split(found[name], counts)) for name in ("leading", "places"))
+        names = ("leading", "places")
+        leading, places = (list(torch.split(found[name], counts)) if counts else [] for name in names)
         return cls(prior, transform, found["variances"], variance, unexplained, leading, places)
 
     def cut(self, rank: int) -> Solved:
@@ -158,6 +160,7 @@ def solve_group(
     rank: int,
     sink: bool,
     rope: Rope,
+    is_last: bool,
     progress: Callable[[int, int], None],
 ) -> Solved:
     """Fit prior and transform of a group.
@@ -173,6 +176,7 @@ def solve_group(
         rank: Latents.
         sink: Whether place 0 has a prior of its own.
         rope: Rotation of the keys.
+        is_last: No group follows that would be given its leading latents.
         progress: Called after each session.
     """
     blocks = _layer_blocks(shards, group)
@@ -193,7 +197,7 @@ def solve_group(
         moments.add(features[ordinary], channels[ordinary])
         progress(number + 1, len(shards))
     assert moments is not None
-    units = min(width, len(weight), len(moments.ff) - 1)
+    units = min(width, len(weight), len(moments.features) - 1)
     prior = new_prior(table, taps, units, len(weight), known, group.lower.latents, sink)
     if prior.past is not None and reader.directions is not None:
         prior.past.store(reader.directions)
@@ -209,7 +213,8 @@ def solve_group(
     total = moments.residual_covariance(torch.zeros_like(matrix), moments.constant(torch.zeros_like(matrix)))
     share = whole / max(1e-30, float((total * weight.double()).sum()))
     solved = Solved(prior, transform, variances.float(), whole, share)
-    _add_leading(solved, reader)
+    if not is_last:
+        _add_leading(solved, reader)
     return solved
 
 

@@ -36,6 +36,7 @@ from kvcompress.snapshot import KVSnapshot
 from kvcompress.token_table import embedding_table, mean_table, table_pays
 from kvcompress.working import Working
 from tinyvae import Context, TinyVAEConfig
+from tinyvae.moments import Gram
 from tinyvae.offsets import age_classes, fit_offsets
 from tinyvae.prior import TokenTable
 from tinyvae.quantize import LEVELS_PER_OCTAVE
@@ -169,6 +170,7 @@ class Fitter:
             rank=self.settings.rank or self.budget.most_rank(group),
             sink=self.sink,
             rope=self.rope,
+            is_last=group is self.groups[-1],
             progress=partial(self.progress, f"layers {group.layers[0]} to {group.layers[-1]}"),
         ).tensors()
 
@@ -195,14 +197,14 @@ class Fitter:
             shares[: len(energy)] += energy[:PLACES] / energy.sum().clamp(min=1e-30) / len(chosen)
         sink = is_sink(shares, sum(self.shards.rows[number].tokens for number in chosen) / max(1, len(chosen)))
         found = {"sink": torch.tensor(sink), "place_shares": shares}
-        fishers = [torch.zeros(group.width(self.shapes), group.width(self.shapes)) for group in self.groups]
+        fishers = [Gram.empty(group.width(self.shapes)) for group in self.groups]
         for done, number in enumerate(chosen, 1):
             for group, fisher in zip(self.groups, fishers, strict=True):
                 rows = self.shards.gradients(number, group.layers)
                 rows = rows[1:] if sink and len(rows) == self.shards.rows[number].tokens else rows
-                fisher.addmm_(rows.T, rows, alpha=1 / max(1, len(rows)))
+                fisher.add(rows, 1 / max(1, len(rows)))
             self.progress("sensitivity", done, len(chosen))
-        return found | {f"fisher.{number}": fisher for number, fisher in enumerate(fishers)}
+        return found | {f"fisher.{number}": fisher.matrix().float() for number, fisher in enumerate(fishers)}
 
     def _table(self, weights: Sequence[Tensor]) -> TokenTable:
         """Pass 2: the token table, which all groups share."""

@@ -18,11 +18,15 @@ from kvcompress.fidelity import Tier
 from kvcompress.ledger import Facts, Losses
 from kvcompress.promise import RESIDUAL, Setting
 from kvcompress.trials import Bench
-from kvcompress.verdict import foreseen, may_hold, stresses
+from kvcompress.verdict import foreseen, may_hold, means_foreseen, stresses
 
 FINEST = HIGHEST_RATE // 2
-LADDER = tuple(range(0, FINEST + 1, 20))
-SCOUTS = 8
+LADDER = tuple(range(0, FINEST + 1, 40))
+SCOUTS = 6
+"""A measurement decodes a session and runs the model: a fit spends a third of its time on them."""
+
+HOPELESS, SEEN = 1.15, 12
+"""A candidate whose first so many sessions, if all were like them, would break a bound by so much is given up."""
 
 FALL = 0.05
 """Stress falls by about this much of itself from rate to rate: KL by 3 to 6 %."""
@@ -77,23 +81,42 @@ class Sessions:
             self.bench.measure(session, settings)
             self.progress("where to look", done, len(self.scouts))
 
+    def measure(self, setting: Setting) -> None:
+        """Measure a setting on all sessions, whatever comes of it."""
+        for done, session in enumerate(self.order, 1):
+            self.bench.measure(session, [setting])
+            self.progress("measured on sessions", done, self.count)
+        self.complete.add(setting)
+
     def verify(self, wanted: dict[Setting, list[Tier]]) -> None:
-        """Measure settings on all sessions; one is dropped as soon as no tier that asked for it can hold any more."""
+        """Measure settings on all sessions, but give one up as soon as no tier that asked for it is likely to hold.
+
+        What was given up promises nothing, so whether it would have held after all is no matter to the guarantee.
+        """
         running = {setting: tiers for setting, tiers in wanted.items() if setting not in self.complete}
         for done, session in enumerate(self.order, 1):
             self.bench.measure(session, list(running))
             seen = self.order[:done]
             for setting, tiers in list(running.items()):
-                losses = self.losses(setting, seen)
-                if not any(may_hold(losses, tier, self.count) for tier in tiers):
+                if not any(self._is_likely(setting, tier, seen) for tier in tiers):
                     del running[setting]
+            if not running:
+                return
             self.progress("verified on sessions", done, self.count)
         self.complete |= set(running)
 
+    def _is_likely(self, setting: Setting, tier: Tier, seen: Sequence[int]) -> bool:
+        """Tell whether a setting may still hold, given the sessions seen."""
+        losses = self.losses(setting, seen)
+        if not may_hold(losses, tier, self.count):
+            return False
+        return len(seen) < SEEN or means_foreseen(losses, self.facts(seen), tier, self.count) <= HOPELESS
+
     def stress(self, setting: Setting, tier: Tier) -> float:
-        """Return the largest stress of a setting over all sessions; infinite where one did not see it."""
+        """Return the largest stress of a setting over all sessions; as foreseen where it was given up."""
         if setting not in self.complete:
-            return math.inf
+            seen = [session for session in self.order if (session, setting) in self.bench.ledger.losses]
+            return foreseen(self.losses(setting, seen), self.facts(seen), tier, self.count)
         everyone = range(self.count)
         return max(stresses(self.losses(setting, everyone), self.facts(everyone), tier).values())
 
@@ -163,11 +186,11 @@ class Path:
         """Go finer after a rate that does not hold, coarser after one that holds with room to spare."""
         assert search.rate is not None
         stress = self.sessions.stress(self.setting(search.rate), search.tier)
-        if stress > 1:
+        if stress > 1 or self.setting(search.rate) not in self.sessions.complete:
             search.failed.add(search.rate)
         held, low = self._held(search), max(search.failed, default=-1)
         if held is None:
-            told = math.ceil(math.log(stress) / FALL) if math.isfinite(stress) else 0
+            told = math.ceil(math.log(max(stress, 1.0)) / FALL) if math.isfinite(stress) else 0
             search.rate = None if low >= FINEST else min(FINEST, low + max(search.step, told))
             search.step *= 2
             return
@@ -177,15 +200,12 @@ class Path:
         search.rate = None if held - rate < LEAST_COARSER or search.coarser > MOST_COARSER else rate
 
     def _held(self, search: Search) -> int | None:
-        """Return the coarsest rate that holds on all sessions, as every finer one that ran on all does."""
+        """Return the coarsest rate that holds on all sessions, as far as no finer one that ran was seen to fail."""
         found = None
         for rate in sorted(self.ran, reverse=True):
-            if rate in search.failed:
+            if rate in search.failed or self.sessions.stress(self.setting(rate), search.tier) > 1:
                 break
-            if self.setting(rate) in self.sessions.complete:
-                if self.sessions.stress(self.setting(rate), search.tier) > 1:
-                    break
-                found = rate
+            found = rate if self.setting(rate) in self.sessions.complete else found
         return found
 
 

@@ -36,10 +36,15 @@ def foreseen(losses: Sequence[Losses], facts: Sequence[Facts], tier: Tier, sessi
 
     Each condition on sessions beyond is one on the worst of these few: one of 8 stands for one of 20.
     """
+    worst = max(max(kls(losses)) / tier.max_kl_nats, max(tops(losses)) / max_top1_lost(tier)) / FAR
+    return max(worst, means_foreseen(losses, facts, tier, sessions))
+
+
+def means_foreseen(losses: Sequence[Losses], facts: Sequence[Facts], tier: Tier, sessions: int) -> float:
+    """Return the same of the conditions on means alone."""
     times = math.ceil(sessions / len(losses))
     means = stresses([*losses] * times, [*facts] * times, tier)
-    worst = max(max(kls(losses)) / tier.max_kl_nats, max(tops(losses)) / max_top1_lost(tier)) / FAR
-    return max(worst, *(means[name] for name in MEANS))
+    return max(means[name] for name in MEANS)
 
 
 def may_hold(losses: Sequence[Losses], tier: Tier, sessions: int) -> bool:

@@ -50,48 +50,88 @@ class TokenMeans:
         return table / table.std(0).clamp(min=1e-8)
 
 
+PANEL = 640
+"""Columns of a Gram matrix that are added at a time: wide enough for a full product, and few enough to spare half."""
+
+
+@dataclass(slots=True)
+class Gram:
+    """Running sum of outer products of rows. It is symmetric, so only the panels on and above the diagonal are added.
+
+    Attributes:
+        upper: [C, C] float64; below the panels on the diagonal it is 0.
+    """
+
+    upper: Tensor
+
+    @classmethod
+    def empty(cls, size: int) -> Gram:
+        """Return the sum of no rows of `size` numbers."""
+        return cls(torch.zeros(size, size, dtype=torch.float64))
+
+    def __len__(self) -> int:
+        """Return C."""
+        return len(self.upper)
+
+    def add(self, rows: Tensor, weight: float = 1.0) -> None:
+        """Add rows [T, C] float32 with a common weight; the products are taken in float32, the sum in float64."""
+        for start in range(0, len(self), PANEL):
+            product = rows[:, start : start + PANEL].T @ rows[:, start:]
+            self.upper[start : start + PANEL, start:].add_(product, alpha=weight)
+
+    def matrix(self) -> Tensor:
+        """Return the whole sum, [C, C] float64."""
+        triangle = self.upper.triu()
+        return triangle + triangle.triu(1).T
+
+
 @dataclass(slots=True)
 class Moments:
     """Second moments of regressors and channels, enough for the regression and its residual.
 
     Attributes:
-        ff: [F + 1, F + 1] float64 sum of outer products of regressors (last one constant).
+        features: Sum of outer products of regressors, F + 1 of them: the last is constant.
         fx: [F + 1, C] float64 cross products.
-        xx: [C, C] float64 of channels.
+        channels: Sum of outer products of channels.
         tokens: Number of tokens added.
         known: Regressors behind those of the token table; each has a scale of its own.
     """
 
-    ff: Tensor
+    features: Gram
     fx: Tensor
-    xx: Tensor
+    channels: Gram
     tokens: int = 0
     known: int = 0
 
     @classmethod
     def empty(cls, features: int, channels: int, known: int = 0) -> Moments:
         """Return zero moments of `features` regressors, `known` of them known channels."""
-        sizes = ((features + 1, features + 1), (features + 1, channels), (channels, channels))
-        ff, fx, xx = (torch.zeros(size, dtype=torch.float64) for size in sizes)
-        return cls(ff, fx, xx, known=known)
+        fx = torch.zeros(features + 1, channels, dtype=torch.float64)
+        return cls(Gram.empty(features + 1), fx, Gram.empty(channels), known=known)
 
     def add(self, features: Tensor, channels: Tensor) -> None:
         """Add one session: regressors [T, F] and channels [T, C], float32."""
         f = torch.cat([features, features.new_ones(len(features), 1)], 1)
-        self.ff += (f.T @ f).double()
-        self.fx += (f.T @ channels).double()
-        self.xx += (channels.T @ channels).double()
+        self.features.add(f)
+        self.fx += f.T @ channels
+        self.channels.add(channels)
         self.tokens += len(features)
+
+    @property
+    def ff(self) -> Tensor:
+        """Sum of outer products of regressors, [F + 1, F + 1] float64; summed up at each call."""
+        return self.features.matrix()
 
     def solve(self, ridge: float = 1e-3) -> tuple[Tensor, Tensor]:
         """Return weight [F, C] and bias [C] of the ridge regression, float32."""
-        energy = self.ff.diagonal().clone()
+        ff = self.ff
+        energy = ff.diagonal().clone()
         of_tokens = len(energy) - 1 - self.known
         # Columns of the token table are alike in scale; known channels are not, and a common penalty would hide some.
         energy[:of_tokens] = torch.cat([energy[:of_tokens], energy[-1:]]).mean()
         energy = energy.clamp(min=1e-6 * float(energy.mean()) + 1e-12)  # a regressor may be 0 in every session
         energy[-1] = 0.0  # the constant is free
-        solution = torch.linalg.solve(self.ff + ridge * energy.diag(), self.fx)
+        solution = torch.linalg.solve(ff + ridge * energy.diag(), self.fx)
         return solution[:-1].float(), solution[-1].float()
 
     def directions(self, metric: Tensor, count: int) -> Tensor:
@@ -104,8 +144,7 @@ class Moments:
             metric: [C, C] positive definite, the weight of the squared error.
             count: Directions.
         """
-        total = max(1.0, float(self.ff[-1, -1]))
-        spread = self.ff[:-1, :-1] - torch.outer(self.ff[:-1, -1], self.ff[-1, :-1]) / total
+        spread = self._spread()
         floor = 1e-6 * spread.diagonal().diag() + 1e-9 * torch.eye(len(spread), dtype=spread.dtype)
         root = torch.linalg.cholesky(spread + floor)
         weight = root.T @ self.solve()[0].double()
@@ -129,21 +168,33 @@ class Moments:
             ridge: Penalty of the regression.
             roots: `square_roots` of the metric, where they are known.
         """
-        weight, _ = self.solve(ridge)
-        centred = self.ff[:-1, :-1] - torch.outer(self.ff[:-1, -1], self.ff[-1, :-1]) / max(1.0, float(self.ff[-1, -1]))
-        fitted = weight.double().T @ centred @ weight.double()
+        weight = self.solve(ridge)[0].double()
         root, inverse = roots or square_roots(metric)
-        _, basis = eigenvectors(root @ fitted @ root)
-        basis = basis[:, -width:].flip(1)
-        return (weight.double() @ (root @ basis)).float(), (basis.T @ inverse).float()
+        spread = self._spread()
+        if len(spread) < len(metric):
+            # The eigenvectors of M'M from those of MM', which is smaller: M = spread^(1/2) weight root.
+            values, vectors = eigenvectors(spread)
+            fitted = (vectors * values.clamp(min=0).sqrt()).T @ weight @ root
+            values, left = eigenvectors(fitted @ fitted.T)
+            values, left = values[-width:].flip(0), left[:, -width:].flip(1)
+            basis = fitted.T @ (left * values.clamp(min=1e-12 * float(values[0]) + 1e-30).rsqrt())
+        else:
+            _, basis = eigenvectors(root @ (weight.T @ spread @ weight) @ root)
+            basis = basis[:, -width:].flip(1)
+        return (weight @ (root @ basis)).float(), (basis.T @ inverse).float()
+
+    def _spread(self) -> Tensor:
+        """Return the sum of outer products of regressors around their means, [F, F] float64."""
+        ff = self.ff
+        return ff[:-1, :-1] - torch.outer(ff[:-1, -1], ff[-1, :-1]) / max(1.0, float(ff[-1, -1]))
 
     def constant(self, weight: Tensor) -> Tensor:
         """Return the bias [C] float32 that leaves no mean error beside a weight [F, C]."""
-        count = max(1.0, float(self.ff[-1, -1]))
-        return ((self.fx[-1] - self.ff[-1, :-1] @ weight.double()) / count).float()
+        last = self.ff[-1]
+        return ((self.fx[-1] - last[:-1] @ weight.double()) / max(1.0, float(last[-1]))).float()
 
     def residual_covariance(self, weight: Tensor, bias: Tensor) -> Tensor:
         """Return the covariance [C, C] float64 of what the regression leaves."""
         b = torch.cat([weight, bias[None]]).double()
         cross = b.T @ self.fx
-        return (self.xx - cross - cross.T + b.T @ self.ff @ b) / max(1, self.tokens)
+        return (self.channels.matrix() - cross - cross.T + b.T @ self.ff @ b) / max(1, self.tokens)
