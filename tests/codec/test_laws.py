@@ -25,6 +25,7 @@ from kvcompress.promise import Setting
 from kvcompress.snapshot import CACHE_DTYPES, KVSnapshot, LayerKV
 from kvcompress.trials import Bench, trials_from_sessions
 from tests.codec.conftest import random_sessions, tiny_model
+from tinyvae.model import common_reach, reaches
 from tinyvae.quantize import LEVELS
 
 KINDS = (torch.int8, torch.uint8, torch.int16, torch.bfloat16, torch.float16, torch.float32)
@@ -275,3 +276,19 @@ def test_impossible_size_ratios_are_refused(codec: TinyVAECodec, snapshot: KVSna
 def test_unknown_quality_is_refused(codec: TinyVAECodec, snapshot: KVSnapshot) -> None:
     with pytest.raises(InputError, match="excellent"):
         encode_at_quality(codec, snapshot, "excellent")
+
+
+@pytest.mark.parametrize("rate", RATES)
+def test_latents_that_are_zero_are_spared_and_change_nothing(
+    codec: TinyVAECodec, snapshot: KVSnapshot, rate: int
+) -> None:
+    vae = codec.vae(0)
+    exact, context = codec.latents(snapshot, 0)
+    latents = vae.quantized(exact, context, codec.rates(0, snapshot.token_ids, rate))[2]
+    latents[0] = 1.0  # as a place that is coded far finer than the others
+    whole = vae.prior.expected(context.hidden) + latents @ vae.transform.synthesis.dense[: latents.shape[1]]
+    assert torch.allclose(vae.synthesise(context, latents), whole, atol=1e-4 * float(whole.abs().max()))
+    reach = reaches(latents)
+    assert int(reach[0]) == latents.shape[1]
+    assert common_reach(reach[:1]) == int(reach[0])
+    assert common_reach(reach) <= int(reach[1:].max())
