@@ -17,7 +17,7 @@ from kvcompress.shards import Shards
 from tinyvae.moments import Moments
 from tinyvae.prior import BELOW_LAGS, PAST_DIRECTIONS, TokenPrior, TokenTable, contexts, lagged, without_first
 from tinyvae.quantize import quantize
-from tinyvae.transform import Transform, block_metric, square_roots, weighted_klt
+from tinyvae.transform import Metric, Transform, block_metric, weighted_klt
 
 LOWER_LATENTS = 192
 """Leading latents that a higher group is given of each of the lower ones,"""
@@ -151,7 +151,7 @@ def new_prior(
 def solve_group(
     shards: Shards,
     group: Group,
-    weight: Tensor,
+    metric: Metric,
     table: TokenTable,
     lower: Sequence[Solved],
     *,
@@ -168,7 +168,7 @@ def solve_group(
     Args:
         shards: Sessions to fit to.
         group: The group.
-        weight: [C, C] positive definite, the weight of the squared error.
+        metric: The weight of the squared error.
         table: The token table.
         lower: The groups below, solved.
         taps: Tokens the prior looks up.
@@ -181,10 +181,9 @@ def solve_group(
     """
     blocks = _layer_blocks(shards, group)
     reader = _Reader(shards, group, table, lower, taps, sink, rope)
-    roots = square_roots(weight)
     known = reader.known_channels
     if known:
-        reader.directions = _known_directions(reader, weight)
+        reader.directions = _known_directions(reader, metric)
     moments: Moments | None = None
     scale: tuple[Tensor, Tensor] | None = None
     for number in range(len(shards)):
@@ -197,21 +196,20 @@ def solve_group(
         moments.add(features[ordinary], channels[ordinary])
         progress(number + 1, len(shards))
     assert moments is not None
-    units = min(width, len(weight), len(moments.features) - 1)
-    prior = new_prior(table, taps, units, len(weight), known, group.lower.latents, sink)
+    units = min(width, len(metric), len(moments.features) - 1)
+    prior = new_prior(table, taps, units, len(metric), known, group.lower.latents, sink)
     if prior.past is not None and reader.directions is not None:
         prior.past.store(reader.directions)
-    prior.store(*moments.factored(weight.double(), units, roots=roots))
+    prior.store(*moments.factored(metric, units))
     # The stored weights are rounded: constant and covariance are those of what they really leave.
     matrix = prior.mixing @ prior.outward.dense
     prior.bias.copy_(moments.constant(matrix))
     covariance = moments.residual_covariance(matrix, prior.bias)
-    _, synthesis, variances = weighted_klt(covariance, weight.double(), rank, roots)
-    transform = Transform(group.blocks(_shapes(shards)), len(synthesis))
-    transform.store(synthesis, block_metric(weight.double(), transform.blocks))
-    whole = float((covariance * weight.double()).sum())
-    total = moments.residual_covariance(torch.zeros_like(matrix), moments.constant(torch.zeros_like(matrix)))
-    share = whole / max(1e-30, float((total * weight.double()).sum()))
+    _, synthesis, variances = weighted_klt(covariance, metric, rank)
+    transform, weight = Transform(group.blocks(_shapes(shards)), len(synthesis)), metric.matrix()
+    transform.store(synthesis, block_metric(weight, transform.blocks))
+    whole = float((covariance * weight).sum())
+    share = whole / max(1e-30, float((moments.covariance() * weight).sum()))
     solved = Solved(prior, transform, variances.float(), whole, share)
     if not is_last:
         _add_leading(solved, reader)
@@ -271,15 +269,15 @@ def _layer_blocks(shards: Shards, group: Group) -> list[int]:
     return [_shapes(shards)[index].channels for index in group.layers]
 
 
-def _known_directions(reader: _Reader, weight: Tensor) -> Tensor:
+def _known_directions(reader: _Reader, metric: Metric) -> Tensor:
     """Return the directions [C', D] of known channels whose past is looked at: those that tell most of the present."""
-    moments = Moments.empty(reader.known_channels, len(weight), reader.known_channels)
+    moments = Moments.empty(reader.known_channels, len(metric), reader.known_channels)
     for number in range(min(DIRECTION_SESSIONS, len(reader.shards))):
         token_ids, places, channels = reader.shards.channels(number, reader.group.layers, reader.rope)
         known = reader.known_rows(number, len(token_ids))
         assert known is not None
         moments.add(known[places], channels)
-    return moments.directions(weight, PAST_DIRECTIONS)
+    return moments.directions(metric, PAST_DIRECTIONS)
 
 
 def _robust_scale(channels: Tensor) -> tuple[Tensor, Tensor]:

@@ -42,7 +42,7 @@ from tinyvae.prior import TokenTable
 from tinyvae.quantize import LEVELS_PER_OCTAVE
 from tinyvae.spread import CALIBRATION_RATE, calibrate_group
 from tinyvae.tables import build_tables
-from tinyvae.transform import sensitivity_weight
+from tinyvae.transform import Metric, sensitivity_weight
 
 COARSER_RATES = 32
 """Where known layers or lower groups tell of a latent, rate 0 has a step of four spreads of the widest, two octaves
@@ -145,24 +145,24 @@ class Fitter:
 
     def solve(self) -> list[Solved]:
         """Take the passes up to the ranks."""
-        weights = self._weights()
-        table = self._table(weights)
+        metrics = self._metrics()
+        table = self._table(metrics)
         solved: list[Solved] = []
         for number, group in enumerate(self.groups):
-            make = partial(self._solve_group, group, weights[number], table, solved)
+            make = partial(self._solve_group, group, metrics[number], table, solved)
             made = self.working.tensors(f"group-{number}", make)
             solved.append(Solved.from_tensors(made, group, self.shapes, table, self.settings.prior_taps, self.sink))
         kept = [self.settings.rank] * len(solved) if self.settings.rank else ranks(self.budget, solved)
         return [part.cut(min(rank, len(part.variances))) for part, rank in zip(solved, kept, strict=True)]
 
     def _solve_group(
-        self, group: Group, weight: Tensor, table: TokenTable, lower: Sequence[Solved]
+        self, group: Group, metric: Metric, table: TokenTable, lower: Sequence[Solved]
     ) -> dict[str, Tensor]:
         """Pass 3: prior and transform of one group, as tensors by name."""
         return solve_group(
             self.shards,
             group,
-            weight,
+            metric,
             table,
             lower,
             taps=self.settings.prior_taps,
@@ -174,17 +174,17 @@ class Fitter:
             progress=partial(self.progress, f"layers {group.layers[0]} to {group.layers[-1]}"),
         ).tensors()
 
-    def _weights(self) -> list[Tensor]:
-        """Pass 1: the weight of the squared error in each group, [C, C] float32, of common mean eigenvalue 1."""
+    def _metrics(self) -> list[Metric]:
+        """Pass 1: the weight of the squared error in each group, of common mean eigenvalue 1."""
         found = self.working.tensors("sensitivity", self._gather_sensitivity)
         self.sink = bool(found["sink"])
         self.place_shares = found["place_shares"]
         fishers = [found[f"fisher.{number}"] for number in range(len(self.groups))]
         floor = sum(float(f.diagonal().double().sum()) for f in fishers) / sum(map(len, fishers))
         exponent = self.settings.fisher_exponent
-        weights = [sensitivity_weight(f.double(), exponent, mean=floor).float() for f in fishers]
-        common = sum(float(w.diagonal().sum()) for w in weights) / sum(map(len, weights))
-        return [weight.div_(common) for weight in weights]
+        metrics = [sensitivity_weight(fisher.double(), exponent, mean=floor) for fisher in fishers]
+        common = sum(float(metric.values.sum()) for metric in metrics) / sum(map(len, metrics))
+        return [metric.scaled(1 / common) for metric in metrics]
 
     def _gather_sensitivity(self) -> dict[str, Tensor]:
         chosen = self.shards.with_gradients
@@ -206,13 +206,13 @@ class Fitter:
             self.progress("sensitivity", done, len(chosen))
         return found | {f"fisher.{number}": fisher.matrix().float() for number, fisher in enumerate(fishers)}
 
-    def _table(self, weights: Sequence[Tensor]) -> TokenTable:
+    def _table(self, metrics: Sequence[Metric]) -> TokenTable:
         """Pass 2: the token table, which all groups share."""
         columns = self.settings.prior_rank or prior_columns(self.budget, self.embeddings.shape[1])
 
         def make() -> dict[str, Tensor]:
             make_table = mean_table if table_pays(self.shards.tokens, self.vocab_size) else embedding_table
-            scales = [weight.diagonal().sqrt() for weight in weights]
+            scales = [metric.diagonal().sqrt().float() for metric in metrics]
             made = make_table(self.shards, self.groups, scales, columns, self.rope, self.sink, self.progress)
             return {"table": made.half()}
 

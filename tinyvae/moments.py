@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from tinyvae.transform import eigenvectors, square_roots
+from tinyvae.transform import Metric, eigenvectors
 
 
 @dataclass(slots=True)
@@ -134,42 +134,39 @@ class Moments:
         solution = torch.linalg.solve(ff + ridge * energy.diag(), self.fx)
         return solution[:-1].float(), solution[-1].float()
 
-    def directions(self, metric: Tensor, count: int) -> Tensor:
+    def directions(self, metric: Metric, count: int) -> Tensor:
         """Return the directions [F, count] of the regressors that tell most of the channels, float32.
 
         Where the weights of the regression, seen in the metric and against the spread of the regressors, have most
         energy.
 
         Args:
-            metric: [C, C] positive definite, the weight of the squared error.
+            metric: The weight of the squared error.
             count: Directions.
         """
         spread = self._spread()
         floor = 1e-6 * spread.diagonal().diag() + 1e-9 * torch.eye(len(spread), dtype=spread.dtype)
         root = torch.linalg.cholesky(spread + floor)
         weight = root.T @ self.solve()[0].double()
-        _, vectors = eigenvectors(weight @ metric.double() @ weight.T)
+        _, vectors = eigenvectors(weight @ metric.matrix() @ weight.T)
         chosen = torch.linalg.solve(root.T, vectors[:, -min(len(spread), count) :].flip(1))
         # Orthogonal where channels have unit spread: the ridge goes on holding back what hardly varies.
         scale = spread.diagonal().sqrt().clamp(min=1e-12)[:, None]
         found: Tensor = torch.linalg.qr(scale * chosen)[0] / scale
         return (found / found.abs().amax()).float()
 
-    def factored(
-        self, metric: Tensor, width: int, ridge: float = 1e-3, roots: tuple[Tensor, Tensor] | None = None
-    ) -> tuple[Tensor, Tensor]:
+    def factored(self, metric: Metric, width: int, ridge: float = 1e-3) -> tuple[Tensor, Tensor]:
         """Return inward [F, H] and outward [H, C], float32: the regression of rank H (Izenman 1975).
 
         Of all matrices of that rank their product leaves the least error in the metric.
 
         Args:
-            metric: [C, C] float64 positive definite, the weight of the squared error.
+            metric: The weight of the squared error.
             width: H.
             ridge: Penalty of the regression.
-            roots: `square_roots` of the metric, where they are known.
         """
         weight = self.solve(ridge)[0].double()
-        root, inverse = roots or square_roots(metric)
+        root, inverse = metric.roots()
         spread = self._spread()
         if len(spread) < len(metric):
             # The eigenvectors of M'M from those of MM', which is smaller: M = spread^(1/2) weight root.
@@ -192,6 +189,11 @@ class Moments:
         """Return the bias [C] float32 that leaves no mean error beside a weight [F, C]."""
         last = self.ff[-1]
         return ((self.fx[-1] - last[:-1] @ weight.double()) / max(1.0, float(last[-1]))).float()
+
+    def covariance(self) -> Tensor:
+        """Return the covariance [C, C] float64 of the channels."""
+        count, summed = max(1, self.tokens), self.fx[-1]
+        return (self.channels.matrix() - torch.outer(summed, summed) / count) / count
 
     def residual_covariance(self, weight: Tensor, bias: Tensor) -> Tensor:
         """Return the covariance [C, C] float64 of what the regression leaves."""

@@ -8,6 +8,7 @@ latent costs the same. Then one quantisation step for all latents is optimal (re
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -28,14 +29,45 @@ def eigenvectors(matrix: Tensor) -> tuple[Tensor, Tensor]:
     return values.double(), vectors.double()
 
 
-def square_roots(weight: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the root of a positive definite matrix [C, C] and the inverse of the root, float64."""
-    values, vectors = eigenvectors(weight.double())
-    values = values.clamp(min=float(values[-1]) * 1e-9)
-    return (vectors * values.sqrt()) @ vectors.T, (vectors * values.rsqrt()) @ vectors.T
+@dataclass(frozen=True, slots=True, eq=False)
+class Metric:
+    """The weight of a squared error: a positive definite matrix, by eigenvalues [C] and eigenvectors [C, C], float64.
+
+    Decomposing a matrix is what costs, so it is done once for the matrix and its roots.
+    """
+
+    values: Tensor
+    vectors: Tensor
+
+    @classmethod
+    def of(cls, matrix: Tensor) -> Metric:
+        """Return the metric of a matrix [C, C]; eigenvalues below 1e-9 of the largest are lifted to that."""
+        values, vectors = eigenvectors(matrix.double())
+        return cls(values.clamp(min=float(values[-1]) * 1e-9), vectors)
+
+    def __len__(self) -> int:
+        """Return C."""
+        return len(self.values)
+
+    def scaled(self, factor: float) -> Metric:
+        """Return it times a positive number."""
+        return Metric(self.values * factor, self.vectors)
+
+    def matrix(self) -> Tensor:
+        """Return the matrix, [C, C] float64."""
+        return (self.vectors * self.values) @ self.vectors.T
+
+    def diagonal(self) -> Tensor:
+        """Return the diagonal of the matrix, [C] float64."""
+        return self.vectors.square() @ self.values
+
+    def roots(self) -> tuple[Tensor, Tensor]:
+        """Return the root of the matrix and the inverse of the root, both [C, C] float64."""
+        vectors = self.vectors
+        return (vectors * self.values.sqrt()) @ vectors.T, (vectors * self.values.rsqrt()) @ vectors.T
 
 
-def sensitivity_weight(fisher: Tensor, exponent: float = 0.7, floor: float = 0.02, mean: float | None = None) -> Tensor:
+def sensitivity_weight(fisher: Tensor, exponent: float = 0.7, floor: float = 0.02, mean: float | None = None) -> Metric:
     """Turn a Fisher matrix into the weight of the squared error.
 
     Args:
@@ -46,28 +78,23 @@ def sensitivity_weight(fisher: Tensor, exponent: float = 0.7, floor: float = 0.0
         mean: The mean diagonal over all groups of layers, where there are several: their weights are then in one unit.
 
     Returns:
-        [C, C] float64, symmetric positive definite, of mean eigenvalue 1; without that scale where `mean` is given.
+        A metric of mean eigenvalue 1; without that scale where `mean` is given.
     """
-    typical = fisher.diagonal().mean() if mean is None else torch.tensor(mean, dtype=fisher.dtype)
-    floored = fisher + floor * typical * torch.eye(len(fisher), dtype=fisher.dtype)
-    values, vectors = eigenvectors(floored)
-    powered = values.clamp(min=values[-1] * 1e-9) ** exponent
-    weight: Tensor = (vectors * (powered / (powered.mean() if mean is None else 1.0))) @ vectors.T
-    return weight
+    typical = float(fisher.diagonal().mean()) if mean is None else mean
+    metric = Metric.of(fisher + floor * typical * torch.eye(len(fisher), dtype=fisher.dtype))
+    powered = Metric(metric.values**exponent, metric.vectors)
+    return powered if mean is not None else powered.scaled(1 / float(powered.values.mean()))
 
 
-def weighted_klt(
-    covariance: Tensor, weight: Tensor, rank: int, roots: tuple[Tensor, Tensor] | None = None
-) -> tuple[Tensor, Tensor, Tensor]:
+def weighted_klt(covariance: Tensor, metric: Metric, rank: int) -> tuple[Tensor, Tensor, Tensor]:
     """Return analysis [C, R], synthesis [R, C] and latent variances [R], largest first, float64.
 
     Args:
         covariance: [C, C] float64 of the residual to be coded.
-        weight: [C, C] float64 positive definite.
+        metric: The weight of the squared error.
         rank: Number of latents kept.
-        roots: `square_roots` of the weight, where they are known.
     """
-    root, inverse_root = roots or square_roots(weight)
+    root, inverse_root = metric.roots()
     variances, basis = eigenvectors(root @ covariance @ root)
     kept = slice(-min(rank, len(variances)), None)
     basis = basis[:, kept].flip(1)

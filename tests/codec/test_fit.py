@@ -16,7 +16,7 @@ from tests.codec.conftest import random_sessions
 from tinyvae.moments import Moments, TokenMeans
 from tinyvae.prior import lagged
 from tinyvae.quantize import LEVELS, dequantize, quantize
-from tinyvae.transform import sensitivity_weight, weighted_klt
+from tinyvae.transform import Metric, sensitivity_weight, weighted_klt
 
 
 def spd(size: int, seed: int) -> torch.Tensor:
@@ -26,7 +26,7 @@ def spd(size: int, seed: int) -> torch.Tensor:
 
 def test_full_rank_transform_is_its_own_inverse_and_whitens_the_weight() -> None:
     covariance, weight = spd(12, 0), spd(12, 1) + torch.eye(12)
-    analysis, synthesis, variances = weighted_klt(covariance, weight, 12)
+    analysis, synthesis, variances = weighted_klt(covariance, Metric.of(weight), 12)
     identity = torch.eye(12, dtype=torch.float64)
     assert torch.allclose(analysis @ synthesis, identity, atol=1e-9)
     assert torch.allclose(synthesis @ weight @ synthesis.T, identity, atol=1e-9)
@@ -36,7 +36,17 @@ def test_full_rank_transform_is_its_own_inverse_and_whitens_the_weight() -> None
 
 def test_sensitivity_weight_of_equal_directions_is_the_identity() -> None:
     weight = sensitivity_weight(3.0 * torch.eye(5, dtype=torch.float64))
-    assert torch.allclose(weight, torch.eye(5, dtype=torch.float64))
+    assert torch.allclose(weight.matrix(), torch.eye(5, dtype=torch.float64))
+
+
+def test_a_metric_is_its_matrix_and_the_square_of_its_root() -> None:
+    weight = spd(9, 4)
+    metric = Metric.of(weight).scaled(2.0)
+    root, inverse = metric.roots()
+    assert torch.allclose(metric.matrix(), 2 * weight)
+    assert torch.allclose(metric.diagonal(), 2 * weight.diagonal())
+    assert torch.allclose(root @ root, 2 * weight)
+    assert torch.allclose(root @ inverse, torch.eye(9, dtype=torch.float64), atol=1e-9)
 
 
 def test_lags_look_back_and_never_ahead() -> None:
@@ -59,6 +69,7 @@ def test_moments_give_the_least_squares_solution_and_its_residual() -> None:
     assert torch.allclose(torch.cat([weight, bias[None]]), plain, atol=1e-4)
     residual = channels - features @ weight - bias
     assert torch.allclose(moments.residual_covariance(weight, bias).float(), residual.T @ residual / 500, atol=1e-4)
+    assert torch.allclose(moments.covariance().float(), torch.cov(channels.T, correction=0), atol=1e-3)
 
 
 def test_token_table_tells_tokens_with_different_means_apart() -> None:

@@ -258,13 +258,14 @@ def test_trailing_means_are_those_of_a_loop_over_tokens(tokens: int, reach: int)
 
 def test_the_directions_looked_at_in_the_past_are_those_that_tell() -> None:
     from tinyvae.moments import Moments
+    from tinyvae.transform import Metric
 
     generator = torch.Generator().manual_seed(0)
     known = torch.randn(3000, 5, generator=generator)
     channels = 2.0 * known[:, 1:2] + 3.0 * known[:, 3:4] + 0.01 * torch.randn(3000, 1, generator=generator)
     moments = Moments.empty(5, 1, 5)
     moments.add(known, channels)
-    directions = moments.directions(torch.eye(1, dtype=torch.float64), 1)
+    directions = moments.directions(Metric.of(torch.eye(1, dtype=torch.float64)), 1)
     assert directions.shape == (5, 1)
     shares = directions.square() / directions.square().sum()
     assert float(shares[[1, 3]].sum()) > 0.99

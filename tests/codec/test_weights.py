@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from tinyvae.moments import PANEL, Gram, Moments
 from tinyvae.quantize import DEAD_ZONE, outside_bin, quantize
-from tinyvae.transform import Transform, block_metric, times_block_metric, weighted_klt
+from tinyvae.transform import Metric, Transform, block_metric, times_block_metric, weighted_klt
 from tinyvae.weights import RankedMatrix, StoredMatrix
 
 
@@ -89,7 +89,7 @@ def test_block_metric_multiplies_as_the_whole_matrix_does() -> None:
 
 def test_analysis_is_the_weighted_least_squares_inverse() -> None:
     weight = torch.block_diag(spd(4, 0), spd(4, 1))
-    _, synthesis, _ = weighted_klt(spd(8, 2), weight, 3)
+    _, synthesis, _ = weighted_klt(spd(8, 2), Metric.of(weight), 3)
     transform = Transform((4, 4), 3)
     transform.store(synthesis, block_metric(weight, (4, 4)))
     kept, metric = transform.synthesis.dense.double(), torch.block_diag(*_blocks(transform))
@@ -132,10 +132,10 @@ def test_regression_of_low_rank_leaves_the_least_weighted_error(features: int) -
         return float(((rest @ metric) * rest).sum())
 
     full, _ = moments.solve()
-    errors = [error(torch.mm(*moments.factored(metric, width))) for width in (1, 2, 5)]
+    errors = [error(torch.mm(*moments.factored(Metric.of(metric), width))) for width in (1, 2, 5)]
     assert errors[0] > errors[1] >= errors[2] * (1 - 1e-6)
     assert errors[-1] == pytest.approx(error(full), rel=1e-3)
-    inward, outward = moments.factored(metric, 2)
+    inward, outward = moments.factored(Metric.of(metric), 2)
     for seed in range(5):
         other = torch.randn(inward.shape, generator=torch.Generator().manual_seed(seed)) * 0.05 * inward.abs().mean()
         assert error((inward + other) @ outward) >= errors[1] * (1 - 1e-6)
