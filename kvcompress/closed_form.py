@@ -17,7 +17,7 @@ from kvcompress.shards import Shards
 from tinyvae.moments import Moments
 from tinyvae.prior import BELOW_LAGS, PAST_DIRECTIONS, TokenPrior, TokenTable, contexts, lagged, without_first
 from tinyvae.quantize import quantize
-from tinyvae.transform import Metric, Transform, block_metric, weighted_klt
+from tinyvae.transform import Metric, Transform, block_metric, evened, weighted_klt
 
 LOWER_LATENTS = 192
 """Leading latents that a higher group is given of each of the lower ones,"""
@@ -30,6 +30,9 @@ LOWER_STEP = 0.18
 
 OUT_OF_PROPORTION = 36.0
 """A token is left out of the sums where a layer's squared channels are so many times those of ordinary tokens."""
+
+EVENED = 0.75
+"""Exponent of `tinyvae.transform.evened`."""
 
 DIRECTION_SESSIONS = 12
 """Sessions that show which directions of known channels matter."""
@@ -152,6 +155,7 @@ def solve_group(
     shards: Shards,
     group: Group,
     metric: Metric,
+    fisher: Tensor,
     table: TokenTable,
     lower: Sequence[Solved],
     *,
@@ -169,6 +173,7 @@ def solve_group(
         shards: Sessions to fit to.
         group: The group.
         metric: The weight of the squared error.
+        fisher: [C, C] float32 Fisher matrix, in the metric's unit.
         table: The token table.
         lower: The groups below, solved.
         taps: Tokens the prior looks up.
@@ -205,12 +210,14 @@ def solve_group(
     matrix = prior.mixing @ prior.outward.dense
     prior.bias.copy_(moments.constant(matrix))
     covariance = moments.residual_covariance(matrix, prior.bias)
-    _, synthesis, variances = weighted_klt(covariance, metric, rank)
+    _, synthesis, plain = weighted_klt(covariance, metric, rank)
+    synthesis, variances = evened(synthesis, plain, fisher.double(), EVENED)
     transform, weight = Transform(group.blocks(_shapes(shards)), len(synthesis)), metric.matrix()
     transform.store(synthesis, block_metric(weight, transform.blocks))
     whole = float((covariance * weight).sum())
     share = whole / max(1e-30, float((moments.covariance() * weight).sum()))
-    solved = Solved(prior, transform, variances.float(), whole, share)
+    beyond = (whole - float(plain.sum())) * float(variances[-1] / plain[-1].clamp(min=1e-30))
+    solved = Solved(prior, transform, variances.float(), float(variances.sum()) + max(0.0, beyond), share)
     if not is_last:
         _add_leading(solved, reader)
     return solved

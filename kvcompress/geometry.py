@@ -20,13 +20,13 @@ TABLE_SHARE = 0.25
 """Of the budget, for the token table."""
 
 MOST_COLUMNS = 192
-DISCARDED = 0.005
+DISCARDED = 0.002
 """Share of the weighted variance that the ranks may leave out."""
 
 UNITS_A_CHANNEL = 8
 LEAST_UNITS = 16
 CHANNELS_OF_FULL_RANK = 512
-MOST_RANK_SHARE = 0.4
+MOST_RANK_SHARE = 0.6
 """Of the channels of wide groups: decoding takes tokens x channels x rank."""
 
 _BYTES_A_LATENT = 80

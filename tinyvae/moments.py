@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -83,6 +84,45 @@ class Gram:
         """Return the whole sum, [C, C] float64."""
         triangle = self.upper.triu()
         return triangle + triangle.triu(1).T
+
+
+@dataclass(slots=True)
+class Coherence:
+    """How far gradients of the tokens of a session point the same way, block by block of channels.
+
+    Where attention is spread over all tokens an error that they share adds up, and independent ones cancel. The Fisher
+    matrix of single tokens knows nothing of it. With gradients g_t of T tokens the ratio |sum g_t|^2 / sum |g_t|^2 is 1
+    where they are independent and T where they are equal: 1 to 10 in most heads of SmolLM2-135M, and 280 to 580 in the
+    values of its first layer, whose truncation alone cost .0009 nats of .0021.
+
+    Attributes:
+        blocks: Sizes of the blocks, which add up to C.
+        single: [blocks] float64 sums of |g_t|^2.
+        common: [blocks] float64 sums of |sum g_t|^2.
+    """
+
+    blocks: tuple[int, ...]
+    single: Tensor
+    common: Tensor
+
+    @classmethod
+    def empty(cls, blocks: Sequence[int]) -> Coherence:
+        """Return that of no gradients."""
+        zeros = torch.zeros(len(blocks), dtype=torch.float64)
+        return cls(tuple(blocks), zeros, zeros.clone())
+
+    def add(self, gradients: Tensor) -> None:
+        """Add those of one session, [T, C] float32."""
+        for sums, energies in ((self.single, gradients.square().sum(0)), (self.common, gradients.sum(0).square())):
+            sums += torch.stack([part.double().sum() for part in torch.split(energies, list(self.blocks))])
+
+    def scale(self, share: float) -> Tensor:
+        """Return what multiplies each channel of the gradients, [C] float64, if a share of an error's energy is common.
+
+        Errors e_t then cost, on average, sum |g_t|^2 of their own and the share times |sum g_t|^2 together.
+        """
+        ratio = self.common / self.single.clamp(min=1e-30)
+        return (1 + share * ratio).sqrt().repeat_interleave(torch.tensor(self.blocks))
 
 
 @dataclass(slots=True)

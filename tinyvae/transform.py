@@ -17,6 +17,8 @@ from tinyvae.weights import RankedMatrix, StoredMatrix
 
 SHARP_LATENTS = 64
 
+SMOOTHED_LATENTS = 64
+"""What an error costs is measured latent by latent and smoothed over as many neighbours on either side."""
 
 EXACT_SIZE = 1024
 """Matrices up to this size are decomposed in double precision; larger ones in single, in half the time."""
@@ -99,6 +101,39 @@ def weighted_klt(covariance: Tensor, metric: Metric, rank: int) -> tuple[Tensor,
     kept = slice(-min(rank, len(variances)), None)
     basis = basis[:, kept].flip(1)
     return root @ basis, basis.T @ inverse_root, variances[kept].flip(0).clamp(min=0)
+
+
+def evened(synthesis: Tensor, variances: Tensor, fisher: Tensor, exponent: float) -> tuple[Tensor, Tensor]:
+    """Scale latents so that a step costs the model about the same in each of them, and order them anew.
+
+    The transform is found in a power of the Fisher matrix, and so are its units. A unit of error in latent j then costs
+    c_j = (S F S')_jj, which still differs: on SmolLM2-135M by a factor of eight from the leading latents of the lower
+    layers to the last ones of the higher. Units that go with c_j to half the exponent give the same steps a quality
+    that takes a tenth of the bytes less at KL .004, and as many at KL .03.
+
+    Args:
+        synthesis: [R, C] float64.
+        variances: [R] float64, of the latents.
+        fisher: [C, C] float64, in a unit in which c_j is 1 on average.
+        exponent: 0 leaves everything as it is, 1 is best for infinitesimal steps.
+
+    Returns:
+        Synthesis and variances, the widest latent first.
+    """
+    cost = ((synthesis @ fisher) * synthesis).sum(1).clamp(min=1e-12)
+    scale = (0.5 * exponent * _smoothed(cost.log())).exp()
+    wider = variances * scale.square()
+    order = wider.argsort(descending=True, stable=True)
+    return (synthesis / scale[:, None])[order], wider[order]
+
+
+def _smoothed(values: Tensor) -> Tensor:
+    """Return the mean of each value [R] and its neighbours, up to a quarter of its place on either side."""
+    place = torch.arange(len(values))
+    reach = (place // 4).clamp(max=SMOOTHED_LATENTS)
+    sums = torch.nn.functional.pad(values.cumsum(0), (1, 0))
+    start, end = place - reach, (place + reach + 1).clamp(max=len(values))
+    return (sums[end] - sums[start]) / (end - start)
 
 
 def block_metric(weight: Tensor, blocks: Sequence[int]) -> Tensor:
