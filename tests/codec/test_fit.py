@@ -13,10 +13,10 @@ from kvcompress.hf import capture
 from kvcompress.hf.sensitivity import cache_gradients
 from kvcompress.snapshot import KVSnapshot
 from tests.codec.conftest import random_sessions
-from tinyvae.moments import Moments, TokenMeans
+from tinyvae.moments import Coherence, Moments, TokenMeans
 from tinyvae.prior import lagged
 from tinyvae.quantize import LEVELS, dequantize, quantize
-from tinyvae.transform import Metric, sensitivity_weight, weighted_klt
+from tinyvae.transform import Metric, evened, sensitivity_weight, weighted_klt
 
 
 def spd(size: int, seed: int) -> torch.Tensor:
@@ -47,6 +47,30 @@ def test_a_metric_is_its_matrix_and_the_square_of_its_root() -> None:
     assert torch.allclose(metric.diagonal(), 2 * weight.diagonal())
     assert torch.allclose(root @ root, 2 * weight)
     assert torch.allclose(root @ inverse, torch.eye(9, dtype=torch.float64), atol=1e-9)
+
+
+def test_steps_are_evened_by_what_an_error_costs() -> None:
+    fisher = spd(6, 7)
+    covariance, metric = spd(6, 8), sensitivity_weight(fisher)
+    _, synthesis, variances = weighted_klt(covariance, metric, 4)
+    same, widths = evened(synthesis, variances, fisher, 0.0)
+    assert torch.equal(same, synthesis)
+    assert torch.equal(widths, variances)
+    even, widths = evened(synthesis, variances, fisher, 1.0)
+    cost = ((even @ fisher) * even).sum(1)
+    assert torch.allclose(cost, torch.ones(4, dtype=torch.float64))  # the first four are not smoothed
+    assert bool((widths.diff() <= 0).all())
+    spread = synthesis.T @ variances.diag() @ synthesis
+    assert torch.allclose(even.T @ widths.diag() @ even, spread)  # units changed, the latents did not
+
+
+def test_gradients_that_all_tokens_share_weigh_more() -> None:
+    shared, single = torch.ones(50, 3), torch.randn(50, 2, generator=torch.Generator().manual_seed(0))
+    coherence = Coherence.empty((3, 2))
+    coherence.add(torch.cat([shared, single], 1))
+    scale = coherence.scale(0.01)
+    assert scale[:3].tolist() == pytest.approx([(1 + 0.01 * 50) ** 0.5] * 3)
+    assert float((scale[3:] - 1).abs().max()) < 0.05
 
 
 def test_lags_look_back_and_never_ahead() -> None:
