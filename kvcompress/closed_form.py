@@ -117,18 +117,16 @@ class Solved:
         known = group.known.channels(shapes)
         prior = new_prior(table, taps, int(units), group.width(shapes), known, group.lower.latents, sink)
         prior.load_state_dict({name[6:]: value for name, value in found.items() if name.startswith("prior.")})
-        transform = Transform(group.blocks(shapes), len(found["variances"]))
+        transform = Transform(group.blocks(shapes), len(found["variances"]), len(found["variances"]))
         transform.load_state_dict({name[10:]: value for name, value in found.items() if name.startswith("transform.")})
         counts = found["counts"].tolist()
         names = ("leading", "places")
         leading, places = (list(torch.split(found[name], counts)) if counts else [] for name in names)
         return cls(prior, transform, found["variances"], variance, unexplained, leading, places)
 
-    def cut(self, rank: int) -> Solved:
-        """Return it with the leading latents only."""
-        if rank == len(self.variances):
-            return self
-        transform = Transform(self.transform.blocks, rank)
+    def cut(self, rank: int, sharp: int) -> Solved:
+        """Return it with the leading latents only, of which some are stored in 8 bits and the others in 4."""
+        transform = Transform(self.transform.blocks, rank, min(sharp, rank))
         transform.store(self.transform.synthesis.dense[:rank], self.transform.metric.dense)
         return replace(self, transform=transform, variances=self.variances[:rank])
 
@@ -137,6 +135,7 @@ class Solved:
         kept = float(self.variances.sum()) / max(self.variance, 1e-30)
         return {
             "rank": len(self.variances),
+            "sharp": self.transform.synthesis.sharp_rows,
             "channels": self.transform.synthesis.sharp.columns,
             "unexplained_by_prior": round(self.unexplained, 4),
             "variance_kept": round(min(kept, 1.0), 5),
@@ -212,7 +211,8 @@ def solve_group(
     covariance = moments.residual_covariance(matrix, prior.bias)
     _, synthesis, plain = weighted_klt(covariance, metric, rank)
     synthesis, variances = evened(synthesis, plain, fisher.double(), EVENED)
-    transform, weight = Transform(group.blocks(_shapes(shards)), len(synthesis)), metric.matrix()
+    transform = Transform(group.blocks(_shapes(shards)), len(synthesis), len(synthesis))  # sharp until it is cut
+    weight = metric.matrix()
     transform.store(synthesis, block_metric(weight, transform.blocks))
     whole = float((covariance * weight).sum())
     share = whole / max(1e-30, float((moments.covariance() * weight).sum()))

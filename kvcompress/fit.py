@@ -42,7 +42,7 @@ from tinyvae.prior import TokenTable
 from tinyvae.quantize import LEVELS_PER_OCTAVE
 from tinyvae.spread import CALIBRATION_RATE, calibrate_group
 from tinyvae.tables import build_tables
-from tinyvae.transform import Metric, sensitivity_weight
+from tinyvae.transform import SHARP_LATENTS, Metric, sensitivity_weight
 
 COARSER_RATES = 32
 """Where known layers or lower groups tell of a latent, rate 0 has a step of four spreads of the widest, two octaves
@@ -155,8 +155,10 @@ class Fitter:
             make = partial(self._solve_group, group, metrics[number], fishers[number], table, solved)
             made = self.working.tensors(f"group-{number}", make)
             solved.append(Solved.from_tensors(made, group, self.shapes, table, self.settings.prior_taps, self.sink))
-        kept = [self.settings.rank] * len(solved) if self.settings.rank else ranks(self.budget, solved)
-        return [part.cut(min(rank, len(part.variances))) for part, rank in zip(solved, kept, strict=True)]
+        kept = [(self.settings.rank, SHARP_LATENTS)] * len(solved) if self.settings.rank else ranks(self.budget, solved)
+        return [
+            part.cut(min(rank, len(part.variances)), sharp) for part, (rank, sharp) in zip(solved, kept, strict=True)
+        ]
 
     def _solve_group(
         self, group: Group, metric: Metric, fisher: Tensor, table: TokenTable, lower: Sequence[Solved]
@@ -319,6 +321,7 @@ class Fitter:
                 reference_step=step,
                 lowest_level=self.settings.lowest_level,
                 first=self.sink,
+                sharp_latents=part.transform.synthesis.sharp_rows,
             )
             stated = {"layers": list(group.layers), "config": config.to_json()}
             groups.append(stated | group.known.to_json() | group.lower.to_json())

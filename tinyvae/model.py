@@ -26,13 +26,14 @@ from tinyvae.offsets import AGES, age_classes
 from tinyvae.predictor import Predictor
 from tinyvae.prior import TokenPrior, TokenTable
 from tinyvae.quantize import LEVELS, dequantize, quantize, steps_at
-from tinyvae.transform import Transform
+from tinyvae.transform import SHARP_LATENTS, Transform
 from tinyvae.weights import as_buffer, as_parameter
 
 FAR_TOKENS = 32
 """One token in so many may have latents beyond those that are multiplied for all: place 0 is coded far finer."""
 
-_LATER = ("predictor_width", "lowest_level", "first")
+_LATER = {"predictor_width": 0, "lowest_level": 0, "first": False, "sharp_latents": SHARP_LATENTS}
+"""Fields that earlier versions did not have, and what they then stand for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +53,7 @@ class TinyVAEConfig:
         lowest_level: Latents below this level are not coded, nor below that of a token's rate where it is lower: too
             narrow for their step to be worth a symbol. At coarse rates the few that are not 0 tell much.
         first: Whether the token at place 0 has a prior, a step and levels of its own.
+        sharp_latents: Leading latents whose synthesis is stored in 8 bits, see `Transform`.
     """
 
     blocks: tuple[int, ...]
@@ -65,6 +67,7 @@ class TinyVAEConfig:
     predictor_width: int = 0
     lowest_level: int = 0
     first: bool = False
+    sharp_latents: int = SHARP_LATENTS
 
     def __post_init__(self) -> None:
         """Refuse impossible geometries."""
@@ -73,6 +76,8 @@ class TinyVAEConfig:
         learned = (self.prior_layers, self.predictor_width)
         if not self.blocks or min(sizes) < 1 or min(learned) < 0 or not self.reference_step > 0:
             raise ValueError(f"sizes and the reference step must be positive: {self}")
+        if self.sharp_latents < 0:
+            raise ValueError(f"{self.sharp_latents} sharp latents are impossible")
         if not 0 <= self.lowest_level < LEVELS:
             raise ValueError(f"the lowest level {self.lowest_level} is not in 0..{LEVELS - 1}")
         if self.rank > self.channels:
@@ -80,7 +85,8 @@ class TinyVAEConfig:
 
     def to_json(self) -> dict[str, Any]:
         """Return the fields; those of later versions are named only where they say more than earlier ones did."""
-        return {name: value for name, value in asdict(self).items() if value or name not in _LATER}
+        stated = asdict(self)
+        return {name: value for name, value in stated.items() if name not in _LATER or value != _LATER[name]}
 
     @property
     def channels(self) -> int:
@@ -151,7 +157,7 @@ class TinyVAE(nn.Module):
         sizes = (config.vocab_size, config.prior_rank, config.prior_taps, config.prior_width)
         layers, first = config.prior_layers, config.first
         self.prior = TokenPrior(*sizes, config.channels, layers, known, below=below, first=first, table=table)
-        self.transform = Transform(config.blocks, config.rank)
+        self.transform = Transform(config.blocks, config.rank, config.sharp_latents)
         self.predictor = Predictor(config.rank, config.predictor_width) if config.predictor_width else None
         self.register_buffer("base_level", torch.zeros(PHASES, config.rank, dtype=torch.int16))
         self.register_buffer("match_level", torch.zeros(PHASES, MATCHES, dtype=torch.int16))

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from tinyvae.weights import RankedMatrix, StoredMatrix
 
 SHARP_LATENTS = 64
+"""Latents whose synthesis is stored in 8 bits where a codec does not say how many."""
 
 SMOOTHED_LATENTS = 64
 """What an error costs is measured latent by latent and smoothed over as many neighbours on either side."""
@@ -173,16 +174,19 @@ class Transform(nn.Module):
     Args:
         blocks: Sizes of the metric's blocks; they add up to the channels.
         rank: Latents.
+        sharp: Of these, the first whose synthesis is stored in 8 bits; the others have 4, which lose 1.2 % of what
+            they stand for. On SmolLM2-135M 64 sharp latents of 1,334 left a floor of .0015 nats in the lower layers,
+            320 one of .0008, and all of them .0006.
 
     Attributes:
         synthesis: [R, C], the widest latent first.
         metric: [C, largest block]; in few bits the analysis would go astray.
     """
 
-    def __init__(self, blocks: Sequence[int], rank: int) -> None:
+    def __init__(self, blocks: Sequence[int], rank: int, sharp: int = SHARP_LATENTS) -> None:
         super().__init__()
         self.blocks = tuple(blocks)
-        self.synthesis = RankedMatrix(rank, sum(blocks), SHARP_LATENTS)
+        self.synthesis = RankedMatrix(rank, sum(blocks), sharp)
         self.metric = StoredMatrix(sum(blocks), max(blocks), 8)
         self._analysis: Tensor | None = None
         self._versions: tuple[int, ...] = ()
