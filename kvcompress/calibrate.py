@@ -18,6 +18,7 @@ from kvcompress.codec import TinyVAECodec
 from kvcompress.conformal import sessions_needed
 from kvcompress.errors import InputError
 from kvcompress.fidelity import MIN_CONTINUATION_TOKENS, TIERS, Tier
+from kvcompress.known import Figures, known_of
 from kvcompress.promise import FALLBACK, INT8, LATENTS, LOSSLESS, RESIDUAL, Promise, Setting
 from kvcompress.search import Path, Progress, Sessions
 from kvcompress.trials import Bench, TrialSource, is_usable, trials_from_sessions
@@ -36,7 +37,19 @@ def calibrate(
     progress: Progress = lambda stage, done, total: None,
     resume_file: FilePath | None = None,
 ) -> dict[str, Promise]:
-    """Return what a codec can promise: each quality word, and a "fallback" where int8 is as good as transparent.
+    """Return what a codec can promise: each quality word, and a "fallback" where int8 is as good as transparent."""
+    return calibrated(model, codec, trials, progress=progress, resume_file=resume_file)[0]
+
+
+def calibrated(
+    model: Any,
+    codec: TinyVAECodec,
+    trials: Sequence[TrialSource],
+    *,
+    progress: Progress = lambda stage, done, total: None,
+    resume_file: FilePath | None = None,
+) -> tuple[dict[str, Promise], dict[str, Any]]:
+    """Return what a codec can promise, and what sessions look like at each promised rate, see `kvcompress.known`.
 
     With 40 sessions about 250 measurements, each of which decodes a session and runs the model over its continuation.
 
@@ -65,7 +78,13 @@ def calibrate(
     sessions.verify({eight: [transparent]})
     if sessions.stress(eight, transparent) <= 1:
         found[FALLBACK] = _promise(sessions, FALLBACK, transparent, eight)
-    return found
+    everyone = range(sessions.count)
+    rated = {name: setting for name, setting in chosen.items() if setting.rate is not None}
+    figures = {
+        name: [Figures(one.bits_per_token, one.error) for one in sessions.losses(setting, everyone)]
+        for name, setting in rated.items()
+    }
+    return found, known_of(figures)
 
 
 def require_enough(sessions: int) -> None:
@@ -81,4 +100,4 @@ def _promise(sessions: Sessions, quality: str, tier: Tier, setting: Setting) -> 
     return promise_of(quality, tier, setting, sessions.losses(setting, everyone), sessions.facts(everyone))
 
 
-__all__ = ["TooFewSessionsError", "calibrate", "require_enough", "trials_from_sessions"]
+__all__ = ["TooFewSessionsError", "calibrate", "calibrated", "require_enough", "trials_from_sessions"]

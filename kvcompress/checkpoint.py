@@ -14,13 +14,12 @@ from typing import Any
 from torch import Tensor
 
 from kvcompress.atomic import atomic_write
-from kvcompress.calibrate import calibrate
+from kvcompress.calibrate import calibrated
 from kvcompress.codec import TinyVAECodec
 from kvcompress.codec_directory import load_tinyvae
 from kvcompress.errors import about
 from kvcompress.harvest import tokenized_sessions
 from kvcompress.hf import fingerprint, load_model, recompute_with
-from kvcompress.known import measure_known
 from kvcompress.promise import FALLBACK
 from kvcompress.shards import opening_digest
 from kvcompress.trials import TrialSource, trials_from_sessions
@@ -116,8 +115,8 @@ def finish_codec(
         TooFewSessionsError: Nothing can be promised; the codec is left as it was.
     """
     codec.recompute = recompute_with(model, tokenizer)
-    codec.promises = calibrate(model, codec, trials, progress=progress, resume_file=resume_file)
-    codec.fitted["known"] = measure_known(codec, trials, progress=progress)
+    promises, known = calibrated(model, codec, trials, progress=progress, resume_file=resume_file)
+    codec.promises, codec.fitted["known"] = promises, known
 
 
 def stored_in_words(codec: TinyVAECodec) -> dict[str, str]:

@@ -80,6 +80,7 @@ class Solved:
         variances: [R] float32, of the latents in the metric.
         variance: Of all latents, those beyond R too.
         unexplained: Share of the weighted variance that the prior leaves.
+        spread: Standard deviation of the widest latent before its unit was evened: the unit of the coarsest step.
         leading: Of each session [T, L] float16 leading latents as decoded; nothing of the last group.
         places: Of each session the positions [T] that they stand at.
     """
@@ -89,6 +90,7 @@ class Solved:
     variances: Tensor
     variance: float
     unexplained: float
+    spread: float
     leading: list[Tensor] = field(default_factory=list)
     places: list[Tensor] = field(default_factory=list)
 
@@ -99,8 +101,8 @@ class Solved:
         found |= {"counts": torch.tensor([len(rows) for rows in self.leading], dtype=torch.int64)}
         if self.leading:
             found |= {"leading": torch.cat(self.leading), "places": torch.cat(self.places)}
-        scalars = torch.tensor([self.variance, self.unexplained, self.prior.inward.columns], dtype=torch.float64)
-        return found | {"variances": self.variances, "scalars": scalars}
+        scalars = [self.variance, self.unexplained, self.spread, self.prior.inward.columns]
+        return found | {"variances": self.variances, "scalars": torch.tensor(scalars, dtype=torch.float64)}
 
     @classmethod
     def from_tensors(
@@ -113,7 +115,7 @@ class Solved:
         sink: bool,
     ) -> Solved:
         """Rebuild it."""
-        variance, unexplained, units = found["scalars"].tolist()
+        variance, unexplained, spread, units = found["scalars"].tolist()
         known = group.known.channels(shapes)
         prior = new_prior(table, taps, int(units), group.width(shapes), known, group.lower.latents, sink)
         prior.load_state_dict({name[6:]: value for name, value in found.items() if name.startswith("prior.")})
@@ -122,7 +124,7 @@ class Solved:
         counts = found["counts"].tolist()
         names = ("leading", "places")
         leading, places = (list(torch.split(found[name], counts)) if counts else [] for name in names)
-        return cls(prior, transform, found["variances"], variance, unexplained, leading, places)
+        return cls(prior, transform, found["variances"], variance, unexplained, spread, leading, places)
 
     def cut(self, rank: int, sharp: int) -> Solved:
         """Return it with the leading latents only, of which some are stored in 8 bits and the others in 4."""
@@ -217,7 +219,8 @@ def solve_group(
     whole = float((covariance * weight).sum())
     share = whole / max(1e-30, float((moments.covariance() * weight).sum()))
     beyond = (whole - float(plain.sum())) * float(variances[-1] / plain[-1].clamp(min=1e-30))
-    solved = Solved(prior, transform, variances.float(), float(variances.sum()) + max(0.0, beyond), share)
+    variance, spread = float(variances.sum()) + max(0.0, beyond), float(plain[0].sqrt())
+    solved = Solved(prior, transform, variances.float(), variance, share, spread)
     if not is_last:
         _add_leading(solved, reader)
     return solved
@@ -311,7 +314,7 @@ def _add_leading(solved: Solved, reader: _Reader) -> None:
     """Keep the leading latents of every session, as a decoder has them, for the groups above."""
     count = min(LOWER_LATENTS, len(solved.variances))
     analysis = solved.transform.analysis[:, :count]
-    step = LOWER_STEP * float(solved.variances[0].sqrt())
+    step = LOWER_STEP * solved.spread
     for number in range(len(reader.shards)):
         token_ids, places, channels = reader.shards.channels(number, reader.group.layers, reader.rope)
         known = reader.known_rows(number, len(token_ids))

@@ -26,7 +26,7 @@ from kvcompress.lower import Lower
 from kvcompress.outliers import OUTLIERS, Outliers
 from kvcompress.packing import canonical_json
 from kvcompress.promise import FALLBACK, LATENTS, Promise, promises_from_json, unpromised
-from kvcompress.recompute import PROBE, Known, Recompute, checked_probe, recomputed
+from kvcompress.recompute import PROBE, Known, Recompute, checked_probe, pack_probe, recomputed
 from kvcompress.residual import Residual
 from kvcompress.sections import Preset, encoded_session, own_sections, read_session
 from kvcompress.snapshot import KVSnapshot, LayerKV, ModelFingerprint, Origin
@@ -290,14 +290,7 @@ class TinyVAECodec(
         for name, value in stated.items():
             if not 0 <= value <= HIGHEST_RATE:
                 raise InputError(f"{name.replace('_', ' ')} {value} is not in 0..{HIGHEST_RATE}")
-        own = dict[str, bytes]()
-        for group, code in enumerate(self._codes(snapshot, rate, offsets, latents, residual_rate)):
-            own[f"latents.{group}"] = encode_symbols(code.symbols.numpy(), code.levels.numpy(), self.bank)
-            if code.residual is not None:
-                own[f"{RESIDUAL}.{group}"] = code.residual.to_bytes(self.bank)
-        outliers = self.outliers(snapshot, latents)
-        if len(outliers.tokens):
-            own[OUTLIERS] = outliers.to_bytes()
+        own = self._sections(snapshot, latents, self._codes(snapshot, rate, offsets, latents, residual_rate))
         if offsets is not None:
             own[OFFSETS] = encode_choices(offsets.numpy().astype(np.int16))
         if self.recompute_layers:
@@ -406,6 +399,30 @@ class TinyVAECodec(
         self.require_partner(snapshot)
         codes = self._codes(snapshot, rate, offsets, latents, residual_rate)
         return self._rebuild(snapshot.token_ids, snapshot.origin, self.known_layers(snapshot), codes)
+
+    @torch.inference_mode()
+    def tried(
+        self, snapshot: KVSnapshot, rate: int, latents: Sequence[tuple[Tensor, Context]], residual_rate: int | None
+    ) -> tuple[KVSnapshot, int]:
+        """Return what a file would give back, and the bytes of the codec's own sections in it; no file is made."""
+        codes = self._codes(snapshot, rate, None, latents, residual_rate)
+        own = self._sections(snapshot, latents, codes)
+        if self.recompute_layers:
+            own[PROBE] = pack_probe(snapshot.layers[self.recompute_layers])
+        decoded = self._rebuild(snapshot.token_ids, snapshot.origin, self.known_layers(snapshot), codes)
+        return decoded, sum(map(len, own.values()))
+
+    def _sections(
+        self, snapshot: KVSnapshot, latents: Sequence[tuple[Tensor, Context]], codes: Sequence[GroupCode]
+    ) -> dict[str, bytes]:
+        """Return the sections of latents, residuals and outliers."""
+        own = dict[str, bytes]()
+        for group, code in enumerate(codes):
+            own[f"latents.{group}"] = encode_symbols(code.symbols.numpy(), code.levels.numpy(), self.bank)
+            if code.residual is not None:
+                own[f"{RESIDUAL}.{group}"] = code.residual.to_bytes(self.bank)
+        outliers = self.outliers(snapshot, latents)
+        return own | ({OUTLIERS: outliers.to_bytes()} if len(outliers.tokens) else {})
 
     @torch.inference_mode()
     def token_bits(self, snapshot: KVSnapshot, rate: int, offsets: Tensor | None = None) -> list[float]:

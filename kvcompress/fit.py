@@ -308,7 +308,7 @@ class Fitter:
 
     def _assemble(self, solved: Sequence[Solved]) -> TinyVAECodec:
         # One step for all groups: their latents are in the same unit, the model's output.
-        step = 2.0 ** (self._coarser / LEVELS_PER_OCTAVE) * max(float(part.variances[0].sqrt()) for part in solved)
+        step = 2.0 ** (self._coarser / LEVELS_PER_OCTAVE) * max(part.spread for part in solved)
         groups = []
         for group, part in zip(self.groups, solved, strict=True):
             config = TinyVAEConfig(

@@ -26,26 +26,21 @@ one token repeated                -0.5   9.7   .35
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean, stdev
 from typing import Any
 
-import torch
-
 from kvcompress.codec import TinyVAECodec
 from kvcompress.container import Encoded
 from kvcompress.errors import CheckpointError
-from kvcompress.promise import FALLBACK
 from kvcompress.sections import own_sections
 from kvcompress.snapshot import KVSnapshot
-from kvcompress.trials import TrialSource
+from kvcompress.trials import figures_of
 
 LEAST_SESSIONS = 8
-"""Of fewer, the spread is not known."""
-
-MOST_SESSIONS = 48
-"""A deviation over 24 sessions is off by 15 %, over 48 by 10 %; four of them are what makes a session unlike."""
+"""Of fewer, the spread is not known. Over 24 sessions a deviation is off by 15 %, over 48 by 10 %; a session is unlike
+beyond four of them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,58 +80,28 @@ class Figures:
     error: float
 
 
-def figures_of(exact: KVSnapshot, encoded: Encoded, decoded: KVSnapshot) -> Figures:
+def figures_of_file(exact: KVSnapshot, encoded: Encoded, decoded: KVSnapshot) -> Figures:
     """Return the figures of a session, from its cache, its file and what the file decodes to."""
-    latents_bytes = sum(len(encoded.sections[name]) for name in own_sections(encoded))
-    lost, whole = torch.zeros((), dtype=torch.float64), torch.zeros((), dtype=torch.float64)
-    for ours, theirs in zip(exact.layers, decoded.layers, strict=True):
-        for part, guess in ((ours.keys, theirs.keys), (ours.values, theirs.values)):
-            wide = part.double()
-            whole += wide.square().sum()
-            lost += (wide - guess.double()).square().sum()
-    return Figures(8 * latents_bytes / max(exact.tokens, 1), float(lost / whole) if whole > 0 else 0.0)
+    coded_bytes = sum(len(encoded.sections[name]) for name in own_sections(encoded))
+    return Figures(*figures_of(exact, decoded, coded_bytes))
 
 
-@torch.inference_mode()
-def measure_known(
-    codec: TinyVAECodec,
-    trials: Sequence[TrialSource],
-    *,
-    progress: Callable[[str, int, int], None] = lambda stage, done, total: None,
-) -> dict[str, Any]:
-    """Return what sessions look like at each promised rate: JSON-able, empty of fewer than 8 sessions.
-
-    Args:
-        codec: With its promises.
-        trials: Sessions that it was not fitted to.
-        progress: Called after each session.
+def known_of(figures: Mapping[str, Sequence[Figures]]) -> dict[str, Any]:
+    """Return what ordinary sessions look like, JSON-able, from the figures of all sessions at each quality.
 
     Returns:
         `{"sessions": count, "tiers": {name: {"bits_per_token": [mean, deviation], "error": [mean, deviation]}}}`,
-        over sessions.
+        over sessions; without a quality of fewer than 8.
     """
-    count = min(len(trials), MOST_SESSIONS)
-    chosen = [trials[index * len(trials) // count] for index in range(count)]  # of every part: files are often sorted
-    if count < LEAST_SESSIONS:
-        return {}
-    settings = {name: p.setting for name, p in codec.promises.items() if name != FALLBACK and p.rate is not None}
-    found: dict[str, list[Figures]] = {name: [] for name in settings}
-    for done, trial in enumerate(chosen, 1):
-        snapshot = trial.snapshot
-        latents = codec.analyse(snapshot)
-        for name, setting in settings.items():
-            assert setting.rate is not None
-            encoded = codec.encode(snapshot, setting.rate, latents=latents, residual_rate=setting.residual_rate)
-            found[name].append(figures_of(snapshot, encoded, codec.decode(encoded)))
-        progress("ordinary sessions", done, len(chosen))
     tiers = {
         name: {
-            "bits_per_token": _spread([figures.bits_per_token for figures in rows]),
-            "error": _spread([figures.error for figures in rows]),
+            "bits_per_token": _spread([one.bits_per_token for one in rows]),
+            "error": _spread([one.error for one in rows]),
         }
-        for name, rows in found.items()
+        for name, rows in figures.items()
+        if len(rows) >= LEAST_SESSIONS
     }
-    return {"sessions": len(chosen), "tiers": tiers}
+    return {"sessions": max(map(len, figures.values())), "tiers": tiers} if tiers else {}
 
 
 def _spread(numbers: Sequence[float]) -> list[float]:

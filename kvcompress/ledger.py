@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -31,10 +31,19 @@ class Facts:
 
 @dataclass(frozen=True, slots=True)
 class Losses:
-    """Of one session at one setting: mean KL in nats, and 1 - agreement of the most likely token."""
+    """Of one session at one setting.
+
+    Attributes:
+        kl_nats: Mean KL(exact || decoded).
+        top1_lost: 1 - agreement of the most likely token.
+        bits_per_token: Of the codec's own sections; 0 where the setting has no rate.
+        error: Relative squared error of the cache; 0 likewise.
+    """
 
     kl_nats: float
     top1_lost: float
+    bits_per_token: float = 0.0
+    error: float = 0.0
 
 
 class Ledger:
@@ -75,8 +84,7 @@ class Ledger:
     def add(self, session: int, setting: Setting, losses: Losses) -> None:
         """Note what a session loses."""
         self.losses[session, setting] = losses
-        numbers = [losses.kl_nats, losses.top1_lost]
-        self._append({"session": session, "stored": setting.to_json(), "losses": numbers})
+        self._append({"session": session, "stored": setting.to_json(), "losses": [*astuple(losses)]})
 
     def _append(self, line: dict[str, Any]) -> None:
         if self.path is not None:

@@ -12,7 +12,7 @@ from kvcompress.codec import HIGHEST_RATE, TinyVAECodec
 from kvcompress.container import Encoded, to_bytes
 from kvcompress.errors import InputError
 from kvcompress.int8 import Int8Codec
-from kvcompress.known import figures_of, is_unlike, knows
+from kvcompress.known import figures_of_file, is_unlike, knows
 from kvcompress.lossless import LosslessCodec
 from kvcompress.promise import FALLBACK, INT8, LATENTS, LOSSLESS, QUALITIES, Setting
 from kvcompress.snapshot import KVSnapshot
@@ -41,7 +41,7 @@ def encode_at_quality(codec: TinyVAECodec, snapshot: KVSnapshot, quality: str) -
         encoded = encode_in(codec, snapshot, setting, settings)
         if not knows(codec, stored) or setting.kind == LOSSLESS:
             return encoded
-        if not is_unlike(codec, stored, figures_of(snapshot, encoded, codec.decode(encoded)), snapshot.tokens):
+        if not is_unlike(codec, stored, figures_of_file(snapshot, encoded, codec.decode(encoded)), snapshot.tokens):
             return encoded
     last = codec.promises[FALLBACK].setting if FALLBACK in codec.promises else Setting(LOSSLESS)
     return encode_in(codec, snapshot, last, {"quality": quality, "stored": last.kind, "unlike": True})

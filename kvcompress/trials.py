@@ -137,10 +137,11 @@ class Bench:
         for setting in missing:
             if setting.rate is not None and not latents:
                 latents = self.codec.analyse(snapshot)
-            decoded = stored_as(self.codec, snapshot, setting, latents)
+            decoded, coded_bytes = stored_as(self.codec, snapshot, setting, latents)
+            figures = () if setting.rate is None else figures_of(snapshot, decoded, coded_bytes)
             cache = restore(decoded, self.model, copy=setting.kind == LOSSLESS)
             kl, top1 = compared(exact, feed(self.model, cache, continuation, snapshot.tokens))
-            self.ledger.add(session, setting, Losses(kl, 1 - top1))
+            self.ledger.add(session, setting, Losses(kl, 1 - top1, *figures))
 
     def _exact_log_odds(self, session: int, snapshot: KVSnapshot, continuation: Tensor) -> Tensor:
         """Return log-probabilities [T, V] float32 from the exact cache, from their file where they are known."""
@@ -158,8 +159,8 @@ class Bench:
 
 def stored_as(
     codec: TinyVAECodec, snapshot: KVSnapshot, setting: Setting, latents: Sequence[tuple[Tensor, Context]]
-) -> KVSnapshot:
-    """Return what comes back of a cache that is stored in a setting, without bytes where there is a way without.
+) -> tuple[KVSnapshot, int]:
+    """Return what comes back of a cache that is stored in a setting, and the bytes of a codec with rates; 0 of others.
 
     Args:
         codec: The codec.
@@ -168,11 +169,22 @@ def stored_as(
         latents: From `codec.analyse`; not needed without a rate.
     """
     if setting.kind == LOSSLESS:
-        return snapshot
+        return snapshot, 0
     if setting.kind == INT8:
-        return Int8Codec().decode(Int8Codec().encode(snapshot))
+        return Int8Codec().decode(Int8Codec().encode(snapshot)), 0
     assert setting.rate is not None
-    return codec.reconstruct(snapshot, setting.rate, latents=latents, residual_rate=setting.residual_rate)
+    return codec.tried(snapshot, setting.rate, latents, setting.residual_rate)
+
+
+def figures_of(exact: KVSnapshot, decoded: KVSnapshot, coded_bytes: int) -> tuple[float, float]:
+    """Return the bits of a codec's own sections per token, and the squared error of the cache over its squares."""
+    lost = whole = 0.0
+    for ours, theirs in zip(exact.layers, decoded.layers, strict=True):
+        for part, guess in ((ours.keys, theirs.keys), (ours.values, theirs.values)):
+            wide = part.double()
+            whole += float(wide.square().sum())
+            lost += float((wide - guess.double()).square().sum())
+    return 8 * coded_bytes / max(exact.tokens, 1), lost / whole if whole > 0 else 0.0
 
 
 def context_worth(model: Any, token_ids: Tensor, continuation: Tensor, exact: Tensor) -> float:

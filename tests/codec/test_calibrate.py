@@ -27,6 +27,7 @@ from kvcompress.plan import encode_in
 from kvcompress.promise import Promise, Setting
 from kvcompress.search import FINEST, Sessions
 from kvcompress.search import Path as RatePath
+from kvcompress.sections import own_sections
 from kvcompress.snapshot import KVSnapshot
 from kvcompress.trials import Bench, compared, context_worth, stored_as
 from kvcompress.verdict import stresses
@@ -193,7 +194,9 @@ def test_what_is_measured_is_what_a_file_gives_back(
 ) -> None:
     encoded = encode_in(codec, snapshot, setting, {})
     decoded = (LosslessCodec() if setting.kind == "lossless" else codec).decode(encoded)
-    measured = stored_as(codec, snapshot, setting, codec.analyse(snapshot))
+    measured, coded_bytes = stored_as(codec, snapshot, setting, codec.analyse(snapshot))
+    own = sum(len(encoded.sections[name]) for name in own_sections(encoded))
+    assert coded_bytes == (0 if setting.rate is None else own)
     for ours, theirs in zip(measured.layers, decoded.layers, strict=True):
         assert torch.equal(ours.keys, theirs.keys)
         assert torch.equal(ours.values, theirs.values)

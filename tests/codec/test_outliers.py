@@ -20,7 +20,7 @@ from kvcompress.snapshot import KVSnapshot
 from tests.codec.conftest import random_sessions, tiny_model
 
 MASSIVE_TOKEN = 7
-RATE = 140
+RATE = 120
 
 
 def massive_model() -> LlamaForCausalLM:

@@ -24,7 +24,7 @@ from kvcompress.fit import FitSettings, fit_codec
 from kvcompress.harvest import tokenized_sessions
 from kvcompress.hf import capture, load_model
 from kvcompress.int8 import Int8Codec
-from kvcompress.known import LEAST_SESSIONS, Figures, Limit, figures_of, is_unlike, knows, measure_known
+from kvcompress.known import LEAST_SESSIONS, Figures, Limit, figures_of_file, is_unlike, known_of, knows
 from kvcompress.plan import (
     FINEST_RATE,
     QUALITIES,
@@ -33,8 +33,9 @@ from kvcompress.plan import (
     encode_at_size_ratio,
     size_ratio_note,
 )
+from kvcompress.promise import Setting
 from kvcompress.snapshot import KVSnapshot, LayerKV
-from kvcompress.trials import SessionTrial, trials_from_sessions
+from kvcompress.trials import Bench, SessionTrial, trials_from_sessions
 from kvcompress.zoo import find_checkpoint, load_codec
 from tests.codec.conftest import promised, random_sessions, tiny_model
 from tests.hf.families import model_of, session
@@ -342,7 +343,7 @@ def test_ratios_below_the_finest_file_say_so(codec: TinyVAECodec, long: KVSnapsh
 def test_figures_are_what_they_say(codec: TinyVAECodec, snapshot: KVSnapshot) -> None:
     encoded = codec.encode(snapshot, 90)
     decoded = codec.decode(encoded)
-    figures = figures_of(snapshot, encoded, decoded)
+    figures = figures_of_file(snapshot, encoded, decoded)
     assert figures.bits_per_token == 8 * len(encoded.sections["latents.0"]) / 80
     exact, found = (
         torch.cat([part.flatten() for la in kv.layers for part in (la.keys, la.values)]).double()
@@ -355,7 +356,7 @@ def test_figures_are_what_they_say(codec: TinyVAECodec, snapshot: KVSnapshot) ->
 def test_figures_of_next_to_nothing_are_numbers(codec: TinyVAECodec, model: Any, tokens: int) -> None:
     short = capture(model, random_sessions(1, 8)[0][:tokens])
     encoded = codec.encode(short, 90)
-    figures = figures_of(short, encoded, codec.decode(encoded))
+    figures = figures_of_file(short, encoded, codec.decode(encoded))
     assert figures.error >= 0
     assert figures.bits_per_token < 1e6
 
@@ -374,10 +375,21 @@ def known_trials(model: Any) -> list[SessionTrial]:
     return trials_from_sessions(model, random_sessions(LEAST_SESSIONS, 214, seed=21), continuation_tokens=64)
 
 
+def known_from(model: Any, codec: TinyVAECodec, trials: list[SessionTrial]) -> dict[str, Any]:
+    """What a codec learns of ordinary sessions while its promises are measured."""
+    bench, found = Bench(model, codec, trials), dict[str, list[Figures]]()
+    for name, rate in codec.tiers.items():
+        for number in range(len(trials)):
+            bench.measure(number, [Setting("latents", rate)])
+            losses = bench.ledger.losses[number, Setting("latents", rate)]
+            found.setdefault(name, []).append(Figures(losses.bits_per_token, losses.error))
+    return known_of(found)
+
+
 @pytest.fixture(scope="module")
 def knowing(codec: TinyVAECodec, model: Any) -> TinyVAECodec:
     wise = copy.deepcopy(codec)
-    wise.fitted["known"] = measure_known(wise, known_trials(model))
+    wise.fitted["known"] = known_from(model, wise, known_trials(model))
     return wise
 
 
@@ -388,7 +400,7 @@ def test_what_is_known_is_means_and_deviations_over_sessions(knowing: TinyVAECod
     for ids in random_sessions(LEAST_SESSIONS, 214, seed=21):
         kv = capture(model, ids[:150])
         encoded = knowing.encode(kv, rate)
-        numbers.append(figures_of(kv, encoded, knowing.decode(encoded)).error)
+        numbers.append(figures_of_file(kv, encoded, knowing.decode(encoded)).error)
     error = torch.tensor(numbers, dtype=torch.float64)
     assert known["tiers"]["high"]["error"] == pytest.approx([float(error.mean()), float(error.std())], rel=1e-4)
     assert set(known["tiers"]) == set(QUALITIES)
@@ -403,7 +415,7 @@ def test_knowing_changes_no_fingerprint_and_survives_the_checkpoint(
 
 
 def test_too_few_sessions_tell_nothing(codec: TinyVAECodec, model: Any) -> None:
-    assert measure_known(codec, known_trials(model)[:-1]) == {}
+    assert known_from(model, codec, known_trials(model)[:-1]) == {}
 
 
 def test_ordinary_sessions_are_stored_as_asked(knowing: TinyVAECodec, model: Any) -> None:
@@ -477,8 +489,8 @@ def test_the_bundled_codec_tells_noise_from_recorded_sessions(
     model, tokenizer, plain = bundled
     codec = copy.deepcopy(plain)
     if not knows(codec, "high"):
-        codec.fitted["known"] = measure_known(
-            codec, trials_from_sessions(model, [ids[:956] for ids in real[:8]], tokenizer)
+        codec.fitted["known"] = known_from(
+            model, codec, trials_from_sessions(model, [ids[:956] for ids in real[:8]], tokenizer)
         )
     for ids in real[8:12]:
         kv = capture(model, ids[:700], tokenizer=tokenizer)
