@@ -31,6 +31,9 @@ from kvcompress.snapshot import KVSnapshot
 from kvcompress.trials import CONTINUATION_TOKENS
 from kvcompress.working import Working
 
+PASSES = 2
+"""Version of what passes leave behind: a fit that an earlier version began is begun anew."""
+
 Progress = Callable[[str, int, int], None]
 Announce = Callable[[str], None]
 
@@ -114,13 +117,14 @@ def fit_checkpoint(
         shards = _harvest(source, loaded, settings, place, progress, announce)
     if loaded is not None:
         shards.origin.fingerprint.require_match(fingerprint(*loaded), path=shards.directory)
-    key = {"settings": asdict(settings), "shards": shards.settings}
+        loaded = None  # the passes need its memory and not the model
+    key = {"passes": PASSES, "settings": asdict(settings), "shards": shards.settings}
     working = Working(place / f"passes-{settings.recompute_layers}", key)
     codec = Fitter(shards, settings, progress, working).fit()
-    if loaded is None:
+    if source.model is None:
         announce("no model was named, so nothing was verified: the codec promises no quality")
     else:
-        _verify(codec, *loaded, shards, working, progress, announce)
+        _verify(codec, *load_model(source.model), shards, working, progress, announce)
     save_codec(codec, output)
     shutil.rmtree(place, ignore_errors=True)
     return _summary(codec, output, time.perf_counter() - start)

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from kvcompress.channels import LayerShape
 from tinyvae.prior import CONTEXTS, PAST_DIRECTIONS, SHARP_COLUMNS, SHARP_UNITS
+from tinyvae.tables import TABLE_ENTRIES
 
 if TYPE_CHECKING:
     from kvcompress.closed_form import Group, Solved
@@ -25,6 +26,9 @@ DISCARDED = 0.001
 
 ROUNDED = 0.012
 """Share of a latent's variance that is lost where its synthesis is stored in 4 bits."""
+
+NOT_COUNTED = 0.003
+"""Of the budget, for names and scales that are not counted one by one."""
 
 UNITS_A_CHANNEL = 8
 LEAST_UNITS = 16
@@ -68,12 +72,13 @@ class Budget:
 
     def fixed_bytes(self, columns: int, taps: int, units: int) -> float:
         """Return what everything but the latents weighs."""
-        total = self.vocab_size * (columns / 2 + min(columns, SHARP_COLUMNS) / 2 + 2)
+        total = self.vocab_size * (columns / 2 + min(columns, SHARP_COLUMNS) / 2 + 4) + 2.0 * TABLE_ENTRIES
         for group in self.groups:
             width, known = group.width(self.shapes), group.known.channels(self.shapes)
             total += units * 0.75 * taps * columns + 2.0 * self.vocab_size
             total += units * (known + CONTEXTS * min(known, PAST_DIRECTIONS) + 2 * group.lower.latents)
             total += width * (units / 2 + min(units, SHARP_UNITS) / 2 + 4)
+            total += columns * units + 4 * width  # place 0, where it has a prior of its own
             total += width * max(group.blocks(self.shapes))
         return total
 
@@ -98,7 +103,8 @@ def ranks(budget: Budget, solved: Sequence[Solved]) -> list[tuple[int, int]]:
     variance, and its synthesis in 8 bits instead of 4 saves 1.2 % of it. Both are taken from the widest latent on.
     """
     prior = solved[0].prior
-    left = budget.file_bytes - budget.fixed_bytes(prior.table.rank, prior.taps, prior.inward.columns)
+    fixed = budget.fixed_bytes(prior.table.rank, prior.taps, prior.inward.columns)
+    left = (1 - NOT_COUNTED) * budget.file_bytes - fixed
     gains, costs, owners, sharpened = list[Tensor](), list[Tensor](), list[Tensor](), list[Tensor]()
     for number, (group, part) in enumerate(zip(budget.groups, solved, strict=True)):
         variances, latent = part.variances.double(), budget.latent_bytes(group)
