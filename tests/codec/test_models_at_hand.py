@@ -24,7 +24,7 @@ from kvcompress.fit_run import FitSource, fit_checkpoint
 from kvcompress.hf import fingerprint, load_model
 from kvcompress.plan import encode_at_quality
 from kvcompress.promise import Promise
-from kvcompress.sessions import read_sessions, session_token_ids
+from kvcompress.sessions import read_sessions
 from tests.codec.test_calibrate import confirm
 from tests.conftest import ROOT
 from tests.hf.families import model_of
@@ -54,7 +54,8 @@ def test_a_fit_promises_only_what_fresh_sessions_confirm(family: str) -> None:
 def windows(tokenizer: Any, file: Path) -> Iterator[tuple[str, str]]:
     """Texts of recorded sessions cut into windows of tokens, with the session each comes from."""
     for session in read_sessions(file):
-        ids = session_token_ids(session, tokenizer)
+        text = session.text or "\n".join(turn["content"] for turn in session.messages)
+        ids = tokenizer(text, add_special_tokens=False)["input_ids"]
         for start in range(0, len(ids) - WINDOW_TOKENS + 1, WINDOW_TOKENS):
             yield session.id, tokenizer.decode(ids[start : start + WINDOW_TOKENS])
 
