@@ -181,7 +181,7 @@ class Fitter:
         ).tensors()
 
     def _metrics(self) -> tuple[list[Metric], list[Tensor]]:
-        """Pass 1: of each group the weight of the squared error and the Fisher matrix, both of common mean 1."""
+        """Pass 1: of each group the weight of the squared error, of common mean 1, and the Fisher matrix, whose mean cost is 1."""
         found = self.working.tensors("sensitivity", self._gather_sensitivity)
         self.sink = bool(found["sink"])
         self.place_shares = found["place_shares"]
@@ -189,8 +189,11 @@ class Fitter:
         mean = sum(float(f.diagonal().double().sum()) for f in fishers) / sum(map(len, fishers))
         exponent = self.settings.fisher_exponent
         metrics = [sensitivity_weight(fisher.double(), exponent, mean=mean) for fisher in fishers]
-        common = sum(float(metric.values.sum()) for metric in metrics) / sum(map(len, metrics))
-        return [metric.scaled(1 / common) for metric in metrics], [fisher.div_(max(mean, 1e-30)) for fisher in fishers]
+        channels = sum(map(len, metrics))
+        common = sum(float(metric.values.sum()) for metric in metrics) / channels
+        # What an error costs in directions of unit weight, on average: the eigenvalues of F over those of its power.
+        cost = common * sum(float((metric.values ** (1 / exponent - 1)).sum()) for metric in metrics) / channels
+        return [metric.scaled(1 / common) for metric in metrics], [fisher.div_(cost) for fisher in fishers]
 
     def _gather_sensitivity(self) -> dict[str, Tensor]:
         chosen = self.shards.with_gradients
