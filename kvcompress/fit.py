@@ -181,7 +181,7 @@ class Fitter:
         ).tensors()
 
     def _metrics(self) -> tuple[list[Metric], list[Tensor]]:
-        """Pass 1: of each group the weight of the squared error, of common mean 1, and the Fisher matrix, whose mean cost is 1."""
+        """Pass 1: of each group the weight of the squared error and the Fisher matrix, both 1 on average."""
         found = self.working.tensors("sensitivity", self._gather_sensitivity)
         self.sink = bool(found["sink"])
         self.place_shares = found["place_shares"]
