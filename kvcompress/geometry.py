@@ -27,8 +27,8 @@ DISCARDED = 0.001
 ROUNDED = 0.012
 """Share of a latent's variance that is lost where its synthesis is stored in 4 bits."""
 
-NOT_COUNTED = 0.003
-"""Of the budget, for names and scales that are not counted one by one."""
+NAMES_BYTES = 6000
+"""Of each group: what the file says of its tensors before they begin."""
 
 UNITS_A_CHANNEL = 8
 LEAST_UNITS = 16
@@ -78,7 +78,7 @@ class Budget:
             total += units * 0.75 * taps * columns + 2.0 * self.vocab_size
             total += units * (known + CONTEXTS * min(known, PAST_DIRECTIONS) + 2 * group.lower.latents)
             total += width * (units / 2 + min(units, SHARP_UNITS) / 2 + 4)
-            total += columns * units + 4 * width  # place 0, where it has a prior of its own
+            total += NAMES_BYTES + columns * units + 4 * width  # place 0, where it has a prior of its own
             total += width * max(group.blocks(self.shapes))
         return total
 
@@ -104,7 +104,7 @@ def ranks(budget: Budget, solved: Sequence[Solved]) -> list[tuple[int, int]]:
     """
     prior = solved[0].prior
     fixed = budget.fixed_bytes(prior.table.rank, prior.taps, prior.inward.columns)
-    left = (1 - NOT_COUNTED) * budget.file_bytes - fixed
+    left = budget.file_bytes - fixed
     gains, costs, owners, sharpened = list[Tensor](), list[Tensor](), list[Tensor](), list[Tensor]()
     for number, (group, part) in enumerate(zip(budget.groups, solved, strict=True)):
         variances, latent = part.variances.double(), budget.latent_bytes(group)

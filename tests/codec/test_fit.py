@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 
 from kvcompress.channels import LayerShape, from_channels, group_layers, layer_shapes, to_channels
+from kvcompress.checkpoint import save_codec
 from kvcompress.codec import TinyVAECodec, rope_of
 from kvcompress.errors import InputError
 from kvcompress.fit import FitSettings, fit_codec
 from kvcompress.hf import capture
 from kvcompress.hf.sensitivity import cache_gradients
 from kvcompress.snapshot import KVSnapshot
-from tests.codec.conftest import random_sessions
+from tests.codec.conftest import random_sessions, tiny_model
 from tinyvae.moments import Coherence, Moments, TokenMeans
 from tinyvae.prior import lagged
 from tinyvae.quantize import LEVELS, dequantize, quantize
@@ -62,6 +65,21 @@ def test_steps_are_evened_by_what_an_error_costs() -> None:
     assert bool((widths.diff() <= 0).all())
     spread = synthesis.T @ variances.diag() @ synthesis
     assert torch.allclose(even.T @ widths.diag() @ even, spread)  # units changed, the latents did not
+
+
+def test_a_codec_weighs_no_more_than_its_share_of_the_model(tmp_path: Path) -> None:
+    model, sessions = tiny_model(), random_sessions(12, 96)
+    model_bytes, found = 2 * sum(part.numel() for part in model.parameters()), []
+    for share in (0.35, 0.45, 0.6):
+        settings = FitSettings(codec_share=share, prior_taps=2, fisher_sessions=4, continuation_tokens=32)
+        codec, _ = fit_codec(model, None, sessions, settings, lambda stage, done, total: None)
+        save_codec(codec, tmp_path / f"{share}")
+        assert (tmp_path / f"{share}" / "model.safetensors").stat().st_size <= share * model_bytes
+        config = codec.vae(0).config
+        found.append((config.rank, config.sharp_latents))
+        assert config.sharp_latents <= config.rank
+    assert found == sorted(found)
+    assert found[0] < found[-1]
 
 
 def test_gradients_that_all_tokens_share_weigh_more() -> None:
