@@ -32,8 +32,8 @@ FALL = 0.05
 """Stress falls by about this much of itself from rate to rate: KL by 3 to 6 %."""
 
 HEAD_START = 3
-"""Candidates are so much finer than where the scouts cross: few sessions miss the worst ones, and a failed pass over
-all costs more than the bytes. On SmolLM2-135M all three that began at the crossing failed, after 27, 38 and 12 of 40."""
+"""Candidates are so much finer than where the scouts cross: few sessions miss the worst ones, and a failed pass costs
+more than the bytes. On SmolLM2-135M all three that began at the crossing failed, after 27, 38 and 12 sessions of 40."""
 
 MOST_COARSER = 2
 """Coarser rates tried where one holds; each costs a measurement of all sessions."""
