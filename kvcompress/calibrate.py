@@ -76,7 +76,7 @@ def calibrated(
         sessions.measure(Setting(LOSSLESS))
     found = {tier.name: _promise(sessions, tier.name, tier, chosen.get(tier.name, Setting(LOSSLESS))) for tier in TIERS}
     sessions.verify({eight: [transparent]})
-    if sessions.stress(eight, transparent) <= 1:
+    if eight in sessions.complete and sessions.stress(eight, transparent) <= 1:
         found[FALLBACK] = _promise(sessions, FALLBACK, transparent, eight)
     everyone = range(sessions.count)
     rated = {name: setting for name, setting in chosen.items() if setting.rate is not None}

@@ -18,10 +18,11 @@ import torch
 from kvcompress.calibrate import calibrate, trials_from_sessions
 from kvcompress.codec import TinyVAECodec
 from kvcompress.codec_directory import load_tinyvae
+from kvcompress.container import to_bytes
 from kvcompress.fidelity import TIERS
 from kvcompress.fit import FitSettings, fit_codec
 from kvcompress.fit_run import FitSource, fit_checkpoint
-from kvcompress.hf import fingerprint, load_model
+from kvcompress.hf import capture, fingerprint, load_model
 from kvcompress.plan import encode_at_quality
 from kvcompress.promise import Promise
 from kvcompress.sessions import read_sessions
@@ -86,12 +87,11 @@ def test_a_fit_to_a_real_model_promises_only_what_fresh_sessions_confirm(
 
 
 def _sizes(codec: TinyVAECodec, model: Any, tokenizer: Any, ids: list[torch.Tensor], found: dict[str, Promise]) -> None:
-    """Print what files weigh; a fit to so few windows is no figure to quote."""
-    from kvcompress.container import to_bytes
-    from kvcompress.hf import capture
-
-    snapshots = [capture(model, session[: WINDOW_TOKENS // 2], tokenizer=tokenizer) for session in ids[:4]]
+    """Coarser qualities weigh less in whole files. What is printed is no figure to quote: so few windows fitted it."""
+    snapshots = [capture(model, one[: WINDOW_TOKENS // 2], tokenizer=tokenizer) for one in ids[:4]]
+    ratios = list[float]()
+    raw = fmean(sum(part.numel() * 2 for layer in kv.layers for part in (layer.keys, layer.values)) for kv in snapshots)
     for tier in TIERS:
-        sizes = [len(to_bytes(encode_at_quality(codec, kv, tier.name))) for kv in snapshots]
-        raw = [sum(part.numel() * 2 for layer in kv.layers for part in (layer.keys, layer.values)) for kv in snapshots]
-        print(tier.name, found[tier.name].setting.words(), f"{fmean(raw) / fmean(sizes):.1f}x of 16 bits")
+        ratios.append(raw / fmean(len(to_bytes(encode_at_quality(codec, kv, tier.name))) for kv in snapshots))
+        print(tier.name, found[tier.name].setting.words(), f"{ratios[-1]:.1f}x of 16 bits")
+    assert ratios == sorted(ratios)
