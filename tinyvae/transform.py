@@ -181,6 +181,8 @@ class Transform(nn.Module):
     Attributes:
         synthesis: [R, C], the widest latent first.
         metric: [C, largest block]; in few bits the analysis would go astray.
+        analysis_steps: While the synthesis is trained the analysis is made anew after so many steps: it costs more than
+            all else of a step, and moves little in one.
     """
 
     def __init__(self, blocks: Sequence[int], rank: int, sharp: int = SHARP_LATENTS) -> None:
@@ -190,16 +192,19 @@ class Transform(nn.Module):
         self.metric = StoredMatrix(sum(blocks), max(blocks), 8)
         self._analysis: Tensor | None = None
         self._versions: tuple[int, ...] = ()
+        self.analysis_steps, self._steps_old = 1, 0
 
     @property
     def analysis(self) -> Tensor:
-        """[C, R] float32, made from the synthesis once (in training after each step).
+        """[C, R] float32, made from the synthesis once (in training after some steps).
 
         The encoder needs it, and a predictor its leading columns.
         """
         versions = tuple(master._version for master in self.synthesis.parameters())  # empty outside training
-        if self._analysis is None or versions != self._versions:
-            self._analysis, self._versions = self._inverse(self.synthesis.dense.detach()), versions
+        if versions != self._versions:
+            self._versions, self._steps_old = versions, self._steps_old + 1
+        if self._analysis is None or self._steps_old >= self.analysis_steps:
+            self._analysis, self._steps_old = self._inverse(self.synthesis.dense.detach()), 0
         return self._analysis
 
     @property
