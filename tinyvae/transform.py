@@ -156,6 +156,10 @@ def block_metric(weight: Tensor, blocks: Sequence[int]) -> Tensor:
 
 def times_block_metric(rows: Tensor, metric: Tensor, blocks: Sequence[int]) -> Tensor:
     """Return rows [N, C] times the block-diagonal matrix of the symmetric parts of the blocks in `metric`."""
+    if rows.requires_grad and len(set(blocks)) == 1:  # in a loop the gradient of each block is as large as the whole
+        squares = metric.view(len(blocks), blocks[0], blocks[0])
+        symmetric = (squares + squares.mT) / 2
+        return (rows.view(len(rows), len(blocks), blocks[0]).transpose(0, 1) @ symmetric).transpose(0, 1).flatten(1)
     out, start = torch.empty_like(rows), 0
     for size in blocks:
         block = metric[start : start + size, :size]

@@ -24,6 +24,7 @@ class Coded:
         group: Index of the group.
         context: Of its T tokens, lower groups known.
         channels: [T, C] float32, exact.
+        latents: [T, R] float32, of what the prior leaves of them, lower groups known.
         innovations: [T, R] float32, what prior and prediction leave to code.
         decoded: [T, R] float32, latents that the decoder has.
         spoken: [T, R] bool, latents whose symbol is not 0.
@@ -34,6 +35,7 @@ class Coded:
     group: int
     context: Context
     channels: Tensor
+    latents: Tensor
     innovations: Tensor
     decoded: Tensor
     spoken: Tensor
@@ -60,7 +62,7 @@ def coded_groups(
         vae, places = codec.vae(group), group_positions(snapshot, layers)
         context = vae.context(snapshot.token_ids, codec.known_rows(snapshot, group), places)
         channels = to_channels(snapshot, layers, rope)
-        found.append((channels, vae.analyse(context, channels), context))
+        found.append((channels, _latents(vae, context, channels), context))
     outliers = codec.outliers(snapshot, [(latents.detach(), context) for _, latents, context in found])
     lifts, finer = outliers.spread(snapshot.tokens)
     below = list[tuple[Tensor, Tensor]]()
@@ -73,7 +75,14 @@ def coded_groups(
         levels = _levels(vae, context, rates, latents.shape[1])
         innovations, decoded, spoken = coded_latents(vae, wanted, context, rates, levels)
         below.append((places, context.ordinary(decoded.detach())))
-        yield Coded(group, context, channels, innovations, decoded, spoken, rates, levels)
+        yield Coded(group, context, channels, wanted, innovations, decoded, spoken, rates, levels)
+
+
+def _latents(vae: TinyVAE, context: Context, channels: Tensor) -> Tensor:
+    """Return what `TinyVAE.analyse` does; the product of all channels has no gradient, and the prior's is as narrow."""
+    whole = vae.transform.analyse(channels - vae.prior.bias.detach())
+    moved = vae.transform.analyse((vae.prior.bias.detach() - vae.prior.bias)[None])
+    return whole + moved - context.hidden @ vae.moving
 
 
 def _levels(vae: TinyVAE, context: Context, rates: Tensor, latents: int) -> Tensor:

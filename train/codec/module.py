@@ -27,7 +27,7 @@ from kvcompress.prune.demand import drop
 from kvcompress.resume import feed
 from tinyvae.loss import divergence_nats, error_bits, trade
 from tinyvae.quantize import steps_at
-from tinyvae.transform import times_block_metric
+from tinyvae.transform import Transform, times_block_metric
 from train.codec.coding import Coded, as_cached, coded_groups
 from train.codec.data import CachedSession
 from train.codec.prices import Prices
@@ -62,6 +62,10 @@ class StageModule(lightning.LightningModule):
         for group in range(len(self.codec.groups)):
             self.codec.vae(group).end_training()
         return self.codec
+
+    def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
+        """Leave sessions where they are: a codec reads caches on the processor."""
+        return batch
 
     def configure_optimizers(self) -> Any:
         """AdamW on prior and prediction, on the synthesis steps in units of its size; a cosine over the stage."""
@@ -122,7 +126,16 @@ class RateStage(StageModule):
 
     A latent whose symbol is 0 is what prior and prediction say, and what no latent reaches is what the prior says: the
     error there counts by what as much error costs in bits where latents are coded.
+
+    Args:
+        codec: Trained in place.
+        recipe: The recipe.
+        stage: The stage's dials.
     """
+
+    def __init__(self, codec: TinyVAECodec, recipe: CodecRecipe, stage: Stage) -> None:
+        super().__init__(codec, recipe, stage)
+        self._grams = [_gram(codec.vae(group).transform) for group in range(len(codec.groups))]
 
     def loss(self, session: CachedSession, rate: int, chance: torch.Generator | None) -> dict[str, Tensor]:
         """Return bits and priced error a token, meaned over the session."""
@@ -139,8 +152,9 @@ class RateStage(StageModule):
         step = steps_at(vae.config.reference_step, coded.rates)
         bits, octave = self.prices.bits(coded.innovations, step, coded.levels)
         left = coded.channels - vae.prior.expected(coded.context.hidden)
-        beyond = left - vae.transform.synthesise(vae.transform.analyse(left), torch.zeros_like(left))
-        squares = (times_block_metric(beyond, vae.transform.metric.dense, vae.config.blocks) * beyond).sum(1)
+        whole = (times_block_metric(left, vae.transform.metric.dense, vae.config.blocks) * left).sum(1)
+        within = ((coded.latents @ self._grams[coded.group]) * coded.latents).sum(1)  # latents are a least-squares fit
+        squares = (whole - within).clamp(min=0)
         unsaid = coded.innovations.masked_fill(coded.spoken, 0.0).square().sum(1)
         return bits.mean(), octave.mean(), error_bits(squares + unsaid, step).mean()
 
@@ -200,6 +214,13 @@ class DivergenceStage(StageModule):
             span = slice(max(0, place - 4), place + 5)
             usual[span] = torch.where(usual[span] == 0, now, 0.9 * usual[span] + 0.1 * now)
         return usual[place].clone()
+
+
+@torch.no_grad()
+def _gram(transform: Transform) -> Tensor:
+    """Return the squared error [R, R] float32 that latents stand for, in the metric that is stored."""
+    synthesis = transform.synthesis.dense
+    return times_block_metric(synthesis, transform.metric.dense, transform.blocks) @ synthesis.T
 
 
 def _meaned(parts: list[dict[str, Tensor]]) -> dict[str, Tensor]:

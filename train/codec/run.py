@@ -131,6 +131,7 @@ class CodecRun:
 
     def _train(self, module: StageModule, name: str) -> TinyVAECodec:
         directory = self.state / "steps" / name
+        directory.mkdir(parents=True, exist_ok=True)
         learnt, apart = (
             self._loader(module, self.fitter.shards, self.recipe.seed),
             self._loader(module, self.fitter.levels),
