@@ -160,6 +160,7 @@ class CodecRun:
                 TQDMProgressBar(refresh_rate=10),
             ],
             enable_model_summary=False,
+            inference_mode=False,  # what is cached while looking at sessions kept apart is used in training
             num_sanity_val_steps=0,
         )
         last, initial = directory / "last.ckpt", {key: value.clone() for key, value in module.state_dict().items()}
