@@ -114,11 +114,14 @@ class StageModule(lightning.LightningModule):
 
     def validation_step(self, batch: list[CachedSession], batch_idx: int) -> None:
         """Log the loss on sessions that are not trained on, at fixed rates."""
+        for name, value in self.looked_at(batch).items():
+            self.log(f"validation_{name}", value, prog_bar=name == "loss", batch_size=len(batch), sync_dist=True)
+
+    def looked_at(self, batch: list[CachedSession]) -> dict[str, Tensor]:
+        """Return the figures of sessions, meaned over them and over fixed rates."""
         low, high = self.recipe.lowest_rate, self.recipe.highest_rate
         rates = [low + (high - low) * (2 * number + 1) // (2 * VALIDATED_RATES) for number in range(VALIDATED_RATES)]
-        found = _meaned([self.loss(session, rate, None) for session in batch for rate in rates])
-        for name, value in found.items():
-            self.log(f"validation_{name}", value, prog_bar=name == "loss", batch_size=len(batch), sync_dist=True)
+        return _meaned([self.loss(session, rate, None) for session in batch for rate in rates])
 
 
 class RateStage(StageModule):

@@ -164,7 +164,7 @@ class CodecRun:
             num_sanity_val_steps=0,
         )
         last, initial = directory / "last.ckpt", {key: value.clone() for key, value in module.state_dict().items()}
-        before = self._looked_at_first(trainer, module, apart, directory / "before.json")
+        before = self._looked_at_first(module, apart, directory / "before.json")
         trainer.fit(module, learnt, apart, ckpt_path=str(last) if last.exists() else None, weights_only=False)
         gained = before - float(best.best_model_score) if best.best_model_score is not None else 0.0
         _announce(f"{name}: {gained:.1f} bits a token gained on sessions kept apart, {trainer.global_step} steps")
@@ -172,14 +172,17 @@ class CodecRun:
         module.load_state_dict(kept)
         return module.finish()
 
-    def _looked_at_first(self, trainer: lightning.Trainer, module: StageModule, apart: Any, place: Path) -> float:
+    def _looked_at_first(self, module: StageModule, apart: DataLoader[Any], place: Path) -> float:
         """Return the loss on sessions kept apart before the first step: what a stage has to improve on."""
-        if not place.exists():
-            (found,) = trainer.validate(module, apart, verbose=False)
-            if self._is_first:
-                atomic_write(place, [json.dumps(found).encode()], force=True)
-            return float(found["validation_loss"])
-        return float(json.loads(place.read_text())["validation_loss"])
+        if self._is_first and not place.exists():
+            module.eval()
+            with torch.no_grad():
+                found = [float(module.looked_at(batch)["loss"]) for batch in apart]
+            module.train()
+            atomic_write(place, [json.dumps(sum(found) / len(found)).encode()], force=True)
+        while not place.exists():
+            time.sleep(1.0)
+        return float(json.loads(place.read_text()))
 
     def _loader(self, module: StageModule, shards: Shards, seed: int | None = None) -> DataLoader[Any]:
         sessions = ShardSessions(shards, self.recipe.continuation_tokens, seed)
