@@ -201,6 +201,15 @@ def test_the_analysis_follows_the_synthesis_after_some_steps(codec: TinyVAECodec
     assert sum(torch.equal(a, b) for a, b in itertools.pairwise(seen)) >= 1
 
 
+def test_a_table_that_is_not_trained_stays(codec: TinyVAECodec) -> None:
+    trained = fresh(codec)
+    module = RateStage(trained, CodecRecipe(train_table=False), Stage(1, 1e-3))
+    before = trained.vae(0).prior.table.sharp.packed.clone()
+    assert not list(trained.vae(0).prior.table.parameters())
+    assert list(trained.vae(0).prior.outward.parameters())
+    assert torch.equal(module.finish().vae(0).prior.table.sharp.packed, before)
+
+
 @pytest.mark.parametrize(
     ("later", "told"),
     [((math.nan, 100.0, 50.0), "loss is nan"), ((1.0, 900.0, 50.0), "explodes"), ((1.0, 1.0, 0.001), "collapses")],

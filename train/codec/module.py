@@ -54,7 +54,8 @@ class StageModule(lightning.LightningModule):
         self.last: dict[str, float] = {}
         self.prices, self._since = Prices.of(codec.bank), time.perf_counter()
         for group in range(len(codec.groups)):
-            codec.vae(group).begin_training(with_synthesis=stage.synthesis_rate > 0)
+            synthesis, table = stage.synthesis_rate > 0, recipe.train_table
+            codec.vae(group).begin_training(with_synthesis=synthesis, with_table=table)
             codec.vae(group).transform.analysis_steps = recipe.analysis_steps
 
     def finish(self) -> TinyVAECodec:

@@ -41,6 +41,8 @@ class CodecRecipe:
         divergence_stage: These and the synthesis, on bits and the KL divergence of the resumed model.
         lowest_rate: Coarsest rate index trained for.
         highest_rate: Finest rate index trained for.
+        train_table: Whether the token table is trained. One that comes from a model's own embeddings knows tokens that
+            no session holds: trained, the others would move away from them.
         continuation_tokens: Tokens predicted from a cache, at most.
         mixed_share: Share of the steps whose tokens are in different tiers, as a plan leaves them.
         analysis_steps: Steps after which the analysis follows the synthesis; the larger the model, the more it saves.
@@ -59,6 +61,7 @@ class CodecRecipe:
     divergence_stage: Stage = field(default_factory=lambda: Stage(1300, 2e-4, 2e-3))
     lowest_rate: int = 0
     highest_rate: int = 72
+    train_table: bool = True
     continuation_tokens: int = 192
     mixed_share: float = 0.3
     analysis_steps: int = 1
