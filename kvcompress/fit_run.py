@@ -124,7 +124,7 @@ def fit_checkpoint(
     if source.model is None:
         announce("no model was named, so nothing was verified: the codec promises no quality")
     else:
-        _verify(codec, *load_model(source.model), shards, working, progress, announce)
+        verify(codec, *load_model(source.model), shards, working, progress, announce)
     save_codec(codec, output)
     shutil.rmtree(place, ignore_errors=True)
     return _summary(codec, output, time.perf_counter() - start)
@@ -143,7 +143,7 @@ def _harvest(
     return Shards(target)
 
 
-def _verify(
+def verify(
     codec: TinyVAECodec,
     model: Any,
     tokenizer: Any,
@@ -162,13 +162,17 @@ def _verify(
         announce(f"no quality is promised: {error.what}. {error.remedy}")
 
 
+def peak_bytes() -> int:
+    """Return the most memory that this process has held."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
 def _summary(codec: TinyVAECodec, output: Path, seconds: float) -> dict[str, Any]:
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
     return {
         "output": str(output),
         "tokens": codec.fitted["tokens"],
         "fit_seconds": seconds,
-        "peak_bytes": peak,
+        "peak_bytes": peak_bytes(),
         "threads": torch.get_num_threads(),
         "file_bytes": (output / "model.safetensors").stat().st_size,
         "promises": stored_in_words(codec),
@@ -177,4 +181,4 @@ def _summary(codec: TinyVAECodec, output: Path, seconds: float) -> dict[str, Any
     }
 
 
-__all__ = ["FitSource", "ShardTrial", "fit_checkpoint"]
+__all__ = ["FitSource", "ShardTrial", "fit_checkpoint", "peak_bytes", "verify"]

@@ -1,4 +1,4 @@
-"""What training minimises: bits and divergence, smooth stand-ins for what the entropy coder and the model will say.
+"""What training minimises beside bits: squared error priced in bits, and the divergence of what the model says.
 
 With quantisation steps D a finer step costs one bit a latent that is coded and divides the divergence by four. So bits
 and the logarithm of the divergence trade at a fixed rate at every step, and one loss serves all rates:
@@ -12,26 +12,7 @@ from __future__ import annotations
 
 import math
 
-import torch
 from torch import Tensor
-
-SHARPNESS = 1.7
-"""Where the stand-in for bits turns up, in inverse steps: a latent of a quarter step then costs an eighth of a bit, as
-the tables charge a Gaussian of that width."""
-
-
-def rate_bits(innovations: Tensor, steps: Tensor) -> tuple[Tensor, Tensor]:
-    """Return smooth bits and smooth count of coded latents of each token, both [T] float32.
-
-    Half the log2 of one plus the square in steps: log2 of the magnitude where it is large, its square where it is
-    small, as in the soft threshold of reverse water-filling. What it leaves out is constant in the innovations.
-
-    Args:
-        innovations: [T, R] float32, what prior and prediction leave.
-        steps: [T, 1] float32 quantisation steps.
-    """
-    power = (SHARPNESS * innovations / steps).square()
-    return 0.5 * torch.log2(1 + power).sum(1), (power.detach() / (1 + power.detach())).sum(1)
 
 
 def error_bits(squares: Tensor, steps: Tensor) -> Tensor:
@@ -53,15 +34,15 @@ def divergence_nats(exact: Tensor, decoded: Tensor) -> Tensor:
     return (log_p.exp() * (log_p - log_q)).sum(-1).mean()
 
 
-def trade(bits: Tensor, coded: Tensor, divergence: Tensor, usual_divergence: Tensor) -> Tensor:
+def trade(bits: Tensor, octave_bits: Tensor, divergence: Tensor, usual_divergence: Tensor) -> Tensor:
     """Return bits plus the worth in bits of the divergence's change, see the module.
 
     Args:
-        bits: [T] smooth bits of each token.
-        coded: [T] smooth count of coded latents.
+        bits: Mean bits of a token.
+        octave_bits: Mean bits that halving the step would add: the number of coded latents, where these are wide.
         divergence: Mean KL, in nats.
         usual_divergence: What it usually is at these steps: the slope of the logarithm is taken there, so that one
             session of tiny divergence does not outweigh the others.
     """
-    worth = 0.5 * coded.mean() / math.log(2)
-    return bits.mean() + worth * divergence / usual_divergence.clamp(min=1e-12)
+    worth = 0.5 * octave_bits.detach() / math.log(2)
+    return bits + worth * divergence / usual_divergence.clamp(min=1e-12)

@@ -171,9 +171,9 @@ class TinyVAE(nn.Module):
         self._moving: Tensor | None = None
         self._joined: Tensor | None = None
 
-    def begin_training(self, *, with_synthesis: bool) -> None:
-        """Give prior and prediction, and the synthesis where asked, float32 parameters, rounded in every forward."""
-        self.prior.begin_training()
+    def begin_training(self, *, with_synthesis: bool, with_table: bool = True) -> None:
+        """Give prior and prediction, and synthesis and table where asked, parameters that every forward rounds."""
+        self.prior.begin_training(with_table=with_table)
         if self.predictor is not None:
             self.predictor.begin_training()
             as_parameter(self, "weights")

@@ -225,11 +225,12 @@ class TokenPrior(nn.Module):
         self.register_buffer("opening", torch.zeros(channels) if first else None)
         self.register_buffer("bias", torch.zeros(channels))
 
-    def begin_training(self) -> None:
-        """Give all matrices float32 parameters."""
+    def begin_training(self, *, with_table: bool = True) -> None:
+        """Give all matrices float32 parameters, the token table only where asked."""
         as_parameter(self, "bias")
         for part in self._parts():
-            part.begin_training()
+            if with_table or part is not self.table:
+                part.begin_training()
 
     def end_training(self) -> None:
         """Keep what was trained."""

@@ -156,6 +156,10 @@ def block_metric(weight: Tensor, blocks: Sequence[int]) -> Tensor:
 
 def times_block_metric(rows: Tensor, metric: Tensor, blocks: Sequence[int]) -> Tensor:
     """Return rows [N, C] times the block-diagonal matrix of the symmetric parts of the blocks in `metric`."""
+    if rows.requires_grad and len(set(blocks)) == 1:  # in a loop the gradient of each block is as large as the whole
+        squares = metric.view(len(blocks), blocks[0], blocks[0])
+        symmetric = (squares + squares.mT) / 2
+        return (rows.view(len(rows), len(blocks), blocks[0]).transpose(0, 1) @ symmetric).transpose(0, 1).flatten(1)
     out, start = torch.empty_like(rows), 0
     for size in blocks:
         block = metric[start : start + size, :size]
@@ -181,6 +185,8 @@ class Transform(nn.Module):
     Attributes:
         synthesis: [R, C], the widest latent first.
         metric: [C, largest block]; in few bits the analysis would go astray.
+        analysis_steps: While the synthesis is trained the analysis is made anew after so many steps: it costs more than
+            all else of a step, and moves little in one.
     """
 
     def __init__(self, blocks: Sequence[int], rank: int, sharp: int = SHARP_LATENTS) -> None:
@@ -190,16 +196,19 @@ class Transform(nn.Module):
         self.metric = StoredMatrix(sum(blocks), max(blocks), 8)
         self._analysis: Tensor | None = None
         self._versions: tuple[int, ...] = ()
+        self.analysis_steps, self._steps_old = 1, 0
 
     @property
     def analysis(self) -> Tensor:
-        """[C, R] float32, made from the synthesis once (in training after each step).
+        """[C, R] float32, made from the synthesis once (in training after some steps).
 
         The encoder needs it, and a predictor its leading columns.
         """
         versions = tuple(master._version for master in self.synthesis.parameters())  # empty outside training
-        if self._analysis is None or versions != self._versions:
-            self._analysis, self._versions = self._inverse(self.synthesis.dense.detach()), versions
+        if versions != self._versions:
+            self._versions, self._steps_old = versions, self._steps_old + 1
+        if self._analysis is None or self._steps_old >= self.analysis_steps:
+            self._analysis, self._steps_old = self._inverse(self.synthesis.dense.detach()), 0
         return self._analysis
 
     @property

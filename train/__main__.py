@@ -51,8 +51,9 @@ def lm(
 
 @app.command()
 def fit(
-    sessions: Annotated[Path, typer.Option(help="JSON lines of recorded sessions.")],
     out: Annotated[Path, typer.Option("-o", "--out", help="Directory of the codec; its run, beside it, is resumed.")],
+    sessions: Annotated[Path | None, typer.Option(help="JSON lines of recorded sessions.")] = None,
+    shards: Annotated[Path | None, typer.Option(help="What `kvcompress harvest` left, instead of sessions.")] = None,
     config: Annotated[Path, typer.Option(help="Recipe (YAML).")] = Path("train/configs/codec.yaml"),
     model: Annotated[str, typer.Option(help="Model directory, or the name of a bundled model.")] = "reference-lm",
     devices: Annotated[int | None, typer.Option(help="Processes of data-parallel training.", min=1)] = None,
@@ -74,7 +75,7 @@ def fit(
     from train.codec.run import CodecRun
 
     with progress_bar("fit") as progress:
-        summary = CodecRun(recipe, model, sessions, out, progress).run()
+        summary = CodecRun(recipe, model, sessions, shards, out, progress).run()
     if summary:
         typer.echo(json.dumps(summary, indent=1))
 

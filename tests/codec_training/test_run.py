@@ -20,8 +20,8 @@ RECIPE = """
 fit: {rank: 96, prior_rank: 32, prior_width: 48, fisher_sessions: 3}
 rate_stage: {steps: 6, learning_rate: 0.001}
 divergence_stage: {steps: 4, learning_rate: 0.0001, synthesis_rate: 0.001}
-prefix_tokens: 128
 continuation_tokens: 32
+validate_steps: 3
 logger: csv
 """
 

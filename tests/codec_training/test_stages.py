@@ -2,24 +2,31 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from pathlib import Path
 
 import pytest
 import torch
+from transformers import LlamaForCausalLM
 
 pytest.importorskip("lightning", reason="the train extra is not installed")
 
 from kvcompress.channels import to_channels
 from kvcompress.codec import TinyVAECodec, rope_of
 from kvcompress.errors import InputError
+from kvcompress.harvest import harvest
+from kvcompress.hf import capture
+from kvcompress.shards import HarvestSettings, Shards
 from kvcompress.snapshot import KVSnapshot
+from tests.codec.conftest import random_sessions
 from tinyvae.neighbours import phases
 from tinyvae.offsets import PRIOR_ONLY
 from tinyvae.predictor import LOWEST_TOLD
-from train.codec.data import Cuts
+from train.codec.coding import coded_groups
+from train.codec.data import ShardSessions
 from train.codec.guard import PATIENCE_STEPS, Guard, TrainingError
-from train.codec.module import DivergenceStage, coded_channels
+from train.codec.module import DivergenceStage, RateStage, StageModule
 from train.codec.recipe import CodecRecipe, Stage, read_recipe
 from train.codec.run import with_learned_parts
 
@@ -86,13 +93,18 @@ def test_training_sees_what_the_decoder_gives(codec: TinyVAECodec, snapshot: KVS
     """The channels that the loss is taken of are those of the decoded cache, whatever gradients pass."""
     trained = loud(codec)
     DivergenceStage(trained, unused_model(), CodecRecipe(), Stage(1, 1e-3, 1e-3))
-    _, _, channels = coded_channels(trained, 0, snapshot, RATE)
+    channels = channels_of(trained, snapshot, RATE)
     decoded = to_channels(loud(codec).reconstruct(snapshot, RATE), codec.groups[0], rope_of(snapshot.origin))
     assert torch.allclose(channels.detach(), decoded, atol=1e-3 * float(decoded.abs().max()))
 
 
 def unused_model() -> torch.nn.Module:
     return torch.nn.Linear(1, 1)
+
+
+def channels_of(codec: TinyVAECodec, snapshot: KVSnapshot, rate: int) -> torch.Tensor:
+    (coded,) = coded_groups(codec, snapshot, rate)
+    return codec.vae(0).synthesise(coded.context, coded.decoded)
 
 
 def test_a_latent_of_symbol_zero_teaches_the_prior_and_a_coded_one_does_not(
@@ -103,7 +115,7 @@ def test_a_latent_of_symbol_zero_teaches_the_prior_and_a_coded_one_does_not(
     for rate in (0, 300):  # nothing is coded, everything is
         trained = fresh(codec)
         module = DivergenceStage(trained, unused_model(), CodecRecipe(), Stage(1, 1e-3, 1e-3))
-        _, _, channels = coded_channels(trained, 0, snapshot, rate)
+        channels = channels_of(trained, snapshot, rate)
         # In the span of the latents: what lies beyond them the prior answers for at every rate.
         seen = channels @ trained.vae(0).transform.analysis
         seen.square().sum().backward()
@@ -124,19 +136,78 @@ def test_what_was_trained_is_what_is_kept(codec: TinyVAECodec, snapshot: KVSnaps
     assert torch.allclose(kept.vae(0).prior(snapshot.token_ids), before, atol=1e-2 * float(before.abs().max()))
 
 
-def test_cuts_keep_to_their_lengths_and_change_by_epoch() -> None:
-    sessions = [{"token_ids": list(range(n))} for n in (64, 300, 2000)]
-    cuts = Cuts(sessions, 256, 64, seed=0)  # type: ignore[arg-type]
-    found = set()
+@pytest.fixture(scope="module")
+def shards(model: LlamaForCausalLM, tmp_path_factory: pytest.TempPathFactory) -> Shards:
+    place = tmp_path_factory.mktemp("shards") / "shards"
+    rows = [(str(number), ids) for number, ids in enumerate(random_sessions(6, 96))]
+    settings = HarvestSettings(continuation_tokens=32, gradient_sessions=2)
+    harvest(model, None, rows, place, lambda stage, done, total: None, settings=settings)
+    return Shards(place)
+
+
+def test_sessions_are_cut_anew_in_every_epoch_and_stay_what_the_model_said(
+    shards: Shards, model: LlamaForCausalLM
+) -> None:
+    sessions, lengths = ShardSessions(shards, 16, seed=0), set()
     for epoch in range(4):
-        cuts.epoch = epoch
-        for index in range(3):
-            ids, cut = cuts[index]
-            assert 1 <= cut <= 256
-            assert 1 <= len(ids) - cut <= 64
-            found.add((epoch, index, cut))
-            assert cuts[index][1] == cut
-    assert len({cut for _, _, cut in found}) > 3
+        sessions.epoch = epoch
+        for index in range(len(shards)):
+            one, whole = sessions[index], shards.session(index)
+            tokens = one.snapshot.tokens
+            lengths.add(tokens)
+            assert tokens >= 32
+            assert torch.equal(torch.cat([one.snapshot.token_ids, one.continuation]), whole[: tokens + 16])
+            assert sessions[index].snapshot.tokens == tokens
+    assert len(lengths) > 4
+    exact = capture(model, one.snapshot.token_ids)
+    assert torch.allclose(one.snapshot.layers[1].values.float(), exact.layers[1].values, atol=2e-3)
+
+
+def test_without_a_seed_sessions_are_as_harvested(shards: Shards) -> None:
+    assert {one.snapshot.tokens for one in map(ShardSessions(shards, 16).__getitem__, range(len(shards)))} == {64}
+
+
+@pytest.mark.parametrize("mixed", [False, True])
+def test_both_stages_lower_their_loss(
+    codec: TinyVAECodec, model: LlamaForCausalLM, shards: Shards, mixed: bool
+) -> None:
+    """A few steps on one session at one rate: the gradients point downhill, also where tiers are mixed."""
+    session, recipe = ShardSessions(shards, 16)[0], CodecRecipe()
+    for make in (
+        lambda one: RateStage(one, recipe, Stage(8, 3e-3)),
+        lambda one: DivergenceStage(one, model, recipe, Stage(8, 1e-3, 1e-3)),
+    ):
+        module: StageModule = make(fresh(codec))
+        optimizer, losses = module.configure_optimizers()["optimizer"], []
+        for _ in range(8):
+            chance = torch.Generator().manual_seed(3) if mixed else None
+            optimizer.zero_grad()
+            loss = module.loss(session, RATE, chance)["loss"]
+            loss.backward()
+            optimizer.step()
+            losses.append(float(loss))
+        assert losses[-1] < losses[0]
+
+
+def test_the_analysis_follows_the_synthesis_after_some_steps(codec: TinyVAECodec) -> None:
+    trained = fresh(codec)
+    DivergenceStage(trained, unused_model(), CodecRecipe(analysis_steps=2), Stage(1, 1e-3, 1e-3))
+    transform, seen = trained.vae(0).transform, []
+    for _ in range(4):
+        with torch.no_grad():
+            transform.synthesis.sharp.master.mul_(1.5)
+        seen.append(transform.analysis.clone())
+    assert not torch.equal(seen[1], seen[0]) or not torch.equal(seen[2], seen[1])
+    assert sum(torch.equal(a, b) for a, b in itertools.pairwise(seen)) >= 1
+
+
+def test_a_table_that_is_not_trained_stays(codec: TinyVAECodec) -> None:
+    trained = fresh(codec)
+    module = RateStage(trained, CodecRecipe(train_table=False), Stage(1, 1e-3))
+    before = trained.vae(0).prior.table.sharp.packed.clone()
+    assert not list(trained.vae(0).prior.table.parameters())
+    assert list(trained.vae(0).prior.outward.parameters())
+    assert torch.equal(module.finish().vae(0).prior.table.sharp.packed, before)
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,7 @@ class TrainingError(KVCompressError):
 
 
 class Guard(Callback):
-    """Watches loss, bits and coded latents of every step.
+    """Watches loss, bits and bits an octave of every step.
 
     What is usual is the mean of the first `PATIENCE_STEPS` steps, which start from the closed form: after as many more,
     running means that leave it by far end the run.
@@ -31,7 +31,7 @@ class Guard(Callback):
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Look at one step."""
         found = pl_module.last
-        self.check(found["loss"], found["bits_per_token"], found["coded_latents"])
+        self.check(found["loss"], found["bits"], found["octave"])
 
     def check(self, loss: float, bits: float, coded: float) -> None:
         """Take one step's figures.

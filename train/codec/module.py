@@ -1,16 +1,17 @@
-"""The two trained stages of a codec as Lightning modules: bits, then bits and divergence of the resumed model.
+"""The two trained stages of a codec as Lightning modules: bits and error, then bits and what the resumed model says.
 
 ```
-rate stage        caches (harvested) - prior(tokens) ─► analyse ─► - predicted from decoded ──► bits
-                                           └──► what no latent reaches ──► its squared error in bits
-divergence stage  cache ─► analyse ─► - prior - predicted ─► quantize ─► synthesise ─► RoPE ─► resumed model ─► KL
-                                              └──► bits
+rate stage        cache (shard) - prior(tokens) ─► analyse ─► - predicted from decoded ─► quantise ─► bits
+                                           └──► what no symbol carries ──► its squared error in bits
+divergence stage  cache (shard) ─► analyse ─► - prior - predicted ─► quantise ─► synthesise ─► resumed model ─► KL
+                                                        └──► bits
 ```
 """
 
 from __future__ import annotations
 
 import math
+import time
 from typing import Any
 
 import lightning
@@ -18,21 +19,24 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
-from kvcompress.channels import from_channels, group_positions, to_channels
-from kvcompress.codec import TinyVAECodec, rope_of
-from kvcompress.hf import capture
-from kvcompress.hf.forward import run
+from kvcompress.codec import TinyVAECodec
+from kvcompress.fit_run import peak_bytes
+from kvcompress.hf.forward import open_mask, run
 from kvcompress.hf.restore import restore
+from kvcompress.prune.demand import drop
 from kvcompress.resume import feed
-from kvcompress.snapshot import KVSnapshot
-from tinyvae import Context, TinyVAE
-from tinyvae.loss import divergence_nats, error_bits, rate_bits, trade
-from tinyvae.neighbours import phases
-from tinyvae.quantize import dequantize, quantize, steps_at
-from tinyvae.transform import times_block_metric
+from tinyvae.loss import divergence_nats, error_bits, trade
+from tinyvae.quantize import steps_at
+from tinyvae.transform import Transform, times_block_metric
+from train.codec.coding import Coded, as_cached, coded_groups
+from train.codec.data import CachedSession
+from train.codec.prices import Prices
 from train.codec.recipe import CodecRecipe, Stage
+from train.codec.tiers import mixed_tiers
 
 WARMUP_SHARE = 0.05
+VALIDATED_RATES = 3
+"""Rates at which sessions kept apart are looked at, spread evenly over those trained for."""
 
 
 class StageModule(lightning.LightningModule):
@@ -48,14 +52,21 @@ class StageModule(lightning.LightningModule):
         super().__init__()
         self.codec, self.recipe, self.stage = codec, recipe, stage
         self.last: dict[str, float] = {}
+        self.prices, self._since = Prices.of(codec.bank), time.perf_counter()
         for group in range(len(codec.groups)):
-            codec.vae(group).begin_training(with_synthesis=stage.synthesis_rate > 0)
+            synthesis, table = stage.synthesis_rate > 0, recipe.train_table
+            codec.vae(group).begin_training(with_synthesis=synthesis, with_table=table)
+            codec.vae(group).transform.analysis_steps = recipe.analysis_steps
 
     def finish(self) -> TinyVAECodec:
         """Keep what was trained and return the codec; levels and tables have to be fitted to it again."""
         for group in range(len(self.codec.groups)):
             self.codec.vae(group).end_training()
         return self.codec
+
+    def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
+        """Leave sessions where they are: a codec reads caches on the processor."""
+        return batch
 
     def configure_optimizers(self) -> Any:
         """AdamW on prior and prediction, on the synthesis steps in units of its size; a cosine over the stage."""
@@ -78,60 +89,78 @@ class StageModule(lightning.LightningModule):
             return (step + 1) / warm
         return 0.5 * (1 + math.cos(math.pi * min(1.0, (step - warm) / max(1, self.stage.steps - warm))))
 
-    def _rate(self) -> int:
-        """Return a rate index to train this step at; the same for all sessions of a step."""
+    def loss(self, session: CachedSession, rate: int, chance: torch.Generator | None) -> dict[str, Tensor]:
+        """Return the `loss` of a session, `bits` a token, those of an `octave` of the step, and what else there is.
+
+        Args:
+            session: The session.
+            rate: Rate index.
+            chance: Draws tiers for its tokens; None codes all at the rate.
+        """
+        raise NotImplementedError
+
+    def training_step(self, batch: list[CachedSession], batch_idx: int) -> Tensor:
+        """Return the mean loss over the sessions of a step."""
         chance = torch.Generator().manual_seed(hash((self.recipe.seed, self.global_step, self.global_rank)) % 2**31)
         low, high = self.recipe.lowest_rate, self.recipe.highest_rate
-        return int(torch.randint(low, high + 1, (1,), generator=chance))
+        rate = int(torch.randint(low, high + 1, (1,), generator=chance))
+        mixed = float(torch.rand(1, generator=chance)) < self.recipe.mixed_share
+        found = _meaned([self.loss(session, rate, chance if mixed else None) for session in batch])
+        now = time.perf_counter()
+        self.last = {name: float(value.detach()) for name, value in found.items()}
+        self.last |= {"seconds": now - self._since, "peak_gigabytes": peak_bytes() / 1e9}
+        self._since = now
+        self.log_dict(self.last, prog_bar=True, batch_size=len(batch))
+        return found["loss"]
 
-    def _report(self, loss: Tensor, bits: Tensor, coded: Tensor, **others: float) -> Tensor:
-        self.last = {
-            "loss": float(loss.detach()),
-            "bits_per_token": float(bits.detach().mean()),
-            "coded_latents": float(coded.mean()),
-            **others,
-        }
-        self.log_dict(self.last, prog_bar=True)
-        return loss
+    def validation_step(self, batch: list[CachedSession], batch_idx: int) -> None:
+        """Log the loss on sessions that are not trained on, at fixed rates."""
+        for name, value in self.looked_at(batch).items():
+            self.log(f"validation_{name}", value, prog_bar=name == "loss", batch_size=len(batch), sync_dist=True)
+
+    def looked_at(self, batch: list[CachedSession]) -> dict[str, Tensor]:
+        """Return the figures of sessions, meaned over them and over fixed rates."""
+        low, high = self.recipe.lowest_rate, self.recipe.highest_rate
+        rates = [low + (high - low) * (2 * number + 1) // (2 * VALIDATED_RATES) for number in range(VALIDATED_RATES)]
+        return _meaned([self.loss(session, rate, None) for session in batch for rate in rates])
 
 
 class RateStage(StageModule):
-    """Trains prior and prediction on the bits of harvested caches.
+    """Trains prior and prediction on the bits of harvested caches, and on the error of what no symbol carries.
 
-    Where no latent reaches, the prior's error stays in the decoded cache: it counts by what as much error costs in bits
-    where it is coded.
+    A latent whose symbol is 0 is what prior and prediction say, and what no latent reaches is what the prior says: the
+    error there counts by what as much error costs in bits where latents are coded.
+
+    Args:
+        codec: Trained in place.
+        recipe: The recipe.
+        stage: The stage's dials.
     """
 
-    def training_step(self, batch: list[dict[str, Tensor]], batch_idx: int) -> Tensor:
-        """Return the mean smooth bits of a token over the sessions of a step."""
-        bits, coded = self._bits(batch, self._rate())
-        return self._report(bits.mean(), bits, coded)
+    def __init__(self, codec: TinyVAECodec, recipe: CodecRecipe, stage: Stage) -> None:
+        super().__init__(codec, recipe, stage)
+        self._grams = [_gram(codec.vae(group).transform) for group in range(len(codec.groups))]
 
-    def validation_step(self, batch: list[dict[str, Tensor]], batch_idx: int) -> None:
-        """Log the same at the middle of the rates, on sessions that are not trained on."""
-        middle = (self.recipe.lowest_rate + self.recipe.highest_rate) // 2
-        bits, _ = self._bits(batch, middle)
-        self.log("validation_bits_per_token", bits.mean(), prog_bar=True, batch_size=len(batch), sync_dist=True)
+    def loss(self, session: CachedSession, rate: int, chance: torch.Generator | None) -> dict[str, Tensor]:
+        """Return bits and priced error a token, meaned over the session."""
+        tiers = None if chance is None else mixed_tiers(session.snapshot.tokens, chance)
+        parts = [
+            self._priced(coded)
+            for coded in coded_groups(self.codec, session.snapshot, rate, None if tiers is None else tiers.offsets)
+        ]
+        bits, octave, error = (torch.stack([part[k] for part in parts]).sum() for k in range(3))
+        return {"loss": bits + error, "bits": bits, "octave": octave, "error_bits": error}
 
-    def _bits(self, batch: list[dict[str, Tensor]], rate: int) -> tuple[Tensor, Tensor]:
-        found = [self._session(session, group, rate) for session in batch for group in range(len(self.codec.groups))]
-        return torch.cat([bits for bits, _ in found]), torch.cat([coded for _, coded in found])
-
-    def _session(self, session: dict[str, Tensor], group: int, rate: int) -> tuple[Tensor, Tensor]:
-        vae, ids, places = self.codec.vae(group), session["token_ids"], session[f"places.{group}"]
-        known = session.get(f"known.{group}")
-        below = session.get(f"below.{group}")
-        context = vae.context(ids, None if known is None else known.float(), places)
-        context = vae.below(context, None if below is None else below.float())
-        left = session[f"channels.{group}"].float() - vae.prior.expected(context.hidden)
-        latents = vae.transform.analyse(left)
-        beyond = left - vae.transform.synthesise(latents, torch.zeros_like(left))
-        squares = (times_block_metric(beyond, vae.transform.metric.dense, vae.config.blocks) * beyond).sum(1)
-        rates = vae.rates(ids, rate)[places]
-        steps = steps_at(vae.config.reference_step, rates)
-        innovations, _ = coded_latents(vae, latents, context, rates)
-        bits, coded = rate_bits(innovations, steps)
-        return bits + error_bits(squares, steps), coded
+    def _priced(self, coded: Coded) -> tuple[Tensor, Tensor, Tensor]:
+        vae = self.codec.vae(coded.group)
+        step = steps_at(vae.config.reference_step, coded.rates)
+        bits, octave = self.prices.bits(coded.innovations, step, coded.levels)
+        left = coded.channels - vae.prior.expected(coded.context.hidden)
+        whole = (times_block_metric(left, vae.transform.metric.dense, vae.config.blocks) * left).sum(1)
+        within = ((coded.latents @ self._grams[coded.group]) * coded.latents).sum(1)  # latents are a least-squares fit
+        squares = (whole - within).clamp(min=0)
+        unsaid = coded.innovations.masked_fill(coded.spoken, 0.0).square().sum(1)
+        return bits.mean(), octave.mean(), error_bits(squares + unsaid, step).mean()
 
 
 class DivergenceStage(StageModule):
@@ -150,100 +179,53 @@ class DivergenceStage(StageModule):
         count = recipe.highest_rate - recipe.lowest_rate + 1
         self.register_buffer("usual_nats", torch.zeros(count))
 
-    def training_step(self, batch: list[tuple[Tensor, int]], batch_idx: int) -> Tensor:
-        """Return bits and the worth of the divergence, meaned over the sessions of a step."""
-        rate = self._rate()
-        parts = [self._session(ids, cut, rate) for ids, cut in batch]
-        bits, coded = (torch.cat([part[k] for part in parts]) for k in (0, 1))
-        divergence = torch.stack([part[2] for part in parts]).mean()
-        loss = trade(bits, coded, divergence, self._usual(rate, float(divergence.detach())))
-        return self._report(loss, bits, coded, kl_nats=float(divergence.detach()))
+    def loss(self, session: CachedSession, rate: int, chance: torch.Generator | None) -> dict[str, Tensor]:
+        """Return bits and the worth of the divergence, meaned over the session."""
+        model, snapshot = self._frozen[0], session.snapshot
+        exact = feed(model, restore(snapshot, model), session.continuation, snapshot.tokens)
+        tiers = None if chance is None else mixed_tiers(snapshot.tokens, chance)
+        held = snapshot if tiers is None else drop(snapshot, tiers.kept)
+        coded = list(coded_groups(self.codec, held, rate, None if tiers is None else tiers.offsets))
+        bits, octave = self._spent(coded, snapshot.tokens)
+        cache = self._cache(as_cached(self.codec, held, coded), snapshot.tokens)
+        ids = session.continuation[None]
+        positions = torch.arange(snapshot.tokens, snapshot.tokens + ids.shape[1])[None]
+        decoded = run(model, ids, cache, position_ids=positions, attention_mask=open_mask(cache, ids))[0]
+        divergence = divergence_nats(exact, decoded)
+        usual = self._usual(rate, float(divergence.detach()), learn=self.training and tiers is None)
+        return {"loss": trade(bits, octave, divergence, usual), "bits": bits, "octave": octave, "kl_nats": divergence}
 
-    def _usual(self, rate: int, now: float) -> Tensor:
-        """Return the running mean of the divergence around a rate, this step included."""
-        usual, place = self.usual_nats, rate - self.recipe.lowest_rate
-        span = slice(max(0, place - 4), place + 5)
-        usual[span] = torch.where(usual[span] == 0, now, 0.9 * usual[span] + 0.1 * now)
-        return usual[place].clone()
+    def _spent(self, coded: list[Coded], tokens: int) -> tuple[Tensor, Tensor]:
+        steps = [steps_at(self.codec.vae(one.group).config.reference_step, one.rates) for one in coded]
+        found = [self.prices.bits(one.innovations, step, one.levels) for one, step in zip(coded, steps, strict=True)]
+        bits, octave = (torch.stack([part[k].sum() for part in found]).sum() / tokens for k in (0, 1))
+        return bits, octave
 
-    def _session(self, ids: Tensor, cut: int, rate: int) -> tuple[Tensor, Tensor, Tensor]:
+    def _cache(self, layers: list[tuple[Tensor, Tensor]], tokens: int) -> DynamicCache:
         model = self._frozen[0]
-        with torch.no_grad():
-            snapshot = capture(model, ids[:cut])
-            exact = feed(model, restore(snapshot, model, check_fingerprint=False), ids[cut:], cut)
-        bits, coded, cache = torch.zeros(1), torch.zeros(1), DynamicCache(config=model.config)
-        layers = {i: (layer.keys[None], layer.values[None]) for i, layer in self.codec.known_layers(snapshot).items()}
-        below = self.codec.below(snapshot, rate)
-        for group in range(len(self.codec.groups)):
-            spent, counted, channels = coded_channels(self.codec, group, snapshot, rate, below[group])
-            bits, coded = bits + spent.sum() / cut, coded + counted.sum() / cut
-            layers |= _as_cached(self.codec, group, snapshot, channels)
-        for index in range(len(layers)):
-            cache.update(*layers[index], index)
+        cache = DynamicCache(config=model.config)
+        for index, (keys, values) in enumerate(layers):
+            cache.update(keys.to(model.device, model.dtype), values.to(model.device, model.dtype), index)
             slot: Any = cache.layers[index]
             if hasattr(slot, "cumulative_length"):
-                slot.cumulative_length = cut
-        positions = torch.arange(cut, len(ids))[None]
-        decoded = run(model, ids[None, cut:], cache, position_ids=positions)[0]
-        return bits, coded, divergence_nats(exact, decoded)
+                slot.cumulative_length = tokens
+        return cache
+
+    def _usual(self, rate: int, now: float, *, learn: bool) -> Tensor:
+        """Return the running mean of the divergence around a rate; what is learnt includes this step."""
+        usual, place = self.usual_nats, rate - self.recipe.lowest_rate
+        if learn or float(usual[place]) == 0:
+            span = slice(max(0, place - 4), place + 5)
+            usual[span] = torch.where(usual[span] == 0, now, 0.9 * usual[span] + 0.1 * now)
+        return usual[place].clone()
 
 
-def coded_latents(vae: TinyVAE, latents: Tensor, context: Context, rates: Tensor) -> tuple[Tensor, Tensor]:
-    """Code latents [T, R] as the codec does, phase by phase, with gradients past the quantiser.
-
-    The symbols are those that the encoder would write. Gradients take a latent whose symbol is not 0 as it was before
-    rounding (straight through), and one whose symbol is 0 as what prior and prediction say: there these alone decide
-    what later tokens and the model see.
-
-    Returns:
-        What prediction leaves to code and what the decoder has, both [T, R].
-    """
-    levels = vae.levels(context.token_ids, rates, context.lifts)
-    step = steps_at(vae.config.reference_step, rates)
-    levels = torch.nn.functional.pad(levels, (0, latents.shape[1] - levels.shape[1]), value=-1)
-    decoded, innovations = latents.new_zeros(len(latents) + 1, latents.shape[1]), torch.zeros_like(latents)
-    for phase in phases(context.token_ids):
-        span = phase.span
-        predicted = vae.predicted(decoded, phase, context, rates)
-        innovation = latents[span] - predicted
-        symbols = quantize(innovation.detach(), step[span], levels[span])
-        spoken = predicted + dequantize(symbols, step[span], levels[span], vae.centroids)
-        straight = spoken.detach() + latents[span] - latents[span].detach()
-        decoded = decoded.index_copy(0, phase.rows, torch.where(symbols != 0, straight, predicted))
-        innovations = innovations.index_copy(0, phase.rows, innovation)
-    return innovations, decoded[:-1]
+@torch.no_grad()
+def _gram(transform: Transform) -> Tensor:
+    """Return the squared error [R, R] float32 that latents stand for, in the metric that is stored."""
+    synthesis = transform.synthesis.dense
+    return times_block_metric(synthesis, transform.metric.dense, transform.blocks) @ synthesis.T
 
 
-def coded_channels(
-    codec: TinyVAECodec, group: int, snapshot: KVSnapshot, rate: int, below: Tensor | None = None
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Code the channels of a group as the codec does, with gradients as in `coded_latents`.
-
-    Args:
-        codec: The codec.
-        group: Index of the group.
-        snapshot: The cache.
-        rate: Rate index.
-        below: [T, B] float32, what is decoded of lower groups, as `TinyVAECodec.below` gives it; a constant here.
-
-    Returns:
-        Smooth bits [T], smooth counts of coded latents [T], channels [T, C].
-    """
-    vae, layers = codec.vae(group), codec.groups[group]
-    place = group_positions(snapshot, layers)
-    rates = codec.rates(group, snapshot.token_ids, rate)[place]
-    context = vae.below(vae.context(snapshot.token_ids, codec.known_rows(snapshot, group), place), below)
-    latents = vae.analyse(context, to_channels(snapshot, layers, rope_of(snapshot.origin)))
-    innovations, decoded = coded_latents(vae, latents, context, rates)
-    bits, coded = rate_bits(innovations, steps_at(vae.config.reference_step, rates))
-    return bits, coded, vae.synthesise(context, decoded)
-
-
-def _as_cached(
-    codec: TinyVAECodec, group: int, snapshot: KVSnapshot, channels: Tensor
-) -> dict[int, tuple[Tensor, Tensor]]:
-    """Return keys and values [1, H, T, D] of each layer of a group, RoPE applied, with gradients."""
-    layers, place = codec.groups[group], group_positions(snapshot, codec.groups[group])
-    rope = rope_of(snapshot.origin)
-    rebuilt = from_channels(channels, layers, codec.shapes, place, rope, snapshot.origin.dtype)
-    return {index: (layer.keys[None], layer.values[None]) for index, layer in rebuilt.items()}
+def _meaned(parts: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+    return {name: torch.stack([part[name] for part in parts]).mean() for name in parts[0]}

@@ -37,12 +37,18 @@ class CodecRecipe:
         fit: Dials of the closed form, from which training starts.
         prior_layers: Learned causal layers of the prior.
         predictor_width: Hidden units of the learned predictor; 0 keeps prediction linear.
-        rate_stage: Prior and prediction, on bits: caches are harvested once.
+        rate_stage: Prior and prediction, on bits and on the error of what is not coded.
         divergence_stage: These and the synthesis, on bits and the KL divergence of the resumed model.
         lowest_rate: Coarsest rate index trained for.
         highest_rate: Finest rate index trained for.
-        prefix_tokens: Tokens of the cache that is coded in the second stage, at most.
-        continuation_tokens: Tokens predicted from it.
+        train_table: Whether the token table is trained. One that comes from a model's own embeddings knows tokens that
+            no session holds: trained, the others would move away from them.
+        continuation_tokens: Tokens predicted from a cache, at most.
+        mixed_share: Share of the steps whose tokens are in different tiers, as a plan leaves them.
+        analysis_steps: Steps after which the analysis follows the synthesis; the larger the model, the more it saves.
+        validate_steps: Steps after which sessions kept apart are looked at.
+        patience: A stage ends when so many looks in a row found nothing better; what is kept is the best.
+        precision: Of the arithmetic, as Lightning names it.
         devices: Processes of data-parallel training.
         logger: "wandb" (offline unless its environment says otherwise) or "csv".
         seed: Of the split, the order and the rates.
@@ -55,8 +61,13 @@ class CodecRecipe:
     divergence_stage: Stage = field(default_factory=lambda: Stage(1300, 2e-4, 2e-3))
     lowest_rate: int = 0
     highest_rate: int = 72
-    prefix_tokens: int = 1024
+    train_table: bool = True
     continuation_tokens: int = 192
+    mixed_share: float = 0.3
+    analysis_steps: int = 1
+    validate_steps: int = 200
+    patience: int = 4
+    precision: str = "32-true"
     devices: int = 1
     logger: str = "wandb"
     seed: int = 0
@@ -118,7 +129,11 @@ def _require(recipe: CodecRecipe, path: Path) -> None:
         raise InputError(
             "steps, layers, widths and rates must not be negative, nor the lowest rate above the highest", path=path
         )
-    if recipe.devices < 1 or min(recipe.prefix_tokens, recipe.continuation_tokens) < 1:
-        raise InputError("devices, prefix_tokens and continuation_tokens must be at least 1", path=path)
+    ones = (recipe.devices, recipe.continuation_tokens, recipe.analysis_steps, recipe.validate_steps, recipe.patience)
+    if min(ones) < 1:
+        what = "devices, continuation_tokens, analysis_steps, validate_steps and patience must be at least 1"
+        raise InputError(what, path=path)
+    if not 0 <= recipe.mixed_share <= 1:
+        raise InputError(f"mixed_share is {recipe.mixed_share}, not a share", path=path)
     if recipe.logger not in ("wandb", "csv"):
         raise InputError(f"no logger is called {recipe.logger!r}", "Use wandb or csv", path=path)

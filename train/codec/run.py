@@ -1,18 +1,19 @@
-"""Make a codec by a recipe: closed form, two trained stages, levels and tables again, tiers, card.
+"""Make a codec by a recipe: closed form, two trained stages, levels and tables again, promises, card.
 
 What a run has done so far lies beside its result, and a run that was cut off goes on where it was:
 
 ```
-OUT/                           the codec: config.json, model.safetensors, README.md
-OUT.run/closed-form/, rate/    the codec before training, and after the first stage
-OUT.run/shards/                harvested caches
-OUT.run/steps/STAGE/           Lightning's last checkpoint of a stage
-OUT.run/logs/                  curves, for wandb or as CSV
+OUT/                                       the codec: config.json, model.safetensors, README.md
+OUT.run/closed-form/, rate/, divergence/   the codec before training, and after each stage
+OUT.run/harvest/                           caches, where sessions were given and not shards
+OUT.run/steps/STAGE/                       Lightning's last and best checkpoint of a stage
+OUT.run/logs/                              curves, for wandb or as CSV
 ```
 """
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 import time
@@ -23,24 +24,23 @@ from typing import Any
 
 import lightning
 import torch
-from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint, TQDMProgressBar
+from lightning.pytorch.callbacks import EarlyStopping, LearningRateMonitor, ModelCheckpoint, TQDMProgressBar
 from lightning.pytorch.loggers import CSVLogger, Logger, WandbLogger
 from lightning.pytorch.strategies import DDPStrategy
-from torch import Tensor
 from torch.utils.data import DataLoader
 
-from kvcompress.calibrate import TooFewSessionsError
-from kvcompress.checkpoint import finish_codec, save_codec, stored_in_words
+from kvcompress.atomic import atomic_write
+from kvcompress.checkpoint import save_codec, stored_in_words
 from kvcompress.codec import TinyVAECodec
 from kvcompress.codec_directory import load_tinyvae
 from kvcompress.errors import InputError
 from kvcompress.fit import Fitter
+from kvcompress.fit_run import peak_bytes, verify
 from kvcompress.harvest import harvest, tokenized_sessions
-from kvcompress.hf import load_model
+from kvcompress.hf import fingerprint, load_model
 from kvcompress.shards import INDEX, Shards
-from kvcompress.trials import trials_from_sessions
 from kvcompress.working import Working
-from train.codec.data import Cuts, Split, harvest_channels, split_sessions
+from train.codec.data import ShardSessions
 from train.codec.guard import Guard
 from train.codec.module import DivergenceStage, RateStage, StageModule
 from train.codec.recipe import CodecRecipe
@@ -55,44 +55,49 @@ class CodecRun:
     Args:
         recipe: What decides the weights.
         model: Directory or bundled name of the model.
-        sessions: JSON lines of recorded sessions.
+        sessions: JSON lines of recorded sessions, to be harvested; None where shards are given.
+        shards: A finished harvest; None where sessions are given.
         out: Directory of the codec and of the run's state.
         progress: Called with stage, done, total.
+
+    Raises:
+        InputError: Neither sessions nor shards, or both.
+        MismatchError: The shards are of another model.
     """
 
-    def __init__(self, recipe: CodecRecipe, model: str, sessions: Path, out: Path, progress: Progress) -> None:
+    def __init__(
+        self, recipe: CodecRecipe, model: str, sessions: Path | None, shards: Path | None, out: Path, progress: Progress
+    ) -> None:
+        if (sessions is None) == (shards is None):
+            raise InputError("training needs either --sessions or --shards", "Give one of them")
         self.recipe, self.sessions, self.out, self.progress = recipe, sessions, out, progress
         self.model_name, self.state = model, out.with_name(out.name + ".run")
         self.model, self.tokenizer = load_model(model)
-        rows = tokenized_sessions(self.model, self.tokenizer, sessions)
-        self.usable = [(session.id, ids) for session, ids in rows if len(ids) >= SHORTEST_TOKENS]
-        passes = Working(self.state / "passes", recipe.to_json()) if self._is_first else None
-        self.fitter = Fitter(self._shards(), recipe.fit, progress, passes)
+        self.shards = Shards(shards) if shards is not None else self._harvested()
+        self.shards.origin.fingerprint.require_match(fingerprint(self.model, self.tokenizer), path=shards)
+        self.passes = Working(self.state / "passes", recipe.to_json()) if self._is_first else Working(None)
+        self.fitter = Fitter(self.shards, recipe.fit, progress, self.passes)
 
-    def _shards(self) -> Shards:
+    def _harvested(self) -> Shards:
         """Return the harvest of the run, made where it is not there yet; other processes wait for the first."""
         place = self.state / "harvest"
         while not self._is_first and not (place / INDEX).is_file():
             time.sleep(1.0)
         if not (place / INDEX).is_file():
+            assert self.sessions is not None
+            rows = tokenized_sessions(self.model, self.tokenizer, self.sessions)
+            usable = [(session.id, ids) for session, ids in rows if len(ids) >= SHORTEST_TOKENS]
             settings = self.recipe.fit.harvest_settings()
-            harvest(self.model, self.tokenizer, self.usable, place, self.progress, settings=settings)
+            harvest(self.model, self.tokenizer, usable, place, self.progress, settings=settings)
         return Shards(place)
-
-    def _kept_out(self) -> list[Tensor]:
-        """Return the sessions [N] int64 on which levels and promises are measured, whole."""
-        names = {row.id for row in self.fitter.calibration.rows}
-        return [ids for name, ids in self.usable if name in names]
 
     def run(self) -> dict[str, Any]:
         """Do what is left to do and return a summary."""
         started = time.perf_counter()
-        codec = self._step("closed-form", self._closed_form)
-        trained = self.recipe.rate_stage.steps or self.recipe.divergence_stage.steps
-        if trained:
-            split = split_sessions(self.model, self.tokenizer, self.sessions, self.recipe.seed, self._kept_out())
-            codec = self._step("rate", lambda: self._rate_stage(codec, split))
-            codec = self._divergence_stage(codec, split)
+        codec = self._step("closed-form", self.fitter.fit)
+        for name, stage in (("rate", self.recipe.rate_stage), ("divergence", self.recipe.divergence_stage)):
+            if stage.steps:
+                codec = self._step(name, lambda name=name, codec=codec: self._trained(name, codec))  # type: ignore[misc]
         if not self._is_first:
             return {}
         self._finish(codec)
@@ -113,66 +118,77 @@ class CodecRun:
             save_codec(codec, directory)
         return codec
 
-    def _closed_form(self) -> TinyVAECodec:
-        return self.fitter.fit()
+    def _trained(self, name: str, codec: TinyVAECodec) -> TinyVAECodec:
+        """Return the codec after a stage; as it was where training found nothing better."""
+        recipe = self.recipe
+        start = codec if codec.vae(0).config.prior_layers else with_learned_parts(codec, recipe)
+        module: StageModule
+        if name == "rate":
+            module = RateStage(start, recipe, recipe.rate_stage)
+        else:
+            module = DivergenceStage(start, self.model, recipe, recipe.divergence_stage)
+        return self._train(module, name)
 
-    def _rate_stage(self, start: TinyVAECodec, split: Split) -> TinyVAECodec:
-        codec, stage = with_learned_parts(start, self.recipe), self.recipe.rate_stage
-        if not stage.steps:
-            return codec
-        shards = self.state / "shards"
-        parts = [
-            harvest_channels(self.model, start, rows, shards / name, self.progress)
-            for name, rows in (("train", split.train), ("validation", split.validation))
-        ]
-        loaders = [
-            DataLoader(part, batch_size=stage.sessions, shuffle=shuffle, collate_fn=list, drop_last=shuffle)
-            for part, shuffle in zip(parts, (True, False), strict=True)
-        ]
-        return self._train(RateStage(codec, self.recipe, stage), "rate", *loaders)
-
-    def _divergence_stage(self, codec: TinyVAECodec, split: Split) -> TinyVAECodec:
-        stage = self.recipe.divergence_stage
-        if not stage.steps:
-            return codec
-        cuts = Cuts(split.train, self.recipe.prefix_tokens, self.recipe.continuation_tokens, self.recipe.seed)
-        loader = DataLoader(cuts, batch_size=stage.sessions, shuffle=True, collate_fn=list, drop_last=True)
-        return self._train(DivergenceStage(codec, self.model, self.recipe, stage), "divergence", loader)
-
-    def _train(self, module: StageModule, name: str, *loaders: Any) -> TinyVAECodec:
+    def _train(self, module: StageModule, name: str) -> TinyVAECodec:
         directory = self.state / "steps" / name
-        last = directory / "last.ckpt"
+        directory.mkdir(parents=True, exist_ok=True)
+        learnt, apart = (
+            self._loader(module, self.fitter.shards, self.recipe.seed),
+            self._loader(module, self.fitter.levels),
+        )
         lightning.seed_everything(self.recipe.seed, verbose=False)
+        best = _checkpoints(directory, "best", monitor="validation_loss", save_top_k=1)
         trainer = lightning.Trainer(
-            accelerator="cpu" if not torch.cuda.is_available() else "auto",
+            accelerator="cpu",
             devices=self.recipe.devices,
             strategy=_data_parallel() if self.recipe.devices > 1 else "auto",
+            precision=self.recipe.precision,  # type: ignore[arg-type]
             max_steps=module.stage.steps,
             max_epochs=-1,
             logger=self._logger(name),
             log_every_n_steps=10,
-            val_check_interval=None,
-            check_val_every_n_epoch=4,
+            val_check_interval=min(self.recipe.validate_steps, module.stage.steps),
+            check_val_every_n_epoch=None,
             gradient_clip_val=1.0 if name == "rate" else 20.0,
             callbacks=[
                 Guard(),
                 NextEpoch(),
                 LearningRateMonitor("step"),
-                ModelCheckpoint(
-                    dirpath=directory,
-                    every_n_train_steps=100,
-                    save_last=True,
-                    save_top_k=0,
-                    enable_version_counter=False,
-                ),
+                EarlyStopping("validation_loss", patience=self.recipe.patience),
+                best,
+                _checkpoints(directory, "last", every_n_train_steps=50, save_last=True, save_top_k=0),
                 TQDMProgressBar(refresh_rate=10),
             ],
             enable_model_summary=False,
+            inference_mode=False,  # what is cached while looking at sessions kept apart is used in training
             num_sanity_val_steps=0,
         )
-        resumed = str(last) if last.exists() else None
-        trainer.fit(module, *loaders, ckpt_path=resumed, weights_only=False)
-        return module.finish().cpu()
+        last, initial = directory / "last.ckpt", {key: value.clone() for key, value in module.state_dict().items()}
+        before = self._looked_at_first(module, apart, directory / "before.json")
+        trainer.fit(module, learnt, apart, ckpt_path=str(last) if last.exists() else None, weights_only=False)
+        gained = before - float(best.best_model_score) if best.best_model_score is not None else 0.0
+        _announce(f"{name}: {gained:.1f} bits a token gained on sessions kept apart, {trainer.global_step} steps")
+        kept = torch.load(best.best_model_path, weights_only=False)["state_dict"] if gained > 0 else initial
+        module.load_state_dict(kept)
+        return module.finish()
+
+    def _looked_at_first(self, module: StageModule, apart: DataLoader[Any], place: Path) -> float:
+        """Return the loss on sessions kept apart before the first step: what a stage has to improve on."""
+        if self._is_first and not place.exists():
+            module.eval()
+            with torch.no_grad():
+                found = [float(module.looked_at(batch)["loss"]) for batch in apart]
+            module.train()
+            atomic_write(place, [json.dumps(sum(found) / len(found)).encode()], force=True)
+        while not place.exists():
+            time.sleep(1.0)
+        return float(json.loads(place.read_text()))
+
+    def _loader(self, module: StageModule, shards: Shards, seed: int | None = None) -> DataLoader[Any]:
+        sessions = ShardSessions(shards, self.recipe.continuation_tokens, seed)
+        learns = seed is not None
+        size = module.stage.sessions if learns else 1
+        return DataLoader(sessions, batch_size=size, shuffle=learns, collate_fn=list, drop_last=learns)
 
     def _logger(self, name: str) -> Logger:
         directory = self.state / "logs"
@@ -187,26 +203,31 @@ class CodecRun:
         return WandbLogger(name, project="kvcompress-codec", save_dir=str(directory), offline=not online, config=config)
 
     def _finish(self, codec: TinyVAECodec) -> None:
-        """Fit offsets, prediction, levels and tables to the trained codec, measure its tiers, and save it."""
+        """Fit offsets, prediction, levels and tables to the trained codec, measure what it can promise, and save it."""
         self.fitter.refit(codec)
         codec.fitted |= {"recipe": self.recipe.to_json()}
-        trials = trials_from_sessions(self.model, self._kept_out(), self.tokenizer)
-        try:
-            finish_codec(codec, self.model, self.tokenizer, trials, self.progress)
-        except TooFewSessionsError as error:
-            sys.stderr.write(f"no quality is promised: {error}\n")
+        verify(codec, self.model, self.tokenizer, self.shards, self.passes, self.progress, _announce)
         save_codec(codec, self.out)
 
     def _summary(self, codec: TinyVAECodec, seconds: float) -> dict[str, Any]:
         return {
             "output": str(self.out),
             "model": self.model_name,
-            "sessions": len(self.usable),
+            "sessions": len(self.fitter.shards),
             "seconds": seconds,
+            "peak_bytes": peak_bytes(),
             "file_bytes": (self.out / "model.safetensors").stat().st_size,
             "promises": stored_in_words(codec),
             "fingerprint": codec.fingerprint,
         }
+
+
+def _announce(line: str) -> None:
+    sys.stderr.write(f"{line}\n")
+
+
+def _checkpoints(directory: Path, name: str, **when: Any) -> ModelCheckpoint:
+    return ModelCheckpoint(dirpath=directory, filename=name, enable_version_counter=False, **when)
 
 
 def _data_parallel() -> DDPStrategy:
@@ -215,13 +236,11 @@ def _data_parallel() -> DDPStrategy:
 
 
 class NextEpoch(lightning.Callback):
-    """Tells the cuts which epoch it is."""
+    """Tells the sessions which epoch it is, so that they are cut anew."""
 
     def on_train_epoch_start(self, trainer: Any, pl_module: Any) -> None:
         """Set it."""
-        cuts = trainer.train_dataloader.dataset
-        if isinstance(cuts, Cuts):
-            cuts.epoch = trainer.current_epoch
+        trainer.train_dataloader.dataset.epoch = trainer.current_epoch
 
 
 def with_learned_parts(codec: TinyVAECodec, recipe: CodecRecipe) -> TinyVAECodec:

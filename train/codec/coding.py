@@ -1,0 +1,137 @@
+"""Coding a session as the codec does, with gradients: the very symbols of the encoder, the channels of the decoder."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from kvcompress.channels import from_channels, group_positions, to_channels
+from kvcompress.codec import TinyVAECodec, rope_of
+from kvcompress.snapshot import KVSnapshot
+from tinyvae import Context, TinyVAE
+from tinyvae.neighbours import phases
+from tinyvae.quantize import dequantize, quantize, steps_at
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Coded:
+    """One group of layers, coded.
+
+    Attributes:
+        group: Index of the group.
+        context: Of its T tokens, lower groups known.
+        channels: [T, C] float32, exact.
+        latents: [T, R] float32, of what the prior leaves of them, lower groups known.
+        innovations: [T, R] float32, what prior and prediction leave to code.
+        decoded: [T, R] float32, latents that the decoder has.
+        spoken: [T, R] bool, latents whose symbol is not 0.
+        rates: [T] int32.
+        levels: [T, R] int32, negative where nothing is coded.
+    """
+
+    group: int
+    context: Context
+    channels: Tensor
+    latents: Tensor
+    innovations: Tensor
+    decoded: Tensor
+    spoken: Tensor
+    rates: Tensor
+    levels: Tensor
+
+
+def coded_groups(
+    codec: TinyVAECodec, snapshot: KVSnapshot, rate: int, offsets: Tensor | None = None
+) -> Iterator[Coded]:
+    """Yield the groups of a session, lower ones first, as `TinyVAECodec.encode` codes them.
+
+    What is decoded of lower groups is a constant to higher ones: each group is trained for itself, and the gradients of
+    the resumed model reach all of them.
+
+    Args:
+        codec: The codec, in training or not.
+        snapshot: The session.
+        rate: Rate index.
+        offsets: [N] integer, added to the rate of each token.
+    """
+    rope, found = rope_of(snapshot.origin), list[tuple[Tensor, Tensor, Context]]()
+    for group, layers in enumerate(codec.groups):
+        vae, places = codec.vae(group), group_positions(snapshot, layers)
+        context = vae.context(snapshot.token_ids, codec.known_rows(snapshot, group), places)
+        channels = to_channels(snapshot, layers, rope)
+        found.append((channels, _latents(vae, context, channels), context))
+    outliers = codec.outliers(snapshot, [(latents.detach(), context) for _, latents, context in found])
+    lifts, finer = outliers.spread(snapshot.tokens)
+    below = list[tuple[Tensor, Tensor]]()
+    for group, (channels, latents, context) in enumerate(found):
+        vae, places = codec.vae(group), group_positions(snapshot, codec.groups[group])
+        rates = (codec.rates(group, snapshot.token_ids, rate, offsets) + finer)[places]
+        lifted = vae.lifts(snapshot.token_ids, lifts if len(outliers.tokens) else None)
+        context = replace(context, lifts=None if lifted is None else lifted[places])
+        context, wanted = vae.given(context, latents, codec.lower[group].rows(below, places, snapshot.tokens))
+        levels = _levels(vae, context, rates, latents.shape[1])
+        innovations, decoded, spoken = coded_latents(vae, wanted, context, rates, levels)
+        below.append((places, context.ordinary(decoded.detach())))
+        yield Coded(group, context, channels, wanted, innovations, decoded, spoken, rates, levels)
+
+
+def _latents(vae: TinyVAE, context: Context, channels: Tensor) -> Tensor:
+    """Return what `TinyVAE.analyse` does; the product of all channels has no gradient, and the prior's is as narrow."""
+    whole = vae.transform.analyse(channels - vae.prior.bias.detach())
+    moved = vae.transform.analyse((vae.prior.bias.detach() - vae.prior.bias)[None])
+    return whole + moved - context.hidden @ vae.moving
+
+
+def _levels(vae: TinyVAE, context: Context, rates: Tensor, latents: int) -> Tensor:
+    levels = vae.levels(context.token_ids, rates, context.lifts)
+    return torch.nn.functional.pad(levels, (0, latents - levels.shape[1]), value=-1)
+
+
+def coded_latents(
+    vae: TinyVAE, latents: Tensor, context: Context, rates: Tensor, levels: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Code latents [T, R] as the codec does, phase by phase, with gradients past the quantiser.
+
+    The symbols are those that the encoder would write. Gradients take a latent whose symbol is not 0 as it was before
+    rounding (straight through), and one whose symbol is 0 as what prior and prediction say: there these alone decide
+    what later tokens and the model see.
+
+    Returns:
+        What prediction leaves to code, what the decoder has, and where symbols are not 0, all [T, R].
+    """
+    step = steps_at(vae.config.reference_step, rates)
+    ordinary = torch.ones(len(latents), 1) if context.lifts is None else (context.lifts == 0).float()[:, None]
+    shown, decoded = latents.new_zeros(len(latents) + 1, latents.shape[1]), torch.zeros_like(latents)
+    innovations, told = torch.zeros_like(latents), torch.zeros(latents.shape, dtype=torch.bool)
+    for phase in phases(context.token_ids):
+        span = phase.span
+        predicted = vae.predicted(shown, phase, context, rates)
+        innovation = latents[span] - predicted
+        symbols = quantize(innovation.detach(), step[span], levels[span])
+        spoken = predicted + dequantize(symbols, step[span], levels[span], vae.centroids)
+        straight = spoken.detach() + latents[span] - latents[span].detach()
+        rows = torch.where(symbols != 0, straight, predicted)
+        decoded = decoded.index_copy(0, phase.rows, rows)
+        shown = shown.index_copy(0, phase.rows, rows * ordinary[span])
+        innovations = innovations.index_copy(0, phase.rows, innovation)
+        told[span] = symbols != 0
+    return innovations, decoded, told
+
+
+def as_cached(codec: TinyVAECodec, snapshot: KVSnapshot, coded: Sequence[Coded]) -> list[tuple[Tensor, Tensor]]:
+    """Return keys and values [1, H, T, D] of every layer as the decoder gives them, RoPE applied, with gradients."""
+    known = codec.known_layers(snapshot)
+    layers = {index: (layer.keys[None], layer.values[None]) for index, layer in known.items()}
+    rope = rope_of(snapshot.origin)
+    for one in coded:
+        indices = codec.groups[one.group]
+        channels = codec.vae(one.group).synthesise(one.context, one.decoded)
+        places = group_positions(snapshot, indices)
+        rebuilt = from_channels(
+            channels, indices, codec.shapes, places, rope, "float32"
+        )  # gradients are too small for 16 bits
+        layers |= {index: (layer.keys[None], layer.values[None]) for index, layer in rebuilt.items()}
+    return [layers[index] for index in range(len(layers))]
