@@ -222,7 +222,11 @@ def _trained_in_words(fitted: dict[str, Any]) -> str:
     recipe = fitted.get("recipe")
     if not recipe:
         return ""
-    steps = [recipe[stage]["steps"] for stage in ("rate_stage", "divergence_stage")]
+    trained = fitted.get("trained")  # a stage may have ended early; older codecs took all steps of their recipe
+    steps = [
+        recipe[f"{stage}_stage"]["steps"] if trained is None else trained.get(stage, {"steps": 0})["steps"]
+        for stage in ("rate", "divergence")
+    ]
     return f"""
 The closed form was trained on (`python -m train fit`): {steps[0]:,} steps of prior and prediction on bits,
 {steps[1]:,} of these and the synthesis on bits and the KL divergence of the resumed model, at rate indices

@@ -53,7 +53,10 @@ def test_a_run_gives_a_codec_that_files_can_use(tmp_path: Path, sessions: Path, 
     assert "no quality is promised" in done.stderr
     before = load_tinyvae(tmp_path / "codec.run" / "closed-form")
     assert codec.fingerprint != before.fingerprint
-    assert json.loads((tmp_path / "codec" / "config.json").read_text())["fitted"]["recipe"]["devices"] == int(devices)
+    fitted = json.loads((tmp_path / "codec" / "config.json").read_text())["fitted"]
+    assert fitted["recipe"]["devices"] == int(devices)
+    assert {name: stage["steps"] for name, stage in fitted["trained"].items()} == {"rate": 6, "divergence": 4}
+    assert all(stage["gained_bits_per_token"] >= 0 for stage in fitted["trained"].values())
 
 
 @pytest.mark.slow
@@ -64,3 +67,20 @@ def test_a_run_that_was_cut_off_goes_on(tmp_path: Path, sessions: Path) -> None:
     again = train(tmp_path / "codec", sessions)  # every stage is found done: the same weights come out
     assert again.returncode == 0, again.stderr[-2000:]
     assert load_tinyvae(tmp_path / "codec").fingerprint == whole
+
+
+def test_training_needs_one_source(tmp_path: Path, sessions: Path) -> None:
+    done = train(tmp_path / "codec", sessions, "--shards", str(tmp_path))
+    assert done.returncode == 1
+    assert "needs either --sessions or --shards" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.slow
+def test_what_another_recipe_left_is_not_gone_on_with(tmp_path: Path, sessions: Path) -> None:
+    assert train(tmp_path / "codec", sessions).returncode == 0
+    other = tmp_path / "other.yaml"
+    other.write_text(RECIPE.replace("steps: 6", "steps: 5"))
+    done = train(tmp_path / "codec", sessions, "--config", str(other))
+    assert done.returncode == 1
+    assert "another recipe" in done.stderr

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -29,6 +30,7 @@ from train.codec.guard import PATIENCE_STEPS, Guard, TrainingError
 from train.codec.module import DivergenceStage, RateStage, StageModule
 from train.codec.recipe import CodecRecipe, Stage, read_recipe
 from train.codec.run import with_learned_parts
+from train.codec.tiers import mixed_tiers
 
 RATE = 60
 
@@ -197,8 +199,48 @@ def test_the_analysis_follows_the_synthesis_after_some_steps(codec: TinyVAECodec
         with torch.no_grad():
             transform.synthesis.sharp.master.mul_(1.5)
         seen.append(transform.analysis.clone())
-    assert not torch.equal(seen[1], seen[0]) or not torch.equal(seen[2], seen[1])
-    assert sum(torch.equal(a, b) for a, b in itertools.pairwise(seen)) >= 1
+    assert [torch.equal(a, b) for a, b in itertools.pairwise(seen)] == [True, False, True]
+
+
+def test_what_a_stage_is_judged_by_does_not_hang_on_what_was_usual(
+    codec: TinyVAECodec, model: LlamaForCausalLM, shards: Shards
+) -> None:
+    """Else every state of training would look like the last one: its divergence is as usual by then."""
+    session = ShardSessions(shards, 16)[0]
+    module = DivergenceStage(fresh(codec), model, CodecRecipe(), Stage(1, 1e-3, 1e-3)).eval()
+    found = []
+    for usual in (1e-4, 1.0):
+        module.usual_nats.fill_(usual)
+        with torch.no_grad():
+            found.append((float(module.judged(session, RATE)["loss"]), float(module.loss(session, RATE, None)["loss"])))
+    assert found[0][0] == found[1][0]
+    assert found[0][1] != found[1][1]
+
+
+@pytest.mark.parametrize("kind", ["rate", "divergence"])
+def test_dropped_tokens_are_not_coded(
+    codec: TinyVAECodec, model: LlamaForCausalLM, shards: Shards, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    held, session = [], ShardSessions(shards, 16)[0]
+
+    def watched(codec: TinyVAECodec, snapshot: KVSnapshot, *more: Any) -> Any:
+        held.append(len(snapshot.layers[0].positions))
+        return coded_groups(codec, snapshot, *more)
+
+    monkeypatch.setattr("train.codec.module.coded_groups", watched)
+    recipe, stage = CodecRecipe(), Stage(1, 1e-3, 1e-3)
+    module = (
+        RateStage(fresh(codec), recipe, stage)
+        if kind == "rate"
+        else DivergenceStage(fresh(codec), model, recipe, stage)
+    )
+    kept = [
+        int(mixed_tiers(session.snapshot.tokens, torch.Generator().manual_seed(seed)).kept.sum()) for seed in range(6)
+    ]
+    for seed in range(6):
+        module.loss(session, RATE, torch.Generator().manual_seed(seed))
+    assert held == kept
+    assert min(kept) < session.snapshot.tokens
 
 
 def test_a_table_that_is_not_trained_stays(codec: TinyVAECodec) -> None:

@@ -30,7 +30,7 @@ class CachedSession:
 
 
 class ShardSessions(torch.utils.data.Dataset[CachedSession]):
-    """The sessions of a part of a harvest, read from disk one at a time.
+    """The sessions of a part of a harvest, read from disk one at a time; those that nothing followed are left out.
 
     Args:
         shards: The part.
@@ -43,10 +43,11 @@ class ShardSessions(torch.utils.data.Dataset[CachedSession]):
 
     def __init__(self, shards: Shards, continuation_tokens: int, seed: int | None = None) -> None:
         self.shards, self.continuation_tokens, self.seed, self.epoch = shards, continuation_tokens, seed, 0
+        self.numbers = [number for number, row in enumerate(shards.rows) if row.continuation and row.tokens]
 
     def __len__(self) -> int:
         """Return the number of sessions."""
-        return len(self.shards)
+        return len(self.numbers)
 
     def __getitem__(self, index: int) -> CachedSession:
         """Return a session, half of the time cut at a random place.
@@ -54,7 +55,8 @@ class ShardSessions(torch.utils.data.Dataset[CachedSession]):
         A cache entry depends on no later token, so a shard holds the caches of all its beginnings, each with the text
         that really followed, and no pass of the model is needed for them. A window that has moved on cannot be cut.
         """
-        snapshot, after = self.shards.snapshot(index), self.shards.continuation(index)
+        number = self.numbers[index]
+        snapshot, after = self.shards.snapshot(number), self.shards.continuation(number)
         chance = random.Random(f"{self.seed}:{self.epoch}:{index}")
         if self.seed is not None and chance.random() < 0.5 and "sliding_attention" not in snapshot.origin.layer_kinds:
             at = chance.randint(max(1, round(SHORTEST_SHARE * snapshot.tokens)), snapshot.tokens)

@@ -19,21 +19,21 @@ class TrainingError(KVCompressError):
 
 
 class Guard(Callback):
-    """Watches loss, bits and bits an octave of every step.
+    """Watches loss, bits, and what halving the step would add to them.
 
     What is usual is the mean of the first `PATIENCE_STEPS` steps, which start from the closed form: after as many more,
     running means that leave it by far end the run.
     """
 
     def __init__(self) -> None:
-        self.seen, self.start_bits, self.bits, self.coded, self.start_coded = 0, 0.0, 0.0, 0.0, 0.0
+        self.seen, self.start_bits, self.bits, self.octave, self.start_octave = 0, 0.0, 0.0, 0.0, 0.0
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Look at one step."""
         found = pl_module.last
         self.check(found["loss"], found["bits"], found["octave"])
 
-    def check(self, loss: float, bits: float, coded: float) -> None:
+    def check(self, loss: float, bits: float, octave: float) -> None:
         """Take one step's figures.
 
         Raises:
@@ -45,16 +45,17 @@ class Guard(Callback):
         self.seen += 1
         if self.seen <= PATIENCE_STEPS:
             self.start_bits += bits / PATIENCE_STEPS
-            self.start_coded += coded / PATIENCE_STEPS
-            self.bits, self.coded = self.start_bits, self.start_coded
+            self.start_octave += octave / PATIENCE_STEPS
+            self.bits, self.octave = self.start_bits, self.start_octave
             return
         self.bits += (bits - self.bits) / PATIENCE_STEPS
-        self.coded += (coded - self.coded) / PATIENCE_STEPS
+        self.octave += (octave - self.octave) / PATIENCE_STEPS
         if self.seen < 2 * PATIENCE_STEPS:
             return
         if self.bits > RATE_FACTOR * self.start_bits:
             what = f"the rate explodes: {self.bits:.0f} bits a token where the closed form has {self.start_bits:.0f}"
             raise TrainingError(what, lower)
-        if self.coded < COLLAPSED_SHARE * self.start_coded:
-            what = f"the code collapses: {self.coded:.2g} latents a token are coded, {self.start_coded:.2g} at first"
+        if self.octave < COLLAPSED_SHARE * self.start_octave:
+            added = f"halving the step adds {self.octave:.2g} bits a token, {self.start_octave:.2g} at first"
+            what = f"the code collapses: {added}"
             raise TrainingError(what, lower)

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import math
 import time
+from abc import ABC, abstractmethod
 from typing import Any
 
 import lightning
@@ -25,6 +26,7 @@ from kvcompress.hf.forward import open_mask, run
 from kvcompress.hf.restore import restore
 from kvcompress.prune.demand import drop
 from kvcompress.resume import feed
+from kvcompress.snapshot import KVSnapshot
 from tinyvae.loss import divergence_nats, error_bits, trade
 from tinyvae.quantize import steps_at
 from tinyvae.transform import Transform, times_block_metric
@@ -39,7 +41,7 @@ VALIDATED_RATES = 3
 """Rates at which sessions kept apart are looked at, spread evenly over those trained for."""
 
 
-class StageModule(lightning.LightningModule):
+class StageModule(lightning.LightningModule, ABC):
     """What both stages share: parameters, optimiser, schedule, figures.
 
     Args:
@@ -89,6 +91,7 @@ class StageModule(lightning.LightningModule):
             return (step + 1) / warm
         return 0.5 * (1 + math.cos(math.pi * min(1.0, (step - warm) / max(1, self.stage.steps - warm))))
 
+    @abstractmethod
     def loss(self, session: CachedSession, rate: int, chance: torch.Generator | None) -> dict[str, Tensor]:
         """Return the `loss` of a session, `bits` a token, those of an `octave` of the step, and what else there is.
 
@@ -97,7 +100,6 @@ class StageModule(lightning.LightningModule):
             rate: Rate index.
             chance: Draws tiers for its tokens; None codes all at the rate.
         """
-        raise NotImplementedError
 
     def training_step(self, batch: list[CachedSession], batch_idx: int) -> Tensor:
         """Return the mean loss over the sessions of a step."""
@@ -113,6 +115,10 @@ class StageModule(lightning.LightningModule):
         self.log_dict(self.last, prog_bar=True, batch_size=len(batch))
         return found["loss"]
 
+    def on_validation_end(self) -> None:
+        """Do not count as a step's what looking at sessions kept apart took."""
+        self._since = time.perf_counter()
+
     def validation_step(self, batch: list[CachedSession], batch_idx: int) -> None:
         """Log the loss on sessions that are not trained on, at fixed rates."""
         for name, value in self.looked_at(batch).items():
@@ -122,7 +128,19 @@ class StageModule(lightning.LightningModule):
         """Return the figures of sessions, meaned over them and over fixed rates."""
         low, high = self.recipe.lowest_rate, self.recipe.highest_rate
         rates = [low + (high - low) * (2 * number + 1) // (2 * VALIDATED_RATES) for number in range(VALIDATED_RATES)]
-        return _meaned([self.loss(session, rate, None) for session in batch for rate in rates])
+        return _meaned([self.judged(session, rate) for session in batch for rate in rates])
+
+    def judged(self, session: CachedSession, rate: int) -> dict[str, Tensor]:
+        """Return the figures of a session kept apart; its `loss` compares one state of training with another."""
+        return self.loss(session, rate, None)
+
+
+def treated(session: CachedSession, chance: torch.Generator | None) -> tuple[KVSnapshot, Tensor | None]:
+    """Return the cache as it is stored and what is added to the rate of each token [N]; None adds nothing."""
+    if chance is None:
+        return session.snapshot, None
+    tiers = mixed_tiers(session.snapshot.tokens, chance)
+    return drop(session.snapshot, tiers.kept), tiers.offsets
 
 
 class RateStage(StageModule):
@@ -143,11 +161,8 @@ class RateStage(StageModule):
 
     def loss(self, session: CachedSession, rate: int, chance: torch.Generator | None) -> dict[str, Tensor]:
         """Return bits and priced error a token, meaned over the session."""
-        tiers = None if chance is None else mixed_tiers(session.snapshot.tokens, chance)
-        parts = [
-            self._priced(coded)
-            for coded in coded_groups(self.codec, session.snapshot, rate, None if tiers is None else tiers.offsets)
-        ]
+        held, offsets = treated(session, chance)
+        parts = [self._priced(coded) for coded in coded_groups(self.codec, held, rate, offsets)]
         bits, octave, error = (torch.stack([part[k] for part in parts]).sum() for k in range(3))
         return {"loss": bits + error, "bits": bits, "octave": octave, "error_bits": error}
 
@@ -183,17 +198,22 @@ class DivergenceStage(StageModule):
         """Return bits and the worth of the divergence, meaned over the session."""
         model, snapshot = self._frozen[0], session.snapshot
         exact = feed(model, restore(snapshot, model), session.continuation, snapshot.tokens)
-        tiers = None if chance is None else mixed_tiers(snapshot.tokens, chance)
-        held = snapshot if tiers is None else drop(snapshot, tiers.kept)
-        coded = list(coded_groups(self.codec, held, rate, None if tiers is None else tiers.offsets))
+        held, offsets = treated(session, chance)
+        coded = list(coded_groups(self.codec, held, rate, offsets))
         bits, octave = self._spent(coded, snapshot.tokens)
         cache = self._cache(as_cached(self.codec, held, coded), snapshot.tokens)
         ids = session.continuation[None]
         positions = torch.arange(snapshot.tokens, snapshot.tokens + ids.shape[1])[None]
         decoded = run(model, ids, cache, position_ids=positions, attention_mask=open_mask(cache, ids))[0]
         divergence = divergence_nats(exact, decoded)
-        usual = self._usual(rate, float(divergence.detach()), learn=self.training and tiers is None)
+        usual = self._usual(rate, float(divergence.detach()), learn=self.training and offsets is None)
         return {"loss": trade(bits, octave, divergence, usual), "bits": bits, "octave": octave, "kl_nats": divergence}
+
+    def judged(self, session: CachedSession, rate: int) -> dict[str, Tensor]:
+        """Return the figures with a loss that does not hang on what divergence is usual at this point of training."""
+        found = self.loss(session, rate, None)
+        nats = found["kl_nats"].clamp(min=1e-12)
+        return found | {"loss": found["bits"] + 0.5 * found["octave"] * torch.log2(nats)}
 
     def _spent(self, coded: list[Coded], tokens: int) -> tuple[Tensor, Tensor]:
         steps = [steps_at(self.codec.vae(one.group).config.reference_step, one.rates) for one in coded]

@@ -48,7 +48,6 @@ class CodecRecipe:
         analysis_steps: Steps after which the analysis follows the synthesis; the larger the model, the more it saves.
         validate_steps: Steps after which sessions kept apart are looked at.
         patience: A stage ends when so many looks in a row found nothing better; what is kept is the best.
-        precision: Of the arithmetic, as Lightning names it.
         devices: Processes of data-parallel training.
         logger: "wandb" (offline unless its environment says otherwise) or "csv".
         seed: Of the split, the order and the rates.
@@ -67,7 +66,6 @@ class CodecRecipe:
     analysis_steps: int = 1
     validate_steps: int = 200
     patience: int = 4
-    precision: str = "32-true"
     devices: int = 1
     logger: str = "wandb"
     seed: int = 0

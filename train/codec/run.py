@@ -13,11 +13,14 @@ OUT.run/logs/                              curves, for wandb or as CSV
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import asdict
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -35,7 +38,7 @@ from kvcompress.codec import TinyVAECodec
 from kvcompress.codec_directory import load_tinyvae
 from kvcompress.errors import InputError
 from kvcompress.fit import Fitter
-from kvcompress.fit_run import peak_bytes, verify
+from kvcompress.fit_run import PASSES, peak_bytes, verify
 from kvcompress.harvest import harvest, tokenized_sessions
 from kvcompress.hf import fingerprint, load_model
 from kvcompress.shards import INDEX, Shards
@@ -75,8 +78,23 @@ class CodecRun:
         self.model, self.tokenizer = load_model(model)
         self.shards = Shards(shards) if shards is not None else self._harvested()
         self.shards.origin.fingerprint.require_match(fingerprint(self.model, self.tokenizer), path=shards)
-        self.passes = Working(self.state / "passes", recipe.to_json()) if self._is_first else Working(None)
+        self._require_same_run()
+        key = {"passes": PASSES, "settings": asdict(recipe.fit), "shards": self.shards.settings}
+        self.passes = Working(self.state / "passes", key) if self._is_first else Working(None)
         self.fitter = Fitter(self.shards, recipe.fit, progress, self.passes)
+
+    def _require_same_run(self) -> None:
+        """Raise `InputError` where what an earlier run left is of another recipe or of other sessions."""
+        decides = {key: value for key, value in self.recipe.to_json().items() if key not in ("devices", "logger")}
+        index = (self.shards.directory / INDEX).read_text(encoding="utf-8")
+        stated = {"recipe": decides, "sessions": hashlib.sha256(index.encode()).hexdigest()}
+        place = self.state / "run.json"
+        if place.is_file() and json.loads(place.read_text()) != json.loads(json.dumps(stated)):
+            remedy = "Take the recipe and sessions that it began with, another output, or remove it"
+            raise InputError("holds a run of another recipe or of other sessions", remedy, path=self.state)
+        if self._is_first and not place.is_file():
+            self.state.mkdir(parents=True, exist_ok=True)
+            atomic_write(place, [json.dumps(stated).encode()], force=True)
 
     def _harvested(self) -> Shards:
         """Return the harvest of the run, made where it is not there yet; other processes wait for the first."""
@@ -95,9 +113,12 @@ class CodecRun:
         """Do what is left to do and return a summary."""
         started = time.perf_counter()
         codec = self._step("closed-form", self.fitter.fit)
-        for name, stage in (("rate", self.recipe.rate_stage), ("divergence", self.recipe.divergence_stage)):
-            if stage.steps:
-                codec = self._step(name, lambda name=name, codec=codec: self._trained(name, codec))  # type: ignore[misc]
+        stages = {"rate": self.recipe.rate_stage, "divergence": self.recipe.divergence_stage}
+        taken = [name for name, stage in stages.items() if stage.steps]
+        if taken:
+            codec = with_learned_parts(codec, self.recipe)
+        for name in taken:
+            codec = self._step(name, partial(self._trained, name, codec))
         if not self._is_first:
             return {}
         self._finish(codec)
@@ -120,29 +141,21 @@ class CodecRun:
 
     def _trained(self, name: str, codec: TinyVAECodec) -> TinyVAECodec:
         """Return the codec after a stage; as it was where training found nothing better."""
-        recipe = self.recipe
-        start = codec if codec.vae(0).config.prior_layers else with_learned_parts(codec, recipe)
-        module: StageModule
         if name == "rate":
-            module = RateStage(start, recipe, recipe.rate_stage)
-        else:
-            module = DivergenceStage(start, self.model, recipe, recipe.divergence_stage)
-        return self._train(module, name)
+            return self._train(RateStage(codec, self.recipe, self.recipe.rate_stage), name)
+        return self._train(DivergenceStage(codec, self.model, self.recipe, self.recipe.divergence_stage), name)
 
     def _train(self, module: StageModule, name: str) -> TinyVAECodec:
         directory = self.state / "steps" / name
         directory.mkdir(parents=True, exist_ok=True)
-        learnt, apart = (
-            self._loader(module, self.fitter.shards, self.recipe.seed),
-            self._loader(module, self.fitter.levels),
-        )
+        learnt = self._loader(module, self.fitter.shards, self.recipe.seed)
+        apart = self._loader(module, self.fitter.levels)
         lightning.seed_everything(self.recipe.seed, verbose=False)
         best = _checkpoints(directory, "best", monitor="validation_loss", save_top_k=1)
         trainer = lightning.Trainer(
-            accelerator="cpu",
+            accelerator="cpu",  # a codec's tensors are made there
             devices=self.recipe.devices,
             strategy=_data_parallel() if self.recipe.devices > 1 else "auto",
-            precision=self.recipe.precision,  # type: ignore[arg-type]
             max_steps=module.stage.steps,
             max_epochs=-1,
             logger=self._logger(name),
@@ -163,17 +176,23 @@ class CodecRun:
             inference_mode=False,  # what is cached while looking at sessions kept apart is used in training
             num_sanity_val_steps=0,
         )
-        last, initial = directory / "last.ckpt", {key: value.clone() for key, value in module.state_dict().items()}
-        before = self._looked_at_first(module, apart, directory / "before.json")
+        last, initial = directory / "last.ckpt", _weights(module)
+        before = self._looked_at(module, apart, directory / "before.json")
         trainer.fit(module, learnt, apart, ckpt_path=str(last) if last.exists() else None, weights_only=False)
-        gained = before - float(best.best_model_score) if best.best_model_score is not None else 0.0
-        _announce(f"{name}: {gained:.1f} bits a token gained on sessions kept apart, {trainer.global_step} steps")
-        kept = torch.load(best.best_model_path, weights_only=False)["state_dict"] if gained > 0 else initial
+        found = [(before, initial), (self._looked_at(module, apart, directory / "after.json"), _weights(module))]
+        if best.best_model_score is not None:
+            weights = torch.load(best.best_model_path, weights_only=False)["state_dict"]
+            found.append((float(best.best_model_score), weights))
+        least, kept = min(found, key=lambda pair: pair[0])
         module.load_state_dict(kept)
-        return module.finish()
+        codec, steps = module.finish(), trainer.global_step
+        told = {"steps": steps, "gained_bits_per_token": round(before - least, 2)}
+        codec.fitted["trained"] = codec.fitted.get("trained", {}) | {name: told}
+        _announce(f"{name}: {before - least:.1f} bits a token gained on sessions kept apart, {steps} steps")
+        return codec
 
-    def _looked_at_first(self, module: StageModule, apart: DataLoader[Any], place: Path) -> float:
-        """Return the loss on sessions kept apart before the first step: what a stage has to improve on."""
+    def _looked_at(self, module: StageModule, apart: DataLoader[Any], place: Path) -> float:
+        """Return the loss on sessions kept apart; the first process looks, the others wait for what it says."""
         if self._is_first and not place.exists():
             module.eval()
             with torch.no_grad():
@@ -186,9 +205,8 @@ class CodecRun:
 
     def _loader(self, module: StageModule, shards: Shards, seed: int | None = None) -> DataLoader[Any]:
         sessions = ShardSessions(shards, self.recipe.continuation_tokens, seed)
-        learns = seed is not None
-        size = module.stage.sessions if learns else 1
-        return DataLoader(sessions, batch_size=size, shuffle=learns, collate_fn=list, drop_last=learns)
+        size = module.stage.sessions if seed is not None else 1
+        return DataLoader(sessions, batch_size=size, shuffle=seed is not None, collate_fn=list)
 
     def _logger(self, name: str) -> Logger:
         directory = self.state / "logs"
@@ -220,6 +238,10 @@ class CodecRun:
             "promises": stored_in_words(codec),
             "fingerprint": codec.fingerprint,
         }
+
+
+def _weights(module: StageModule) -> dict[str, Any]:
+    return {key: value.clone() for key, value in module.state_dict().items()}
 
 
 def _announce(line: str) -> None:
