@@ -10,7 +10,10 @@ import torch
 from torch import Tensor
 
 from kvcompress.channels import LayerShape
+from tinyvae.neighbours import MATCHES, PHASES
+from tinyvae.offsets import AGES
 from tinyvae.prior import CONTEXTS, PAST_DIRECTIONS, SHARP_COLUMNS, SHARP_UNITS
+from tinyvae.quantize import LEVELS
 from tinyvae.tables import TABLE_ENTRIES
 
 if TYPE_CHECKING:
@@ -29,6 +32,12 @@ ROUNDED = 0.012
 
 NAMES_BYTES = 6000
 """Of each group: what the file says of its tensors before they begin."""
+
+SCALE_BYTES = 2
+"""Of each row of a stored matrix."""
+
+SMALL_BYTES = 8 * LEVELS + AGES + 2 * PHASES * MATCHES
+"""Of each group: centroids, offsets by age, levels by match."""
 
 UNITS_A_CHANNEL = 8
 LEAST_UNITS = 16
@@ -73,13 +82,16 @@ class Budget:
     def fixed_bytes(self, columns: int, taps: int, units: int) -> float:
         """Return what everything but the latents weighs."""
         total = self.vocab_size * (columns / 2 + min(columns, SHARP_COLUMNS) / 2 + 4) + 2.0 * TABLE_ENTRIES
+        total += 4 * (LEVELS + 1)
         for group in self.groups:
             width, known = group.width(self.shapes), group.known.channels(self.shapes)
-            total += units * 0.75 * taps * columns + 2.0 * self.vocab_size
-            total += units * (known + CONTEXTS * min(known, PAST_DIRECTIONS) + 2 * group.lower.latents)
-            total += width * (units / 2 + min(units, SHARP_UNITS) / 2 + 4)
-            total += NAMES_BYTES + columns * units + 4 * width  # place 0, where it has a prior of its own
-            total += width * max(group.blocks(self.shapes))
+            past = min(known, PAST_DIRECTIONS)
+            regressors = known + CONTEXTS * past + 2 * group.lower.latents
+            total += taps * columns * (units * 0.75 + SCALE_BYTES) + 2.0 * self.vocab_size
+            total += regressors * (units + SCALE_BYTES) + known * (past + SCALE_BYTES)
+            total += width * (units / 2 + min(units, SHARP_UNITS) / 2 + 4) + units * SCALE_BYTES
+            total += columns * (units + SCALE_BYTES) + 4 * width  # place 0, where it has a prior of its own
+            total += width * (max(group.blocks(self.shapes)) + SCALE_BYTES) + SMALL_BYTES + NAMES_BYTES
         return total
 
 

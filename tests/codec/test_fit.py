@@ -11,9 +11,12 @@ from kvcompress.channels import LayerShape, from_channels, group_layers, layer_s
 from kvcompress.checkpoint import save_codec
 from kvcompress.codec import TinyVAECodec, rope_of
 from kvcompress.errors import InputError
-from kvcompress.fit import FitSettings, fit_codec
+from kvcompress.fit import FitSettings, Fitter, fit_codec
+from kvcompress.geometry import NAMES_BYTES, SCALE_BYTES
+from kvcompress.harvest import harvest
 from kvcompress.hf import capture
 from kvcompress.hf.sensitivity import cache_gradients
+from kvcompress.shards import Shards
 from kvcompress.snapshot import KVSnapshot
 from tests.codec.conftest import random_sessions, tiny_model
 from tinyvae.moments import Coherence, Moments, TokenMeans
@@ -80,6 +83,24 @@ def test_a_codec_weighs_no_more_than_its_share_of_the_model(tmp_path: Path) -> N
         assert config.sharp_latents <= config.rank
     assert found == sorted(found)
     assert found[0] < found[-1]
+
+
+@pytest.mark.parametrize("recompute", [0, 1])
+def test_the_budget_counts_every_tensor(tmp_path: Path, recompute: int) -> None:
+    """What a part weighs is foreseen to the byte, but for place 0, which the budget always allows for."""
+    settings = FitSettings(rank=12, prior_taps=2, fisher_sessions=4, continuation_tokens=32, recompute_layers=recompute)
+    rows = [(str(number), ids) for number, ids in enumerate(random_sessions(12, 96))]
+    harvest(tiny_model(), None, rows, tmp_path, lambda stage, done, total: None, settings=settings.harvest_settings())
+    fitter = Fitter(Shards(tmp_path), settings)
+    codec = fitter.fit()
+    config, (group,) = codec.vae(0).config, fitter.groups
+    sharp = min(config.rank, config.sharp_latents) * config.channels / 2
+    budgeted = fitter.budget.fixed_bytes(config.prior_rank, config.prior_taps, config.prior_width)
+    budgeted += config.rank * fitter.budget.latent_bytes(group) + sharp - NAMES_BYTES
+    held = sum(tensor.numel() * tensor.element_size() for tensor in codec.state_dict().values())
+    if not config.first:
+        budgeted -= config.prior_rank * (config.prior_width + SCALE_BYTES) + 4 * config.channels
+    assert budgeted == pytest.approx(held, abs=8)
 
 
 def test_gradients_that_all_tokens_share_weigh_more() -> None:
