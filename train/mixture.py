@@ -143,10 +143,15 @@ class Mixture:
 
 
 def token_counter(model: str) -> Count:
-    """Return what counts a session's tokens, from a model's directory or bundled name."""
-    from transformers import AutoTokenizer
+    """Return what counts a session's tokens, for a model under any name that `load_model` takes.
 
-    from kvcompress.zoo import find_checkpoint
+    Raises:
+        CheckpointError: There is no such model.
+        InputError: It has no tokenizer.
+    """
+    from kvcompress.hf.loading import model_tokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(find_checkpoint(model))
+    tokenizer = model_tokenizer(model)
+    if tokenizer is None:
+        raise InputError("has no tokenizer, so its tokens cannot be counted", path=Path(model))
     return lambda session: len(session_token_ids(session, tokenizer))
