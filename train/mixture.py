@@ -6,8 +6,8 @@ before it took.
 
 ```
 novels, in the seed's order    0 .......... 59 | 60 .... 71 | ...
-chats, in the seed's order     0 ............... 431 | 432 ....... 533 | ...
-                               fit.jsonl             | test.jsonl, which skips 60 and 432
+chats, in the seed's order     0 ............... 269 | 270 ....... 329 | ...
+                               fit.jsonl             | test.jsonl, which skips 60 and 270
 ```
 """
 
