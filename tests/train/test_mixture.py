@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from kvcompress.errors import InputError
+from kvcompress.errors import CheckpointError, InputError
 from train.__main__ import app
-from train.mixture import Mixture, Pool
+from train.mixture import Mixture, Pool, token_counter
 
 TOKENS = 100
 
@@ -108,3 +108,13 @@ def test_more_excerpts_than_novels_come_from_further_places(corpora: tuple[Path,
 def test_skipping_everything_is_refused(corpora: tuple[Path, Path]) -> None:
     with pytest.raises(InputError, match="8 documents, and 8 are to be skipped"):
         Pool.of(corpora[0], "text", 7, 8)
+
+
+def test_a_model_without_a_tokenizer_is_refused_in_a_line(corpora: tuple[Path, Path], tmp_path: Path) -> None:
+    model = tmp_path / "model"
+    model.mkdir()
+    (model / "config.json").write_text('{"model_type": "llama"}')
+    with pytest.raises(InputError, match="no tokenizer, so its tokens cannot be counted"):
+        token_counter(str(model))
+    with pytest.raises(CheckpointError, match="no such directory, GGUF file or bundled model"):
+        token_counter(str(tmp_path / "missing"))
