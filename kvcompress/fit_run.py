@@ -26,7 +26,7 @@ from kvcompress.fit import FitSettings, Fitter, require_coded_layers
 from kvcompress.floor import floor_nats
 from kvcompress.harvest import write_shards
 from kvcompress.hf import fingerprint, load_model
-from kvcompress.shards import INDEX, Shards
+from kvcompress.shards import INDEX, Shards, opening_digest
 from kvcompress.snapshot import KVSnapshot
 from kvcompress.trials import CONTINUATION_TOKENS
 from kvcompress.working import Working
@@ -156,6 +156,10 @@ def verify(
     kept = shards.part("calibration")
     trials = [ShardTrial(kept, number) for number in range(len(kept))]
     codec.fitted["floor_kl_nats"] = floor_nats(model, codec, trials, tokenizer)
+    known = set(codec.fitted["session_digests"])
+    codec.fitted["verified_apart"] = all(
+        opening_digest(kept.session(number)) not in known for number in range(len(kept))
+    )
     try:
         finish_codec(codec, model, tokenizer, trials, progress, resume_file=working.file("trials.jsonl"))
     except TooFewSessionsError as error:

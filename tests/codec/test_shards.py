@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 from kvcompress import harvest as harvest_module
 from kvcompress.errors import FormatError, InputError, MismatchError
 from kvcompress.fit import FitSettings, Fitter
+from kvcompress.fit_run import verify
 from kvcompress.harvest import harvest
 from kvcompress.hf import capture, fingerprint
 from kvcompress.recompute import parse_layers
@@ -72,6 +73,26 @@ def test_what_promises_are_verified_on_fits_nothing(shards: Path, tmp_path: Path
     assert again.fitted["session_digests"] == whole.fitted["session_digests"]
     digests = {opening_digest(Shards(shards).part(CALIBRATION).session(number)) for number in range(len(kept))}
     assert not digests & set(whole.fitted["session_digests"])
+
+
+def test_whether_a_promise_was_measured_apart_from_the_fit_is_looked_at(
+    model: Any, shards: Path, tmp_path: Path
+) -> None:
+    told: list[str] = []
+    codec = Fitter(Shards(shards), DIALS).fit()
+    verify(codec, model, None, Shards(shards), Working(None), silent, told.append)
+    assert codec.fitted["verified_apart"]
+    assert "no quality is promised" in told[0]  # of eight sessions
+    place = tmp_path / "shards"
+    shutil.copytree(shards, place)
+    one, other = Shards(place).part(CALIBRATION).rows[0], Shards(place).part(FIT).rows[0]
+    shutil.copy(place / other.file, place / one.file)
+    rows = [json.loads(line) for line in (place / INDEX).read_text().splitlines()]
+    followed = next(row["continuation"] for row in rows if row["id"] == other.id)
+    rows = [row | ({"continuation": followed} if row["id"] == one.id else {}) for row in rows]
+    (place / INDEX).write_text("".join(json.dumps(row) + "\n" for row in rows))
+    verify(codec, model, None, Shards(place), Working(None), silent, told.append)
+    assert not codec.fitted["verified_apart"]
 
 
 def test_first_tokens_have_the_cache_of_a_session_of_one_token(model: Any, shards: Path) -> None:
