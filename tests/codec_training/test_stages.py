@@ -252,6 +252,22 @@ def test_a_table_that_is_not_trained_stays(codec: TinyVAECodec) -> None:
     assert torch.equal(module.finish().vae(0).prior.table.sharp.packed, before)
 
 
+def test_what_the_closed_form_found_moves_in_steps_of_its_own_size_and_fresh_parts_freely(codec: TinyVAECodec) -> None:
+    trained = fresh(codec)
+    module = RateStage(trained, CodecRecipe(train_table=False), Stage(1, 1e-2, prior_rate=1e-4))
+    optimizer = module.configure_optimizers()["optimizer"]
+    before = {name: p.detach().clone() for name, p in trained.named_parameters() if p.numel()}
+    sum((p * torch.ones_like(p)).sum() for p in trained.parameters()).backward()
+    for group in optimizer.param_groups:
+        group["lr"] = group["initial_lr"]  # the schedule warms up
+    optimizer.step()
+    after = dict(trained.named_parameters())
+    for name, start in before.items():
+        moved, size = float((after[name].detach() - start).abs().max()), float(start.square().mean().sqrt())
+        wanted = 1e-2 if "blocks" in name or "predictor" in name else 1e-4 * size
+        assert moved == pytest.approx(wanted, rel=0.01), name
+
+
 @pytest.mark.parametrize(
     ("later", "told"),
     [((math.nan, 100.0, 50.0), "loss is nan"), ((1.0, 900.0, 50.0), "explodes"), ((1.0, 1.0, 0.001), "collapses")],

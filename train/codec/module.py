@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 import time
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
 from typing import Any
 
 import lightning
@@ -27,6 +28,7 @@ from kvcompress.hf.restore import restore
 from kvcompress.prune.demand import drop
 from kvcompress.resume import feed
 from kvcompress.snapshot import KVSnapshot
+from tinyvae import TinyVAE
 from tinyvae.loss import divergence_nats, error_bits, trade
 from tinyvae.quantize import steps_at
 from tinyvae.transform import Transform, times_block_metric
@@ -71,19 +73,26 @@ class StageModule(lightning.LightningModule, ABC):
         return batch
 
     def configure_optimizers(self) -> Any:
-        """AdamW on prior and prediction, on the synthesis steps in units of its size; a cosine over the stage."""
-        groups: list[dict[str, Any]] = []
-        for number in range(len(self.codec.groups)):
-            vae = self.codec.vae(number)
-            synthesis = list(vae.transform.synthesis.parameters())
-            others = [p for p in vae.parameters() if all(p is not matrix for matrix in synthesis)]
-            groups.append({"params": others, "lr": self.stage.learning_rate})
-            for matrix in synthesis:
-                size = float(matrix.detach().square().mean().sqrt())
-                groups.append({"params": [matrix], "lr": self.stage.synthesis_rate * size})
+        """AdamW; fresh parts take absolute steps, the synthesis and where asked the prior steps of their own size."""
+        groups = [
+            {"params": [parameter], "lr": rate}
+            for number in range(len(self.codec.groups))
+            for parameter, rate in self._rates_of(self.codec.vae(number))
+        ]
         optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.98), weight_decay=0.0)
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, self._scale)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def _rates_of(self, vae: TinyVAE) -> Iterator[tuple[torch.nn.Parameter, float]]:
+        """Yield the parameters of a group with the highest learning rate of each."""
+        synthesis = set(vae.transform.synthesis.parameters())
+        fresh = {*vae.prior.blocks.parameters(), *(vae.predictor.parameters() if vae.predictor else ())}
+        for parameter in (held for held in vae.parameters() if held.numel()):
+            share = self.stage.synthesis_rate if parameter in synthesis else self.stage.prior_rate
+            if share is None or parameter in fresh:
+                yield parameter, self.stage.learning_rate
+            else:
+                yield parameter, share * float(parameter.detach().square().mean().sqrt())
 
     def _scale(self, step: int) -> float:
         warm = max(1, round(WARMUP_SHARE * self.stage.steps))

@@ -18,15 +18,18 @@ class Stage:
 
     Attributes:
         steps: Optimiser steps; 0 leaves the stage out.
-        learning_rate: Highest rate of the prior's weights.
+        learning_rate: Highest rate of the learned parts, and of what the closed form found of prior and prediction.
         synthesis_rate: Highest rate of the synthesis, as a share of its root mean square.
         sessions: Sessions a step.
+        prior_rate: Highest rate of what the closed form found of prior and prediction instead, as a share of each
+            matrix's root mean square: steps as large as fresh parts need can take it away from where it was good.
     """
 
     steps: int
     learning_rate: float
     synthesis_rate: float = 0.0
     sessions: int = 1
+    prior_rate: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +60,7 @@ class CodecRecipe:
     prior_layers: int = 1
     predictor_width: int = 96
     rate_stage: Stage = field(default_factory=lambda: Stage(2000, 2e-3))
-    divergence_stage: Stage = field(default_factory=lambda: Stage(1300, 2e-4, 2e-3))
+    divergence_stage: Stage = field(default_factory=lambda: Stage(1300, 2e-4, synthesis_rate=2e-3))
     lowest_rate: int = 0
     highest_rate: int = 72
     train_table: bool = True
