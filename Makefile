@@ -50,7 +50,7 @@ prune: $(VENV)/.installed  ## Compare scorers of tokens and plans, in eval/repor
 
 report-smollm2: $(VENV)/.installed  ## Measure CODEC on SmolLM2 over SESSIONS, OTHER, beside KVTC fitted to SHARDS
 	$(BIN)/python -m eval real-model --model $(SMOLLM2) --codec $(CODEC) --sessions $(SESSIONS) --other $(OTHER) \
-		--shards $(SHARDS) $(addprefix --fit-facts ,$(FIT_FACTS)) --out eval/reports/smollm2
+		--shards $(SHARDS) $(addprefix --fit-facts ,$(FIT_FACTS)) --out eval/reports/smollm2 --readme
 
 demo-smollm2: $(VENV)/.installed model-smollm2  ## Fit a codec for SmolLM2 from the examples and store a session with it
 	$(BIN)/python -m eval demo --model $(SMOLLM2) --fit --out reports/demo-smollm2

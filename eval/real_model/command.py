@@ -26,10 +26,13 @@ def real_model_command(
     kvtc_fit_sessions: Annotated[int, typer.Option(help="Harvested sessions that it is fitted to.", min=2)] = 24,
     timed_sessions: Annotated[int, typer.Option(help="Sessions that are timed.", min=0)] = 3,
     threads: Annotated[int, typer.Option(help="Threads of torch.", min=1)] = 2,
+    readme: Annotated[bool, typer.Option("--readme", help="Write the table into README.md.")] = False,
 ) -> None:
     """Measure a codec on a real model: sizes, damage, bounds, KVTC at equal KL, seconds; goes on where it stopped."""
     import torch
 
+    from eval.readme import write_between
+    from eval.real_model.readme import readme_table
     from eval.real_model.run import Job, RealModelRun, RealModelSettings
     from kvcompress.cli.console import progress_bar
 
@@ -38,5 +41,7 @@ def real_model_command(
     job = Job(model, codec, tuple(setting), sessions, other, shards, tuple(fit_facts), out, line)
     sizes = (tokens, continuation, count, other_count, kvtc_sessions, kvtc_fit_sessions, timed_sessions)
     with progress_bar("real model") as progress:
-        RealModelRun(job, RealModelSettings(*sizes), progress).run()
+        result = RealModelRun(job, RealModelSettings(*sizes), progress).run()
+    if readme:
+        write_between(Path("README.md"), "real-model", readme_table(result))
     typer.echo((out / "report.md").read_text(encoding="utf-8"))

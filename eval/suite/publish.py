@@ -7,11 +7,9 @@ import os
 from pathlib import Path
 from typing import Any
 
+from eval.readme import write_between
 from eval.suite.report import readme_table, validate
-from kvcompress.atomic import atomic_write
 from kvcompress.errors import FormatError, InputError
-
-_MARKS = ("<!-- results -->\n", "<!-- /results -->\n")
 
 
 def read_result(path: Path) -> dict[str, Any]:
@@ -41,12 +39,7 @@ def write_readme(result: dict[str, Any], path: Path) -> None:
     Raises:
         InputError: The file has no such marks.
     """
-    text = path.read_text(encoding="utf-8")
-    if not all(mark in text for mark in _MARKS):
-        raise InputError(f"has no place for results between {_MARKS[0].strip()} and {_MARKS[1].strip()}", path=path)
-    head, rest = text.split(_MARKS[0], 1)
-    tail = rest.split(_MARKS[1], 1)[1]
-    atomic_write(path, [(head + _MARKS[0] + readme_table(result) + _MARKS[1] + tail).encode()], force=True)
+    write_between(path, "results", readme_table(result))
 
 
 def log_to_wandb(result: dict[str, Any], out: Path) -> None:

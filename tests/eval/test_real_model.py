@@ -18,10 +18,11 @@ from eval.real_model.damage import damage
 from eval.real_model.equal_kl import advantage, ratio_at
 from eval.real_model.interval import mean_of, ratio_of
 from eval.real_model.page import page
+from eval.real_model.readme import readme_table
 from eval.real_model.rows import Rows
 from eval.real_model.run import RealModelRun, read_facts
 from eval.real_model.targets import bound_checks, check, size_targets
-from eval.real_model.words import WIDTH, verdict
+from eval.real_model.words import WIDTH, plain_nats, verdict
 from eval.rivals.kvtc import fit
 from eval.rivals.kvtc_ideal import KvtcIdeal, Tables
 from eval.rivals.protocol import Calibration
@@ -178,6 +179,16 @@ def test_the_page_fits_80_columns_and_says_what_was_measured(result: Result, pla
     picture = (place / "report" / "rate-fidelity.svg").read_text()
     assert ElementTree.fromstring(picture).tag.endswith("svg")
     assert "var(" not in picture
+
+
+def test_the_readmes_table_has_every_quality_of_every_codec(result: Result) -> None:
+    lines = readme_table(result).splitlines()
+    points = [point for point in result["points"] if point["source"] == "test"]
+    assert len(points) > 2
+    assert len(lines) == 2 + len(points) + 2
+    for line, point in zip(lines[2:], points, strict=False):
+        assert f" {point['quality']} |" in line
+        assert plain_nats(point["kl_near_nats"]["value"]) in line
 
 
 def test_a_missed_target_is_said_in_bold_and_a_doubtful_one_with_a_mark() -> None:
