@@ -34,7 +34,6 @@ from typing import Any
 from kvcompress.codec import TinyVAECodec
 from kvcompress.container import Encoded
 from kvcompress.errors import CheckpointError
-from kvcompress.sections import own_sections
 from kvcompress.snapshot import KVSnapshot
 from kvcompress.trials import figures_of
 
@@ -82,8 +81,7 @@ class Figures:
 
 def figures_of_file(exact: KVSnapshot, encoded: Encoded, decoded: KVSnapshot) -> Figures:
     """Return the figures of a session, from its cache, its file and what the file decodes to."""
-    coded_bytes = sum(len(encoded.sections[name]) for name in own_sections(encoded))
-    return Figures(*figures_of(exact, decoded, coded_bytes))
+    return Figures(*figures_of(exact, decoded, encoded))
 
 
 def known_of(figures: Mapping[str, Sequence[Figures]]) -> dict[str, Any]:
