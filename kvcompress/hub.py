@@ -31,7 +31,7 @@ def codec_from_hub(name: str) -> Path:
     try:
         directory = _snapshot(name, local_files_only=True)
         if not _is_whole(directory):
-            log.warning("%s is not in the local cache: asking the Hub", name)
+            log.info("%s is not in the local cache: asking the Hub", name)
             directory = _snapshot(name, local_files_only=False)
     except Exception as error:  # network, rights, names: each of the layers below has errors of its own
         what = f"no codec has this name or lies in the Hub cache, and the Hub did not give it ({innermost(error)})"
