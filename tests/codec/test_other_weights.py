@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -48,6 +48,15 @@ def noisy(noise: float) -> tuple[Any, Any]:
         for weight in model.parameters():
             weight.add_(noise * weight.std() * torch.randn(weight.shape, generator=generator))
     return model, tokenizer
+
+
+@pytest.fixture(scope="module", autouse=True)
+def own_place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """What is measured here is kept in a place of these tests."""
+    place = tmp_path_factory.mktemp("home")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("KVCOMPRESS_HOME", str(place))
+        yield place
 
 
 @pytest.fixture(scope="module")
@@ -136,11 +145,15 @@ def test_one_measurement_serves_every_session(
 
 
 def test_a_damaged_measurement_is_refused_with_the_remedy(
-    own: TinyVAECodec, tried: TinyVAECodec, near: tuple[Any, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    own: TinyVAECodec,
+    tried: TinyVAECodec,
+    near: tuple[Any, Any],
+    own_place: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    from kvcompress.codec_places import home
-
-    (place,) = (home() / "other-weights").glob("*.json")
+    del tried
+    (place,) = (own_place / "other-weights").glob("*.json")
     data = json.loads(place.read_text())
     monkeypatch.setenv("KVCOMPRESS_HOME", str(tmp_path))
     (tmp_path / "other-weights").mkdir()
