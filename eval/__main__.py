@@ -13,6 +13,7 @@ from eval.bench import bench, bench_planning
 from eval.demo import demo
 from eval.demo_fit import demo_fit
 from eval.models import model_smollm2_command
+from eval.real_model.check_command import check_real_command
 from eval.real_model.command import real_model_command
 from kvcompress.errors import InputError, KVCompressError
 from kvcompress.zoo import DEFAULT_CODEC, DEFAULT_MODEL
@@ -225,6 +226,9 @@ def recompute_command(
 
 
 app.command("real-model")(real_model_command)
+
+
+app.command("check-real")(check_real_command)
 
 
 app.command("model-smollm2")(model_smollm2_command)
