@@ -58,14 +58,13 @@ def adopt(codec: TinyVAECodec, model: Any, tokenizer: Any) -> TinyVAECodec:
         Architecture.of_origin(own_origin(codec.preset.origin)).require_same(Architecture.of_model(model))
     _require_vocabulary(codec.model_fingerprint, codec.fitted.get("vocabulary"), found, tokenizer)
     other = copy.copy(codec)
-    other.adopted, other.promises = Adopted(codec.model_fingerprint, found), {}
-    other.fitted = {name: fact for name, fact in codec.fitted.items() if name != "known"}
+    other.adopted = Adopted(codec.model_fingerprint, found)
     other.recompute = recompute_with(model, tokenizer)
     return other
 
 
 def measured(
-    codec: TinyVAECodec, own: TinyVAECodec, model: Any, tokenizer: Any, sessions: Path | None, progress: Progress
+    codec: TinyVAECodec, model: Any, tokenizer: Any, sessions: Path | None, progress: Progress
 ) -> TinyVAECodec:
     """Return an adopted codec with the quality words that were measured to hold; without any where nothing was.
 
@@ -74,7 +73,6 @@ def measured(
 
     Args:
         codec: From `adopt`.
-        own: The codec itself.
         model: The model of the sessions.
         tokenizer: Its tokenizer.
         sessions: JSON lines of recorded sessions, at least 19 that the codec was not fitted to. None takes what was
@@ -93,7 +91,8 @@ def measured(
     place.parent.mkdir(parents=True, exist_ok=True)
     rows = kept_out_of_fit(codec.fitted, usable_sessions(model, tokenizer, sessions))
     trials, resume_file = trials_from_sessions(model, rows, tokenizer), place.with_suffix(".trials.jsonl")
-    kinds = (LATENTS, RESIDUAL) if any(promise.residual_rate for promise in own.promises.values()) else (LATENTS,)
+    residual = any(promise.residual_rate for promise in codec.own_promises.values())
+    kinds = (LATENTS, RESIDUAL) if residual else (LATENTS,)
     found = calibrated(model, codec, trials, progress=progress, resume_file=resume_file, kinds=kinds)
     data = _to_json(codec, found)
     atomic_write(place, [json.dumps(data, sort_keys=True, indent=2).encode()], force=True)
@@ -164,7 +163,5 @@ def _with(codec: TinyVAECodec, data: dict[str, Any], place: Path) -> TinyVAECode
         what = f"what was measured with these weights is damaged ({error})"
         raise CheckpointError(what, "Measure it again with --sessions", path=place) from error
     other = copy.copy(codec)
-    other.promises = promises
-    other.adopted = replace(codec.adopted, promises=promises, nearest=nearest)
-    other.fitted = {**codec.fitted, "known": known}
+    other.adopted = replace(codec.adopted, promises=promises, known=known, nearest=nearest)
     return other

@@ -206,16 +206,26 @@ class TinyVAECodec(
 
     @property
     def promises(self) -> dict[str, Promise]:
-        """What is promised of each quality word.
+        """What is promised of each quality word, with other weights what was measured with them.
 
         Read when it is asked for, so that a codec whose promises are damaged, a `CheckpointError`, still decodes and
         can be calibrated again.
         """
-        return promises_from_json(self._promises)
+        return self.own_promises if self.adopted is None else dict(self.adopted.promises)
 
     @promises.setter
     def promises(self, promises: Mapping[str, Promise]) -> None:
         self._promises = {name: promise.to_json() for name, promise in promises.items()}
+
+    @property
+    def own_promises(self) -> dict[str, Promise]:
+        """The same with the weights that it was fitted to, whatever it is tried on."""
+        return promises_from_json(self._promises)
+
+    @property
+    def ordinary_sessions(self) -> Any:
+        """What ordinary sessions look like, see `kvcompress.known`; None where nothing is known."""
+        return self.fitted.get("known") if self.adopted is None else self.adopted.known
 
     @property
     def tiers(self) -> dict[str, int]:

@@ -122,7 +122,7 @@ def is_unlike(codec: TinyVAECodec, quality: str, figures: Figures, tokens: int) 
     if not knows(codec, quality):
         return False
     try:
-        ordinary = codec.fitted["known"]["tiers"][quality]
+        ordinary = codec.ordinary_sessions["tiers"][quality]
         bits, error = ([float(number) for number in ordinary[name]] for name in ("bits_per_token", "error"))
         return BITS_LIMIT.is_exceeded(figures.bits_per_token, bits[0], bits[1], tokens) or ERROR_LIMIT.is_exceeded(
             figures.error, error[0], error[1], tokens
@@ -134,5 +134,5 @@ def is_unlike(codec: TinyVAECodec, quality: str, figures: Figures, tokens: int) 
 
 def knows(codec: TinyVAECodec, quality: str) -> bool:
     """Tell whether a codec has figures of ordinary sessions at a quality; codecs of older versions have none."""
-    known = codec.fitted.get("known")
+    known = codec.ordinary_sessions
     return isinstance(known, dict) and quality in known.get("tiers", {})

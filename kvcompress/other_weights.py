@@ -42,12 +42,14 @@ class Adopted:
         own: What it was fitted to.
         session: What its sessions are recorded with.
         promises: What was measured to hold with them, by quality word.
+        known: What sessions look like at these words, see `kvcompress.known`.
         nearest: What came nearest of words that do not hold; None before anything was measured.
     """
 
     own: ModelFingerprint
     session: ModelFingerprint
     promises: Mapping[str, Promise] = field(default_factory=dict)
+    known: Mapping[str, Any] = field(default_factory=dict)
     nearest: Nearest | None = None
 
     def statement(self, settings: Mapping[str, Any]) -> dict[str, Any]:

@@ -126,7 +126,7 @@ def _adopted(wish: Wish, own: TinyVAECodec, model: Any, tokenizer: Any) -> TinyV
     if wish.max_kl_nats is not None:
         return codec
     with progress_bar("measure") as progress:
-        return measured(codec, own, model, tokenizer, wish.sessions, progress)
+        return measured(codec, model, tokenizer, wish.sessions, progress)
 
 
 def _encoded(

@@ -71,7 +71,7 @@ def test_refused_without_leave(place: Path, tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
-def test_a_bound_is_measured_on_the_session_itself(place: Path, tmp_path: Path) -> None:
+def test_a_bound_is_measured_on_the_session_itself(place: Path, sessions_file: Path, tmp_path: Path) -> None:
     file, partners = tmp_path / "a.kvz", ("--model", place / "near")
     data = run("encode", place / "near.safetensors", "-o", file, LEAVE, "--max-kl", 0.01, *partners)
     assert data["settings"]["certificate"]["kl_nats"] <= 0.01
@@ -81,6 +81,8 @@ def test_a_bound_is_measured_on_the_session_itself(place: Path, tmp_path: Path) 
     assert len(run("resume", file, *partners, "--max-new-tokens", 3)["new_token_ids"]) > 0
     assert "wrong partner in the model's weights" in refused("resume", file)
     assert run("verify", file, "--codec", "reference-lm-tinyvae", *partners)["model"] == "ok"
+    options = ("--session", sessions_file, "--id", "s030", "-o", tmp_path / "report")
+    assert run("report", file, *partners, *options)["kl_nats"] < 0.1
     run("decode", file, "-o", tmp_path / "again.safetensors")
     again = load_raw(tmp_path / "again.safetensors")
     assert again.origin.fingerprint == load_raw(place / "near.safetensors").origin.fingerprint

@@ -96,7 +96,7 @@ def snapshot(near: tuple[Any, Any], fresh: list[torch.Tensor]) -> KVSnapshot:
 @pytest.fixture(scope="module")
 def tried(own: TinyVAECodec, near: tuple[Any, Any], sessions: Path) -> TinyVAECodec:
     """The bundled codec, measured with slightly different weights."""
-    return measured(adopt(own, *near), own, *near, sessions, nothing)
+    return measured(adopt(own, *near), *near, sessions, nothing)
 
 
 def test_other_weights_are_refused_by_default(own: TinyVAECodec, snapshot: KVSnapshot) -> None:
@@ -110,12 +110,12 @@ def test_nothing_is_promised_before_it_was_measured(
     own: TinyVAECodec, near: tuple[Any, Any], snapshot: KVSnapshot, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("KVCOMPRESS_HOME", str(tmp_path))
-    codec = measured(adopt(own, *near), own, *near, None, nothing)
+    codec = measured(adopt(own, *near), *near, None, nothing)
     assert not codec.promises
     with pytest.raises(InputError, match=r"'high' with these weights was never measured.*--sessions.*--max-kl"):
         encode_at_quality(codec, snapshot, "high")
-    assert own.promises  # the codec itself is as it was
-    assert "known" in own.fitted
+    assert own.promises  # the codec itself is as it was, and so is what would be saved of the other
+    assert codec.config_json() == own.config_json()
 
 
 def test_slightly_different_weights_keep_what_was_measured(
@@ -139,7 +139,7 @@ def test_slightly_different_weights_keep_what_was_measured(
 def test_one_measurement_serves_every_session(
     own: TinyVAECodec, tried: TinyVAECodec, near: tuple[Any, Any], snapshot: KVSnapshot
 ) -> None:
-    again = measured(adopt(own, *near), own, *near, None, nothing)
+    again = measured(adopt(own, *near), *near, None, nothing)
     assert again.promises == tried.promises
     assert to_bytes(encode_at_quality(again, snapshot, "high")) == to_bytes(encode_at_quality(tried, snapshot, "high"))
 
@@ -160,7 +160,7 @@ def test_a_damaged_measurement_is_refused_with_the_remedy(
     for damage in ({"codec": "of another"}, {"session": {}}, {"nearest": {}}, {"promises": {"high": 3}}):
         (tmp_path / "other-weights" / place.name).write_text(json.dumps(data | damage))
         with pytest.raises(CheckpointError, match=r"damaged"):
-            measured(adopt(own, *near), own, *near, None, nothing)
+            measured(adopt(own, *near), *near, None, nothing)
 
 
 def test_a_file_names_both_weights_and_what_was_measured(
@@ -232,7 +232,7 @@ def test_a_file_that_says_other_weights_than_it_has_is_refused(
 
 def test_very_different_weights_are_refused_with_the_figure(own: TinyVAECodec, sessions: Path) -> None:
     far = noisy(LARGE)
-    codec = measured(adopt(own, *far), own, *far, sessions, nothing)
+    codec = measured(adopt(own, *far), *far, sessions, nothing)
     assert codec.adopted is not None
     assert codec.adopted.nearest is not None
     assert codec.adopted.nearest.kl_nats > 0.08
