@@ -13,6 +13,7 @@ from eval.bench import bench, bench_planning
 from eval.demo import demo
 from eval.demo_fit import demo_fit
 from eval.models import model_smollm2_command
+from eval.real_model.check_command import check_real_command
 from eval.real_model.command import real_model_command
 from kvcompress.errors import InputError, KVCompressError
 from kvcompress.zoo import DEFAULT_CODEC, DEFAULT_MODEL
@@ -117,7 +118,9 @@ def compare_command(
 
 @app.command("ablation")
 def ablation_command(
-    codec: Annotated[str, typer.Option(help="Codec directory, or the name of a bundled codec.")] = DEFAULT_CODEC,
+    codec: Annotated[
+        str, typer.Option(help="Codec: what `kvcompress codecs list` names, or a directory.")
+    ] = DEFAULT_CODEC,
     model: Annotated[str, typer.Option(help="Model directory, or the name of a bundled model.")] = DEFAULT_MODEL,
     sessions: Annotated[Path, typer.Option(help="JSON lines of recorded sessions.")] = SESSIONS,
     also: Annotated[list[str], typer.Option(help="NAME=DIR of a further codec of the model; repeat it.")] = [],  # noqa: B006
@@ -139,7 +142,9 @@ def ablation_command(
 
 @app.command("devices")
 def devices_command(
-    codec: Annotated[str, typer.Option(help="Codec directory, or the name of a bundled codec.")] = DEFAULT_CODEC,
+    codec: Annotated[
+        str, typer.Option(help="Codec: what `kvcompress codecs list` names, or a directory.")
+    ] = DEFAULT_CODEC,
     model: Annotated[str, typer.Option(help="Model directory, or the name of a bundled model.")] = DEFAULT_MODEL,
     sessions: Annotated[Path, typer.Option(help="JSON lines of recorded sessions.")] = SESSIONS,
     out: Annotated[Path, typer.Option(help="Directory of the result.")] = Path("reports/devices"),
@@ -155,7 +160,9 @@ def devices_command(
 
 @app.command("prune")
 def prune_command(
-    codec: Annotated[str, typer.Option(help="Codec directory, or the name of a bundled codec.")] = DEFAULT_CODEC,
+    codec: Annotated[
+        str, typer.Option(help="Codec: what `kvcompress codecs list` names, or a directory.")
+    ] = DEFAULT_CODEC,
     model: Annotated[str, typer.Option(help="Model directory, or the name of a bundled model.")] = DEFAULT_MODEL,
     sessions: Annotated[Path, typer.Option(help="JSON lines of recorded sessions.")] = SESSIONS,
     out: Annotated[Path, typer.Option(help="Directory of rows and report; rows found there stay.")] = Path(
@@ -194,7 +201,9 @@ def prune_command(
 
 @app.command("recompute")
 def recompute_command(
-    codec: Annotated[str, typer.Option(help="Codec directory, or the name of a bundled codec.")] = DEFAULT_CODEC,
+    codec: Annotated[
+        str, typer.Option(help="Codec: what `kvcompress codecs list` names, or a directory.")
+    ] = DEFAULT_CODEC,
     model: Annotated[str, typer.Option(help="Model directory, or the name of a bundled model.")] = DEFAULT_MODEL,
     sessions: Annotated[Path, typer.Option(help="JSON lines of recorded sessions.")] = SESSIONS,
     out: Annotated[Path, typer.Option(help="Directory of the result.")] = Path("reports/recompute"),
@@ -217,6 +226,9 @@ def recompute_command(
 
 
 app.command("real-model")(real_model_command)
+
+
+app.command("check-real")(check_real_command)
 
 
 app.command("model-smollm2")(model_smollm2_command)

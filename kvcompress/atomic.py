@@ -6,6 +6,7 @@ import errno
 import os
 import secrets
 import stat
+import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -101,6 +102,47 @@ def atomic_write(path: PathLike, chunks: Iterable[bytes], *, force: bool = False
     """
     with atomic_path(path, force=force) as temporary, open(temporary, "wb") as file:
         file.writelines(chunks)
+
+
+@contextmanager
+def atomic_directory(path: PathLike, *, force: bool = False) -> Iterator[Path]:
+    """Give an empty directory beside `path`; publish it under that name when the block ends without an error.
+
+    Whatever goes wrong, the new one is removed and an existing directory `path` keeps its content.
+
+    Args:
+        path: Where the directory is to appear; its parents are made.
+        force: Whether an existing directory may be replaced.
+
+    Yields:
+        The new directory.
+
+    Raises:
+        InputError: The output exists, or the operating system refused to write.
+    """
+    target = Path(path)
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if os.path.lexists(target) and not (force and target.is_dir()):
+            raise (
+                _already_exists(path)
+                if target.is_dir()
+                else InputError("exists and is no directory", "Choose another name", path=path)
+            )
+        with tempfile.TemporaryDirectory(dir=target.parent, prefix=".kvcompress-") as place:
+            fresh, old = Path(place) / "new", Path(place) / "old"
+            fresh.mkdir()
+            yield fresh
+            if force and target.is_dir():
+                os.rename(target, old)
+            try:
+                os.rename(fresh, target)  # refused where a directory with content appeared meanwhile
+            except OSError:
+                if old.exists():
+                    os.rename(old, target)
+                raise
+    except OSError as error:
+        raise _refused("cannot be written", error, path) from error
 
 
 @contextmanager

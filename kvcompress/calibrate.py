@@ -10,7 +10,8 @@ next path is taken.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path as FilePath
 from typing import Any
 
@@ -19,14 +20,30 @@ from kvcompress.conformal import sessions_needed
 from kvcompress.errors import InputError
 from kvcompress.fidelity import MIN_CONTINUATION_TOKENS, TIERS, Tier
 from kvcompress.known import Figures, known_of
+from kvcompress.other_weights import Nearest
 from kvcompress.promise import FALLBACK, INT8, LATENTS, LOSSLESS, RESIDUAL, Promise, Setting
 from kvcompress.search import Path, Progress, Sessions
 from kvcompress.trials import Bench, TrialSource, is_usable, trials_from_sessions
-from kvcompress.verdict import promise_of
+from kvcompress.verdict import nearest_of, promise_of
 
 
 class TooFewSessionsError(InputError):
     """Sessions are too few, or too short, for any promise."""
+
+
+@dataclass(frozen=True, slots=True)
+class Calibration:
+    """What was measured.
+
+    Attributes:
+        promises: Each quality word, and a "fallback" where int8 is as good as transparent.
+        known: What sessions look like at each promised rate, see `kvcompress.known`.
+        nearest: What lost least of the settings with rates, whatever it promises.
+    """
+
+    promises: dict[str, Promise]
+    known: dict[str, Any]
+    nearest: Nearest
 
 
 def calibrate(
@@ -38,7 +55,7 @@ def calibrate(
     resume_file: FilePath | None = None,
 ) -> dict[str, Promise]:
     """Return what a codec can promise: each quality word, and a "fallback" where int8 is as good as transparent."""
-    return calibrated(model, codec, trials, progress=progress, resume_file=resume_file)[0]
+    return calibrated(model, codec, trials, progress=progress, resume_file=resume_file).promises
 
 
 def calibrated(
@@ -48,8 +65,9 @@ def calibrated(
     *,
     progress: Progress = lambda stage, done, total: None,
     resume_file: FilePath | None = None,
-) -> tuple[dict[str, Promise], dict[str, Any]]:
-    """Return what a codec can promise, and what sessions look like at each promised rate, see `kvcompress.known`.
+    kinds: Sequence[str] = (LATENTS, RESIDUAL),
+) -> Calibration:
+    """Measure what a codec can promise, and what sessions look like there.
 
     With 40 sessions about 250 measurements, each of which decodes a session and runs the model over its continuation.
 
@@ -60,6 +78,7 @@ def calibrated(
             are left out. They are read one at a time, several times.
         progress: Called with stage, done, total.
         resume_file: Keeps each measurement, so that a run that was killed goes on. The caller removes it.
+        kinds: Paths that are tried, in this order; what holds on none of them is stored without loss.
 
     Raises:
         TooFewSessionsError: Fewer than 19 sessions can be used; the message says how many more are needed.
@@ -69,7 +88,7 @@ def calibrated(
     require_enough(len(usable))
     sessions, transparent, eight = Sessions(Bench(model, codec, usable, resume_file), progress), TIERS[0], Setting(INT8)
     chosen: dict[str, Setting] = {}
-    for kind in (LATENTS, RESIDUAL):
+    for kind in kinds:
         left = [tier for tier in TIERS if tier.name not in chosen]
         chosen |= Path(kind, sessions).coarsest(left) if left else {}
     if len(chosen) < len(TIERS):
@@ -78,13 +97,16 @@ def calibrated(
     sessions.verify({eight: [transparent]})
     if eight in sessions.complete and sessions.stress(eight, transparent) <= 1:
         found[FALLBACK] = _promise(sessions, FALLBACK, transparent, eight)
-    everyone = range(sessions.count)
+    return Calibration(found, known_of(_figures(sessions, chosen)), nearest_of(sessions.bench.ledger))
+
+
+def _figures(sessions: Sessions, chosen: Mapping[str, Setting]) -> dict[str, list[Figures]]:
+    """Return what all sessions look like at each promised rate."""
     rated = {name: setting for name, setting in chosen.items() if setting.rate is not None}
-    figures = {
-        name: [Figures(one.bits_per_token, one.error) for one in sessions.losses(setting, everyone)]
+    return {
+        name: [Figures(one.bits_per_token, one.error) for one in sessions.losses(setting, range(sessions.count))]
         for name, setting in rated.items()
     }
-    return found, known_of(figures)
 
 
 def require_enough(sessions: int) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import random
 import shutil
-import tempfile
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -13,13 +12,14 @@ from typing import Any
 
 from torch import Tensor
 
-from kvcompress.atomic import atomic_write
+from kvcompress.atomic import atomic_directory, atomic_write
 from kvcompress.calibrate import calibrated
 from kvcompress.codec import TinyVAECodec
 from kvcompress.codec_directory import load_tinyvae
 from kvcompress.errors import about
 from kvcompress.harvest import tokenized_sessions
 from kvcompress.hf import fingerprint, load_model, recompute_with
+from kvcompress.hf.fingerprint import vocabulary_digest
 from kvcompress.promise import FALLBACK
 from kvcompress.shards import opening_digest
 from kvcompress.trials import TrialSource, trials_from_sessions
@@ -54,8 +54,7 @@ def calibrate_checkpoint(model: str, sessions: Path, directory: Path, progress: 
     language_model, tokenizer = load_model(model)
     with about(directory):
         codec.model_fingerprint.require_match(fingerprint(language_model, tokenizer))
-    rows = [ids for _, ids in tokenized_sessions(language_model, tokenizer, sessions)]
-    usable = [ids for ids in rows if len(ids) >= SHORTEST_SESSION_TOKENS]
+    usable = usable_sessions(language_model, tokenizer, sessions)
     kept_out = kept_out_of_fit(codec.fitted, usable)
     trials = trials_from_sessions(language_model, kept_out, tokenizer)
     resume_file = directory.with_name(directory.name + ".calibration.jsonl")
@@ -75,6 +74,12 @@ def calibrate_checkpoint(model: str, sessions: Path, directory: Path, progress: 
         "promises": stored_in_words(codec),
         "fingerprint": codec.fingerprint,
     }
+
+
+def usable_sessions(model: Any, tokenizer: Any, sessions: Path) -> list[Tensor]:
+    """Return the token ids [N] int64 of recorded sessions that are long enough to be cut in two."""
+    rows = [ids for _, ids in tokenized_sessions(model, tokenizer, sessions)]
+    return [ids for ids in rows if len(ids) >= SHORTEST_SESSION_TOKENS]
 
 
 def kept_out_of_fit(fitted: dict[str, Any], rows: Sequence[Tensor]) -> list[Tensor]:
@@ -115,8 +120,10 @@ def finish_codec(
         TooFewSessionsError: Nothing can be promised; the codec is left as it was.
     """
     codec.recompute = recompute_with(model, tokenizer)
-    promises, known = calibrated(model, codec, trials, progress=progress, resume_file=resume_file)
-    codec.promises, codec.fitted["known"] = promises, known
+    found = calibrated(model, codec, trials, progress=progress, resume_file=resume_file)
+    codec.promises, codec.fitted["known"] = found.promises, found.known
+    if tokenizer is not None:
+        codec.fitted["vocabulary"] = vocabulary_digest(tokenizer)
 
 
 def stored_in_words(codec: TinyVAECodec) -> dict[str, str]:
@@ -133,17 +140,12 @@ def save_codec(codec: TinyVAECodec, output: Path) -> None:
 
     Codecs that recompute layers lie in subdirectories of the one that codes all; they stay.
     """
-    output.parent.mkdir(parents=True, exist_ok=True)
     codec.fitted["fingerprint"] = codec.fingerprint  # so that a file's promise is found without the weights
-    with tempfile.TemporaryDirectory(dir=output.parent, prefix=".kvcompress-") as temporary:
-        fresh = Path(temporary) / "codec"
+    with atomic_directory(output, force=True) as fresh:
         codec.save_pretrained(fresh, config=codec.config_json())
         (fresh / "README.md").write_text(card(codec), encoding="utf-8")
         for part in sorted(output.glob("recompute-*")):
             shutil.copytree(part, fresh / part.name)
-        if output.exists():
-            output.rename(Path(temporary) / "old")
-        shutil.move(fresh, output)
 
 
 def card(codec: TinyVAECodec) -> str:
@@ -182,12 +184,14 @@ def _promises_in_words(codec: TinyVAECodec) -> str:
             for loss in (promise.kl_nats, promise.context_lost, promise.top1_lost)
         ]
         rate = "" if promise.rate is None else f" at {promise.rate}"
-        rows.append(f"| {name} | {promise.setting.words()}{rate} | {promise.sessions} | {' | '.join(losses)} |")
+        ratio = "" if promise.size_ratio is None else f"{promise.size_ratio:.4g}"
+        stored = f"{promise.setting.words()}{rate}"
+        rows.append(f"| {name} | {stored} | {ratio} | {promise.sessions} | {' | '.join(losses)} |")
     first = next(iter(promises.values()))
     return "\n".join(
         [
-            "| quality | stored as, at rate index | sessions | KL (nats) | context lost | top-1 lost |",
-            "| --- | --- | ---: | --- | --- | --- |",
+            "| quality | stored as, at rate index | size ratio | sessions | KL (nats) | context lost | top-1 lost |",
+            "| --- | --- | ---: | ---: | --- | --- | --- |",
             *rows,
             "",
             f"Measured after decode and resume over {first.continuation_tokens} further tokens, on sessions of about",

@@ -23,9 +23,10 @@ from kvcompress.entropy import TableBank, decode_choices, decode_symbols, encode
 from kvcompress.errors import FormatError, InputError, MismatchError
 from kvcompress.group_code import GroupCode
 from kvcompress.lower import Lower
+from kvcompress.other_weights import Adopted, require_recorded
 from kvcompress.outliers import OUTLIERS, Outliers
 from kvcompress.packing import canonical_json
-from kvcompress.promise import FALLBACK, LATENTS, Promise, promises_from_json, unpromised
+from kvcompress.promise import FALLBACK, LATENTS, OTHER_WEIGHTS, Promise, promises_from_json, unpromised
 from kvcompress.recompute import PROBE, Known, Recompute, checked_probe, pack_probe, recomputed
 from kvcompress.residual import Residual
 from kvcompress.sections import Preset, encoded_session, own_sections, read_session
@@ -91,6 +92,7 @@ class TinyVAECodec(
 
     Attributes:
         recompute: Gives those layers at decode (`kvcompress.hf.recompute_with`); not needed with m = 0.
+        adopted: Other weights whose sessions it encodes instead of its own, see `kvcompress.adopt`.
     """
 
     kind = "tinyvae"
@@ -112,6 +114,7 @@ class TinyVAECodec(
         super().__init__()
         self.recompute_layers = recompute_layers
         self.recompute: Recompute | None = None
+        self.adopted: Adopted | None = None
         self.groups = [tuple(group["layers"]) for group in groups]
         self.known = [Known.from_json(group) for group in groups]
         self.shapes = [LayerShape(*shape) for shape in shapes]
@@ -190,7 +193,8 @@ class TinyVAECodec(
 
     def require_partner(self, snapshot: KVSnapshot) -> None:
         """Raise `MismatchError` or `InputError` where the snapshot is not of this codec's model."""
-        self.model_fingerprint.require_match(snapshot.origin.fingerprint)
+        partner = self.model_fingerprint if self.adopted is None else self.adopted.session
+        partner.require_match(snapshot.origin.fingerprint)
         if list(layer_shapes(snapshot)) != self.shapes:
             raise InputError("the cache's layers have another shape than those this codec was fitted to")
         self._require_vocabulary(snapshot.token_ids)
@@ -202,16 +206,26 @@ class TinyVAECodec(
 
     @property
     def promises(self) -> dict[str, Promise]:
-        """What is promised of each quality word.
+        """What is promised of each quality word, with other weights what was measured with them.
 
         Read when it is asked for, so that a codec whose promises are damaged, a `CheckpointError`, still decodes and
         can be calibrated again.
         """
-        return promises_from_json(self._promises)
+        return self.own_promises if self.adopted is None else dict(self.adopted.promises)
 
     @promises.setter
     def promises(self, promises: Mapping[str, Promise]) -> None:
         self._promises = {name: promise.to_json() for name, promise in promises.items()}
+
+    @property
+    def own_promises(self) -> dict[str, Promise]:
+        """The same with the weights that it was fitted to, whatever it is tried on."""
+        return promises_from_json(self._promises)
+
+    @property
+    def ordinary_sessions(self) -> Any:
+        """What ordinary sessions look like, see `kvcompress.known`; None where nothing is known."""
+        return self.fitted.get("known") if self.adopted is None else self.adopted.known
 
     @property
     def tiers(self) -> dict[str, int]:
@@ -227,7 +241,7 @@ class TinyVAECodec(
         """Return what is promised of a quality word; raises `InputError` where it was never verified."""
         promises = self.promises
         if quality not in promises or quality == FALLBACK:
-            raise unpromised(quality, promises)
+            raise unpromised(quality, promises) if self.adopted is None else self.adopted.refusal(quality)
         return promises[quality]
 
     def rate_of(self, quality: str) -> int:
@@ -286,17 +300,33 @@ class TinyVAECodec(
             InputError: It has another geometry, its layers hold different tokens, or the offsets do not fit.
         """
         latents = latents or self.analyse(snapshot)
-        stated: dict[str, Any] = {"rate": rate} | ({} if residual_rate is None else {RESIDUAL_RATE: residual_rate})
-        for name, value in stated.items():
-            if not 0 <= value <= HIGHEST_RATE:
-                raise InputError(f"{name.replace('_', ' ')} {value} is not in 0..{HIGHEST_RATE}")
+        for name, value in (("rate", rate), ("residual rate", residual_rate)):
+            if value is not None and not 0 <= value <= HIGHEST_RATE:
+                raise InputError(f"{name} {value} is not in 0..{HIGHEST_RATE}")
         own = self._sections(snapshot, latents, self._codes(snapshot, rate, offsets, latents, residual_rate))
         if offsets is not None:
             own[OFFSETS] = encode_choices(offsets.numpy().astype(np.int16))
         if self.recompute_layers:
-            stated["recompute_layers"] = self.recompute_layers
             own[PROBE] = checked_probe(snapshot, self.recompute_layers, self.recompute)
-        return encoded_session(self.kind, self.fingerprint, snapshot, stated | (settings or {}), own, self.preset)
+        return self._encoded(snapshot, rate, residual_rate, settings or {}, own)
+
+    def _encoded(
+        self,
+        snapshot: KVSnapshot,
+        rate: int,
+        residual_rate: int | None,
+        settings: Mapping[str, Any],
+        own: Mapping[str, bytes],
+    ) -> Encoded:
+        """Return the file of sections that were made at a rate, which its settings say."""
+        stated: dict[str, Any] = {"rate": rate}
+        if residual_rate is not None:
+            stated[RESIDUAL_RATE] = residual_rate
+        if self.recompute_layers:
+            stated["recompute_layers"] = self.recompute_layers
+        if self.adopted is not None:
+            stated[OTHER_WEIGHTS] = self.adopted.statement(settings)
+        return encoded_session(self.kind, self.fingerprint, snapshot, {**stated, **settings}, own, self.preset)
 
     @torch.inference_mode()
     def decode(self, encoded: Encoded) -> KVSnapshot:
@@ -343,7 +373,8 @@ class TinyVAECodec(
         finer = _stated_rate(encoded, RESIDUAL_RATE) - rate if RESIDUAL_RATE in encoded.settings else None
         codes, all_rates = [], self._stored_rates(encoded, token_ids, rate)
         lifts = self._stored_lifts(encoded, len(token_ids))
-        for group, places in enumerate(self._places(token_ids, origin, positions)):
+        require_recorded(encoded.settings, self.model_fingerprint, self.preset.origin, origin)
+        for group, places in enumerate(self._places(token_ids, positions)):
             rates, residual = all_rates[group][places], None
             lifted = self.vae(group).lifts(token_ids, lifts)
             lifted = None if lifted is None else lifted[places]
@@ -375,9 +406,8 @@ class TinyVAECodec(
         finer = Outliers.from_bytes(encoded.sections[OUTLIERS], len(token_ids)).spread(len(token_ids))[1]
         return [of_group + finer for of_group in rates]
 
-    def _places(self, token_ids: Tensor, origin: Origin, positions: Sequence[Tensor]) -> list[Tensor]:
+    def _places(self, token_ids: Tensor, positions: Sequence[Tensor]) -> list[Tensor]:
         """Return the positions of each group, refusing files that this codec cannot have made."""
-        self.model_fingerprint.require_match(origin.fingerprint)
         if len(positions) != len(self.shapes):
             raise FormatError(f"the file holds {len(positions)} layers, its codec codes {len(self.shapes)}")
         self._require_vocabulary(token_ids)
@@ -403,14 +433,14 @@ class TinyVAECodec(
     @torch.inference_mode()
     def tried(
         self, snapshot: KVSnapshot, rate: int, latents: Sequence[tuple[Tensor, Context]], residual_rate: int | None
-    ) -> tuple[KVSnapshot, int]:
-        """Return what a file would give back, and the bytes of the codec's own sections in it; no file is made."""
+    ) -> tuple[KVSnapshot, Encoded]:
+        """Return what a file would give back, and what it would hold, with nothing decoded from bytes."""
         codes = self._codes(snapshot, rate, None, latents, residual_rate)
         own = self._sections(snapshot, latents, codes)
         if self.recompute_layers:
             own[PROBE] = pack_probe(snapshot.layers[self.recompute_layers])
         decoded = self._rebuild(snapshot.token_ids, snapshot.origin, self.known_layers(snapshot), codes)
-        return decoded, sum(map(len, own.values()))
+        return decoded, self._encoded(snapshot, rate, residual_rate, {}, own)
 
     def _sections(
         self, snapshot: KVSnapshot, latents: Sequence[tuple[Tensor, Context]], codes: Sequence[GroupCode]

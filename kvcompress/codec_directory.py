@@ -24,4 +24,8 @@ def load_tinyvae(directory: Path) -> TinyVAECodec:
             codec = TinyVAECodec.from_pretrained(directory, strict=True)
     except Exception as error:  # the mixin passes on whatever its parsers raise
         raise CheckpointError(f"the codec does not load ({error})", "Fit or fetch it again", path=directory) from error
+    stated = codec.fitted.get("fingerprint")
+    if stated is not None and stated != codec.fingerprint:
+        what = f"the codec is damaged: its digest is {codec.fingerprint[:16]}, its config.json says {str(stated)[:16]}"
+        raise CheckpointError(what, "Fit or fetch it again", path=directory)
     return codec.eval()

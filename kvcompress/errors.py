@@ -54,6 +54,22 @@ class CheckpointError(KVCompressError):
     """A codec or model directory that is missing, incomplete or damaged."""
 
 
+LONGEST_REASON = 200
+
+
+def first_line(error: BaseException) -> str:
+    """Return kind and first line of an error of some library, without its full stop."""
+    text = str(error).strip().partition("\n")[0].rstrip(".")
+    return f"{type(error).__name__}: {text[:LONGEST_REASON]}"
+
+
+def innermost(error: BaseException) -> str:
+    """Return the same of the error that it all began with: the outer ones say what could not be done, not why."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return first_line(error)
+
+
 @contextmanager
 def about(path: object) -> Iterator[None]:
     """Name `path` in any of our errors raised inside that does not name one yet."""

@@ -34,7 +34,6 @@ from typing import Any
 from kvcompress.codec import TinyVAECodec
 from kvcompress.container import Encoded
 from kvcompress.errors import CheckpointError
-from kvcompress.sections import own_sections
 from kvcompress.snapshot import KVSnapshot
 from kvcompress.trials import figures_of
 
@@ -82,8 +81,7 @@ class Figures:
 
 def figures_of_file(exact: KVSnapshot, encoded: Encoded, decoded: KVSnapshot) -> Figures:
     """Return the figures of a session, from its cache, its file and what the file decodes to."""
-    coded_bytes = sum(len(encoded.sections[name]) for name in own_sections(encoded))
-    return Figures(*figures_of(exact, decoded, coded_bytes))
+    return Figures(*figures_of(exact, decoded, encoded))
 
 
 def known_of(figures: Mapping[str, Sequence[Figures]]) -> dict[str, Any]:
@@ -124,7 +122,7 @@ def is_unlike(codec: TinyVAECodec, quality: str, figures: Figures, tokens: int) 
     if not knows(codec, quality):
         return False
     try:
-        ordinary = codec.fitted["known"]["tiers"][quality]
+        ordinary = codec.ordinary_sessions["tiers"][quality]
         bits, error = ([float(number) for number in ordinary[name]] for name in ("bits_per_token", "error"))
         return BITS_LIMIT.is_exceeded(figures.bits_per_token, bits[0], bits[1], tokens) or ERROR_LIMIT.is_exceeded(
             figures.error, error[0], error[1], tokens
@@ -136,5 +134,5 @@ def is_unlike(codec: TinyVAECodec, quality: str, figures: Figures, tokens: int) 
 
 def knows(codec: TinyVAECodec, quality: str) -> bool:
     """Tell whether a codec has figures of ordinary sessions at a quality; codecs of older versions have none."""
-    known = codec.fitted.get("known")
+    known = codec.ordinary_sessions
     return isinstance(known, dict) and quality in known.get("tiers", {})

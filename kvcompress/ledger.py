@@ -38,12 +38,14 @@ class Losses:
         top1_lost: 1 - agreement of the most likely token.
         bits_per_token: Of the codec's own sections; 0 where the setting has no rate.
         error: Relative squared error of the cache; 0 likewise.
+        size_ratio: Raw 16-bit bytes over those of the whole file; 0 where no file was made.
     """
 
     kl_nats: float
     top1_lost: float
     bits_per_token: float = 0.0
     error: float = 0.0
+    size_ratio: float = 0.0
 
 
 class Ledger:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from kvcompress import __version__
-from kvcompress.codec import RESIDUAL_RATE
+from kvcompress.codec import RESIDUAL_RATE, Codec, TinyVAECodec
 from kvcompress.container import Encoded, load
 from kvcompress.errors import InputError
 from kvcompress.fidelity import MIN_CONTINUATION_TOKENS, fidelity
@@ -24,7 +24,7 @@ from kvcompress.harvest import tokenized_sessions
 from kvcompress.hf import capture, recompute_with, restore
 from kvcompress.hf.families import new_cache
 from kvcompress.hf.forward import run
-from kvcompress.promise import applying
+from kvcompress.promise import OTHER_WEIGHTS, applying
 from kvcompress.prune.demand import drop
 from kvcompress.prune.table import stored_offsets, table_of
 from kvcompress.prune.tiers import Tier
@@ -140,7 +140,11 @@ def measure_file(
 ) -> dict[str, Any]:
     """Return the report of one file: sizes from disk, fidelity, recall, times, texts, and what pictures need."""
     encoded = load(path)
-    codec = codec_of(encoded, codec_name, recompute_with(model, tokenizer))
+    codec: Codec = codec_of(encoded, codec_name, recompute_with(model, tokenizer))
+    if OTHER_WEIGHTS in encoded.settings and isinstance(codec, TinyVAECodec):
+        from kvcompress.adopt import adopt
+
+        codec = adopt(codec, model, tokenizer)  # encoding is timed as well
     decoded = codec.decode(encoded)
     token_ids = decoded.token_ids
     session, ids = find_session_of(model, tokenizer, sessions, session_id, token_ids)

@@ -25,6 +25,9 @@ MOST_RATE = 320
 FALLBACK = "fallback"
 """Name of the promise for sessions unlike those that a codec knows: as good as transparent, by int8."""
 
+OTHER_WEIGHTS = "other_weights"
+"""Setting of a file that was recorded with other weights than its codec was fitted to: `kvcompress.other_weights`."""
+
 _COUNTS = ("sessions", "prefix_tokens", "continuation_tokens")
 _LOSSES = ("kl_nats", "context_lost", "top1_lost")
 
@@ -105,6 +108,7 @@ class Promise:
         kl_nats: Mean KL(exact || decoded).
         context_lost: KL over what the context is worth.
         top1_lost: 1 - agreement of the most likely token.
+        size_ratio: Raw 16-bit bytes over those of whole files, mean; None where it was not measured.
 
     Raises:
         ValueError: The evidence does not bear the promise out.
@@ -118,6 +122,7 @@ class Promise:
     kl_nats: Loss
     context_lost: Loss
     top1_lost: Loss
+    size_ratio: float | None = None
 
     def __post_init__(self) -> None:
         """Refuse a promise that its own evidence contradicts."""
@@ -147,7 +152,8 @@ class Promise:
         """Return a JSON-able dictionary without the quality, under which it is kept; `from_json` is its inverse."""
         counts = {name: getattr(self, name) for name in _COUNTS}
         losses = {name: asdict(loss) for name, loss in self.losses().items()}
-        return {"stored": self.setting.to_json(), **counts, **losses}
+        ratio = {} if self.size_ratio is None else {"size_ratio": self.size_ratio}
+        return {"stored": self.setting.to_json(), **counts, **losses, **ratio}
 
     @classmethod
     def from_json(cls, quality: str, data: Any) -> Promise:
@@ -161,9 +167,10 @@ class Promise:
                 raise ValueError("not an object")
             sessions, prefix, following = (_count(data[name]) for name in _COUNTS)
             kl, context, top1 = (Loss.from_json(data[name]) for name in _LOSSES)
-            if len(data) != 1 + len(_COUNTS) + len(_LOSSES):
+            ratio = _number(data["size_ratio"]) if "size_ratio" in data else None
+            if len(data) != 1 + len(_COUNTS) + len(_LOSSES) + ("size_ratio" in data):
                 raise ValueError("further parts")
-            return cls(quality, Setting(**data["stored"]), sessions, prefix, following, kl, context, top1)
+            return cls(quality, Setting(**data["stored"]), sessions, prefix, following, kl, context, top1, ratio)
         except (KeyError, TypeError, ValueError) as error:
             told = f"the part {error} is missing" if isinstance(error, KeyError) else str(error)
             raise CheckpointError(f"the codec's promise {quality!r} is damaged ({told})", RECALIBRATE) from error
@@ -225,8 +232,13 @@ def stated_promise(directory: Path, codec_fingerprint: str, settings: Mapping[st
 
 
 def applying(promises: Mapping[str, Promise], settings: Mapping[str, Any]) -> Promise | None:
-    """Return the promise that covers a file: none for sessions unlike those known, for plans, and without a quality."""
+    """Return the promise that covers a file.
+
+    None covers sessions unlike those known or of other weights, plans, and files without a quality.
+    """
     quality, rate = settings.get("quality"), settings.get("rate")
+    if OTHER_WEIGHTS in settings:
+        return None
     if not isinstance(quality, str) or quality == FALLBACK or settings.get("unlike") or "plan" in settings:
         return None
     promise = promises.get(quality)

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from kvcompress.codec import TinyVAECodec
+from kvcompress.container import Encoded, to_bytes
 from kvcompress.errors import InputError
 from kvcompress.fidelity import MIN_CONTINUATION_TOKENS, SHORT_CONTEXT_TOKENS, short_context_logits
 from kvcompress.hf.capture import capture
@@ -27,6 +28,7 @@ from kvcompress.ledger import Facts, Ledger, Losses, token_digest
 from kvcompress.promise import INT8, LOSSLESS, Setting
 from kvcompress.raw import load_raw, save_raw
 from kvcompress.resume import feed
+from kvcompress.sections import own_sections
 from kvcompress.snapshot import KVSnapshot
 from tinyvae import Context
 
@@ -137,11 +139,15 @@ class Bench:
         for setting in missing:
             if setting.rate is not None and not latents:
                 latents = self.codec.analyse(snapshot)
-            decoded, coded_bytes = stored_as(self.codec, snapshot, setting, latents)
-            figures = () if setting.rate is None else figures_of(snapshot, decoded, coded_bytes)
+            decoded, file = stored_as(self.codec, snapshot, setting, latents)
+            bits, error, ratio = 0.0, 0.0, 0.0
+            if file is not None:
+                ratio = snapshot.raw_bytes / len(to_bytes(file))
+            if file is not None and setting.rate is not None:
+                bits, error = figures_of(snapshot, decoded, file)
             cache = restore(decoded, self.model, copy=setting.kind == LOSSLESS)
             kl, top1 = compared(exact, feed(self.model, cache, continuation, snapshot.tokens))
-            self.ledger.add(session, setting, Losses(kl, 1 - top1, *figures))
+            self.ledger.add(session, setting, Losses(kl, 1 - top1, bits, error, ratio))
 
     def _exact_log_odds(self, session: int, snapshot: KVSnapshot, continuation: Tensor) -> Tensor:
         """Return log-probabilities [T, V] float32 from the exact cache, from their file where they are known."""
@@ -159,8 +165,8 @@ class Bench:
 
 def stored_as(
     codec: TinyVAECodec, snapshot: KVSnapshot, setting: Setting, latents: Sequence[tuple[Tensor, Context]]
-) -> tuple[KVSnapshot, int]:
-    """Return what comes back of a cache that is stored in a setting, and the bytes of a codec with rates; 0 of others.
+) -> tuple[KVSnapshot, Encoded | None]:
+    """Return what comes back of a cache that is stored in a setting, and the file; None of a lossless one.
 
     Args:
         codec: The codec.
@@ -169,14 +175,15 @@ def stored_as(
         latents: From `codec.analyse`; not needed without a rate.
     """
     if setting.kind == LOSSLESS:
-        return snapshot, 0
+        return snapshot, None
     if setting.kind == INT8:
-        return Int8Codec().decode(Int8Codec().encode(snapshot)), 0
+        eight = Int8Codec().encode(snapshot)
+        return Int8Codec().decode(eight), eight
     assert setting.rate is not None
     return codec.tried(snapshot, setting.rate, latents, setting.residual_rate)
 
 
-def figures_of(exact: KVSnapshot, decoded: KVSnapshot, coded_bytes: int) -> tuple[float, float]:
+def figures_of(exact: KVSnapshot, decoded: KVSnapshot, file: Encoded) -> tuple[float, float]:
     """Return the bits of a codec's own sections per token, and the squared error of the cache over its squares."""
     lost = whole = 0.0
     for ours, theirs in zip(exact.layers, decoded.layers, strict=True):
@@ -184,6 +191,7 @@ def figures_of(exact: KVSnapshot, decoded: KVSnapshot, coded_bytes: int) -> tupl
             wide = part.double()
             whole += float(wide.square().sum())
             lost += float((wide - guess.double()).square().sum())
+    coded_bytes = sum(len(file.sections[name]) for name in own_sections(file))
     return 8 * coded_bytes / max(exact.tokens, 1), lost / whole if whole > 0 else 0.0
 
 

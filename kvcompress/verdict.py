@@ -7,7 +7,8 @@ from collections.abc import Sequence
 
 from kvcompress.conformal import CLIP, FAR, beyond, beyond_allowed, beyond_stress, mean_stress, worth_stress
 from kvcompress.fidelity import Tier
-from kvcompress.ledger import Facts, Losses
+from kvcompress.ledger import Facts, Ledger, Losses
+from kvcompress.other_weights import Nearest
 from kvcompress.promise import Loss, Promise, Setting
 
 MEANS = ("kl_nats", "context_lost", "top1_lost")
@@ -60,6 +61,7 @@ def promise_of(quality: str, tier: Tier, setting: Setting, losses: Sequence[Loss
     """Return the promise of a setting that holds, with its evidence."""
     sessions, kl, top1 = len(facts), kls(losses), tops(losses)
     worth, share = sum(fact.worth_nats for fact in facts), tier.max_context_lost
+    ratios = [loss.size_ratio for loss in losses]
     return Promise(
         quality,
         setting,
@@ -69,7 +71,24 @@ def promise_of(quality: str, tier: Tier, setting: Setting, losses: Sequence[Loss
         Loss(tier.max_kl_nats, _digits(sum(kl) / sessions), beyond(kl, tier.max_kl_nats)),
         Loss(share, _digits(sum(kl) / worth if worth else 0.0), beyond(kl, share * worth / sessions)),
         Loss(max_top1_lost(tier), _digits(sum(top1) / sessions), beyond(top1, max_top1_lost(tier))),
+        _digits(sum(ratios) / sessions) if all(ratios) else None,
     )
+
+
+def nearest_of(ledger: Ledger) -> Nearest:
+    """Return the means of the setting with rates that lost least, over the sessions that it was measured on."""
+    runs = dict[Setting, list[int]]()
+    for session, setting in ledger.losses:
+        if setting.rate is not None:
+            runs.setdefault(setting, []).append(session)
+
+    def means(setting: Setting) -> Nearest:
+        losses = [ledger.losses[session, setting] for session in runs[setting]]
+        worth, count = sum(ledger.facts[session].worth_nats for session in runs[setting]), len(losses)
+        kl = sum(kls(losses))
+        return Nearest(count, kl / count, kl / worth if worth else math.inf, sum(tops(losses)) / count)
+
+    return min(map(means, runs), key=lambda one: one.kl_nats)
 
 
 def max_top1_lost(tier: Tier) -> float:

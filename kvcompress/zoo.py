@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from kvcompress.errors import CheckpointError, InputError
 
@@ -23,12 +23,15 @@ def checkpoint_root() -> Path:
 
 
 def bundled() -> dict[str, str]:
-    """Return the names of the bundled checkpoints and the sha256 of their weights."""
+    """Return the names of the checkpoints that came along and the sha256 of their weights.
+
+    The index also knows those of the checkout that an installed package leaves out.
+    """
     index = checkpoint_root() / "index.json"
     if not index.is_file():
         raise CheckpointError("no bundled checkpoints here", "Name a directory instead", path=checkpoint_root())
     names: dict[str, str] = json.loads(index.read_text())
-    return names
+    return {name: digest for name, digest in names.items() if (checkpoint_root() / name).is_dir()}
 
 
 def is_bundled(name: str) -> bool:
@@ -49,9 +52,16 @@ def find_checkpoint(name_or_path: str | Path) -> Path:
     if str(name_or_path) not in known:
         raise CheckpointError("neither a directory nor a bundled checkpoint", f"Bundled: {', '.join(known)}", path=path)
     directory = checkpoint_root() / str(name_or_path)
-    if weights_digest(directory) != known[str(name_or_path)]:
-        raise CheckpointError("the bundled weights are damaged", "Install again", path=directory)
+    require_intact(directory)
     return directory
+
+
+def require_intact(directory: Path) -> None:
+    """Raise `CheckpointError` where a directory is a bundled checkpoint and its weights are not those of the index."""
+    root = checkpoint_root()
+    name = directory.relative_to(root).as_posix() if directory.is_relative_to(root) else ""
+    if is_bundled(name) and weights_digest(directory) != bundled()[name]:
+        raise CheckpointError("the bundled weights are damaged", "Install again", path=directory)
 
 
 def weights_digest(directory: Path) -> str:
@@ -63,7 +73,7 @@ def weights_digest(directory: Path) -> str:
 
 
 def load_codec(name_or_path: str | Path = DEFAULT_CODEC, recompute_layers: int | None = None) -> TinyVAECodec:
-    """Load a codec by bundled name or directory.
+    """Load a codec by name, directory or id on the Hub; `kvcompress codecs list` names those at hand.
 
     Args:
         name_or_path: Of the codec that codes all layers.
@@ -75,22 +85,21 @@ def load_codec(name_or_path: str | Path = DEFAULT_CODEC, recompute_layers: int |
         InputError: m is negative.
     """
     from kvcompress.codec_directory import load_tinyvae
+    from kvcompress.codec_places import find_codec
 
-    directory = find_checkpoint(name_or_path)
+    directory = find_codec(name_or_path)
     if recompute_layers is None:
         return load_tinyvae(directory)
     if recompute_layers < 0:
         raise InputError(f"{recompute_layers} layers cannot be recomputed", "Choose 0 or more")
-    part = directory / recompute_name(recompute_layers)
-    if recompute_layers and part.is_dir():
-        bundled_name = f"{name_or_path}/{part.name}"
-        return load_tinyvae(part if directory == Path(name_or_path) else find_checkpoint(bundled_name))
-    found = recompute_choices(directory)
-    if recompute_layers not in found:
+    parts = codec_parts(directory)
+    if recompute_layers not in parts:
         what = f"no codec here that recomputes {recompute_layers} layers"
-        remedy = f"It has: {', '.join(map(str, found)) or 'none'}; `kvcompress fit --recompute-layers` makes others"
+        remedy = f"It has: {', '.join(map(str, parts)) or 'none'}; `kvcompress fit --recompute-layers` makes others"
         raise CheckpointError(what, remedy, path=directory)
-    return load_tinyvae(directory)
+    if directory != Path(name_or_path):
+        require_intact(parts[recompute_layers])
+    return load_tinyvae(parts[recompute_layers])
 
 
 def recompute_name(recompute_layers: int) -> str:
@@ -99,16 +108,39 @@ def recompute_name(recompute_layers: int) -> str:
 
 
 def recompute_choices(directory: Path) -> tuple[int, ...]:
-    """Return the numbers of recomputed layers for which a directory holds a codec, ascending."""
-    found = set()
-    config = directory / "config.json"
-    if config.is_file():
-        try:
-            found.add(int(json.loads(config.read_text(encoding="utf-8")).get("recompute_layers", 0)))
-        except (OSError, ValueError, AttributeError, TypeError) as error:
-            raise CheckpointError(f"config.json cannot be read ({error})", "Fit it again", path=directory) from error
+    """Return the numbers of recomputed layers for which a directory holds a codec, ascending; raises as below."""
+    return tuple(codec_parts(directory))
+
+
+def codec_parts(directory: Path) -> dict[int, Path]:
+    """Return where each codec of a directory lies, by how many layers it recomputes, ascending; empty for no codec.
+
+    Raises:
+        CheckpointError: A `config.json` cannot be read.
+    """
+    found = dict[int, Path]()
     for part in directory.glob(recompute_name(0)[:-1] + "*"):
         number = part.name.rpartition("-")[2]
         if number.isdecimal() and part.name == recompute_name(int(number)) and (part / "config.json").is_file():
-            found.add(int(number))
-    return tuple(sorted(found))
+            found[int(number)] = part
+    config = read_config(directory)
+    if "groups" in config and "shapes" in config:  # a language model has neither
+        found.setdefault(int(config.get("recompute_layers", 0)), directory)
+    return dict(sorted(found.items()))
+
+
+def read_config(directory: Path) -> dict[str, Any]:
+    """Return what `config.json` of a checkpoint says; empty where there is none.
+
+    Raises:
+        CheckpointError: It cannot be read.
+    """
+    place = directory / "config.json"
+    if not place.is_file():
+        return {}
+    try:
+        config = json.loads(place.read_text(encoding="utf-8"))
+        int(config.get("recompute_layers", 0))
+    except (OSError, ValueError, AttributeError, TypeError) as error:
+        raise CheckpointError(f"config.json cannot be read ({error})", "Fit it again", path=directory) from error
+    return dict(config)

@@ -1,13 +1,16 @@
-"""Shared by all tests: offline, and the bundled model where a test needs a real one."""
+"""Shared by all tests: offline, away from the user's own place, and the bundled model where a test needs a real one."""
 
 from __future__ import annotations
 
 import os
+import tempfile
 from pathlib import Path
 
 import pytest
 
 os.environ["HF_HUB_OFFLINE"] = "1"
+OWN_PLACE = tempfile.TemporaryDirectory(prefix="kvcompress-home-")
+os.environ["KVCOMPRESS_HOME"] = OWN_PLACE.name  # a user's codecs are no matter of the tests, nor the other way round
 
 ROOT = Path(__file__).parents[1]
 

@@ -30,11 +30,12 @@ from eval.devices.symbols import outside_bins
 from eval.suite.subject import choose_sessions
 from kvcompress import __version__
 from kvcompress.cli.console import progress_bar
+from kvcompress.codec_places import find_codec
 from kvcompress.errors import InputError, KVCompressError
 from kvcompress.harvest import tokenized_sessions
 from kvcompress.hf import fingerprint, load_model
 from kvcompress.hf.loading import model_directory
-from kvcompress.zoo import DEFAULT_CODEC, DEFAULT_MODEL, find_checkpoint, load_codec
+from kvcompress.zoo import DEFAULT_CODEC, DEFAULT_MODEL, load_codec
 from tinyvae.quantize import steps_at
 
 SESSIONS = Path("examples/sessions.jsonl")
@@ -159,7 +160,7 @@ def _job(asked: Asked) -> Row:
     golden = asked.golden / "tinyvae.kvz"
     return {
         "model": str(directory.resolve()),
-        "codec": str(find_checkpoint(asked.codec).resolve()),
+        "codec": str(find_codec(asked.codec).resolve()),
         "quality": asked.quality,
         "greedy_tokens": GREEDY_TOKENS,
         "golden": str(golden.resolve()) if _why_no_golden(asked.golden) is None else None,

@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from kvcompress.codec import TinyVAECodec
+from kvcompress.codec_places import find_codec
 from kvcompress.errors import InputError
 from kvcompress.hf import recompute_with
 from kvcompress.promise import QUALITIES
-from kvcompress.zoo import find_checkpoint, load_codec, recompute_choices, recompute_name
+from kvcompress.zoo import codec_parts, load_codec
 
 CODEC_FILES = ("config.json", "model.safetensors")
 
@@ -77,12 +78,10 @@ def _named(setting: str) -> tuple[str, str]:
 
 
 def _of_directory(name: str, place: str, model: Any, tokenizer: Any) -> Sequence[Measured]:
-    directory, found = find_checkpoint(place), []
-    for layers in recompute_choices(directory):
+    found = []
+    for layers, part in codec_parts(find_codec(place)).items():
         codec = load_codec(place, layers)
         codec.recompute = recompute_with(model, tokenizer)
-        part = directory / recompute_name(layers)
-        held = part if layers and part.is_dir() else directory
-        size = sum((held / file).stat().st_size for file in CODEC_FILES)
+        size = sum((part / file).stat().st_size for file in CODEC_FILES)
         found.append(Measured(f"{name}m={layers}", codec, size))
     return found

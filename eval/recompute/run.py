@@ -25,6 +25,7 @@ from eval.suite.bootstrap import estimate_mean, estimate_ratio
 from eval.suite.provenance import commit, package_versions
 from eval.suite.subject import choose_sessions
 from kvcompress.codec import HIGHEST_RATE, TinyVAECodec
+from kvcompress.codec_places import find_codec
 from kvcompress.container import load, save
 from kvcompress.dial import tokens_only
 from kvcompress.errors import InputError
@@ -34,7 +35,7 @@ from kvcompress.hf import capture, load_model, recompute_with, restore
 from kvcompress.hf.loading import model_directory
 from kvcompress.measure import bring_back, in_turns, prefill
 from kvcompress.snapshot import KVSnapshot
-from kvcompress.zoo import find_checkpoint, load_codec, recompute_choices
+from kvcompress.zoo import load_codec, recompute_choices
 
 Row = dict[str, Any]
 Progress = Callable[[str, int, int], None]
@@ -100,7 +101,7 @@ def run_dial(
         "settings": asdict(settings),
         "sessions": {"file": sessions.name, "count": len(trials)},
         "model_bytes": weights_bytes(model_directory(model_name)),
-        "codec_bytes": {str(m): weights_bytes(find_checkpoint(codec_name), m) for m in codecs},
+        "codec_bytes": {str(m): weights_bytes(find_codec(codec_name), m) for m in codecs},
     }
     out.mkdir(parents=True, exist_ok=True)
     (out / "report.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
@@ -113,7 +114,7 @@ def load_dial(codec_name: str, model: Any, tokenizer: Any) -> dict[int, TinyVAEC
     Raises:
         InputError: There is not one that codes all layers and one that does not.
     """
-    choices = recompute_choices(find_checkpoint(codec_name))
+    choices = recompute_choices(find_codec(codec_name))
     if 0 not in choices or len(choices) < 2:
         what = f"{codec_name} holds codecs for m = {', '.join(map(str, choices)) or 'none'}"
         raise InputError(f"{what}; the dial needs 0 and another", "Fit one with `kvcompress fit --recompute-layers 1`")

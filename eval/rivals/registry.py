@@ -8,9 +8,10 @@ from pathlib import Path
 
 from eval.rivals.protocol import Calibration, Rival
 from eval.rivals.tinyvae import points
+from kvcompress.codec_places import find_codec
 from kvcompress.errors import InputError
 from kvcompress.hf import recompute_with
-from kvcompress.zoo import DEFAULT_CODEC, find_checkpoint, load_codec
+from kvcompress.zoo import DEFAULT_CODEC, load_codec
 
 OWN = "tinyvae"
 FAMILIES = (
@@ -60,7 +61,7 @@ def build(name: str, calibration: Calibration, *, first: bool = True) -> list[Ri
     if name in FAMILIES:
         return list(importlib.import_module(f"eval.rivals.{name}").family(calibration))
     reference = DEFAULT_CODEC if name == OWN else name
-    directory = find_checkpoint(reference)
+    directory = find_codec(reference)
     family = OWN if first else f"{OWN}:{Path(name).name}"
     codec = load_codec(reference)
     codec.recompute = recompute_with(calibration.model, calibration.tokenizer)

@@ -9,6 +9,7 @@ import typer
 
 from kvcompress import __version__
 from kvcompress.cli.calibrate import calibrate
+from kvcompress.cli.codecs import codecs
 from kvcompress.cli.decode import decode
 from kvcompress.cli.encode import encode
 from kvcompress.cli.fit import fit
@@ -40,6 +41,7 @@ def _root(
 
 for _command in (record, encode, decode, resume, inspect, verify, report, fit, calibrate, harvest):
     app.command()(_command)
+app.add_typer(codecs, name="codecs")
 
 
 def main() -> None:

@@ -28,7 +28,7 @@ RecomputeLayersOption = Annotated[
         "the file leaves them out."
     ),
 ]
-CodecOption = Annotated[str, typer.Option("--codec", help="Codec directory, or the name of a bundled codec.")]
+CodecOption = Annotated[str, typer.Option("--codec", help="Codec: what `codecs list` names, a directory, or a Hub id.")]
 DtypeOption = Annotated[str, typer.Option("--dtype", help="float32, bfloat16 or float16.")]
 KvzArgument = Annotated[Path, typer.Argument(help="A .kvz file.", metavar="FILE.kvz", show_default=False)]
 ProgressCallback = Callable[[str, int, int], None]

@@ -11,15 +11,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from kvcompress.cli.console import CodecOption, ForceOption, JsonOption, RecomputeLayersOption, show
-from kvcompress.cli.inspect import in_words
+from kvcompress.cli.inspect import in_words, other_weights_in_words
 from kvcompress.cli.wish import Wish, fulfil
 from kvcompress.cli.wishes import PlanWishes
 from kvcompress.errors import about
+from kvcompress.promise import OTHER_WEIGHTS
 from kvcompress.zoo import DEFAULT_CODEC, DEFAULT_MODEL
 
 if TYPE_CHECKING:
     from kvcompress.container import Encoded
     from kvcompress.dial import Choice
+    from kvcompress.snapshot import KVSnapshot
 
 
 def encode(
@@ -44,6 +46,17 @@ def encode(
     model: Annotated[
         str | None,
         typer.Option(help="Model that --max-kl, --recompute-layers, --link and plans run. [default: the bundled one]"),
+    ] = None,
+    allow_other_weights: Annotated[
+        bool,
+        typer.Option(
+            "--allow-other-weights",
+            help="Take a session of other weights of the codec's model, measured: with --max-kl, or --quality.",
+        ),
+    ] = False,
+    sessions: Annotated[
+        Path | None,
+        typer.Option(help="Sessions that --quality is measured on with other weights; not needed again later."),
     ] = None,
     lossless: Annotated[bool, typer.Option("--lossless", help="Give the identical bits back; needs no codec.")] = False,
     plan: Annotated[
@@ -81,7 +94,9 @@ def encode(
     )
     planned = plans.wanted()
     layers = None if recompute_layers is None else _layers(recompute_layers, codec)
-    wish = Wish(codec, quality, size_ratio, max_kl, lossless, layers, link, model, planned)
+    wish = Wish(
+        codec, quality, size_ratio, max_kl, lossless, layers, link, model, planned, allow_other_weights, sessions
+    )
     wish.check()
     from kvcompress.atomic import require_writable
     from kvcompress.container import save
@@ -92,16 +107,8 @@ def encode(
         require_writable(plan_table, force)
     snapshot = load_raw(raw)
     start = time.perf_counter()
-    notes: tuple[str, ...] = ()
     with about(raw):
-        if planned:
-            from kvcompress.cli.planning import encode_planned
-
-            choice = None
-            target = {"quality": quality, "size_ratio": size_ratio, "max_kl_nats": max_kl}
-            encoded, notes = encode_planned(snapshot, codec, model or DEFAULT_MODEL, target, lossless, plans, force)
-        else:
-            encoded, choice = fulfil(wish, snapshot)
+        encoded, choice, notes = _coded(wish, plans, snapshot, force)
     seconds = time.perf_counter() - start
     save(output, encoded, force=force)
     file_bytes = output.stat().st_size
@@ -118,15 +125,29 @@ def encode(
         sys.stdout.write("\n" + "".join(f"{line}\n" for line in _dial_lines(choice)))
 
 
+def _coded(
+    wish: Wish, plans: PlanWishes, snapshot: KVSnapshot, force: bool
+) -> tuple[Encoded, Choice | None, tuple[str, ...]]:
+    """Return the file, how all points of the dial did where a link chose, and what is to be told."""
+    if not wish.planned:
+        return *fulfil(wish, snapshot), ()
+    from kvcompress.cli.planning import encode_planned
+
+    target = {"quality": wish.quality, "size_ratio": wish.size_ratio, "max_kl_nats": wish.max_kl_nats}
+    model = wish.model or DEFAULT_MODEL
+    encoded, notes = encode_planned(snapshot, wish.codec, model, target, wish.lossless, plans, force)
+    return encoded, None, notes
+
+
 def _layers(asked: str, codec: str) -> int:
     """Return a number of layers given as such or as a share of those of the codec's model."""
     import json
 
+    from kvcompress.codec_places import find_codec
     from kvcompress.recompute import parse_layers
-    from kvcompress.zoo import find_checkpoint
 
     def count() -> int:
-        return len(json.loads((find_checkpoint(codec) / "config.json").read_text(encoding="utf-8"))["shapes"])
+        return len(json.loads((find_codec(codec) / "config.json").read_text(encoding="utf-8"))["shapes"])
 
     return parse_layers(asked, count)
 
@@ -160,11 +181,13 @@ def _notes(encoded: Encoded, reached: float, choice: Choice | None, codec: str) 
         note = size_ratio_note(encoded, reached)
         if note is not None:
             yield note
+    if OTHER_WEIGHTS in settings:
+        yield f"{other_weights_in_words(settings)}: only these can go on from it"
     if settings.get("stored") in ("residual", "lossless") and not settings.get("unlike"):
+        from kvcompress.codec_places import find_codec
         from kvcompress.promise import promise_in_words, stated_promise
-        from kvcompress.zoo import find_checkpoint
 
-        promise = stated_promise(find_checkpoint(codec), encoded.codec_fingerprint, settings)
+        promise = stated_promise(find_codec(codec), encoded.codec_fingerprint, settings)
         told = promise_in_words(promise) if promise else f"stored as {settings['stored']}"
         yield f"latents alone do not keep {settings['quality']!r} on this model: {told}"
     if settings.get("unlike"):

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from kvcompress.cli.console import CodecOption, JsonOption, KvzArgument, ModelOption, show
+from kvcompress.promise import OTHER_WEIGHTS
 from kvcompress.zoo import DEFAULT_CODEC, DEFAULT_MODEL
 
 if TYPE_CHECKING:
@@ -33,10 +34,25 @@ def in_words(settings: Mapping[str, Any]) -> dict[str, str]:
         words["recomputed"] = f"keys and values of layers 0 to {layers}: restoring needs the model"
     if stored in ("residual", "lossless") and not settings.get("unlike"):
         words["stored"] = "latents and what they do not reach" if stored == "residual" else "without loss"
+    if OTHER_WEIGHTS in settings:
+        words["weights"] = other_weights_in_words(settings)
     if settings.get("unlike") is True and isinstance(stored, str):
         quality = settings.get("quality")
         words["quality"] = f"{quality!r} was asked for, {stored!r} is stored: unlike the sessions that the codec knows"
     return words
+
+
+def other_weights_in_words(settings: Mapping[str, Any]) -> str:
+    """Return which weights recorded a session that are not its codec's own, and what was measured with them."""
+    stated = settings.get(OTHER_WEIGHTS)
+    if not isinstance(stated, Mapping):
+        return "not said as this package says it"
+    own, session = (str(stated.get(name))[:12] for name in ("codec", "session"))
+    told = f"recorded with weights {session}, its codec was fitted to {own}"
+    sessions, kl = stated.get("sessions"), stated.get("kl_nats")
+    if isinstance(sessions, int) and isinstance(kl, int | float):
+        told += f"; measured on {sessions} sessions of these: mean KL {kl:.3g} nats"
+    return told
 
 
 def inspect(
@@ -89,11 +105,11 @@ def inspect(
 
 def _promise(codec: str, header: Header) -> Promise | None:
     """Return what is promised of a file, where the codec that made it is at hand."""
+    from kvcompress.codec_places import find_codec
     from kvcompress.errors import CheckpointError
     from kvcompress.promise import stated_promise
-    from kvcompress.zoo import find_checkpoint
 
     try:
-        return stated_promise(find_checkpoint(codec), header.codec_fingerprint, header.settings)
+        return stated_promise(find_codec(codec), header.codec_fingerprint, header.settings)
     except CheckpointError:  # the file can be looked at without its codec
         return None

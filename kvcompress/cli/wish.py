@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kvcompress.cli.console import progress_bar
@@ -29,6 +30,8 @@ class Wish:
     link_megabits: float | None
     model: str | None
     planned: bool = False
+    other_weights: bool = False
+    sessions: Path | None = None
 
     def check(self) -> None:
         """Raise `InputError` where options contradict each other or a number is impossible."""
@@ -43,8 +46,9 @@ class Wish:
             raise InputError(f"{self.recompute_layers} layers cannot be recomputed", "Choose 0 or more")
         if self.planned and (self.recompute_layers or self.link_megabits is not None):
             raise InputError("a plan is of all layers", "Leave --recompute-layers and --link away, or the plan")
+        self._check_other_weights()
         if self.model is not None and not self.runs_model:
-            what = "--model needs --max-kl, --recompute-layers, --link or a plan"
+            what = "--model needs --max-kl, --recompute-layers, --link, --allow-other-weights or a plan"
             raise InputError(what, "Without them no model is run")
         if self.max_kl_nats is not None:
             from kvcompress.closed_loop import require_bound
@@ -55,11 +59,23 @@ class Wish:
 
             require_link(self.link_megabits)
 
+    def _check_other_weights(self) -> None:
+        if self.sessions is not None and not self.other_weights:
+            raise InputError("--sessions is what --allow-other-weights is measured on", "Give both or neither")
+        if not self.other_weights:
+            return
+        if self.lossless or self.size_ratio is not None or self.planned:
+            what = "--lossless" if self.lossless else "a plan" if self.planned else "--size-ratio"
+            remedy = "Use --max-kl, or --quality with --sessions"
+            raise InputError(f"{what} measures nothing, and --allow-other-weights takes nothing unmeasured", remedy)
+        if self.max_kl_nats is not None and self.sessions is not None:
+            raise InputError("--max-kl measures on the session itself", "Leave --sessions away")
+
     @property
     def runs_model(self) -> bool:
         """Whether a model is needed: to measure, or to see that it can recompute what the file leaves out."""
         dial = bool(self.recompute_layers) or self.link_megabits is not None
-        return self.max_kl_nats is not None or dial or self.planned
+        return self.max_kl_nats is not None or dial or self.planned or self.other_weights
 
 
 def fulfil(wish: Wish, snapshot: KVSnapshot) -> tuple[Encoded, Choice | None]:
@@ -76,6 +92,8 @@ def fulfil(wish: Wish, snapshot: KVSnapshot) -> tuple[Encoded, Choice | None]:
     model, tokenizer = load_model(wish.model or DEFAULT_MODEL, snapshot.origin.dtype)
     for codec in codecs:
         codec.recompute = recompute_with(model, tokenizer)
+    if wish.other_weights:
+        codecs = [_adopted(wish, codec, model, tokenizer) for codec in codecs]
     if wish.link_megabits is None:
         return _encoded(wish, codecs[0], snapshot, model, tokenizer), None
     from kvcompress.dial import choose
@@ -92,11 +110,23 @@ def fulfil(wish: Wish, snapshot: KVSnapshot) -> tuple[Encoded, Choice | None]:
 
 def _codecs(wish: Wish) -> list[TinyVAECodec]:
     """Return the codec that is asked for, or all at hand where a link chooses."""
-    from kvcompress.zoo import find_checkpoint, load_codec, recompute_choices
+    from kvcompress.codec_places import find_codec
+    from kvcompress.zoo import load_codec, recompute_choices
 
     if wish.link_megabits is None:
         return [load_codec(wish.codec, wish.recompute_layers)]
-    return [load_codec(wish.codec, layers) for layers in recompute_choices(find_checkpoint(wish.codec))]
+    return [load_codec(wish.codec, layers) for layers in recompute_choices(find_codec(wish.codec))]
+
+
+def _adopted(wish: Wish, own: TinyVAECodec, model: Any, tokenizer: Any) -> TinyVAECodec:
+    """Return a codec for the weights that recorded the session, measured with them where a quality word is asked."""
+    from kvcompress.adopt import adopt, measured
+
+    codec = adopt(own, model, tokenizer)
+    if wish.max_kl_nats is not None:
+        return codec
+    with progress_bar("measure") as progress:
+        return measured(codec, model, tokenizer, wish.sessions, progress)
 
 
 def _encoded(

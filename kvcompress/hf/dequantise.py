@@ -27,8 +27,8 @@ from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from kvcompress.atomic import open_regular
-from kvcompress.errors import CheckpointError
-from kvcompress.hf.quiet import first_line, silence
+from kvcompress.errors import CheckpointError, first_line
+from kvcompress.hf.quiet import silence
 
 MAGIC = b"GGUF"
 TOKENIZER_KEY = b"tokenizer.ggml.model"

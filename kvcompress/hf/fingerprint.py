@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -67,6 +68,18 @@ def rope_digest(model: PreTrainedModel) -> str:
         live = _frequencies(rotary)
         facts["live"] = {name: hashlib.sha256(_canonical_bytes(value)).hexdigest() for name, value in live.items()}
     return _hash_json(facts)
+
+
+def configured_rope_digest(config: Mapping[str, Any]) -> str:
+    """Return the same of a model of which only the configuration is known, and which rotates as that says.
+
+    Raises:
+        InputError: The configuration is not understood.
+    """
+    parsed = parse_config(json.dumps(dict(config), sort_keys=True))
+    parts = rotary_parts(parsed)
+    rotary = None if parts is None else parts[0]
+    return _hash_json({"class": type(rotary).__name__, "parameters": getattr(parsed, "rope_parameters", None)})
 
 
 def rotates_as_configured(model: PreTrainedModel) -> bool:
@@ -141,6 +154,14 @@ def tokenizer_digest(tokenizer: PreTrainedTokenizerBase) -> str:
     digest = _hash_json([vocabulary, template])
     _TOKENIZERS[tokenizer] = (raw, digest)
     return digest
+
+
+def vocabulary_digest(tokenizer: PreTrainedTokenizerBase) -> str:
+    """Hash which id stands for which token, and nothing else: what a table of tokens depends on.
+
+    Converted by another tool a tokenizer may split texts by other rules; its ids mean the same all the same.
+    """
+    return _hash_json(tokenizer.get_vocab())
 
 
 def _is_rotary(module: nn.Module) -> bool:

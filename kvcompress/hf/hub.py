@@ -3,25 +3,18 @@
 from __future__ import annotations
 
 import logging
-import re
 from pathlib import Path
 
 from huggingface_hub import snapshot_download
 
-from kvcompress.errors import CheckpointError
-from kvcompress.hf.quiet import first_line, silence
+from kvcompress.errors import CheckpointError, innermost
+from kvcompress.hf.quiet import silence
+from kvcompress.hub import CACHE_PART, CACHE_PREFIX
 
-HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}", re.ASCII)
 FILES = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
 SUBDIRECTORIES = ["*/*"]  # other formats of the same weights
-CACHE_PREFIX, CACHE_PART = "models--", "snapshots"
 
 log = logging.getLogger(__name__)
-
-
-def is_hub_id(name: str) -> bool:
-    """Return whether a name could be one of a model on the Hub: USER/MODEL."""
-    return HUB_ID.fullmatch(name) is not None
 
 
 def from_hub(name: str) -> Path:
@@ -36,9 +29,8 @@ def from_hub(name: str) -> Path:
             log.warning("%s is not in the local cache: asking the Hub", name)
             directory = _snapshot(name, local_files_only=False)
     except Exception as error:  # network, rights, names: each of the layers below has errors of its own
-        what = (
-            f"no directory, file, bundled name or model in the Hub cache, and the Hub did not give it ({_why(error)})"
-        )
+        why = innermost(error)
+        what = f"no directory, file, bundled name or model in the Hub cache, and the Hub did not give it ({why})"
         remedy = "Check the name and the network, log in with `hf auth login` if it is gated, or pass a directory"
         raise CheckpointError(what, remedy, path=name) from error
     if directory is None or not _whole(directory):
@@ -70,10 +62,3 @@ def _snapshot(name: str, *, local_files_only: bool) -> Path | None:
 def _whole(directory: Path | None) -> bool:
     """Return whether there are a configuration and weights, not just what some other program asked for."""
     return directory is not None and (directory / "config.json").is_file() and any(directory.glob("*.safetensors"))
-
-
-def _why(error: BaseException) -> str:
-    """Return the innermost reason: the outer ones only say that nothing is in the cache."""
-    while error.__cause__ is not None:
-        error = error.__cause__
-    return first_line(error)

@@ -15,10 +15,11 @@ from typing import Any, cast
 
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from kvcompress.errors import CheckpointError, InputError
+from kvcompress.errors import CheckpointError, InputError, first_line
 from kvcompress.hf.dequantise import dequantised, gguf_name
-from kvcompress.hf.hub import from_hub, hub_name, is_hub_id
-from kvcompress.hf.quiet import first_line, silence
+from kvcompress.hf.hub import from_hub, hub_name
+from kvcompress.hf.quiet import silence
+from kvcompress.hub import is_hub_id
 from kvcompress.snapshot import CACHE_DTYPES
 from kvcompress.zoo import DEFAULT_MODEL, find_checkpoint, is_bundled
 

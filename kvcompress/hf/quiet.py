@@ -1,4 +1,4 @@
-"""Keep the libraries below quiet, and say in one line what went wrong in them."""
+"""Keep the libraries below quiet."""
 
 from __future__ import annotations
 
@@ -10,13 +10,6 @@ from typing import Any
 from transformers.utils import logging as _logging
 
 logging: Any = _logging  # carries no type annotations
-LONGEST_REASON = 200
-
-
-def first_line(error: BaseException) -> str:
-    """Return kind and first line of an error, without its full stop."""
-    text = str(error).strip().partition("\n")[0].rstrip(".")
-    return f"{type(error).__name__}: {text[:LONGEST_REASON]}"
 
 
 @contextmanager

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,8 @@ HIGH = promised({"high": 90})["high"]
 def test_a_promise_survives_json() -> None:
     for setting in (Setting("latents", 3), Setting("residual", 3, 15), Setting("int8"), Setting("lossless")):
         promise = Promise("high", setting, 20, 1000, 256, HIGH.kl_nats, HIGH.context_lost, HIGH.top1_lost)
-        assert Promise.from_json("high", json.loads(json.dumps(promise.to_json()))) == promise
+        for stated in (promise, replace(promise, size_ratio=40.5)):
+            assert Promise.from_json("high", json.loads(json.dumps(stated.to_json()))) == stated
     assert promises_from_json({"high": HIGH.to_json()}) == {"high": HIGH}
     assert promises_from_json(None) == promises_from_json({}) == {}
 
@@ -56,6 +58,8 @@ DAMAGES: list[dict[str, Any]] = [
     {"kl_nats": {"bound": 0.02, "measured": 0.01}},
     {"kl_nats": 3},
     {"author": "me"},
+    {"size_ratio": "large"},
+    {"size_ratio": -1.0},
 ]
 
 

@@ -251,7 +251,7 @@ def test_a_broken_law_ends_with_status_one(
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"codec": "no-such-codec"}, "neither a directory nor a bundled checkpoint"),
+        ({"codec": "no-such-codec"}, "neither a directory nor the name of a codec"),
         ({"sessions": Path("no-such.jsonl")}, "no-such.jsonl: cannot be read"),
         ({"tokens": 100_000}, "no session has the 100064 tokens needed"),
         ({"tokens": 0}, "cannot be compared"),

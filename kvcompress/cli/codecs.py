@@ -1,0 +1,187 @@
+"""`kvcompress codecs`: which codecs are at hand, what they promise, and bringing one from elsewhere."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from kvcompress.cli.console import ForceOption, JsonOption, show
+
+if TYPE_CHECKING:
+    from kvcompress.codec_facts import CodecFacts, Part
+    from kvcompress.codec_places import Found
+
+QUALITIES = ("transparent", "high", "usable")
+NameArgument = Annotated[
+    str, typer.Argument(help="Name of a codec, its directory, or its id on the Hub.", metavar="NAME|DIR|USER/REPO")
+]
+
+codecs = typer.Typer(no_args_is_help=True, help="Codecs at hand: list them, show what one promises, pull one.")
+
+
+@codecs.command("list")
+def list_codecs(
+    directory: Annotated[Path | None, typer.Option(help="Also look here: a codec, or a directory of several.")] = None,
+    hub: Annotated[
+        list[str] | None, typer.Option(metavar="USER/REPO", help="Also fetch this one from the Hub; repeat it.")
+    ] = None,
+    model: Annotated[
+        str | None, typer.Option(help="Say which fit this model: a bundled name, directory, GGUF file or Hub id.")
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """List the codecs at hand. The first column is what --codec takes everywhere.
+
+    They lie among the bundled checkpoints, in $KVCOMPRESS_HOME/codecs (by default in the platform's cache directory),
+    and in the local cache of the Hugging Face Hub.
+    """
+    from kvcompress.codec_places import all_codecs
+    from kvcompress.hub import codec_from_hub
+
+    for name in hub or []:
+        codec_from_hub(name)
+    found = list(_readable(all_codecs(directory)))
+    fits = {} if model is None else _fits(model, [facts for _, facts in found])
+    if as_json:
+        rows = [
+            {"name": one.name, "place": one.place, **facts.to_json()}
+            | ({"fits": fits[facts.directory]} if model is not None else {})
+            for one, facts in found
+        ]
+        show({"codecs": rows}, as_json=True)
+        return
+    for line in _table([_lines(one, facts, fits.get(facts.directory)) for one, facts in found]):
+        sys.stdout.write(f"{line}\n")
+
+
+@codecs.command("show")
+def show_codec(name: NameArgument, as_json: JsonOption = False) -> None:
+    """Print a codec's card and what is guaranteed: sessions, bounds, measured means."""
+    from kvcompress.codec_facts import read_facts
+    from kvcompress.codec_places import find_codec
+
+    facts = read_facts(find_codec(name))
+    if as_json:
+        cards = {str(part.recompute_layers): _card(part) for part in facts.parts}
+        show({"name": name, **facts.to_json(), "cards": cards}, as_json=True)
+        return
+    show({"directory": str(facts.directory), **_belongs_to(facts)}, as_json=False)
+    for part in facts.parts:
+        sys.stdout.write(f"\nlayers recomputed: {part.recompute_layers}\n")
+        for line in _guarantee(part):
+            sys.stdout.write(f"  {line}\n")
+    for part in facts.parts:
+        sys.stdout.write(f"\n{_card(part).strip()}\n")
+
+
+@codecs.command("pull")
+def pull_codec(
+    name: NameArgument,
+    output: Annotated[
+        Path | None,
+        typer.Option("-o", "--output", help="Directory to make. [default: its name in $KVCOMPRESS_HOME/codecs]"),
+    ] = None,
+    force: ForceOption = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Copy a codec whole or not at all, check its digests, and say what it belongs to."""
+    from kvcompress.pull import pull
+
+    facts = pull(name, output, force=force)
+    if as_json:
+        show({"output": str(facts.directory), **facts.to_json()}, as_json=True)
+        return
+    show({"output": str(facts.directory), **_belongs_to(facts), "digests": "checked"}, as_json=False)
+
+
+def _readable(found: Iterator[Found]) -> Iterator[tuple[Found, CodecFacts]]:
+    """Yield each codec with what it says of itself; one that is damaged hides no other."""
+    from kvcompress.codec_facts import read_facts
+    from kvcompress.errors import CheckpointError
+
+    for one in found:
+        try:
+            yield one, read_facts(one.directory)
+        except CheckpointError as error:
+            sys.stderr.write(f"note: {error}\n")
+
+
+def _fits(model: str, facts: Sequence[CodecFacts]) -> dict[Path, str]:
+    """Return for each codec "yes", "other weights" or "no"."""
+    from kvcompress.adopt import fit_of
+    from kvcompress.hf import load_model
+
+    partners = load_model(model)
+    return {one.directory: fit_of(one, *partners) for one in facts}
+
+
+def _card(part: Part) -> str:
+    place = part.directory / "README.md"
+    return place.read_text(encoding="utf-8") if place.is_file() else "(it has no card)"
+
+
+def _belongs_to(facts: CodecFacts) -> dict[str, Any]:
+    return {
+        "model": facts.model_name or "not named",
+        "weights": facts.model.get("weights"),
+        "recompute_layers": ", ".join(str(part.recompute_layers) for part in facts.parts),
+        "codec_bytes": facts.codec_bytes,
+    }
+
+
+def _guarantee(part: Part) -> Iterator[str]:
+    """Yield what is promised of each quality word: how it is stored, n, bounds and measured means."""
+    from kvcompress.promise import promise_in_words
+
+    if not part.promises:
+        yield "no quality was verified, so none is promised"
+    for name, promise in part.promises.items():
+        yield f"{name}: {_size(part, name)}, {promise_in_words(promise)}"
+
+
+def _lines(found: Found, facts: CodecFacts, fits: str | None) -> list[list[str]]:
+    """Return the rows of one codec: a row for each number of recomputed layers, names in the first only."""
+    from kvcompress.codec_facts import SHORT
+
+    rows = []
+    for number, part in enumerate(facts.parts):
+        weights = str(facts.model.get("weights"))[:SHORT]
+        head = [found.name, found.place, facts.model_name or "?", weights, *([] if fits is None else [fits])]
+        tiers = [_tier(part, name) for name in QUALITIES]
+        size = [str(part.recompute_layers), f"{part.codec_bytes:,}"]
+        rows.append([*(head if number == 0 else [""] * len(head)), *size, *tiers])
+    return rows
+
+
+def _tier(part: Part, quality: str) -> str:
+    """Return size ratio and measured KL of a quality; a ratio after "<" leaves token ids and header out."""
+    if quality not in part.promises:
+        return "-"
+    return f"{_size(part, quality)} {part.promises[quality].kl_nats.measured:.4f}"
+
+
+def _size(part: Part, quality: str) -> str:
+    ratio = part.promises[quality].size_ratio
+    if ratio is not None:
+        return f"{ratio:.4g}x"
+    coded = part.coded_ratios.get(quality)
+    return "?" if coded is None else f"<{coded:.3g}x" if coded < 1000 else f"<{coded:,.0f}x"
+
+
+def _table(groups: Sequence[Sequence[Sequence[str]]]) -> Iterator[str]:
+    """Yield the table, its columns as wide as they need to be."""
+    rows = [row for group in groups for row in group]
+    if not rows:
+        yield "no codec is at hand"
+        return
+    fits = ["fits"] if len(rows[0]) > 6 + len(QUALITIES) else []
+    head = ["name", "place", "model", "weights", *fits, "m", "bytes", *(f"{name}: size, KL" for name in QUALITIES)]
+    widths = [max(len(row[column]) for row in [head, *rows]) for column in range(len(head))]
+    for row in [head, *rows]:
+        yield "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+    yield ""
+    yield "m: layers that the model recomputes. KL in nats. A size after < leaves token ids and header out."
