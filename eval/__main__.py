@@ -14,6 +14,7 @@ from eval.demo import demo
 from eval.demo_fit import demo_fit
 from eval.models import model_smollm2_command
 from eval.real_model.command import real_model_command
+from eval.tasks.command import tasks_command
 from kvcompress.errors import InputError, KVCompressError
 from kvcompress.zoo import DEFAULT_CODEC, DEFAULT_MODEL
 
@@ -217,6 +218,9 @@ def recompute_command(
 
 
 app.command("real-model")(real_model_command)
+
+
+app.command("tasks")(tasks_command)
 
 
 app.command("model-smollm2")(model_smollm2_command)
