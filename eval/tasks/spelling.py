@@ -51,5 +51,5 @@ def ladder_in_words(task: Figure) -> str:
 def told_of(task: Figure) -> str:
     """Return what a task is, at which size it was measured, and how that was found."""
     size = f"{task['size']} {task['unit']}, " if task["unit"] != "tokens" else ""
-    asked = f"{task['answers']} answers of {task['examples']} contexts"
+    asked = f"{task['answers']} answers of {task['examples']} context{'s' if task['examples'] > 1 else ''}"
     return f"{task['about']} Here: {size}{task['tokens']:,.0f} tokens; {asked}. {ladder_in_words(task)}"

@@ -155,14 +155,16 @@ def _means(contenders: Sequence[Contender], groups: Sequence[ByExample]) -> list
 
 def _mean_difference(counts: Sequence[tuple[Floats, Floats]]) -> Interval:
     """Return the mean over tasks of the difference; the examples of each task are resampled on their own."""
-    value, replicates = np.mean([_share(mine) - _share(exact) for mine, exact in counts]), []
+    value, replicates = float(np.mean([_share(mine) - _share(exact) for mine, exact in counts])), []
+    if any(len(mine) < 2 for mine, _ in counts):
+        return Interval(value)
     for number, (mine, exact) in enumerate(counts):
         chance = np.random.default_rng([BOOTSTRAP_SEED, number])
         drawn = chance.integers(0, len(mine), (RESAMPLES, len(mine)))
         shares = [part[drawn].sum(1) for part in (mine, exact)]
         replicates.append(shares[0][:, 0] / shares[0][:, 1] - shares[1][:, 0] / shares[1][:, 1])
     low, high = np.percentile(np.mean(replicates, 0), PERCENTILES)
-    return Interval(float(value), float(low), float(high))
+    return Interval(value, float(low), float(high))
 
 
 def _checks(tasks: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
