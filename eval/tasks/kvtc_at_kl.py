@@ -82,7 +82,7 @@ class KvtcAtKl:
         """Return what rows of KVTC at the KL of a quality are known by, before anything is fitted."""
         fitted = fingerprint(self.directory, self.fit_sessions, self.tokens)
         on = digest([self.shards.token_ids(number)[: self.tokens] for number in self.numbers])
-        return hashlib.sha256(f"{fitted} {on} {ours.fingerprint}".encode()).hexdigest()
+        return hashlib.sha256(f"{fitted} {on} {ours.fingerprint} {ours.quality}".encode()).hexdigest()
 
     def contenders(self, ours: Sequence[Contender]) -> tuple[dict[str, Contender], dict[str, dict[str, Any]]]:
         """Return KVTC at the KL of each of our qualities, by quality, and what was found on the way.
@@ -91,16 +91,16 @@ class KvtcAtKl:
         """
         transform, tables = self._fitted()
         rivals = {rate: KvtcIdeal(transform, tables, rate, SINKS) for rate in RATES}
-        total, curve = len(rivals) + len(ours), list[tuple[float, float]]()
+        total, curve = len(rivals) + len(ours), list[list[float]]()
         for done, (rate, rival) in enumerate(rivals.items(), 1):
-            curve.append((self._kl_nats(rival.encode, rival.decode), rate))
+            curve.append([self._kl_nats(rival.encode, rival.decode), rate])
             self.say("KVTC at our KL", done, total)
         found, matches = dict[str, Contender](), dict[str, dict[str, Any]]()
         for done, one in enumerate(ours, len(rivals) + 1):
             assert one.encode is not None
             assert one.decode is not None
             kl = self._kl_nats(one.encode, one.decode)
-            rate = ratio_at([point for point in curve if point[0] > 0], kl) if kl > 0 else float("nan")
+            rate = ratio_at([(at, size) for at, size in curve if at > 0], kl) if kl > 0 else float("nan")
             matches[one.quality] = {"kl_nats": kl, "aimed_ratio": rate if rate == rate else None, "curve": curve}
             if rate == rate:
                 rival = KvtcIdeal(transform, tables, rate, SINKS)

@@ -11,7 +11,7 @@ import torch
 
 from eval.real_model.measure import stored_in_words
 from eval.real_model.rows import Row, digest
-from eval.tasks.contenders import Contender
+from eval.tasks.contenders import EXACT, Contender
 from eval.tasks.protocol import Example, Judged, Resumed
 from kvcompress.container import load, save
 from kvcompress.hf import restore
@@ -61,8 +61,10 @@ def measure(
         path: Where the file is written, to be sized by `stat` and read back.
     """
     facts: Row = {"tokens": snapshot.tokens, "raw_bytes": snapshot.raw_bytes}
-    if contender.encode is None or contender.decode is None:
+    if contender.kind == EXACT:
         return {**facts, **ask_all(model, tokenizer, snapshot, example)}
+    assert contender.encode is not None
+    assert contender.decode is not None
     clock = [time.perf_counter()]
     save(path, contender.encode(snapshot), force=True)
     clock.append(time.perf_counter())

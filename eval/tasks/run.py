@@ -49,6 +49,7 @@ class Case:
 
 Progress = Callable[[str, int, int], None]
 MEASURE, CALIBRATE = "measure", "calibrate"
+MATCH = ("kl_nats", "aimed_ratio", "curve")
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,7 +190,8 @@ class TasksRun:
         if len(matches) < len(rivals) or missing:
             rivals, found = source.contenders(ours)
             matches = {quality: self.rows.add(keys[quality], row) for quality, row in found.items()}
-        return {quality: rivals[quality] for quality in rivals if matches[quality]["aimed_ratio"]}, matches
+        told = {quality: {name: row[name] for name in MATCH} for quality, row in matches.items()}
+        return {quality: rivals[quality] for quality in rivals if matches[quality]["aimed_ratio"]}, told
 
     def measured(self, cases: Sequence[Case], contenders: Sequence[Contender]) -> dict[str, list[dict[str, Row]]]:
         """Return for each task, example by example, the row of each contender by its name."""

@@ -12,7 +12,7 @@ Figure = Mapping[str, Any]
 
 def points(value: float) -> str:
     """Return a share in per cent, without its sign."""
-    return f"{100 * value:.1f}"
+    return "100" if value == 1 else f"{100 * value:.1f}"
 
 
 def percent(figure: Figure) -> str:
