@@ -75,9 +75,9 @@ def warnings(result: Result) -> list[str]:
     found = []
     for task in result["tasks"]:
         if not task["contenders"]:
-            found.append(f"{task['title']} was not measured. {ladder_in_words(task)}")
+            found.append(f"{_heading(task)} was not measured. {ladder_in_words(task)}")
         elif not task["enough"]:
-            found.append(f"{task['title']}: the exact cache answers too little of it where it was measured.")
+            found.append(f"{_heading(task)}: the exact cache answers too little of it where it was measured.")
     return found
 
 
@@ -95,8 +95,11 @@ def overview(result: Result) -> Sheet:
 def _task(task: Result) -> Sheet:
     failed = "".join(f" {name} could not be measured: {why}" for name, why in task["failed"].items())
     rows = tuple((str(one["kind"]), _cells(one)) for one in task["contenders"])
-    heading = f"{task['title'][0].upper()}{task['title'][1:]}"
-    return Sheet(heading, told_of(task) + failed, ("", "% right", "to exact", "size ratio", "stored as"), rows)
+    return Sheet(_heading(task), told_of(task) + failed, ("", "% right", "to exact", "size ratio", "stored as"), rows)
+
+
+def _heading(task: Result) -> str:
+    return f"{task['title'][0].upper()}{task['title'][1:]}"
 
 
 def _cells(one: Result) -> tuple[str, ...]:

@@ -102,7 +102,7 @@ def _below(result: Result) -> list[str]:
         if not task["contenders"]:
             best = max(one["accuracy"] for one in task["tried"])
             told = f"no size of {task['title']} is one that the exact cache is up to; at best it answers {best:.0%}"
-            found.append(paragraph(f"Not measured: {told} ({ladder_in_words(task)})."))
+            found.append(paragraph(f"Not measured: {told}. {ladder_in_words(task)}"))
         elif not task["enough"]:
             told = f"the exact cache answers less than {LEAST_ACCURACY:.0%} of {task['title']} where it was measured"
             found.append(paragraph(f"Read with care: {told}, so it is in no target."))

@@ -434,7 +434,7 @@ def test_the_html_page_needs_nothing_and_says_what_was_not_measured(place: Path,
     assert "default-src 'none'" in html
     for foreign in ("<script", "http://", "https://"):
         assert foreign not in html.replace("http://www.w3.org", "")
-    assert "many fields at once was not measured" in html
+    assert "Many fields at once was not measured" in html
     assert "newest 50%" in html
 
 
