@@ -15,6 +15,7 @@ from eval.demo_fit import demo_fit
 from eval.models import model_smollm2_command
 from eval.real_model.check_command import check_real_command
 from eval.real_model.command import real_model_command
+from eval.tasks.command import tasks_command
 from kvcompress.errors import InputError, KVCompressError
 from kvcompress.zoo import DEFAULT_CODEC, DEFAULT_MODEL
 
@@ -229,6 +230,9 @@ app.command("real-model")(real_model_command)
 
 
 app.command("check-real")(check_real_command)
+
+
+app.command("tasks")(tasks_command)
 
 
 app.command("model-smollm2")(model_smollm2_command)

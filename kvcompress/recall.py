@@ -48,9 +48,24 @@ def turn_ids(tokenizer: Any, text: str, token_ids: Sequence[int]) -> list[int]:
     opening = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
     before = _ids(tokenizer, opening)
     suffix = _ids(tokenizer, [*opening, {"role": "user", "content": text}], ask=True)[len(before) :]
-    stop = tokenizer.eos_token_id
-    closing = [] if stop is None or not len(token_ids) or int(token_ids[-1]) == stop else [stop]
-    return [*closing, *suffix]
+    return [*_closing(before, tokenizer.eos_token_id, token_ids), *suffix]
+
+
+def _closing(turn: Sequence[int], stop: int | None, token_ids: Sequence[int]) -> list[int]:
+    """Return what is missing at the end of a session for its last turn to be closed.
+
+    Args:
+        turn: A turn that the template closed: a stop token, and in ChatML a line break behind it.
+        stop: The stop token.
+        token_ids: The session so far.
+    """
+    if stop is None or not len(token_ids) or (int(token_ids[-1]) == stop and stop not in turn):
+        return []
+    if stop not in turn:
+        return [stop]
+    ending = list(turn[len(turn) - 1 - turn[::-1].index(stop) :])
+    there = (count for count in range(len(ending), 0, -1) if list(token_ids[-count:]) == ending[:count])
+    return ending[next(there, 0) :]
 
 
 def questions(session: Session, tokenizer: Any, token_ids: Sequence[int]) -> list[Question]:

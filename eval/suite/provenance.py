@@ -18,7 +18,7 @@ from eval.suite.subject import Subject
 if TYPE_CHECKING:
     from eval.suite.run import SuiteSettings
 
-PACKAGES = ("kvcompress", "torch", "transformers", "constriction", "numpy", "zstandard", "safetensors")
+PACKAGES = ("kvcompress", "torch", "transformers", "constriction", "numpy", "zstandard", "safetensors", "lm_eval")
 LEAST_WORTH_NATS = 0.1
 
 
