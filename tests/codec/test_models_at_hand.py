@@ -25,7 +25,7 @@ from kvcompress.fit_run import FitSource, fit_checkpoint
 from kvcompress.hf import capture, fingerprint, load_model
 from kvcompress.plan import encode_at_quality
 from kvcompress.promise import Promise
-from kvcompress.sessions import read_sessions
+from kvcompress.sessions import plain_text_ids, read_sessions
 from tests.codec.test_calibrate import confirm
 from tests.conftest import ROOT
 from tests.hf.families import model_of
@@ -80,7 +80,7 @@ def test_a_fit_to_a_real_model_promises_only_what_fresh_sessions_confirm(
     codec = load_tinyvae(tmp_path / "codec")
     print(json.dumps(summary, indent=1), codec.fitted["sink_share"], codec.fitted["spectrum"])
     codec.model_fingerprint.require_match(fingerprint(model, tokenizer))
-    ids = [torch.tensor(tokenizer(text, add_special_tokens=False)["input_ids"]) for _, text in fresh]
+    ids = [torch.tensor(plain_text_ids(tokenizer, text)[:WINDOW_TOKENS]) for _, text in fresh]  # as they are recorded
     confirm(model, codec, codec.promises, ids)
     assert set(codec.promises) >= {tier.name for tier in TIERS}
     _sizes(codec, model, tokenizer, ids, codec.promises)
