@@ -31,6 +31,7 @@ from kvcompress.report.page import strip as bits_strip
 # A token's damage is shaded by the tiers' bounds on the mean, then by powers beyond them.
 DAMAGE_NATS = (0.001, 0.005, 0.02, 0.08, 0.5)
 
+POSITION_STEP = 16
 
 LEADING_TABLES = ("All codecs", "Not measured", "Controls")  # the others stand below the figures
 
@@ -157,15 +158,23 @@ def strips(result: Result) -> list[Strip]:
         return []
     strips = []
     whose = f"{found['session']}, coded by {found['codec']}"
-    bits = bits_strip({"per_token_bits": found["bits"], "tokens_text": found["tokens"]})
+    stored, following = found.get("tokens"), found.get("continuation")
+    hidden = " The text is not the project's to show: numbers are positions." if stored is None else ""
+    bits = bits_strip({"per_token_bits": found["bits"], "tokens_text": stored or positions(len(found["bits"]))})
     if bits is not None:
-        note = f"Session {whose}: each token shaded by the bits it cost, {bits.mean_bits:.1f} on average."
+        note = f"Session {whose}: each token shaded by the bits it cost, {bits.mean_bits:.1f} on average.{hidden}"
         strips.append(Strip("Bits along the session", note, "b", bits.tokens, bits.legend, bits.left_out))
     if found["damage_nats"]:
         mean = sum(found["damage_nats"]) / len(found["damage_nats"])
         note = f"What followed, shaded by the KL of predicting each next token; {spell(mean, 'nats')} nats on average."
-        strips.append(_damage_strip(note, found["continuation"], found["damage_nats"]))
+        texts = following or positions(len(found["damage_nats"]))
+        strips.append(_damage_strip(note, texts, found["damage_nats"]))
     return strips
+
+
+def positions(count: int) -> list[str]:
+    """Return what stands for the texts of tokens where these may not be shown: a number now and then, else a dot."""
+    return ["·" if index % POSITION_STEP else f" {index} " for index in range(count)]
 
 
 def _damage_strip(note: str, texts: Sequence[str], damage_nats: Sequence[float]) -> Strip:
