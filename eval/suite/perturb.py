@@ -1,7 +1,7 @@
 """What a person does to a sentence: mistype it, write it in capitals, say it in other words. By rule and by seed.
 
 The rules are plain on purpose: the same text gives the same perturbation on every machine. They touch words only;
-special tokens such as `<|im_start|>` stay as they are.
+special tokens such as `<|im_start|>`, with the role behind them, stay as they are.
 
 ```
 typos        in one word of three, of four letters or more, two neighbouring inner letters change places
@@ -20,7 +20,7 @@ SEED = 7
 TYPO_SHARE = 1 / 3
 LEAST_LETTERS = 4
 
-_SPECIAL = re.compile(r"(<\|[^|<>]*\|>)")
+_SPECIAL = re.compile(r"(<\|[^|<>]*start[^|<>]*\|>\w*|<\|[^|<>]*\|>)")  # with the role that one may open
 _WORD = re.compile(r"[^\W\d_]+(?:['\N{RIGHT SINGLE QUOTATION MARK}][^\W\d_]+)?")
 _PHRASES = {
     "can't": "cannot",
@@ -60,17 +60,23 @@ _OPENING = "In other words, "
 def typos(text: str) -> str:
     """Return text in which words are mistyped; one at least, where a word is long enough."""
     lot = random.Random(f"{SEED} typos")
-    fit = [match.start() for match in _WORD.finditer(text) if len(match.group()) >= LEAST_LETTERS]
+    fit = [match.start() for match in _WORD.finditer(text) if _swaps(match.group())]
     chosen = {start for start in fit if lot.random() < TYPO_SHARE} or set(fit[:1])
 
     def mistyped(match: re.Match[str]) -> str:
         word = match.group()
         if match.start() not in chosen:
             return word
-        at = lot.randrange(1, len(word) - 2)
+        at = lot.choice(_swaps(word))
         return word[:at] + word[at + 1] + word[at] + word[at + 2 :]
 
     return _WORD.sub(mistyped, text)
+
+
+def _swaps(word: str) -> list[int]:
+    """Return where two inner letters of a word can change places so that it changes."""
+    pairs = range(1, len(word) - 2 if len(word) >= LEAST_LETTERS else 0)
+    return [at for at in pairs if word[at : at + 2].isalpha() and word[at] != word[at + 1]]
 
 
 def case(text: str) -> str:
@@ -82,7 +88,10 @@ def case(text: str) -> str:
 def paraphrase(text: str) -> str:
     """Return text said in other words."""
     changed = _WORD.sub(_replaced, text)
-    return _OPENING + changed if changed == text else changed
+    if changed != text:
+        return changed
+    said = text.lstrip()
+    return text[: len(text) - len(said)] + _OPENING + said
 
 
 def _replaced(match: re.Match[str]) -> str:
