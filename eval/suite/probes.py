@@ -1,4 +1,4 @@
-"""What a codec is asked beyond the true continuation: the greedy path, perturbed prompts, planted codes."""
+"""What a codec is asked beyond the true continuation: the greedy path, perturbed prompts, planted numbers."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Probes:
     Attributes:
         path: Its greedy path.
         prompts: Perturbed prompts.
-        planted: The session again with codes in it, or None.
+        planted: The session again with numbers in it, or None.
     """
 
     path: GreedyPath
@@ -41,7 +41,7 @@ def prepare_probes(model: Any, tokenizer: Any, subject: Subject, *, plant: bool)
         model: The model.
         tokenizer: Its tokenizer, or None.
         subject: The session.
-        plant: Whether codes are to be planted.
+        plant: Whether numbers are to be planted.
     """
     tokens, opening = subject.snapshot.tokens, subject.continuation[:1].tolist()
     twin = planted(model, tokenizer, subject.snapshot.token_ids, subject.session.id) if plant else None
@@ -63,7 +63,7 @@ def probe_row(model: Any, rival: Rival, probes: Probes, cache: Any, tokens: int)
 
 
 def _planted(model: Any, rival: Rival, twin: Planted) -> list[list[Any]]:
-    """Return for each planted code its distance, whether it is given from the decoded cache, and from the exact one."""
+    """Return for each planted number its distance, whether it is given from the decoded cache, and from the exact one."""
     decoded = rival.decode(from_bytes(to_bytes(rival.encode(twin.snapshot))))
     given = answers(model, restore(decoded, model, copy=False), twin.asked, twin.snapshot.tokens)
     return [

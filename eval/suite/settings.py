@@ -19,7 +19,7 @@ class SuiteSettings:
         continuation_tokens: Tokens that follow and are predicted.
         count: Sessions measured.
         thorough: Sessions on which the slow measures are taken too.
-        planted: Sessions that codes are planted in, where none states a fact.
+        planted: Sessions that numbers are planted in, where none states a fact.
         calibration: Sessions that rivals are fitted to, at most.
         most_points: Points of a curve, at most.
         quick: Whether this is the quick run.

@@ -1,4 +1,4 @@
-"""What the suite asks beyond the true continuation: planted codes, perturbed prompts, hops along a session."""
+"""What the suite asks beyond the true continuation: planted numbers, perturbed prompts, hops along a session."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from eval.rivals.raw16 import Raw16
 from eval.suite.drift import hop_figures
 from eval.suite.hops import Hop, Journey, drift, grown, hop_worths
 from eval.suite.perturb import PERTURBATIONS
-from eval.suite.planted import NAMES, planted, with_codes
+from eval.suite.planted import FACTS, planted, with_numbers
 from eval.suite.probes import prepare_probes, probe_row
 from eval.suite.prompts import AFTER_TOKENS, PROMPT_TOKENS, perturbed_prompts, prompt_figures
 from eval.suite.subject import prepare
@@ -42,19 +42,19 @@ def subject(held: tuple[Any, Any, Tensor], sessions_file: Path) -> Any:
     return prepare(model, tokenizer, session, ids[: TOKENS + 64], TOKENS)
 
 
-def test_planted_codes_stand_in_a_session_of_the_same_length(held: tuple[Any, Any, Tensor]) -> None:
+def test_planted_numbers_stand_in_a_session_of_the_same_length(held: tuple[Any, Any, Tensor]) -> None:
     _, tokenizer, ids = held
-    found, asked = with_codes(tokenizer, ids[:TOKENS], "a session")
-    again, _ = with_codes(tokenizer, ids[:TOKENS], "a session")
-    other, _ = with_codes(tokenizer, ids[:TOKENS], "another")
+    found, asked = with_numbers(tokenizer, ids[:TOKENS], "a session")
+    again, _ = with_numbers(tokenizer, ids[:TOKENS], "a session")
+    other, _ = with_numbers(tokenizer, ids[:TOKENS], "another")
     assert torch.equal(found, again)
     assert not torch.equal(found, other)
     assert len(found) == TOKENS
     text = tokenizer.decode(found.tolist())
-    assert len(asked) == len(NAMES)
-    for name, one in zip(NAMES, asked, strict=True):
+    assert len(asked) == len(FACTS)
+    for (statement, _), one in zip(FACTS, asked, strict=True):
         value = tokenizer.decode(list(one.value)).strip()
-        assert f"{name} code is {value}." in text
+        assert f"{statement} {value}." in text
         before = tokenizer.decode(found[: TOKENS - one.distance_tokens].tolist())
         assert before.endswith(f"{value}.")
         assert value not in tokenizer.decode(list(one.ids))
@@ -62,13 +62,13 @@ def test_planted_codes_stand_in_a_session_of_the_same_length(held: tuple[Any, An
     assert distances == sorted(distances, reverse=True)
 
 
-def test_a_session_too_short_for_the_codes_is_not_planted(held: tuple[Any, Any, Tensor]) -> None:
+def test_a_session_too_short_for_the_numbers_is_not_planted(held: tuple[Any, Any, Tensor]) -> None:
     model, tokenizer, ids = held
     assert planted(model, tokenizer, ids[:20], "short") is None
     assert planted(model, None, ids[:TOKENS], "no tokenizer") is None
 
 
-def test_a_code_counts_as_given_where_greedy_generation_gives_it(held: tuple[Any, Any, Tensor]) -> None:
+def test_a_number_counts_as_given_where_greedy_generation_gives_it(held: tuple[Any, Any, Tensor]) -> None:
     model, tokenizer, ids = held
     twin = planted(model, tokenizer, ids[:TOKENS], "a session")
     assert twin is not None
@@ -109,7 +109,7 @@ def test_a_row_holds_an_answer_to_every_question(held: tuple[Any, Any, Tensor], 
     row = probe_row(model, Raw16(), probes, subject.cache, TOKENS)
     assert row["first_divergence_tokens"] == row["trajectory_tokens"] == len(probes.path.tokens)
     assert set(row["perturbed"]) == set(PERTURBATIONS)
-    assert len(row["planted"]) == len(NAMES)
+    assert len(row["planted"]) == len(FACTS)
     assert all(ours == exact for _, ours, exact in row["planted"])
     assert (
         probe_row(model, Raw16(), prepare_probes(model, tokenizer, subject, plant=False), subject.cache, TOKENS)[
