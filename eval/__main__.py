@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -15,11 +14,11 @@ from eval.demo_fit import demo_fit
 from eval.models import model_smollm2_command
 from eval.real_model.check_command import check_real_command
 from eval.real_model.command import real_model_command
+from eval.suite.command import SESSIONS, run_command
+from eval.suite.spoken import spoken_command
 from eval.tasks.command import tasks_command
 from kvcompress.errors import InputError, KVCompressError
 from kvcompress.zoo import DEFAULT_CODEC, DEFAULT_MODEL
-
-SESSIONS = Path("examples/sessions.jsonl")
 
 app = typer.Typer(no_args_is_help=True, help=__doc__, pretty_exceptions_enable=False)
 
@@ -62,47 +61,7 @@ def bench_command(
         bench(tokens or 2048, threads, out)
 
 
-@app.command("run")
-def run_command(
-    codec: Annotated[list[str], typer.Option(help="Codec family, codec directory, or all; repeat it.")] = ["all"],  # noqa: B006
-    model: Annotated[str, typer.Option(help="Model directory, or the name of a bundled model.")] = DEFAULT_MODEL,
-    sessions: Annotated[Path, typer.Option(help="JSON lines of recorded sessions.")] = SESSIONS,
-    out: Annotated[Path, typer.Option(help="Directory of rows and report.")] = Path("reports/suite"),
-    quick: Annotated[bool, typer.Option("--quick", help="Five minutes on two cores: few sessions and points.")] = False,
-    calibration: Annotated[
-        Path | None, typer.Option(help="Sessions that rivals are fitted to; the unmeasured ones if not given.")
-    ] = None,
-    tokens: Annotated[int | None, typer.Option(help="Tokens stored of each session.", min=32)] = None,
-    continuation: Annotated[int | None, typer.Option(help="Tokens predicted after them.", min=64)] = None,
-    count: Annotated[int | None, typer.Option(help="Sessions measured.", min=1)] = None,
-    threads: Annotated[int, typer.Option(help="Threads of torch.", min=1)] = 2,
-    wandb: Annotated[
-        bool, typer.Option("--wandb", help="Log to Weights & Biases too; offline unless told else.")
-    ] = False,
-    readme: Annotated[bool, typer.Option("--readme", help="Write the table into README.md.")] = False,
-) -> None:
-    """Measure codecs on recorded sessions after a true decode and resume, and write the report."""
-    import torch
-
-    from eval.suite.publish import log_to_wandb, write_readme
-    from eval.suite.run import QUICK, SuiteSettings, run_suite
-
-    torch.set_num_threads(threads)
-    size = QUICK if quick else SuiteSettings()
-    settings = replace(
-        size,
-        tokens=tokens or size.tokens,
-        continuation_tokens=continuation or size.continuation_tokens,
-        count=count or size.count,
-    )
-    command = " ".join(["python -m eval", *sys.argv[1:]])
-    result = run_suite(model, codec, sessions, out, settings, calibration=calibration, command=command)
-    typer.echo((out / "report.md").read_text(encoding="utf-8"))
-    typer.echo(f"report: {out / 'report.html'}")
-    if readme:
-        write_readme(result, Path("README.md"))
-    if wandb:
-        log_to_wandb(result, out)
+app.command("run")(run_command)
 
 
 @app.command("compare")
@@ -192,7 +151,7 @@ def prune_command(
     torch.set_num_threads(threads)
     qualities = tuple(quality or BoardSettings().qualities)
     settings = BoardSettings(qualities, tokens, continuation, count, tuple(compare or qualities))
-    command = " ".join(["python -m eval", *sys.argv[1:]])
+    command = spoken_command(sys.argv[1:])
     if fit:
         typer.echo(str(fit_scorers(model, codec, sessions, settings, command)))
         return
@@ -219,7 +178,7 @@ def recompute_command(
     from kvcompress.cli.console import progress_bar
 
     torch.set_num_threads(threads)
-    command = " ".join(["python -m eval", *sys.argv[1:]])
+    command = spoken_command(sys.argv[1:])
     with progress_bar("dial") as progress:
         result = run_dial(model, codec, sessions, out, DialSettings(count=count), progress, command)
     write_page(result, out)

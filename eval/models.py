@@ -53,6 +53,41 @@ SMOLLM2 = WheelModel(
 )
 
 
+@dataclass(frozen=True, slots=True)
+class KnownModel:
+    """A model with what belongs to it, under one short name.
+
+    Attributes:
+        model: What `load_model` takes.
+        codec: Codec directory or bundled name.
+        sessions: JSON lines of sessions that fitted nothing.
+        shards: Harvest that rivals are fitted to; None where they are fitted to sessions left over.
+    """
+
+    model: str
+    codec: str
+    sessions: Path
+    shards: Path | None
+
+
+_PLACE = Path("models")
+KNOWN_MODELS = {
+    "smollm2": KnownModel(
+        model=str(_PLACE / "smollm2-135m-instruct"),
+        codec=str(_PLACE / "smollm2-135m-instruct-tinyvae"),
+        sessions=_PLACE / "sessions" / "test.jsonl",
+        shards=_PLACE / "shards",
+    )
+}
+"""Where the makefile puts them."""
+
+
+def known_model(name: str) -> KnownModel | None:
+    """Return what belongs to a model's short name, or to the directory that it stands for; None of other models."""
+    named = {known.model: known for known in KNOWN_MODELS.values()} | KNOWN_MODELS
+    return named.get(name.rstrip("/"))
+
+
 def model_smollm2_command(
     out: Annotated[Path, typer.Option(help="Directory of the model.")] = Path("models/smollm2-135m-instruct"),
 ) -> None:

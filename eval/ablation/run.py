@@ -14,7 +14,8 @@ from typing import Any
 import torch
 
 from eval.ablation.variants import Variant, closed_forms, variants
-from eval.suite.subject import Subject, choose_sessions, prepare
+from eval.suite.chosen import choose_sessions
+from eval.suite.subject import Subject, prepare
 from kvcompress.codec import TinyVAECodec
 from kvcompress.container import to_bytes
 from kvcompress.errors import InputError

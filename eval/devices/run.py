@@ -27,7 +27,7 @@ from eval.devices.conditions import REFERENCE, Condition, conditions_at_hand, wh
 from eval.devices.phases import Advance, Phases
 from eval.devices.report import markdown, show
 from eval.devices.symbols import outside_bins
-from eval.suite.subject import choose_sessions
+from eval.suite.chosen import choose_sessions
 from kvcompress import __version__
 from kvcompress.cli.console import progress_bar
 from kvcompress.codec_places import find_codec

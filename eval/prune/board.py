@@ -16,10 +16,12 @@ from typing import Any
 import torch
 
 from eval.prune.contenders import Case, Entry, enter, names
+from eval.suite.chosen import choose_sessions
+from eval.suite.damage import damage
 from eval.suite.sensitive import sensitive_positions
-from eval.suite.subject import Subject, choose_sessions, prepare, recalled
+from eval.suite.subject import Subject, prepare, recalled
 from kvcompress.errors import FormatError, InputError
-from kvcompress.fidelity import compare_logits, continuation_logits
+from kvcompress.fidelity import continuation_logits
 from kvcompress.harvest import tokenized_sessions
 from kvcompress.hf import load_model, restore
 from kvcompress.instructions import checks
@@ -130,8 +132,8 @@ def measure(model: Any, tokenizer: Any, subject: Subject, entry: Entry, exact_ke
     tokens, rest = subject.snapshot.tokens, subject.continuation
     cache = restore(entry.decoded, model)
     logits = continuation_logits(model, cache, rest, tokens)
-    report = compare_logits(subject.exact, logits, subject.short, rest)
-    per_token = torch.tensor(report.per_token_kl_nats, dtype=torch.float64)
+    moved = damage(subject.exact, logits)
+    per_token = moved.kl_nats.cpu()
     sensitive = sensitive_positions(subject.worth_nats)
     found = recalled(model, cache, tokenizer, subject.questions, tokens)
     kept = checks(model, cache, tokenizer, subject.rules, subject.snapshot.token_ids)
@@ -143,11 +145,11 @@ def measure(model: Any, tokenizer: Any, subject: Subject, entry: Entry, exact_ke
         "file_bytes": entry.file_bytes,
         "raw_bytes": subject.snapshot.raw_bytes,
         "kept_tokens": max((len(layer.positions) for layer in entry.decoded.layers), default=0),
-        "kl_nats": report.kl_nats,
+        "kl_nats": float(per_token.mean()),
         "worth_nats": float(subject.worth_nats.mean()),
         "sensitive": int(sensitive.sum()),
         "sensitive_kl_nats": float(per_token[sensitive].sum()),
-        "top1_agreement": report.top1_agreement,
+        "top1_agreement": float(moved.same.double().mean()),
         "asked": len(subject.questions),
         "recalled": sum(found),
         "recalled_exact_cache": sum(subject.recalled),

@@ -11,7 +11,7 @@ import torch
 from eval.prune.board import BoardSettings, run_board
 from eval.prune.fit import CONTINUATION_TOKENS, Example, fit_scorers, measure_example, write_fitted
 from eval.prune.report import write_board
-from eval.suite.subject import choose_sessions
+from eval.suite.chosen import choose_sessions
 from kvcompress.cli.console import progress_bar
 from kvcompress.errors import InputError
 from kvcompress.harvest import tokenized_sessions

@@ -17,10 +17,10 @@ from statistics import fmean
 from typing import Any
 
 from eval.real_model.codecs import Measured
-from eval.real_model.damage import NEAR_TOKENS
 from eval.real_model.measure import measure, our_point
-from eval.real_model.rows import Row
 from eval.real_model.subject import choose, prepare
+from eval.suite.damage import NEAR_TOKENS
+from eval.suite.rows import Row
 from kvcompress.codec_facts import Part
 from kvcompress.errors import InputError
 from kvcompress.fidelity import TIERS, Tier

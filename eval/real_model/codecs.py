@@ -7,14 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from eval.rivals.tinyvae import held_in
 from kvcompress.codec import TinyVAECodec
-from kvcompress.codec_places import find_codec
 from kvcompress.errors import InputError
-from kvcompress.hf import recompute_with
 from kvcompress.promise import QUALITIES
-from kvcompress.zoo import codec_parts, load_codec
-
-CODEC_FILES = ("config.json", "model.safetensors")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -78,10 +74,7 @@ def _named(setting: str) -> tuple[str, str]:
 
 
 def _of_directory(name: str, place: str, model: Any, tokenizer: Any) -> Sequence[Measured]:
-    found = []
-    for layers, part in codec_parts(find_codec(place)).items():
-        codec = load_codec(place, layers)
-        codec.recompute = recompute_with(model, tokenizer)
-        size = sum((part / file).stat().st_size for file in CODEC_FILES)
-        found.append(Measured(f"{name}m={layers}", codec, size))
-    return found
+    return [
+        Measured(f"{name}m={one.recompute_layers}", one.codec, one.codec_bytes)
+        for one in held_in(place, model, tokenizer)
+    ]

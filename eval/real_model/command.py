@@ -34,10 +34,11 @@ def real_model_command(
     from eval.readme import write_between
     from eval.real_model.readme import readme_table
     from eval.real_model.run import Job, RealModelRun, RealModelSettings
+    from eval.suite.spoken import spoken_command
     from kvcompress.cli.console import progress_bar
 
     torch.set_num_threads(threads)
-    line = " ".join(["python -m eval", *sys.argv[1:]])
+    line = spoken_command(sys.argv[1:])
     job = Job(model, codec, tuple(setting), sessions, other, shards, tuple(fit_facts), out, line)
     sizes = (tokens, continuation, count, other_count, kvtc_sessions, kvtc_fit_sessions, timed_sessions)
     with progress_bar("real model") as progress:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from eval.real_model.interval import over_sessions
-from eval.real_model.rows import Row
+from eval.suite.rows import Row
 
 REACH = 2.0
 """A curve is followed beyond its last point by at most this factor of KL."""

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,10 +10,11 @@ from typing import Any
 
 import torch
 
-from eval.real_model.damage import damage
-from eval.real_model.rows import Row
 from eval.real_model.subject import Subject
-from kvcompress.codec import RESIDUAL_RATE, TinyVAECodec
+from eval.rivals.tinyvae import identity, stored_in_words
+from eval.suite.damage import damage
+from eval.suite.rows import Row
+from kvcompress.codec import TinyVAECodec
 from kvcompress.container import Encoded, load, save
 from kvcompress.dial import decoder_of
 from kvcompress.hf import restore
@@ -55,17 +54,10 @@ def our_point(name: str, codec: TinyVAECodec, quality: str) -> Point:
         "ours",
         name,
         quality,
-        _identity(codec),
+        identity(codec),
         lambda snapshot: encode_at_quality(codec, snapshot, quality),
         lambda encoded: decoder_of(encoded, codec).decode(encoded),
     )
-
-
-def _identity(codec: TinyVAECodec) -> str:
-    """Return a digest of a codec and of what it promises: calibrated again it stores sessions in another way."""
-    promises = {name: promise.to_json() for name, promise in codec.promises.items()}
-    stated = [codec.fingerprint, promises, codec.fitted.get("known")]
-    return hashlib.sha256(json.dumps(stated, sort_keys=True).encode()).hexdigest()
 
 
 @torch.inference_mode()
@@ -98,10 +90,3 @@ def measure(model: Any, point: Point, subject: Subject, path: Path) -> Row:
         "encode_seconds": clock[1] - clock[0],
         "decode_seconds": clock[2] - clock[1],
     }
-
-
-def stored_in_words(encoded: Encoded) -> str:
-    """Return how a file holds its session: latents, residual (latents and what they do not reach), int8, lossless."""
-    if encoded.codec != TinyVAECodec.kind:
-        return encoded.codec
-    return "residual" if RESIDUAL_RATE in encoded.settings else "latents"

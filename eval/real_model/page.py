@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from eval.real_model.beside import beside_kvtc, codecs_and_fits, seconds_back
-from eval.real_model.damage import NEAR_TOKENS
 from eval.real_model.measured import measured_on, targets_of
 from eval.real_model.picture import draw
 from eval.real_model.words import command, counted, paragraph, threads_in_words
+from eval.suite.damage import NEAR_TOKENS
 
 Result = Mapping[str, Any]
 PICTURE = "rate-fidelity.svg"

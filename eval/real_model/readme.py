@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from eval.real_model.damage import NEAR_TOKENS
 from eval.real_model.words import plain, plain_nats, ratio, table
+from eval.suite.damage import NEAR_TOKENS
 from kvcompress.report.facts import TIMES
 
 Result = Mapping[str, Any]

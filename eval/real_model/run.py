@@ -19,11 +19,12 @@ from eval.real_model import kvtc
 from eval.real_model.codecs import find_codecs
 from eval.real_model.measure import Point, measure, our_point
 from eval.real_model.page import write_page
-from eval.real_model.rows import Row, Rows
-from eval.real_model.subject import Chosen, Subject, choose, prepare
+from eval.real_model.subject import Subject, choose, prepare
 from eval.real_model.summary import summarise
 from eval.real_model.timing import time_session, timing_summary
+from eval.suite.chosen import Chosen
 from eval.suite.provenance import commit, package_versions
+from eval.suite.rows import Row, Rows
 from kvcompress.errors import InputError
 from kvcompress.hf import capture, fingerprint, load_model
 from kvcompress.promise import QUALITIES

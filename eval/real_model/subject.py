@@ -10,39 +10,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from eval.real_model.damage import NEAR_TOKENS, damage
-from eval.real_model.rows import digest
-from eval.suite.subject import choose_sessions
+from eval.suite.chosen import Chosen, choose_sessions
+from eval.suite.damage import NEAR_TOKENS, damage
 from kvcompress.errors import InputError
 from kvcompress.fidelity import SHORT_CONTEXT_TOKENS, short_context_logits
 from kvcompress.harvest import tokenized_sessions
 from kvcompress.hf import capture, restore
 from kvcompress.resume import feed
-from kvcompress.sessions import Session
 from kvcompress.snapshot import KVSnapshot
 from kvcompress.trials import WORTH_STRIDE
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Chosen:
-    """A session to measure.
-
-    Attributes:
-        source: "test", or "other" where it is of another source than the codec's.
-        session: Its id and category.
-        stored: [N] int64, the tokens whose cache is stored.
-        following: [T] int64, those after them.
-    """
-
-    source: str
-    session: Session
-    stored: Tensor
-    following: Tensor
-
-    @property
-    def digest(self) -> str:
-        """What its rows are known by."""
-        return digest([self.stored, self.following])
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -90,7 +66,7 @@ def choose(
         raise InputError(f"a continuation of {following} tokens is shorter than the {NEAR_TOKENS} of the bounds")
     rows = tokenized_sessions(model, tokenizer, path)
     chosen, _ = choose_sessions(rows, count, tokens, following)
-    return [Chosen(source, session, ids[:tokens], ids[tokens:]) for session, ids in chosen]
+    return [Chosen(session, ids[:tokens], ids[tokens:], source) for session, ids in chosen]
 
 
 @torch.inference_mode()

@@ -12,8 +12,8 @@ import numpy as np
 from eval.real_model.equal_kl import advantage
 from eval.real_model.interval import mean_of, ratio_of
 from eval.real_model.quoted import QUOTED
-from eval.real_model.rows import Row
 from eval.real_model.targets import bound_checks, kvtc_checks, size_checks
+from eval.suite.rows import Row
 
 MEANS = ("kl_near_nats", "kl_far_nats", "top1_near", "top1_far")
 PLACES = ("near", "far")

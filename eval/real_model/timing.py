@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from eval.real_model.rows import Row
+from eval.suite.rows import Row
 from kvcompress.codec import TinyVAECodec
 from kvcompress.container import load, save
 from kvcompress.dial import decoder_of

@@ -22,8 +22,8 @@ import torch
 from eval.bench import long_session
 from eval.recompute.trial import Trial, prepare_trial
 from eval.suite.bootstrap import estimate_mean, estimate_ratio
+from eval.suite.chosen import choose_sessions
 from eval.suite.provenance import commit, package_versions
-from eval.suite.subject import choose_sessions
 from kvcompress.codec import HIGHEST_RATE, TinyVAECodec
 from kvcompress.codec_places import find_codec
 from kvcompress.container import load, save

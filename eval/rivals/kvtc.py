@@ -60,6 +60,16 @@ MOST_ROWS = 16384
 MOST_CHANNELS = 8192  # of keys or of values: the covariance grows with the square
 WIDE_CHANNELS = 2048  # above, it is solved in float32 and in place: 5,760 channels then take half a minute and 1 GB
 
+WIDE_TARGETS = (8, 16, 32)
+WIDE_ROWS = 2048
+"""Tokens that spreads are measured on, of a wide cache: 11,520 latents of them take 94 MB."""
+
+WIDE_SINKS = 1
+"""A wide cache is a real model's, whose first token has massive activations: these would take axes of their own."""
+
+MOST_BLOCK_RANK = 3072
+"""Components of a wide cache that may get bits: at its rates hardly any beyond them would get some."""
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Axes:
@@ -382,8 +392,27 @@ def _inflate(data: bytes, size: int) -> bytes:
 
 
 def family(calibration: Calibration) -> list[Rival]:
-    """Return KVTC at each of its targets."""
+    """Return KVTC at each of its targets; of a wide cache with the axes that the ideal form has as well."""
+    if is_wide(calibration):
+        return list(at_targets(*fitted(calibration, WIDE_SINKS), WIDE_TARGETS, MOST_BLOCK_RANK))
     return list(at_targets(*fit(calibration, SINK_TOKENS, RECENT_TOKENS)))
+
+
+def is_wide(calibration: Calibration) -> bool:
+    """Tell whether keys and values of all layers have so many channels that time and memory of a fit count."""
+    if "wide" not in calibration.fits:
+        shapes = layer_shapes(next(calibration.snapshots()))
+        calibration.fits["wide"] = sum(shape.channels for shape in shapes) > 2 * WIDE_CHANNELS
+    return bool(calibration.fits["wide"])
+
+
+def fitted(calibration: Calibration, sinks: int) -> tuple[Transform, tuple[Tensor, Tensor]]:
+    """Return what `fit` learns of a wide cache without its first tokens; fitted once for all families."""
+    name = f"kvtc without {sinks}"
+    if name not in calibration.fits:
+        calibration.fits[name] = fit(calibration, sinks, most_rows=WIDE_ROWS)
+    found: tuple[Transform, tuple[Tensor, Tensor]] = calibration.fits[name]
+    return found
 
 
 def at_targets(

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -24,7 +25,7 @@ import torch
 from torch import Tensor
 
 from eval.rivals.eviction import pack_kept, require_own, select, unpack_kept
-from eval.rivals.kvtc import Transform, fit, require_joint
+from eval.rivals.kvtc import WIDE_SINKS, Transform, fit, fitted, is_wide, require_joint
 from eval.rivals.protocol import Calibration, Rival
 from eval.rivals.raw16 import stored_dtype, stored_in
 from kvcompress.container import Encoded
@@ -36,6 +37,10 @@ from tinyvae.tables import build_tables
 
 SIZE_RATIOS = (4.0, 5.7, 8.0, 11.3, 16.0, 22.6, 32.0, 45.0, 64.0, 90.5)
 """Aimed at: the step is the one whose calibrated rate is 16 bits over this."""
+
+RATES = (5.7, 8.0, 11.3, 16.0, 22.6, 32.0, 45.0, 64.0)
+FEW_RATES = (5.7, 11.3, 22.6, 45.0)
+"""The same for a wide cache with the first token raw, and without."""
 
 TABLE_SAMPLES = 400_000
 
@@ -184,7 +189,26 @@ def _joined(first: LayerKV, rest: LayerKV) -> LayerKV:
 
 
 def family(calibration: Calibration) -> list[Rival]:
-    """Return the points of the curve, half an octave of the size ratio apart."""
-    transform, latents = fit(calibration)
+    """Return the points of the curve, half an octave of the size ratio apart.
+
+    Of a wide cache the first token is raw, and unless little is to be fitted there is a second curve without that.
+    """
+    if is_wide(calibration):
+        forms = [(WIDE_SINKS, RATES)] if calibration.few else [(WIDE_SINKS, RATES), (0, FEW_RATES)]
+        return [point for sinks, rates in forms for point in curve(*fitted(calibration, sinks), rates, sinks)]
+    return list(curve(*fit(calibration), SIZE_RATIOS))
+
+
+def curve(
+    transform: Transform, latents: tuple[Tensor, Tensor], size_ratios: Sequence[float], sinks: int = 0
+) -> list[Rival]:
+    """Return the points of a fitted transform; see `KvtcIdeal`.
+
+    Args:
+        transform: From `fit`.
+        latents: From `fit`.
+        size_ratios: Aimed at.
+        sinks: Tokens that it was fitted without and that are stored raw.
+    """
     tables = Tables(torch.cat(latents, 1))
-    return [KvtcIdeal(transform, tables, size_ratio) for size_ratio in SIZE_RATIOS]
+    return [KvtcIdeal(transform, tables, size_ratio, sinks) for size_ratio in size_ratios]

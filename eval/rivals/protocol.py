@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from torch import Tensor
@@ -50,11 +50,15 @@ class Calibration:
         model: A causal language model in evaluation mode.
         tokenizer: Its tokenizer, or None.
         sessions: Token ids of each calibration session, [N] int64.
+        few: Fit only what a quick look needs.
+        fits: What one family fitted and another may use as well, by a name.
     """
 
     model: Any
     tokenizer: Any
     sessions: Sequence[Tensor]
+    few: bool = field(default=False, kw_only=True)
+    fits: dict[str, Any] = field(default_factory=dict, repr=False, kw_only=True)
 
     def snapshots(self) -> Iterator[KVSnapshot]:
         """Yield the cache of each calibration session."""

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from eval.rivals.protocol import Calibration, Rival
-from eval.rivals.tinyvae import points
-from kvcompress.codec_places import find_codec
+from eval.rivals.tinyvae import held_in, points
 from kvcompress.errors import InputError
-from kvcompress.hf import recompute_with
-from kvcompress.zoo import DEFAULT_CODEC, load_codec
+from kvcompress.hf import fingerprint
+from kvcompress.zoo import DEFAULT_CODEC
 
 OWN = "tinyvae"
 FAMILIES = (
@@ -30,6 +30,24 @@ FAMILIES = (
     "eviction_attention",
 )
 """Modules of this room; each has `family(calibration) -> list[Rival]`."""
+
+FITTED = ("cachegen", "kvtc", "kvtc_ideal")
+"""Those that learn from calibration sessions."""
+
+
+@dataclass(frozen=True, slots=True)
+class Own:
+    """What is measured of this project's codec.
+
+    Attributes:
+        directory: Codec directory or bundled name that "tinyvae" stands for.
+        curve: Measure fixed rates too, not only the quality words that a codec promises.
+        dial: Measure the codecs that leave layers to the model too.
+    """
+
+    directory: str = DEFAULT_CODEC
+    curve: bool = False
+    dial: bool = False
 
 
 def resolve(names: Sequence[str]) -> list[str]:
@@ -50,29 +68,42 @@ def resolve(names: Sequence[str]) -> list[str]:
     return list(dict.fromkeys(wanted))
 
 
-def build(name: str, calibration: Calibration, *, first: bool = True) -> list[Rival]:
+def build(name: str, calibration: Calibration, own: Own | None = None, *, first: bool = True) -> list[Rival]:
     """Return the points of one family, fitted where the family needs it.
 
     Args:
-        name: One of `FAMILIES`, "tinyvae" for the bundled codec, or a codec directory.
+        name: One of `FAMILIES`, "tinyvae", or a codec directory.
         calibration: What it may be fitted to.
+        own: What is measured of this project's codecs.
         first: Whether it is the first of this project's codecs in the run; the others show their names.
+
+    Raises:
+        CheckpointError: There is no codec, or it is damaged.
+        MismatchError: It is of another model.
     """
     if name in FAMILIES:
         return list(importlib.import_module(f"eval.rivals.{name}").family(calibration))
-    reference = DEFAULT_CODEC if name == OWN else name
-    directory = find_codec(reference)
-    family = OWN if first else f"{OWN}:{Path(name).name}"
-    codec = load_codec(reference)
-    codec.recompute = recompute_with(calibration.model, calibration.tokenizer)
-    return list(points(codec, family, (directory / "model.safetensors").stat().st_size))
+    own = own or Own()
+    place = own.directory if name == OWN else name
+    named = [] if first else [Path(place).name]
+    found = list[Rival]()
+    for held in held_in(place, calibration.model, calibration.tokenizer):
+        held.codec.model_fingerprint.require_match(fingerprint(calibration.model, calibration.tokenizer))
+        if held.recompute_layers and not own.dial and found:
+            break
+        parts = [*named, *([f"m={held.recompute_layers}"] if held.recompute_layers and found else [])]
+        family = f"{OWN}:{' '.join(parts)}" if parts else OWN
+        found += points(held.codec, family, held.codec_bytes, curve=own.curve)
+    return found
 
 
-def build_all(names: Sequence[str], calibration: Calibration) -> Iterator[tuple[str, list[Rival], str | None]]:
+def build_all(
+    names: Sequence[str], calibration: Calibration, own: Own | None = None
+) -> Iterator[tuple[str, list[Rival], str | None]]:
     """Yield for each family its points, or none and the reason why it cannot be measured."""
-    own = [name for name in names if name not in FAMILIES]
+    ours = [name for name in names if name not in FAMILIES]
     for name in names:
         try:
-            yield name, build(name, calibration, first=name in own[:1]), None
+            yield name, build(name, calibration, own, first=name in ours[:1]), None
         except Exception as error:  # one family's failure must not cost the others their figures
             yield name, [], f"{type(error).__name__}: {error}"

@@ -1,12 +1,14 @@
 """From the rows of one codec, one a session, to its entry in the report.
 
 Means are means over sessions; sizes, context lost and sensitive KL are ratios of sums. Standard errors come from
-resampling sessions: the tokens of one session are not independent.
+resampling sessions: the tokens of one session are not independent. Figures are over the first 128 tokens that followed;
+where more did, `whole` has the same over all of them.
 """
 
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import Any
@@ -14,6 +16,8 @@ from typing import Any
 import numpy as np
 
 from eval.suite.bootstrap import Estimate, estimate_mean, estimate_quantiles, estimate_ratio, estimate_statistic
+from eval.suite.score import score
+from eval.suite.tails import tails
 from kvcompress.fidelity import tier_of
 
 Row = Mapping[str, Any]
@@ -34,6 +38,7 @@ def codec_entry(rows: Sequence[Row], *, codec_bytes: int, values_count: int, fai
         failed: Why it stopped early, if it did.
     """
     fidelity = metrics(rows)
+    whole = [{**row, **row["whole"]} for row in rows if "whole" in row]
     raw, file = _mean(rows, "raw_bytes"), _mean(rows, "file_bytes")
     saved = raw - file
     kl, lost, top1 = (fidelity[name]["mean"] for name in ("kl_nats", "context_lost", "top1_agreement"))
@@ -49,10 +54,14 @@ def codec_entry(rows: Sequence[Row], *, codec_bytes: int, values_count: int, fai
             "bits_per_value": 8 * file / values_count,
             "sections": _sections(rows),
         },
+        "stored": dict(Counter(row["stored"] for row in rows)),
+        "unlike": sum(row["unlike"] for row in rows),
         "codec_bytes": codec_bytes,
         "pays_back_after_sessions": codec_bytes / saved if saved > 0 else None,
         "tier": tier_of(kl, lost, top1),
         "fidelity": fidelity | _thorough(rows),
+        "tails": tails(rows),
+        "score": score(rows),
         "kl_quantiles": kl_curve(rows),
         "by_category": by_category(rows),
         "recall": recall(rows),
@@ -60,6 +69,8 @@ def codec_entry(rows: Sequence[Row], *, codec_bytes: int, values_count: int, fai
         "seconds": {name: _median(rows, f"{name}_seconds") for name in ("encode", "decode", "restore")},
         "megabytes_per_second": {name: raw / 1e6 / _median(rows, f"{name}_seconds") for name in ("encode", "decode")},
     }
+    if whole:
+        entry["whole"] = {"fidelity": metrics(whole), "tails": tails(whole)}
     return entry | _layers(rows)
 
 
@@ -131,7 +142,7 @@ def by_category(rows: Sequence[Row]) -> dict[str, Any]:
 
 def recall(rows: Sequence[Row]) -> dict[str, Any] | None:
     """Return exact answers to planted facts, in all and by distance; None where nothing could be asked."""
-    asked = [question for row in rows for question in row["questions"]]
+    asked = [question for row in rows for question in (*row["questions"], *row["planted"])]
     if not asked:
         return None
     bins = []

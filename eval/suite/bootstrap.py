@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 BOOTSTRAP_SEED = 20251
 RESAMPLES = 1000
+PERCENTILES = (2.5, 97.5)
 
 Floats = npt.NDArray[np.float64]
 
@@ -22,10 +23,14 @@ class Estimate:
     Attributes:
         mean: The figure itself.
         standard_error: Its standard deviation over resampled sets of sessions; None for a single session.
+        low: Lower end of its 95 % interval, by the percentiles of the resampled figures; None for a single session.
+        high: Upper end.
     """
 
     mean: float
     standard_error: float | None
+    low: float | None = None
+    high: float | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Return a JSON-able dictionary."""
@@ -37,8 +42,12 @@ def resampled(sessions: int) -> npt.NDArray[np.int64]:
     return np.random.default_rng(BOOTSTRAP_SEED).integers(0, sessions, (RESAMPLES, sessions))
 
 
-def _error(replicates: Floats, sessions: int) -> float | None:
-    return float(replicates.std(ddof=1)) if sessions > 1 else None
+def _estimated(figure: float, replicates: Floats, sessions: int) -> Estimate:
+    """Return a figure with what its replicates over resampled sessions say of it; nothing of too few."""
+    if sessions < 2 or len(replicates) < 2:
+        return Estimate(figure, None)
+    low, high = np.percentile(replicates, PERCENTILES)
+    return Estimate(figure, float(replicates.std(ddof=1)), float(low), float(high))
 
 
 def estimate_statistic(values: Sequence[float], statistic: Callable[[Floats], Any]) -> Estimate:
@@ -50,7 +59,7 @@ def estimate_statistic(values: Sequence[float], statistic: Callable[[Floats], An
     """
     sample = np.asarray(values, np.float64)
     replicates = np.asarray(statistic(sample[resampled(len(sample))]))
-    return Estimate(float(statistic(sample)), _error(replicates, len(sample)))
+    return _estimated(float(statistic(sample)), replicates, len(sample))
 
 
 def estimate_mean(values: Sequence[float]) -> Estimate:
@@ -69,7 +78,7 @@ def estimate_ratio(numerators: Sequence[float], denominators: Sequence[float]) -
     replicates = sums[0][sums[1] > 0] / sums[1][sums[1] > 0]
     total = float(below.sum())
     mean = float(above.sum()) / total if total > 0 else 0.0
-    return Estimate(mean, _error(replicates, len(above)) if len(replicates) > 1 else None)
+    return _estimated(mean, replicates, len(above))
 
 
 def estimate_quantiles(per_session: Sequence[Sequence[float]], fractions: Sequence[float]) -> list[Estimate]:
@@ -86,6 +95,22 @@ def estimate_quantiles(per_session: Sequence[Sequence[float]], fractions: Sequen
     replicates = np.stack(
         [np.quantile(np.concatenate([values[i] for i in drawn]), fractions) for drawn in resampled(len(values))[:200]]
     )
-    return [
-        Estimate(float(value), _error(column, len(values))) for value, column in zip(found, replicates.T, strict=True)
-    ]
+    return [_estimated(float(value), column, len(values)) for value, column in zip(found, replicates.T, strict=True)]
+
+
+def estimate_over(sessions: int, statistic: Callable[[npt.NDArray[np.int64]], float | None]) -> Estimate | None:
+    """Return a statistic of a set of sessions.
+
+    Args:
+        sessions: How many there are.
+        statistic: Takes indices of sessions, repeated ones among them; None where these say nothing.
+
+    Returns:
+        None where all sessions together say nothing. Where more than half of the resamples do, there is no interval.
+    """
+    figure = statistic(np.arange(sessions))
+    if figure is None:
+        return None
+    drawn = [statistic(indices) for indices in resampled(sessions)] if sessions > 1 else []
+    replicates = np.array([one for one in drawn if one is not None], np.float64)
+    return _estimated(figure, replicates if 2 * len(replicates) > len(drawn) else replicates[:0], sessions)

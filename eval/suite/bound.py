@@ -2,7 +2,8 @@
 
 Reverse water-filling (Shannon 1959; Cover and Thomas, Elements of Information Theory, 10.3.3): components of variance
 v_i at distortion D need sum max(0, log2(v_i / w) / 2) bits, where the water level w solves sum min(w, v_i) = D. The
-covariance is that of the latents: conditional on the tokens, for the prior is subtracted, and weighted by sensitivity.
+covariance is that of the latents: conditional on the tokens and on decoded lower layers, for what these predict is
+subtracted, and weighted by sensitivity.
 Tokens are taken one by one; a codec that predicts latents from those of other tokens may fall below it. Distortion is
 what the codec takes it for: where it gives tokens steps of their own, errors count in units of these, and a token whose
 step is half as wide has components four times as wide.
@@ -10,12 +11,13 @@ step is half as wide has components four times as wide.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 import torch
+from torch import Tensor
 
 from kvcompress.channels import group_positions
 from kvcompress.codec import TinyVAECodec
@@ -76,42 +78,69 @@ def rate_bits(variances: Floats, distortion: float, weights: Floats | None = Non
     return float(0.5 * (np.log2(variances[above] / level) * counts[above]).sum())
 
 
-@torch.inference_mode()
-def bound_of(codec: TinyVAECodec, snapshots: Sequence[KVSnapshot], rate: int) -> Bound:
-    """Return the bound for the latents of real sessions at a rate index.
+class BoundOf:
+    """Collects over sessions what the bound of a codec's latents at a rate needs.
 
     Args:
         codec: A TinyVAE codec.
-        snapshots: Sessions, at least one; their latents are pooled.
         rate: Rate index.
     """
-    bound_bits = 0.0
-    tokens = sum(snapshot.tokens for snapshot in snapshots)
-    for group, layers in enumerate(codec.groups):
-        vae, rows, errors, finer = codec.vae(group), [], 0.0, list[torch.Tensor]()
-        for snapshot in snapshots:
-            place = group_positions(snapshot, layers)
-            rates = codec.rates(group, snapshot.token_ids, rate)[place]
-            latents, context = codec.latents(snapshot, group)
-            symbols, levels = vae.quantize(latents, context, rates)
+
+    def __init__(self, codec: TinyVAECodec, rate: int) -> None:
+        self.codec, self.rate = codec, rate
+        self._groups = [_Latents() for _ in codec.groups]
+        self._tokens = self._sessions = self._file_bytes = self._latent_bytes = 0
+
+    @torch.inference_mode()
+    def add(self, snapshot: KVSnapshot) -> None:
+        """Take up a session's latents and the size of its file."""
+        codec, analysed = self.codec, self.codec.analyse(snapshot)
+        decoded = list[tuple[Tensor, Tensor]]()
+        for group, layers in enumerate(codec.groups):
+            vae, places = codec.vae(group), group_positions(snapshot, layers)
+            rates = codec.rates(group, snapshot.token_ids, self.rate)[places]
+            below = codec.lower[group].rows(decoded, places, snapshot.tokens)
+            context, latents = vae.given(analysed[group][1], analysed[group][0], below)
+            symbols, levels, predicted = vae.quantized(latents, context, rates)
+            decoded.append((places, context.ordinary(predicted)))
             coded = torch.zeros_like(latents)
             coded[:, : symbols.shape[1]] = vae.dequantize(symbols, context, rates, levels)
-            rows.append(latents.double())
-            finer.append(rates - rate)
-            energy = torch.exp2(2 * finer[-1].double() / LEVELS_PER_OCTAVE)[:, None]
-            errors += float(((latents - coded).double().square() * energy).sum())
-        pooled = torch.cat(rows)
-        covariance = pooled.T @ pooled / len(pooled)
-        variances = torch.linalg.eigvalsh(covariance).clamp(min=0).numpy()
-        offsets, counts = np.unique(torch.cat(finer).numpy(), return_counts=True)
+            self._groups[group].add(latents, coded, rates - self.rate)
+        encoded = codec.encode(snapshot, self.rate, latents=analysed)
+        self._latent_bytes += sum(len(data) for name, data in encoded.sections.items() if name.startswith("latents."))
+        self._file_bytes += len(to_bytes(encoded))
+        self._tokens += snapshot.tokens
+        self._sessions += 1
+
+    def found(self) -> Bound:
+        """Return the bound over the sessions added, at least one."""
+        bound_bits = sum(group.bits() for group in self._groups) / self._tokens
+        at_bound = (self._file_bytes - self._latent_bytes + bound_bits * self._tokens / 8) / self._sessions
+        return Bound(8 * self._latent_bytes / self._tokens, bound_bits, self._file_bytes / self._sessions, at_bound)
+
+
+class _Latents:
+    """Latents of one group: their second moments, squared errors, and how many tokens have which step."""
+
+    def __init__(self) -> None:
+        self.outer: Tensor | None = None
+        self.errors, self.counts = 0.0, Counter[int]()
+
+    def add(self, latents: Tensor, coded: Tensor, finer: Tensor) -> None:
+        """Take up latents [T, R], what is decoded of them, and how much finer [T] than the rate their steps are."""
+        wide = latents.double()
+        self.outer = wide.T @ wide if self.outer is None else self.outer.addmm_(wide.T, wide)
+        energy = torch.exp2(2 * finer.double() / LEVELS_PER_OCTAVE)[:, None]
+        self.errors += float(((wide - coded.double()).square() * energy).sum())
+        self.counts.update(finer.tolist())
+
+    def bits(self) -> float:
+        """Return the bits of all tokens at the bound."""
+        tokens = self.counts.total()
+        if self.outer is None or not tokens:
+            return 0.0
+        variances = torch.linalg.eigvalsh(self.outer / tokens).clamp(min=0).numpy()
+        offsets = np.array(sorted(self.counts))
+        shares = np.array([self.counts[offset] for offset in offsets]) / tokens
         components = np.outer(np.exp2(2 * offsets / LEVELS_PER_OCTAVE), variances).ravel()
-        weights = np.repeat(counts / len(pooled), len(variances))
-        bound_bits += rate_bits(components, errors / len(pooled), weights) * len(pooled) / tokens
-    latent_bytes = file_bytes = 0
-    for snapshot in snapshots:
-        encoded = codec.encode(snapshot, rate)
-        file_bytes += len(to_bytes(encoded))
-        latent_bytes += sum(len(data) for name, data in encoded.sections.items() if name.startswith("latents."))
-    count = len(snapshots)
-    at_bound = (file_bytes - latent_bytes + bound_bits * tokens / 8) / count
-    return Bound(8 * latent_bytes / tokens, bound_bits, file_bytes / count, at_bound)
+        return rate_bits(components, self.errors / tokens, np.repeat(shares, len(variances))) * tokens

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from eval.suite.damage import Damage, damage
 from eval.suite.subject import Subject
-from kvcompress.fidelity import kl_nats, top_agreement
 from kvcompress.hf.families import new_cache
 from kvcompress.resume import feed
 
@@ -60,24 +61,38 @@ def with_threads(threads: int, call: Callable[[], Tensor]) -> Tensor:
         torch.set_num_threads(before)
 
 
-@torch.no_grad()
-def controls(model: Any, subjects: Sequence[Subject]) -> list[Control]:
-    """Return the controls over some sessions: the same again, other threads, other chunks."""
-    threads = torch.get_num_threads()
-    other = 1 if threads > 1 else 2
-    ways: dict[str, tuple[int, int]] = {
-        "prefilled again": (threads, 1 << 30),
-        f"with {other} instead of {threads} threads": (other, 1 << 30),
-        f"in chunks of {CHUNK_TOKENS} tokens": (threads, CHUNK_TOKENS),
-    }
-    found = []
-    for name, (count, chunk) in ways.items():
-        kl, same = [], []
-        for subject in subjects:
-            ids, rest = subject.snapshot.token_ids, subject.continuation
-            logits = with_threads(count, lambda i=ids, r=rest, c=chunk: prefilled_again(model, i, r, c))  # type: ignore[misc]
-            kl.append(kl_nats(subject.exact, logits))
-            same.append(top_agreement(subject.exact, logits, 1))
-        values = torch.cat(kl)
-        found.append(Control(name, float(values.mean()), float(values.max()), sum(same) / len(same)))
-    return found
+class Controls:
+    """Collects over sessions what each way of computing the same moves: the same again, other threads, other chunks.
+
+    Args:
+        model: The model.
+    """
+
+    def __init__(self, model: Any) -> None:
+        threads = torch.get_num_threads()
+        other = 1 if threads > 1 else 2
+        self.model = model
+        self.ways: dict[str, tuple[int, int]] = {
+            "prefilled again": (threads, 1 << 30),
+            f"with {other} instead of {threads} threads": (other, 1 << 30),
+            f"in chunks of {CHUNK_TOKENS} tokens": (threads, CHUNK_TOKENS),
+        }
+        self._damages: dict[str, list[Damage]] = {name: [] for name in self.ways}
+
+    @torch.inference_mode()
+    def add(self, subject: Subject) -> None:
+        """Compute a session's predictions in each way."""
+        ids, rest = subject.snapshot.token_ids, subject.continuation
+        for name, (threads, chunk) in self.ways.items():
+            logits = with_threads(threads, partial(prefilled_again, self.model, ids, rest, chunk))
+            self._damages[name].append(damage(subject.exact, logits))
+
+    def found(self) -> list[Control]:
+        """Return the controls over the sessions added; none without a session."""
+        return [_over(name, damages) for name, damages in self._damages.items() if damages]
+
+
+def _over(name: str, damages: Sequence[Damage]) -> Control:
+    kl = torch.cat([one.kl_nats for one in damages])
+    same = torch.cat([one.same for one in damages])
+    return Control(name, float(kl.mean()), float(kl.max()), float(same.double().mean()))

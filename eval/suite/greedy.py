@@ -1,7 +1,8 @@
-"""Greedy continuations from two caches: where they part, and how close the exact model's choice was there.
+"""The greedy path of the exact cache, and how far a decoded one follows it.
 
-A first difference at a near tie is no damage: prefilling in other chunks flips it as well. So it is reported with its
-margin and never passes or fails anything.
+The path is generated once a session. Another cache follows it as long as its own most likely token is the path's, which
+one teacher-forced pass along the path shows. A first difference at a near tie is no damage: prefilling in other chunks
+flips it as well. So it is reported with its margin, and no tier depends on it.
 """
 
 from __future__ import annotations
@@ -12,10 +13,26 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
 
-from kvcompress.fidelity import continuation_logits, first_divergence
-from kvcompress.resume import context_limit, generate_from
+from kvcompress.fidelity import continuation_logits
+from kvcompress.resume import context_limit, feed
+
+
+@dataclass(frozen=True, slots=True)
+class GreedyPath:
+    """What the exact cache says, token by token.
+
+    Attributes:
+        opening: Tokens fed first, at least one: a cache alone holds no prediction.
+        tokens: The most likely token after them, and so on.
+        margins_nats: Log-odds between each of them and the second choice.
+        position: Of the first token of the opening.
+    """
+
+    opening: tuple[int, ...]
+    tokens: tuple[int, ...]
+    margins_nats: tuple[float, ...]
+    position: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,29 +48,43 @@ class GreedyReport:
     margin_nats: float | None
 
 
-def greedy_divergence(
-    model: Any, exact_cache: Any, decoded_cache: Any, token_ids: Tensor, opening: Sequence[int], length_tokens: int
-) -> GreedyReport:
-    """Continue greedily from both caches and compare; the caches are left as they were.
+@torch.no_grad()
+def greedy_path(model: Any, cache: Any, tokens: int, opening: Sequence[int], length_tokens: int) -> GreedyPath:
+    """Continue greedily from a cache, which is left as it was.
 
     Args:
-        model: The model of both caches.
-        exact_cache: The cache as captured.
-        decoded_cache: The cache as decoded, pruned or not.
-        token_ids: [N] int64, the session that both stand for.
-        opening: What is fed first to both, at least one token: a cache alone holds no prediction.
+        model: The cache's model.
+        cache: The exact cache.
+        tokens: That it stands for.
+        opening: What is fed first, at least one token.
         length_tokens: Tokens generated, fewer where the model's context ends.
     """
-    tokens, limit = len(token_ids), context_limit(model)
+    limit, live = context_limit(model), copy.deepcopy(cache)
     room = length_tokens if limit is None else min(length_tokens, limit - tokens - len(opening) + 1)
-    pair = [
-        generate_from(model, copy.deepcopy(cache), opening, next_position=tokens, max_new_tokens=room)
-        for cache in (exact_cache, decoded_cache)
-    ]
-    at = first_divergence(*pair)
-    if at is None:
-        return GreedyReport(room, None)
-    fed = torch.tensor([*opening, *pair[0][:at]])
-    logits = continuation_logits(model, exact_cache, fed, tokens)[-1].float()
-    best, second = logits.topk(2).values.tolist()
-    return GreedyReport(at, best - second)
+    fed, position = torch.tensor([int(token) for token in opening]), tokens
+    path, margins = list[int](), list[float]()
+    while len(path) < room:
+        best = feed(model, live, fed, position, last_only=True)[-1].float().topk(2)
+        path.append(int(best.indices[0]))
+        margins.append(float(best.values[0] - best.values[1]))
+        position += len(fed)
+        fed = torch.tensor(path[-1:])
+    return GreedyPath(tuple(map(int, opening)), tuple(path), tuple(margins), tokens)
+
+
+@torch.no_grad()
+def follow(model: Any, cache: Any, path: GreedyPath) -> GreedyReport:
+    """Return how far a cache follows a path; the cache is left as it was.
+
+    Args:
+        model: The model of both.
+        cache: The cache as decoded, pruned or not.
+        path: Of the exact cache.
+    """
+    fed = torch.tensor([*path.opening, *path.tokens[:-1]])
+    logits = continuation_logits(model, cache, fed, path.position)[len(path.opening) - 1 :]
+    differs = logits.argmax(-1).cpu() != torch.tensor(path.tokens)
+    if not bool(differs.any()):
+        return GreedyReport(len(path.tokens), None)
+    at = int(differs.int().argmax())
+    return GreedyReport(at, path.margins_nats[at])

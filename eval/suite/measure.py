@@ -9,53 +9,57 @@ from typing import Any
 import torch
 
 from eval.rivals.protocol import Rival
+from eval.rivals.tinyvae import stored_in_words
 from eval.suite.attention import attention_errors
 from eval.suite.branches import branch_divergence
-from eval.suite.greedy import greedy_divergence
+from eval.suite.damage import NEAR_TOKENS
 from eval.suite.memory import peak_bytes
-from eval.suite.sensitive import sensitive_positions
+from eval.suite.positions import compare
+from eval.suite.probes import Probes, probe_row
 from eval.suite.subject import Subject, recalled
 from kvcompress.container import load, save
-from kvcompress.fidelity import compare_logits, continuation_logits
+from kvcompress.fidelity import continuation_logits
 from kvcompress.hf import restore
 from kvcompress.instructions import count_kept
 
 Row = dict[str, Any]
-GREEDY_TOKENS = 48
 
 
 @torch.inference_mode()
-def measure_point(model: Any, tokenizer: Any, rival: Rival, subject: Subject, path: Path, *, thorough: bool) -> Row:
+def measure_point(
+    model: Any, tokenizer: Any, rival: Rival, subject: Subject, probes: Probes, path: Path, *, thorough: bool
+) -> Row:
     """Return the row of one codec and one session.
+
+    Its figures are over the first 128 tokens that followed, as the tiers' bounds are; where more followed, `whole`
+    holds the same over all of them.
 
     Args:
         model: The model both caches belong to.
         tokenizer: Its tokenizer.
         rival: The codec.
         subject: The session, with what the exact cache predicts.
+        probes: What is asked beyond what followed.
         path: Where its file is written, to be measured by `stat` and read back.
-        thorough: Measure sampled branches, greedy divergence, attention error and memory too.
+        thorough: Measure sampled branches, attention error and memory too.
     """
     exact_snapshot = subject.snapshot
     clock = [time.perf_counter()]
-    encoded = rival.encode(exact_snapshot)
-    save(path, encoded, force=True)
+    save(path, rival.encode(exact_snapshot), force=True)
     clock.append(time.perf_counter())
-    decoded = rival.decode(load(path))
+    encoded = load(path)
+    decoded = rival.decode(encoded)
     clock.append(time.perf_counter())
     cache = restore(decoded, model)
     clock.append(time.perf_counter())
-    tokens, rest = exact_snapshot.tokens, subject.continuation
-    logits = continuation_logits(model, cache, rest, tokens)
-    report = compare_logits(subject.exact, logits, subject.short, rest)
-    sensitive = sensitive_positions(subject.worth_nats)
-    same = (subject.exact.argmax(-1) == logits.argmax(-1)).cpu()
-    per_token = torch.tensor(report.per_token_kl_nats, dtype=torch.float64)
+    positions = compare(subject, continuation_logits(model, cache, subject.continuation, exact_snapshot.tokens))
     row: Row = {
         "codec": rival.name,
         "family": rival.family,
         "session": subject.session.id,
         "category": subject.session.category,
+        "stored": stored_in_words(encoded),
+        "unlike": bool(encoded.settings.get("unlike")),
         "file_bytes": path.stat().st_size,
         "raw_bytes": exact_snapshot.raw_bytes,
         "sections": {name: len(data) for name, data in encoded.sections.items()},
@@ -63,17 +67,12 @@ def measure_point(model: Any, tokenizer: Any, rival: Rival, subject: Subject, pa
         "decode_seconds": clock[2] - clock[1],
         "restore_seconds": clock[3] - clock[1],
         "prefill_seconds": subject.prefill_seconds,
-        "per_token_kl_nats": per_token.tolist(),
-        "worth_nats": float(subject.worth_nats.mean()),
-        "sensitive": int(sensitive.sum()),
-        "sensitive_kl_nats": float(per_token[sensitive].sum()),
-        "sensitive_same": int(same[sensitive].sum()),
-        "top1_agreement": report.top1_agreement,
-        "top5_agreement": report.top5_agreement,
-        "ppl_ratio": report.ppl_ratio,
-        "rms_probability_change": report.rms_probability_change,
+        **positions.figures(NEAR_TOKENS),
     }
+    if len(subject.continuation) > NEAR_TOKENS:
+        row["whole"] = positions.figures(len(subject.continuation))
     row |= _asked(model, tokenizer, subject, cache)
+    row |= probe_row(model, rival, probes, cache, exact_snapshot.tokens)
     return row | (_thorough(model, rival, subject, cache) if thorough else {})
 
 
@@ -95,13 +94,10 @@ def _thorough(model: Any, rival: Rival, subject: Subject, cache: Any) -> Row:
     snapshot = subject.snapshot
     opening = subject.continuation[:1].tolist()
     branches = branch_divergence(model, subject.cache, cache, snapshot.token_ids, opening)
-    greedy = greedy_divergence(model, subject.cache, cache, snapshot.token_ids, opening, GREEDY_TOKENS)
     errors = attention_errors(model, subject.cache, cache, subject.continuation, snapshot.tokens)
     _, peak = peak_bytes(lambda: rival.encode(snapshot))
     return {
         "branch_divergence_nats": branches.jensen_shannon_nats,
-        "first_divergence_tokens": greedy.divergence_tokens,
-        "divergence_margin_nats": greedy.margin_nats,
         "attention_errors": list(errors),
         "peak_memory_bytes": peak,
     }

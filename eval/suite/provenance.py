@@ -12,26 +12,26 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from eval.suite.bootstrap import BOOTSTRAP_SEED, estimate_mean
+from eval.suite.damage import NEAR_TOKENS
 from eval.suite.sensitive import sensitive_positions
-from eval.suite.subject import Subject
+from eval.suite.settings import SuiteSettings
 
 if TYPE_CHECKING:
-    from eval.suite.run import SuiteSettings
+    from eval.suite.run import Job, Suite
 
 PACKAGES = ("kvcompress", "torch", "transformers", "constriction", "numpy", "zstandard", "safetensors", "lm_eval")
 LEAST_WORTH_NATS = 0.1
 
 
-def provenance(
-    model_path: Path, model: Any, subjects: list[Subject], sessions: Path, settings: SuiteSettings, command: str
-) -> dict[str, Any]:
+def provenance(model_path: Path, suite: Suite, job: Job, settings: SuiteSettings) -> dict[str, Any]:
     """Return the parts of the result that say what was measured with what."""
-    worth = estimate_mean([float(subject.worth_nats.mean()) for subject in subjects])
-    categories = sorted({subject.session.category for subject in subjects})
-    positions = torch.cat([subject.worth_nats for subject in subjects])
-    snapshot = subjects[0].snapshot
+    near = -(-NEAR_TOKENS // settings.worth_stride)
+    worth = estimate_mean([float(one[:near].mean()) for one in suite.worth])
+    kinds = [one.session.category for one in suite.chosen]
+    positions = torch.cat([one[:near] for one in suite.worth])
+    snapshot = suite.sample
     return {
-        "command": command,
+        "command": job.command,
         "commit": commit(),
         "versions": {"python": platform.python_version(), **package_versions()},
         "machine": {
@@ -44,18 +44,18 @@ def provenance(
         "model": {
             "name": snapshot.origin.model_name,
             "weights": str(snapshot.origin.fingerprint.weights),
-            "parameters": sum(p.numel() for p in model.parameters()),
+            "parameters": sum(p.numel() for p in suite.model.parameters()),
             "file_bytes": sum(path.stat().st_size for path in model_path.glob("*.safetensors")),
             "layers": len(snapshot.layers),
             "values_per_token": snapshot.values_count // max(1, snapshot.tokens),
             "dtype": snapshot.origin.dtype,
         },
         "sessions": {
-            "file": sessions.name,
-            "count": len(subjects),
+            "file": job.sessions.name,
+            "count": len(suite.chosen),
             "tokens": settings.tokens,
             "continuation_tokens": settings.continuation_tokens,
-            "categories": {name: sum(s.session.category == name for s in subjects) for name in categories},
+            "categories": {name: kinds.count(name) for name in sorted(set(kinds))},
             "context_worth_nats": worth.to_json(),
             "sensitive_share": float(sensitive_positions(positions).double().mean()),
         },

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kvcompress.errors import InputError
-from kvcompress.fidelity import continuation_logits, kl_nats, short_context_logits
+from eval.suite.damage import damage
+from kvcompress.fidelity import SHORT_CONTEXT_TOKENS, continuation_logits, short_context_logits
 from kvcompress.hf import capture, restore
 from kvcompress.instructions import Rule, count_kept, rules
 from kvcompress.recall import Question, answer, is_exact, questions
@@ -28,9 +28,9 @@ class Subject:
         snapshot: The exact cache of the stored tokens.
         continuation: [T] int64, what really followed.
         cache: The exact cache in the model's form; never changed.
-        exact: [T, V] float logits from it.
-        short: [T, V] float logits from the last 32 tokens of context.
-        worth_nats: [T] float64 KL(exact || short).
+        exact: [T, V] float32 log-probabilities from it.
+        worth_nats: [ceil(T / worth_stride)] float64 KL(exact || last 32 tokens of context only).
+        worth_stride: At every so many-th position.
         questions: Planted facts that can be asked after the stored tokens.
         recalled: For each of them whether the exact cache answers it.
         rules: Standing instructions given within the stored tokens.
@@ -43,8 +43,8 @@ class Subject:
     continuation: Tensor
     cache: Any
     exact: Tensor
-    short: Tensor
     worth_nats: Tensor
+    worth_stride: int
     questions: tuple[Question, ...]
     recalled: tuple[bool, ...]
     rules: tuple[Rule, ...]
@@ -52,40 +52,15 @@ class Subject:
     prefill_seconds: float
 
 
-def choose_sessions(
-    rows: Sequence[tuple[Session, Tensor]], count: int, tokens: int, continuation_tokens: int
-) -> tuple[list[tuple[Session, Tensor]], list[Tensor]]:
-    """Return the sessions to measure, cut to length, and the token ids of those left for calibration.
-
-    Raises:
-        InputError: None is long enough.
-    """
-    need = tokens + continuation_tokens
-    chosen, rest = list[tuple[Session, Tensor]](), list[Tensor]()
-    for session, ids in rows:
-        if len(ids) >= need and len(chosen) < count:
-            chosen.append((session, ids[:need]))
-        else:
-            rest.append(ids)
-    if not chosen:
-        longest = max((len(ids) for _, ids in rows), default=0)
-        remedy = f"The longest has {longest}; store fewer with --tokens or give longer sessions"
-        raise InputError(
-            f"no session has the {need} tokens needed ({tokens} stored, then {continuation_tokens})", remedy
-        )
-    return chosen, rest
-
-
 @torch.inference_mode()
-def prepare(model: Any, tokenizer: Any, session: Session, ids: Tensor, tokens: int) -> Subject:
+def prepare(model: Any, tokenizer: Any, session: Session, ids: Tensor, tokens: int, worth_stride: int = 1) -> Subject:
     """Prefill the first `tokens` tokens of a session and take down everything the codecs are compared with."""
     stored, rest = ids[:tokens], ids[tokens:]
     start = time.perf_counter()
     snapshot = capture(model, stored, tokenizer=tokenizer)
     prefill_seconds = time.perf_counter() - start
     cache = restore(snapshot, model)
-    exact = continuation_logits(model, cache, rest, tokens)
-    short = short_context_logits(model, stored, rest)
+    exact = log_probabilities(model, cache, rest, tokens)
     asked = questions(session, tokenizer, stored.tolist())
     found = rules(session, tokenizer, stored.tolist())
     return Subject(
@@ -94,14 +69,36 @@ def prepare(model: Any, tokenizer: Any, session: Session, ids: Tensor, tokens: i
         continuation=rest,
         cache=cache,
         exact=exact,
-        short=short,
-        worth_nats=kl_nats(exact, short).cpu(),
+        worth_nats=context_worth(model, stored, rest, exact, worth_stride),
+        worth_stride=worth_stride,
         questions=tuple(asked),
         recalled=recalled(model, cache, tokenizer, asked, tokens),
         rules=tuple(found),
         kept=count_kept(model, cache, tokenizer, found, stored),
         prefill_seconds=prefill_seconds,
     )
+
+
+def log_probabilities(model: Any, cache: Any, ids: Tensor, first_position: int) -> Tensor:
+    """Return log-probabilities [T, V] float32 after each of some tokens [T]; the cache is left as it was."""
+    return torch.log_softmax(continuation_logits(model, cache, ids, first_position).float(), -1)
+
+
+def context_worth(model: Any, stored: Tensor, following: Tensor, exact: Tensor, stride: int) -> Tensor:
+    """Return what the context beyond the last 32 tokens is worth, in nats, at every `stride`-th following token.
+
+    Args:
+        model: The model.
+        stored: [N] int64, the session.
+        following: [T] int64.
+        exact: [T, V] float32 log-probabilities with the whole context.
+        stride: Each position takes a pass over a window of its own.
+
+    Returns:
+        [ceil(T / stride)] float64.
+    """
+    short = short_context_logits(model, stored, following, SHORT_CONTEXT_TOKENS, every=stride)
+    return damage(exact[::stride], short).kl_nats.cpu()
 
 
 def recalled(model: Any, cache: Any, tokenizer: Any, asked: Sequence[Question], tokens: int) -> tuple[bool, ...]:

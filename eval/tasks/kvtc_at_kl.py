@@ -17,12 +17,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from eval.real_model.damage import NEAR_TOKENS, damage
 from eval.real_model.equal_kl import ratio_at
 from eval.real_model.kvtc import WIDE_ROWS, ShardCalibration, fingerprint
-from eval.real_model.rows import digest
 from eval.rivals.kvtc import MOST_ROWS, WIDE_CHANNELS, Transform, fit
 from eval.rivals.kvtc_ideal import KvtcIdeal, Tables
+from eval.suite.damage import NEAR_TOKENS, damage
+from eval.suite.rows import digest
 from eval.tasks.contenders import KVTC, Contender
 from kvcompress.channels import layer_shapes
 from kvcompress.container import Encoded, from_bytes, to_bytes

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from eval.real_model.rows import Row
+from eval.suite.rows import Row
 from eval.tasks.protocol import Task
 from kvcompress.errors import InputError
 

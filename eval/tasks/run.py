@@ -16,8 +16,8 @@ from typing import Any
 import torch
 
 from eval.real_model.codecs import Measured, find_codecs
-from eval.real_model.rows import Row, Rows
 from eval.suite.provenance import commit, package_versions
+from eval.suite.rows import Row, Rows
 from eval.tasks.contenders import EXACT, Contender, evicted, exact, kept_fractions, planned, tiers
 from eval.tasks.kvtc_at_kl import KvtcAtKl, named
 from eval.tasks.ladder import Ladder, accuracy_of, climb, examples_for

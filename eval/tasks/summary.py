@@ -14,9 +14,9 @@ import numpy as np
 import numpy.typing as npt
 
 from eval.real_model.interval import PERCENTILES, Interval, over_sessions, ratio_of
-from eval.real_model.rows import Row
 from eval.real_model.targets import check
 from eval.suite.bootstrap import BOOTSTRAP_SEED, RESAMPLES
+from eval.suite.rows import Row
 from eval.tasks.contenders import EXACT, OURS, Contender
 from eval.tasks.ladder import LEAST_ACCURACY, Ladder
 from eval.tasks.protocol import Task

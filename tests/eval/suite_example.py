@@ -34,6 +34,32 @@ def estimate(mean: float, share: float | None = 0.06) -> dict[str, float | None]
     return {"mean": mean, "standard_error": None if share is None else abs(mean) * share}
 
 
+def interval(mean: float, most: float = 1.0) -> dict[str, float | None]:
+    """Return an estimate with an interval of a fifth of its mean to each side, cut at the most it can be."""
+    return estimate(mean, 0.1) | {"low": 0.8 * mean, "high": min(1.2 * mean, most)}
+
+
+def tails(kl: float) -> dict[str, Any]:
+    """Return the tail of a codec with this mean KL."""
+    return {
+        "kl_p999_nats": interval(60 * kl, math.inf),
+        "worst_step_nats": interval(120 * kl, math.inf),
+        "sessions_beyond": {
+            tier: interval(kl / (kl + bound))
+            for tier, bound in (("transparent", 0.005), ("high", 0.02), ("usable", 0.08))
+        },
+        "sessions_with_bad_step": interval(kl / (kl + 0.001)),
+    }
+
+
+def score(kl: float) -> dict[str, Any]:
+    """Return the score of a codec with this mean KL; recall is lost for good above a tenth of a nat."""
+    kept = max(0.0, 1 - kl / WORTH_NATS)
+    parts = {"kl": kept, "trajectory": 1 / (1 + 4 * kl), "recall": 0.9 if kl < 0.1 else 0.0, "perturbed": 0.9 * kept}
+    whole = 0.0 if min(parts.values()) <= 0 else 4 / sum(1 / part for part in parts.values())
+    return {"harmonic": interval(whole), "components": {name: interval(part) for name, part in parts.items()}}
+
+
 def metrics(kl: float) -> dict[str, Any]:
     """Return every metric of a codec with this mean KL."""
     agreement = 1 / (1 + 1.6 * kl)
@@ -88,6 +114,10 @@ def codec(family: str, ratio: float, kl: float, name: str | None = None) -> dict
         "tier": tier_of(kl, kl / WORTH_NATS, 1 / (1 + 1.6 * kl)),
         "fidelity": metrics(kl),
         "kl_quantiles": quantiles,
+        "tails": tails(kl),
+        "score": score(kl),
+        "stored": {"latents": 23, "int8": 1} if family == "tinyvae" else {family: 24},
+        "unlike": 1 if family == "tinyvae" else 0,
         "by_category": {category: metrics(kl * (0.8 + 0.2 * index)) for index, category in enumerate(CATEGORIES)},
         "recall": recall(kl),
         "instructions": {"checked": 12, "kept": round(12 / (1 + kl)), "kept_uncompressed": 12},

@@ -14,18 +14,18 @@ import torch
 
 from eval.real_model import kvtc
 from eval.real_model import run as run_module
-from eval.real_model.damage import damage
 from eval.real_model.equal_kl import advantage, ratio_at
 from eval.real_model.interval import mean_of, ratio_of
 from eval.real_model.page import page
 from eval.real_model.readme import readme_table
-from eval.real_model.rows import Rows
 from eval.real_model.run import RealModelRun, read_facts
 from eval.real_model.targets import bound_checks, check, size_targets
 from eval.real_model.words import WIDTH, plain_nats, verdict
 from eval.rivals.kvtc import fit
 from eval.rivals.kvtc_ideal import KvtcIdeal, Tables
 from eval.rivals.protocol import Calibration
+from eval.suite.damage import damage
+from eval.suite.rows import Rows
 from kvcompress.container import from_bytes, load, save, to_bytes
 from kvcompress.errors import InputError
 from kvcompress.fidelity import continuation_logits, kl_nats, short_context_logits, top_agreement

@@ -18,8 +18,8 @@ from eval.suite.bootstrap import RESAMPLES, estimate_mean, estimate_quantiles, e
 from eval.suite.bound import rate_bits, water_level
 from eval.suite.branches import branch_divergence, jensen_shannon_nats
 from eval.suite.economics import break_even_tokens, link_seconds, longest_context_tokens
-from eval.suite.greedy import greedy_divergence
-from eval.suite.hops import drift
+from eval.suite.greedy import GreedyReport, follow, greedy_path
+from eval.suite.hops import Journey, drift
 from eval.suite.memory import peak_bytes
 from eval.suite.sensitive import sensitive_positions
 from kvcompress.hf import capture, restore
@@ -156,19 +156,23 @@ def test_branches_work_from_a_pruned_cache(model: torch.nn.Module) -> None:
     assert found.jensen_shannon_nats < 1e-12
 
 
-def test_greedy_divergence_finds_place_and_margin(model: torch.nn.Module) -> None:
+def test_a_greedy_path_is_followed_to_its_first_difference(model: torch.nn.Module) -> None:
     snapshot = capture(model, IDS)
     cache = restore(snapshot, model)
-    same = greedy_divergence(model, cache, restore(snapshot, model), IDS, [3], 12)
-    assert (same.divergence_tokens, same.margin_nats) == (12, None)
-    apart = greedy_divergence(model, cache, restore(noisy(snapshot, 3.0), model), IDS, [3], 12)
-    assert apart.divergence_tokens < 12
+    path = greedy_path(model, cache, len(IDS), [3], 12)
     tokens = torch.cat([IDS, torch.tensor([3])])
     with torch.no_grad():  # the uncached model, token by token
-        for _ in range(apart.divergence_tokens):
-            tokens = torch.cat([tokens, model(tokens[None]).logits[0, -1].argmax()[None]])
-        logs = model(tokens[None]).logits[0, -1].log_softmax(-1).sort(descending=True).values
-    assert apart.margin_nats == pytest.approx(float(logs[0] - logs[1]), abs=1e-4)
+        for token, margin in zip(path.tokens, path.margins_nats, strict=True):
+            logs = model(tokens[None]).logits[0, -1].log_softmax(-1)
+            best = logs.sort(descending=True).values
+            assert int(logs.argmax()) == token
+            assert margin == pytest.approx(float(best[0] - best[1]), abs=1e-4)
+            tokens = torch.cat([tokens, torch.tensor([token])])
+    assert follow(model, cache, path) == GreedyReport(12, None)
+    apart = follow(model, restore(noisy(snapshot, 3.0), model), path)
+    other = greedy_path(model, restore(noisy(snapshot, 3.0), model), len(IDS), [3], 12)
+    at = next(place for place, pair in enumerate(zip(path.tokens, other.tokens, strict=True)) if pair[0] != pair[1])
+    assert apart == GreedyReport(at, path.margins_nats[at])
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt_neox", "gpt2"])
@@ -184,10 +188,10 @@ def test_attention_error_is_zero_for_equal_caches_and_matches_by_hand(family: st
 
 
 def test_drift_of_a_perfect_codec_is_arithmetic_noise(model: torch.nn.Module) -> None:
-    hops = drift(model, None, lambda snapshot: snapshot, IDS, start_tokens=8, hop_tokens=8, hops=8)
+    hops = drift(model, None, lambda snapshot: snapshot, Journey(IDS, 8, 8, 8))
     assert [hop.hop for hop in hops] == [1, 2, 3, 4]  # as many as the tokens allow
     assert max(hop.kl_nats for hop in hops) < 1e-8
-    rough = drift(model, None, lambda snapshot: noisy(snapshot, 1.0), IDS, start_tokens=8, hop_tokens=8, hops=2)
+    rough = drift(model, None, lambda snapshot: noisy(snapshot, 1.0), Journey(IDS, 8, 8, 2))
     assert rough[0].kl_nats > 1e-6
 
 

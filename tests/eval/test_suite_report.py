@@ -302,7 +302,8 @@ def test_every_colour_of_a_figure_follows_the_theme() -> None:
     for name in used:
         assert f"--{name}:" in light
         assert f"--{name}:" in dark.split("</style>")[0]
-    assert len(re.findall(r'<svg role="img" aria-label="[^"]{20,}"', page)) == 9 == page.count("<svg ")
+    assert len(re.findall(r'<svg role="img" aria-label="[^"]{20,}"', page)) == 12 == page.count("<svg ")
+    assert page.count('<div class="narrow"><svg ') == 3 == 12 - page.count("<figcaption>")
 
 
 def test_the_main_table_has_a_row_for_each_measured_codec_ours_first() -> None:

@@ -18,7 +18,8 @@ from eval.__main__ import app
 from eval.rivals.int8 import family as int8_family
 from eval.rivals.registry import FAMILIES, OWN, build_all, resolve
 from eval.suite.publish import read_result, write_readme
-from eval.suite.run import SuiteSettings, run_suite, thin
+from eval.suite.run import Job, run_suite, thin
+from eval.suite.settings import SuiteSettings
 from kvcompress.container import load, save
 from kvcompress.errors import InputError, KVCompressError
 from kvcompress.harvest import tokenized_sessions
@@ -32,8 +33,12 @@ SMALL = SuiteSettings(tokens=96, continuation_tokens=64, count=2, thorough=1, ca
 @pytest.fixture(scope="module")
 def result(tmp_path_factory: pytest.TempPathFactory, sessions_file: Path) -> dict[str, Any]:
     out = tmp_path_factory.mktemp("suite")
-    found = run_suite(DEFAULT_MODEL, ["tinyvae", "int8", "raw16"], sessions_file, out, SMALL, command="the command")
+    found = run(["tinyvae", "int8", "raw16"], sessions_file, out, SMALL, command="the command")
     return found | {"out": out}
+
+
+def run(codecs: list[str], sessions: Path, out: Path, settings: SuiteSettings, **more: Any) -> dict[str, Any]:
+    return run_suite(Job(DEFAULT_MODEL, tuple(codecs), sessions, out, **more), lambda parameters: settings)
 
 
 def _entry(result: dict[str, Any], name: str) -> dict[str, Any]:
@@ -121,13 +126,13 @@ class _Spoiled:
 def test_a_failed_rival_says_why_and_costs_the_others_nothing(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, sessions_file: Path
 ) -> None:
-    def build(names: Any, calibration: Any) -> Iterator[Any]:
+    def build(names: Any, calibration: Any, own: Any) -> Iterator[Any]:
         yield "spoiled", [_Spoiled()], None
         yield from build_all(["raw16"], calibration)
         yield "broken", [], "ValueError: cannot be fitted"
 
     monkeypatch.setattr(suite_run, "build_all", build)
-    found = run_suite(DEFAULT_MODEL, ["int8"], sessions_file, tmp_path, replace(SMALL, count=3))
+    found = run(["int8"], sessions_file, tmp_path, replace(SMALL, count=3))
     reasons = {codec["name"]: codec["failed"] for codec in found["codecs"]}
     assert "NaN" in reasons["spoiled"]
     assert reasons["broken"] == "ValueError: cannot be fitted"
@@ -142,11 +147,11 @@ def test_unknown_codec_short_sessions_and_wrong_files_are_one_line(tmp_path: Pat
     with pytest.raises(InputError, match="unknown codec 'nonsense'"):
         resolve(["nonsense"])
     with pytest.raises(InputError, match="no session has the 100064 tokens"):
-        run_suite(DEFAULT_MODEL, ["raw16"], sessions_file, tmp_path / "a", replace(SMALL, tokens=100_000))
+        run(["raw16"], sessions_file, tmp_path / "a", replace(SMALL, tokens=100_000))
     few = tmp_path / "few.jsonl"
     few.write_text("".join(sessions_file.read_text().splitlines(keepends=True)[:3]))
     with pytest.raises(InputError, match="left to fit rivals to"):
-        run_suite(DEFAULT_MODEL, ["raw16"], few, tmp_path / "b", SMALL)
+        run(["kvtc"], few, tmp_path / "b", SMALL)
     assert not (tmp_path / "a").exists()
     with pytest.raises(KVCompressError, match="cannot be read"):
         read_result(tmp_path / "none")

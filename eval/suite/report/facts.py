@@ -153,9 +153,20 @@ def _spell_error(mean: float, error: float, style: str) -> str:
     return f"{error:.1e}" if 0 < error < 0.001 else f"{error:.2g}"
 
 
+def spell_interval(estimate: Mapping[str, Any] | None, style: str) -> str:
+    """Return a figure with its 95 % interval, or alone where it has none."""
+    if estimate is None:
+        return NOTHING
+    figure = spell_number(estimate["mean"], style)
+    if estimate.get("low") is None:
+        return figure
+    low, high = (spell_number(estimate[end], style).removesuffix(" %") for end in ("low", "high"))
+    return f"{figure} ({low} to {high})"
+
+
 def spell_number(value: float | None, style: str) -> str:
     """Return a number in one of the styles of `spell`, "number" (four digits) or "worth" (three decimals)."""
-    formats = {"number": ".4g", "worth": ".3f"}
+    formats = {"number": ".4g", "worth": ".3f", "score": ".3f"}
     return f"{value:{formats[style]}}" if style in formats and value is not None else spell(value, style)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Protocol
 
 from eval.suite.report import plots
 from eval.suite.report.facts import (
@@ -31,8 +32,16 @@ from kvcompress.report.page import strip as bits_strip
 # A token's damage is shaded by the tiers' bounds on the mean, then by powers beyond them.
 DAMAGE_NATS = (0.001, 0.005, 0.02, 0.08, 0.5)
 
+POSITION_STEP = 16
 
 LEADING_TABLES = ("All codecs", "Not measured", "Controls")  # the others stand below the figures
+
+
+@dataclass(frozen=True, slots=True)
+class Drawing(Figure):
+    """A figure; `narrow` is a wide one drawn again for a phone."""
+
+    narrow: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +81,7 @@ def render_html(result: Result) -> str:
         cards=[_card(result, point) for point in best],
         leading=[table for table in tables if table.heading in LEADING_TABLES],
         tables=[table for table in tables if table.heading not in LEADING_TABLES],
-        figures=[(figure, Markup(figure.svg)) for figure in figures(result)],
+        figures=[(figure, Markup(figure.svg), Markup(figure.narrow)) for figure in figures(result)],
         strips=strips(result),
         particulars=particulars(result),
         plus_minus=PLUS_MINUS,
@@ -102,17 +111,17 @@ def _point(codec: Codec) -> str:
     return f"{codec['name']}, {spell(size_ratio(codec), 'ratio')} at KL {spell(kl_nats(codec), 'nats')}"
 
 
-def figures(result: Result) -> list[Figure]:
+def figures(result: Result) -> list[Drawing]:
     """Draw every figure that the result has numbers for."""
     if not measured(result):
         return []
     codecs, economics = shown(result), result["economics"]
     names = {codec["name"] for codec in measured(result)}
-    drawn = [Figure("Damage over size ratio", _RATE_CAPTION, plots.rate_and_damage(result))]
+    drawn = [_whole("Damage over size ratio", _RATE_CAPTION, plots.rate_and_damage, result)]
     if any(nats > 0 for codec in codecs for _, nats in codec["kl_quantiles"]):
-        drawn.append(Figure("The tail of KL", _TAIL_CAPTION, plots.kl_survival(result)))
+        drawn.append(_whole("The tail of KL", _TAIL_CAPTION, plots.kl_survival, result))
     if any(codec["recall"] and codec["recall"]["by_distance"] for codec in codecs):
-        drawn.append(Figure("Facts recalled by distance", _RECALL_CAPTION, plots.recall_by_distance(result)))
+        drawn.append(_whole("Facts recalled by distance", _RECALL_CAPTION, plots.recall_by_distance, result))
     if any(codec["name"] in economics["link_seconds"] for codec in codecs):
         drawn.append(_half("Seconds to the first token", _LINK_CAPTION, plots.first_token(result)))
     if economics.get("lengths"):
@@ -128,8 +137,17 @@ def figures(result: Result) -> list[Figure]:
     return drawn
 
 
-def _half(heading: str, caption: str, svg: str) -> Figure:
-    return Figure(heading, caption, svg, wide=False)
+class _Plot(Protocol):
+    def __call__(self, result: Result, *, narrow: bool = False) -> str: ...
+
+
+def _whole(heading: str, caption: str, plot: _Plot, result: Result) -> Drawing:
+    """Return a figure over the whole width, with its form for a phone."""
+    return Drawing(heading, caption, plot(result), narrow=plot(result, narrow=True))
+
+
+def _half(heading: str, caption: str, svg: str) -> Drawing:
+    return Drawing(heading, caption, svg, wide=False)
 
 
 _RATE_CAPTION = (
@@ -157,15 +175,23 @@ def strips(result: Result) -> list[Strip]:
         return []
     strips = []
     whose = f"{found['session']}, coded by {found['codec']}"
-    bits = bits_strip({"per_token_bits": found["bits"], "tokens_text": found["tokens"]})
+    stored, following = found.get("tokens"), found.get("continuation")
+    hidden = " The text is not the project's to show: numbers are positions." if stored is None else ""
+    bits = bits_strip({"per_token_bits": found["bits"], "tokens_text": stored or positions(len(found["bits"]))})
     if bits is not None:
-        note = f"Session {whose}: each token shaded by the bits it cost, {bits.mean_bits:.1f} on average."
+        note = f"Session {whose}: each token shaded by the bits it cost, {bits.mean_bits:.1f} on average.{hidden}"
         strips.append(Strip("Bits along the session", note, "b", bits.tokens, bits.legend, bits.left_out))
     if found["damage_nats"]:
         mean = sum(found["damage_nats"]) / len(found["damage_nats"])
         note = f"What followed, shaded by the KL of predicting each next token; {spell(mean, 'nats')} nats on average."
-        strips.append(_damage_strip(note, found["continuation"], found["damage_nats"]))
+        texts = following or positions(len(found["damage_nats"]))
+        strips.append(_damage_strip(note, texts, found["damage_nats"]))
     return strips
+
+
+def positions(count: int) -> list[str]:
+    """Return what stands for the texts of tokens where these may not be shown: a number now and then, else a dot."""
+    return ["·" if index % POSITION_STEP else f" {index} " for index in range(count)]
 
 
 def _damage_strip(note: str, texts: Sequence[str], damage_nats: Sequence[float]) -> Strip:

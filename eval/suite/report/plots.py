@@ -14,13 +14,21 @@ from kvcompress.report.plots import CARD, HALF_INCHES, MUTED, TIER_COLOURS, WIDE
 LEAST_KL_NATS = 1e-6  # where a figure ends whose axis is logarithmic; less is drawn at the edge
 MOST_TICKS = 6
 WIDE_LEGEND, HALF_LEGEND = 5, 2  # columns
+NARROW_INCHES = 4.2  # on a phone a wide figure would be too small to read: it is drawn a second time for that
 
 
-def rate_and_damage(result: Result) -> str:
+def _wide(name: str, height_inches: float, narrow: bool) -> SuiteSheet:
+    """Return a sheet over the whole width of the page, or of a phone."""
+    if narrow:
+        return SuiteSheet(f"{name}-narrow", NARROW_INCHES, 0.9 * height_inches)
+    return SuiteSheet(name, WIDE_INCHES, height_inches)
+
+
+def rate_and_damage(result: Result, *, narrow: bool = False) -> str:
     """Return mean KL over size ratio of every codec, families joined, tiers shaded, the bound dashed."""
     codecs, look = measured(result), looks(families(result))
     floor = _floor([kl_nats(codec) for codec in codecs])
-    with SuiteSheet("rate", WIDE_INCHES, 6.6) as sheet:
+    with _wide("rate", 6.6, narrow) as sheet:
         axes = sheet.axes
         for family in families(result):
             _family(axes, [codec for codec in codecs if codec["family"] == family], look[family], floor)
@@ -28,10 +36,10 @@ def rate_and_damage(result: Result) -> str:
         if bound:
             values = [max(row["kl_nats"], floor) for row in bound]
             axes.plot([row["size_ratio"] for row in bound], values, **yardstick("bound"))
-        _log_ratio(axes)
+        _log_ratio(axes, narrow)
         _log_kl(axes, floor)
-        _tier_bands(axes)
-        sheet.legend(WIDE_LEGEND)
+        _tier_bands(axes, inside=narrow)
+        sheet.legend(HALF_LEGEND if narrow else WIDE_LEGEND)
     return sheet.svg(f"Mean KL over size ratio of {len(codecs)} codecs in {len(families(result))} families")
 
 
@@ -52,11 +60,11 @@ def _family(axes: Any, codecs: Sequence[Codec], look: Look, floor: float) -> Non
     axes.plot(x, y, label=shorten(codecs[0]["family"]), **look.line())
 
 
-def kl_survival(result: Result) -> str:
+def kl_survival(result: Result, *, narrow: bool = False) -> str:
     """Return the share of tokens whose KL is above a value, both logarithmic."""
     look = looks(families(result))
     codecs = [codec for codec in shown(result) if any(nats > 0 for _, nats in codec["kl_quantiles"])]
-    with SuiteSheet("survival", WIDE_INCHES, 4.4) as sheet:
+    with _wide("survival", 4.4, narrow) as sheet:
         for codec, style in curves(codecs, look):
             points = [(kl, 1 - fraction) for fraction, kl in sorted(codec["kl_quantiles"]) if fraction < 1 and kl > 0]
             sheet.axes.plot([kl for kl, _ in points], [share for _, share in points], **style | {"marker": ""})
@@ -66,7 +74,7 @@ def kl_survival(result: Result) -> str:
         sheet.axes.set_ylim(top=1.2)
         sheet.axes.set_xlabel("KL of a token, nats")
         sheet.axes.set_ylabel("tokens above it")
-        sheet.legend(3)
+        sheet.legend(HALF_LEGEND if narrow else 3)
     return sheet.svg(f"Share of tokens whose KL is above a value, for {_listed(codecs)}")
 
 
@@ -102,7 +110,7 @@ def _by_layer(result: Result, found: Mapping[str, Sequence[float]], name: str, a
     return sheet.svg(f"{told}, for {_listed(codecs)}")
 
 
-def recall_by_distance(result: Result) -> str:
+def recall_by_distance(result: Result, *, narrow: bool = False) -> str:
     """Return bars of the share of facts recalled, by how far back they were said."""
     codecs = [codec for codec in shown(result) if codec["recall"] and codec["recall"]["by_distance"]]
     look, buckets = looks(families(result)), distances(codecs)
@@ -116,19 +124,20 @@ def recall_by_distance(result: Result) -> str:
             series.append(("exact cache", {"color": MUTED}, exact))
         style = {"color": look[codec["family"]].colour, "hatch": _HATCHES[codec["tier"]], "edgecolor": CARD}
         series.append((shorten(codec["name"]), style, {b: row["exact"] / row["asked"] for b, row in rows.items()}))
-    with SuiteSheet("recall", WIDE_INCHES, 3.8) as sheet:
+    with _wide("recall", 3.8, narrow) as sheet:
         width = 0.84 / len(series)
         for index, (name, style, shares) in enumerate(series):
             places = [place + (index - (len(series) - 1) / 2) * width for place in range(len(buckets))]
             heights = [100 * shares.get(bucket, 0.0) for bucket in buckets]
             sheet.axes.bar(places, heights, width=0.92 * width, label=name, linewidth=0, **style)
-        labels = [f"{low:,} to {high:,}\n{asked.get((low, high), 0)} asked" for low, high in buckets]
+        to = " to\n" if narrow else " to "
+        labels = [f"{low:,}{to}{high:,}\n{asked.get((low, high), 0)} asked" for low, high in buckets]
         sheet.axes.set_xticks(range(len(buckets)), labels)
         sheet.axes.grid(visible=False, axis="x")
         sheet.axes.set_ylim(0, 105)
         sheet.axes.set_ylabel("facts recalled, %")
         sheet.axes.set_xlabel("tokens between fact and question")
-        sheet.legend(4)
+        sheet.legend(HALF_LEGEND if narrow else 4)
     return sheet.svg(f"Share of facts recalled by distance, for the exact cache and {_listed(codecs)}")
 
 
@@ -238,11 +247,13 @@ def _log_at(axes: Any, places: Sequence[float]) -> None:
     axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
 
 
-def _log_ratio(axes: Any) -> None:
+def _log_ratio(axes: Any, narrow: bool) -> None:
     from matplotlib.ticker import LogLocator
 
     axes.set_xscale("log")
-    axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0), numticks=20))
+    low, high = axes.get_xlim()
+    few = narrow and high > 30 * low
+    axes.xaxis.set_major_locator(LogLocator(subs=(1.0,) if few else (1.0, 2.0, 5.0), numticks=20))
     axes.xaxis.set_major_formatter(lambda value, _: f"{value:,g}{TIMES}")
     axes.minorticks_off()
     axes.set_xlabel("size ratio: 16-bit bytes over file bytes")
@@ -257,11 +268,13 @@ def _log_kl(axes: Any, floor: float) -> None:
     axes.set_ylabel("mean KL, nats")
 
 
-def _tier_bands(axes: Any) -> None:
-    """Shade the mean KL that each tier allows and name the bands at the right."""
-    low = axes.get_ylim()[0]
+def _tier_bands(axes: Any, *, inside: bool = False) -> None:
+    """Shade the mean KL that each tier allows and name the bands at the right, within the axes or beside them."""
+    low, side = axes.get_ylim()[0], (0.99, "right") if inside else (1.01, "left")
     for name, bound in KL_BOUNDS_NATS.items():
         axes.axhspan(low, bound, color=TIER_COLOURS[name], alpha=0.13, linewidth=0, zorder=0)
         place = axes.get_yaxis_transform()
-        axes.text(1.01, (low * bound) ** 0.5, name, color=TIER_COLOURS[name], transform=place, va="center")
+        axes.text(
+            side[0], (low * bound) ** 0.5, name, color=TIER_COLOURS[name], transform=place, va="center", ha=side[1]
+        )
         low = bound

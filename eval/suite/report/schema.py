@@ -29,6 +29,7 @@ from kvcompress.fidelity import TIERS
 
 SCHEMA_VERSION = 1
 LINK_MEGABITS = ("10", "100", "1000")
+TIER_NAMES = tuple(tier.name for tier in TIERS)
 
 SHARE = Number(low=0.0, high=1.0)
 AMOUNT = Number(low=0.0)
@@ -37,11 +38,14 @@ COUNT = Number(low=0, whole=True)
 SEVERAL = Number(low=0, above=True, whole=True)
 SEED = Number(whole=True)
 
-AMOUNT_ESTIMATE = Record({"mean": AMOUNT, "standard_error": Nullable(AMOUNT)})
-SHARE_ESTIMATE = Record({"mean": SHARE, "standard_error": Nullable(AMOUNT)})
-RATIO_ESTIMATE = Record({"mean": POSITIVE, "standard_error": Nullable(AMOUNT)})
-# A margin is a difference and may have either sign.
-SIGNED_ESTIMATE = Record({"mean": Number(), "standard_error": Nullable(AMOUNT)})
+
+def _estimate(figure: Rule) -> Record:
+    """Return the rule of a figure over sessions, with its standard error and, since some version, its interval."""
+    return Record({"mean": figure, "standard_error": Nullable(AMOUNT)}, {"low": figure, "high": figure})
+
+
+AMOUNT_ESTIMATE, SHARE_ESTIMATE, RATIO_ESTIMATE = _estimate(AMOUNT), _estimate(SHARE), _estimate(POSITIVE)
+SIGNED_ESTIMATE = _estimate(Number())  # a margin is a difference and may have either sign
 
 METRICS: dict[str, Rule] = {
     "kl_nats": AMOUNT_ESTIMATE,
@@ -81,7 +85,7 @@ MEASURED: dict[str, Rule] = {
     "size": SIZE,
     "codec_bytes": COUNT,
     "pays_back_after_sessions": Nullable(AMOUNT),
-    "tier": Nullable(OneOf(tuple(tier.name for tier in TIERS))),
+    "tier": Nullable(OneOf(TIER_NAMES)),
     "fidelity": Record(METRICS, OPTIONAL_METRICS),
     "kl_quantiles": ListOf(Row((SHARE, AMOUNT))),
     "by_category": MapOf(Record({}, METRICS | OPTIONAL_METRICS)),
@@ -90,7 +94,29 @@ MEASURED: dict[str, Rule] = {
     "seconds": Record({"encode": AMOUNT, "decode": AMOUNT, "restore": AMOUNT}),
     "megabytes_per_second": Record({"encode": AMOUNT, "decode": AMOUNT}),
 }
-SOMETIMES_MEASURED: dict[str, Rule] = {"attention_error_by_layer": ListOf(AMOUNT), "peak_memory_bytes": COUNT}
+TAILS = Record(
+    {
+        "kl_p999_nats": AMOUNT_ESTIMATE,
+        "worst_step_nats": AMOUNT_ESTIMATE,
+        "sessions_beyond": Record(dict.fromkeys(TIER_NAMES, SHARE_ESTIMATE)),
+        "sessions_with_bad_step": SHARE_ESTIMATE,
+    }
+)
+SCORE = Record(
+    {
+        "harmonic": Nullable(SHARE_ESTIMATE),
+        "components": Record(dict.fromkeys(("kl", "trajectory", "recall", "perturbed"), Nullable(SHARE_ESTIMATE))),
+    }
+)
+SOMETIMES_MEASURED: dict[str, Rule] = {
+    "attention_error_by_layer": ListOf(AMOUNT),
+    "peak_memory_bytes": COUNT,
+    "tails": TAILS,
+    "score": SCORE,
+    "whole": Record({"fidelity": Record(METRICS), "tails": TAILS}),  # where the continuation goes beyond 128 tokens
+    "stored": MapOf(COUNT),
+    "unlike": COUNT,
+}
 NAMED: dict[str, Rule] = {"name": Text(filled=True), "family": Text(filled=True)}
 CODEC = Record(NAMED | {"failed": Nullable(Text())} | MEASURED, SOMETIMES_MEASURED)
 FAILED_CODEC = Record(NAMED | {"failed": Text(filled=True)}, MEASURED | SOMETIMES_MEASURED)
@@ -131,14 +157,18 @@ SESSIONS = Record(
 )
 CONTROL = Record({"name": Text(filled=True), "kl_nats": AMOUNT, "kl_max_nats": AMOUNT, "top1_agreement": SHARE})
 STRIP = Record(
+    {"codec": Text(), "session": Text(), "bits": ListOf(AMOUNT), "damage_nats": ListOf(AMOUNT)},
+    {"tokens": ListOf(Text()), "continuation": ListOf(Text())},  # absent where a session's text may not be shown
+)
+HOP = Record(
+    {"hop": COUNT, "kl_nats": AMOUNT, "top1_agreement": SHARE},
     {
-        "codec": Text(),
-        "session": Text(),
-        "tokens": ListOf(Text()),
-        "bits": ListOf(AMOUNT),
-        "continuation": ListOf(Text()),
-        "damage_nats": ListOf(AMOUNT),
-    }
+        "kl_low_nats": AMOUNT,
+        "kl_high_nats": AMOUNT,
+        "context_lost": AMOUNT,
+        "tier": OneOf(TIER_NAMES),
+        "sessions": SEVERAL,
+    },
 )
 RESULT = Record(
     {
@@ -163,7 +193,7 @@ RESULT = Record(
     {
         "original_formats": MapOf(POSITIVE),
         "bound": ListOf(Record({"name": Text(), "kl_nats": AMOUNT, "size_ratio": POSITIVE, "rate_over_bound": AMOUNT})),
-        "hops": MapOf(ListOf(Record({"hop": COUNT, "kl_nats": AMOUNT, "top1_agreement": SHARE}))),
+        "hops": MapOf(ListOf(HOP)),
         "bits_by_layer": MapOf(ListOf(AMOUNT)),
         "strip": STRIP,
     },
@@ -210,9 +240,9 @@ def _require_consistent(result: Mapping[str, Any], codecs: Any) -> None:
     for path, name in _mentions(result):
         if name not in names:
             raise refuse(path, f"names {name!r:.60}, which is not among the codecs")
-    strip = result.get("strip") or dict.fromkeys(STRIP.required, ())
+    strip = result.get("strip") or {}
     for values, texts in (("bits", "tokens"), ("damage_nats", "continuation")):
-        if len(strip[values]) != len(strip[texts]):
+        if strip.get(texts) is not None and len(strip[values]) != len(strip[texts]):
             what = f"has {len(strip[values])} entries, but strip.{texts} has {len(strip[texts])}"
             raise refuse(f"strip.{values}", what)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from eval.suite.report.facts import Codec, Result, measured, spell_number
+from eval.suite.report.facts import TIER_NAMES, Codec, Result, measured, spell_number
 from eval.suite.report.tables import (
     WORDS,
     Column,
@@ -18,10 +18,11 @@ from eval.suite.report.tables import (
     failed_table,
     formats_table,
     main_table,
+    percentile_table,
     size_table,
-    tail_table,
     text_table,
 )
+from eval.suite.report.tail_tables import score_table, tail_table, whole_table
 from kvcompress.report.facts import NOTHING, spell
 
 MOST_STRIP_ROWS = 20
@@ -35,7 +36,11 @@ def all_tables(result: Result) -> list[Table]:
         controls_table(result),
         bound_table(result),
         formats_table(result),
+        score_table(result),
         tail_table(result),
+        whole_table(result),
+        tail_table(result, whole=True),
+        percentile_table(result),
         text_table(result),
         size_table(result),
         cost_table(result),
@@ -170,7 +175,7 @@ def _by_tokens(
 
 
 def hops_table(result: Result) -> Table | None:
-    """Return KL and agreement after each further encoding of what was decoded."""
+    """Return KL and agreement after each further encoding of what was decoded, and the tier kept all the way."""
     hops = _in_order(result, result.get("hops") or {})
     numbers = sorted({row["hop"] for rows in hops.values() for row in rows})
     cells = {}
@@ -178,9 +183,23 @@ def hops_table(result: Result) -> Table | None:
         found = {
             row["hop"]: f"{spell(row['kl_nats'], 'nats')}, {spell(row['top1_agreement'], 'share')}" for row in rows
         }
-        cells[name] = [found.get(number, NOTHING) for number in numbers]
+        cells[name] = [tier_all_the_way(rows), *(found.get(number, NOTHING) for number in numbers)]
     heads = [f"{number} hop{'s' if number != 1 else ''}" for number in numbers]
-    return _grid("Drift over hops", "KL in nats and share of equal next tokens.", heads, cells, result)
+    sessions = max((row.get("sessions") or 1 for rows in hops.values() for row in rows), default=1)
+    note = (
+        "A session saved, resumed, gone on with and saved again: KL in nats from the model that was never interrupted, "
+        f"and share of equal next tokens, over {sessions} session{'s' if sessions > 1 else ''}. First the tier whose "
+        "three bounds hold at every hop."
+    )
+    return _grid("Drift over hops", note, ["at every hop", *heads], cells, result)
+
+
+def tier_all_the_way(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Return the strictest tier that every hop keeps; "none" where a hop keeps none, a dash where it was not judged."""
+    if not all("tier" in row for row in rows):
+        return NOTHING
+    tiers = [row["tier"] for row in rows]
+    return "none" if None in tiers else str(max(tiers, key=TIER_NAMES.index))
 
 
 def strip_tables(result: Result) -> list[Table]:
@@ -189,13 +208,17 @@ def strip_tables(result: Result) -> list[Table]:
     if not strip:
         return []
     return [
-        _extremes("Dearest tokens", "bits", strip["tokens"], strip["bits"], "number"),
-        _extremes("Most damaged tokens", "KL, nats", strip["continuation"], strip["damage_nats"], "nats"),
+        _extremes("Dearest tokens", "bits", strip.get("tokens"), strip["bits"], "number"),
+        _extremes("Most damaged tokens", "KL, nats", strip.get("continuation"), strip["damage_nats"], "nats"),
     ]
 
 
-def _extremes(heading: str, name: str, texts: Sequence[str], values: Sequence[float], style: str) -> Table:
+def _extremes(heading: str, name: str, texts: Sequence[str] | None, values: Sequence[float], style: str) -> Table:
+    """Return the largest values with their positions, and their texts where these may be shown."""
     order = sorted(range(len(values)), key=lambda index: -values[index])[:MOST_STRIP_ROWS]
-    rows = [Row((f"{index}", texts[index] or NOTHING, spell_number(values[index], style))) for index in order]
-    columns = (Column("token", number=False), Column("text", number=False), Column(name))
-    return Table(heading, f"The first {len(rows)} of {len(values):,}.", columns, tuple(rows))
+    said = [[] if texts is None else [texts[index] or NOTHING] for index in order]
+    rows = [
+        Row((f"{index}", *words, spell_number(values[index], style))) for index, words in zip(order, said, strict=True)
+    ]
+    columns = (Column("token", number=False), *([Column("text", number=False)] if texts is not None else []))
+    return Table(heading, f"The first {len(rows)} of {len(values):,}.", (*columns, Column(name)), tuple(rows))

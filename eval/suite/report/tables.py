@@ -51,7 +51,7 @@ Cell = Callable[[Codec], str]
 WORDS = Column("codec", number=False)
 
 
-def _of_codecs(
+def of_codecs(
     heading: str, note: str, codecs: Sequence[Codec], cells: dict[str, Cell], words: tuple[str, ...] = ()
 ) -> Table:
     """Return a table with a row for each codec; columns in which every cell is empty are left out."""
@@ -82,13 +82,14 @@ def main_table(result: Result) -> Table:
         "sensitive KL": _metric("sensitive_kl_nats", "nats"),
         "facts": recalled,
         "instructions": _kept,
+        "score": lambda codec: spell_number(_harmonic(codec), "score"),
     }
     note = (
         "Size ratio: 16-bit bytes over file bytes, headers included. KL is from the exact cache to the decoded one; "
-        "context lost is KL over what the context is worth; sensitive KL is over the positions that need the context. "
-        "A mean stands with its standard error over sessions."
+        "context lost is KL over what the context is worth; sensitive KL is over the positions that need the context; "
+        "the score is described below. A mean stands with its standard error over sessions."
     )
-    return _of_codecs("All codecs", note, measured(result), cells, ("family", "tier"))
+    return of_codecs("All codecs", note, measured(result), cells, ("family", "tier"))
 
 
 def failed_table(result: Result) -> Table:
@@ -98,7 +99,12 @@ def failed_table(result: Result) -> Table:
     return Table("Not measured", "These codecs failed; none of their figures is shown.", columns, tuple(rows))
 
 
-def tail_table(result: Result) -> Table:
+def _harmonic(codec: Codec) -> float | None:
+    found = (codec.get("score") or {}).get("harmonic")
+    return None if found is None else float(found["mean"])
+
+
+def percentile_table(result: Result) -> Table:
     """Return what the mean KL hides: percentiles, and the first five."""
     cells: dict[str, Cell] = {
         "median": _metric("kl_p50_nats", "nats"),
@@ -113,7 +119,7 @@ def tail_table(result: Result) -> Table:
         "Percentiles of the KL of single tokens, in nats; the exact cache's first token among the decoded one's first "
         "five; the same first token where the context matters."
     )
-    return _of_codecs("The tail", note, measured(result), cells)
+    return of_codecs("Percentiles", note, measured(result), cells)
 
 
 def text_table(result: Result) -> Table:
@@ -130,7 +136,7 @@ def text_table(result: Result) -> Table:
         "one; where greedy texts part, and by how little the exact cache preferred its own token there; Jensen-Shannon "
         "divergence of sampled continuations."
     )
-    return _of_codecs("Texts", note, measured(result), cells)
+    return of_codecs("Texts", note, measured(result), cells)
 
 
 def size_table(result: Result) -> Table:
@@ -140,10 +146,23 @@ def size_table(result: Result) -> Table:
         "bits a value": lambda codec: spell_number(codec["size"]["bits_per_value"], "number"),
         "smallest ratio": lambda codec: spell(codec["size"]["smallest_size_ratio"], "ratio"),
         "codec itself": lambda codec: spell(codec["codec_bytes"], "bytes") if codec["codec_bytes"] else "nothing",
+        "stored as": _stored,
         "sections": _sections,
     }
-    note = "Mean file; the smallest ratio is that of the worst session; what must be at hand to decode, once for all."
-    return _of_codecs("Bytes", note, measured(result), cells, ("sections",))
+    note = (
+        "Mean file; the smallest ratio is that of the worst session; what must be at hand to decode, once for all; how "
+        "sessions are stored, where that is not always in one way."
+    )
+    return of_codecs("Bytes", note, measured(result), cells, ("stored as", "sections"))
+
+
+def _stored(codec: Codec) -> str:
+    """Return how many sessions are stored in which way; nothing where all are stored alike."""
+    ways, unlike = codec.get("stored") or {}, codec.get("unlike") or 0
+    if len(ways) < 2 and not unlike:
+        return NOTHING
+    told = [f"{count} {way}" for way, count in ways.items()]
+    return ", ".join([*told, *([f"{unlike} of them finer, as unlike the codec's own"] if unlike else [])])
 
 
 def _sections(codec: Codec) -> str:
@@ -172,7 +191,7 @@ def cost_table(result: Result) -> Table:
         f"Reading the session again takes {prefill}. A codec pays back when the bytes it saved exceed its own; "
         "a dash says never or not measured."
     )
-    return _of_codecs("Cost", note, measured(result), cells)
+    return of_codecs("Cost", note, measured(result), cells)
 
 
 def controls_table(result: Result) -> Table | None:
@@ -204,7 +223,7 @@ def category_tables(result: Result) -> list[Table]:
         cells: dict[str, Cell] = {
             f"{category} ({count:,})": _in_category(category, name, style) for category, count in categories.items()
         }
-        table = _of_codecs(heading, "In brackets the number of sessions.", codecs, cells)
+        table = of_codecs(heading, "In brackets the number of sessions.", codecs, cells)
         if len(table.columns) > 1:
             tables.append(Table(table.heading, table.note, table.columns, table.rows, folded=True))
     return tables

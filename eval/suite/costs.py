@@ -1,0 +1,76 @@
+"""Seconds and bytes of a run's codecs: over links, by length of session, from which length on restoring pays."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from eval.rivals.protocol import Rival
+from eval.suite.economics import break_even_tokens, link_seconds, longest_context_tokens, memory_table
+from eval.suite.settings import SuiteSettings
+from kvcompress.container import save
+from kvcompress.hf import capture
+from kvcompress.measure import bring_back, median_seconds, prefill
+from kvcompress.resume import context_limit
+
+if TYPE_CHECKING:
+    from eval.suite.run import Suite
+
+MEMORY_LENGTHS_TOKENS = (512, 1024, 2048, 8192, 32768)
+
+
+def economics(suite: Suite, settings: SuiteSettings, chosen: Sequence[Rival]) -> dict[str, Any]:
+    """Return what the report says of cost, for some codecs that have rows."""
+    lengths = _lengths(suite, settings, chosen)
+    rows = {rival.name: suite.rows[rival.name] for rival in chosen}
+    size = {name: sum(row["file_bytes"] for row in found) / len(found) for name, found in rows.items()}
+    restore_seconds = {name: _middle(found, "restore_seconds") for name, found in rows.items()}
+    raw_per_token = suite.sample.raw_bytes // settings.tokens
+    per_token = {name: total / settings.tokens for name, total in size.items()}
+    tokens = [row["tokens"] for row in lengths]
+    prefills = [row["prefill_seconds"] for row in lengths]
+    return {
+        "prefill_seconds": _middle(next(iter(suite.rows.values())), "prefill_seconds"),
+        "restore_seconds": restore_seconds,
+        "lengths": lengths,
+        "break_even_tokens": {
+            name: break_even_tokens(tokens, [row["restore_seconds"][name] for row in lengths], prefills)
+            for name in rows
+        },
+        "link_seconds": {name: link_seconds(size[name], restore_seconds[name]) for name in rows},
+        "memory": memory_table(MEMORY_LENGTHS_TOKENS, raw_per_token, per_token),
+        "longest_context_tokens": {
+            **({"raw16": longest_context_tokens(raw_per_token)} if "raw16" in suite.rows else {}),
+            **{name: longest_context_tokens(value) for name, value in per_token.items()},
+        },
+    }
+
+
+def _middle(rows: Sequence[dict[str, Any]], name: str) -> float:
+    return float(sorted(row[name] for row in rows)[len(rows) // 2])
+
+
+def _lengths(suite: Suite, settings: SuiteSettings, chosen: Sequence[Rival]) -> list[dict[str, Any]]:
+    """Time restoring and prefilling at several lengths, each the median after a warm-up, in one process."""
+    ids = torch.cat([one.ids for one in suite.chosen])
+    limit = min(context_limit(suite.model) or len(ids), len(ids))
+    wanted = {int(share * settings.tokens) for share in settings.timed_lengths}
+    found = []
+    with tempfile.TemporaryDirectory() as temporary:
+        path = Path(temporary) / "session.kvz"
+        for tokens in sorted(n for n in wanted if 0 < n <= limit):
+            stored = ids[:tokens]
+            snapshot = capture(suite.model, stored, tokenizer=suite.tokenizer)
+            prefill_seconds = median_seconds(partial(prefill, suite.model, stored), settings.repeats)
+            seconds = {}
+            for rival in chosen:
+                save(path, rival.encode(snapshot), force=True)
+                again = partial(bring_back, suite.model, rival, path)
+                seconds[rival.name] = median_seconds(again, min(3, settings.repeats))
+            found.append({"tokens": tokens, "prefill_seconds": prefill_seconds, "restore_seconds": seconds})
+    return found

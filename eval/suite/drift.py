@@ -1,0 +1,72 @@
+"""Drift over sessions: each hop's figures with intervals, judged against the tiers' bounds."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+from eval.rivals.protocol import Rival
+from eval.suite.bootstrap import estimate_mean, estimate_ratio
+from eval.suite.hops import Hop, Journey, drift, hop_worths
+from eval.suite.settings import SuiteSettings
+from eval.suite.spoken import reason_of
+from kvcompress.container import from_bytes, to_bytes
+from kvcompress.fidelity import tier_of
+from kvcompress.snapshot import KVSnapshot
+
+if TYPE_CHECKING:
+    from eval.suite.run import Suite
+
+HOP_START_TOKENS, HOP_TOKENS = 256, 128
+
+
+def drifts(suite: Suite, settings: SuiteSettings, chosen: Sequence[Rival]) -> dict[str, Any]:
+    """Return the drift of some codecs, hop by hop; one that fails on the way is left out and says why."""
+    if not settings.hops:
+        return {}
+    worths: list[list[float]] = []
+    found: dict[str, list[list[Hop]]] = {rival.name: [] for rival in chosen}
+    for one in suite.chosen[: settings.hop_sessions]:
+        journey = Journey.over(one.ids, settings.hops, HOP_START_TOKENS, HOP_TOKENS)
+        worths.append(hop_worths(suite.model, suite.tokenizer, journey, settings.worth_stride))
+        for rival in chosen:
+            if rival.name in found:
+                try:
+                    found[rival.name].append(drift(suite.model, suite.tokenizer, _coder(rival), journey))
+                except Exception as error:  # a codec that fits whole sessions only has no drift to show
+                    suite.failures.setdefault(f"{rival.name} (drift)", reason_of(error))
+                    del found[rival.name]
+    return {name: hop_figures(hops, worths) for name, hops in found.items() if hops}
+
+
+def hop_figures(sessions: Sequence[Sequence[Hop]], worths: Sequence[Sequence[float]]) -> list[dict[str, Any]]:
+    """Return each hop over sessions: KL with its interval, context lost, agreement, and the tier that holds there.
+
+    Args:
+        sessions: The hops of each session.
+        worths: For each session and hop what the context is worth, in nats.
+    """
+    figures: list[dict[str, Any]] = []
+    for number in range(min(map(len, sessions))):
+        kl = [hops[number].kl_nats for hops in sessions]
+        same = [hops[number].top1_agreement for hops in sessions]
+        mean = estimate_mean(kl)
+        lost = estimate_ratio(kl, [worth[number] for worth in worths]).mean
+        top1 = estimate_mean(same).mean
+        figures.append(
+            {
+                "hop": number + 1,
+                "kl_nats": mean.mean,
+                "kl_low_nats": mean.low,
+                "kl_high_nats": mean.high,
+                "context_lost": lost,
+                "top1_agreement": top1,
+                "tier": tier_of(mean.mean, lost, top1),
+                "sessions": len(sessions),
+            }
+        )
+    return figures
+
+
+def _coder(rival: Rival) -> Callable[[KVSnapshot], KVSnapshot]:
+    return lambda snapshot: rival.decode(from_bytes(to_bytes(rival.encode(snapshot))))
