@@ -97,7 +97,8 @@ def calibrated(
     sessions.verify({eight: [transparent]})
     if eight in sessions.complete and sessions.stress(eight, transparent) <= 1:
         found[FALLBACK] = _promise(sessions, FALLBACK, transparent, eight)
-    return Calibration(found, known_of(_figures(sessions, chosen)), nearest_of(sessions.bench.ledger))
+    openings = [facts.opening_token for facts in sessions.facts(range(sessions.count))]
+    return Calibration(found, known_of(_figures(sessions, chosen), openings), nearest_of(sessions.bench.ledger))
 
 
 def _figures(sessions: Sessions, chosen: Mapping[str, Setting]) -> dict[str, list[Figures]]:

@@ -22,11 +22,13 @@ class Facts:
         worth_nats: What the context beyond the last 32 tokens is worth.
         prefix_tokens: Tokens of the cache.
         continuation_tokens: Tokens that followed.
+        opening_token: Id of the first token of the cache; None in ledgers of earlier versions.
     """
 
     worth_nats: float
     prefix_tokens: int
     continuation_tokens: int
+    opening_token: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,8 +82,7 @@ class Ledger:
     def add_facts(self, session: int, facts: Facts) -> None:
         """Note what a session is."""
         self.facts[session] = facts
-        numbers = [facts.worth_nats, facts.prefix_tokens, facts.continuation_tokens]
-        self._append({"session": session, "facts": numbers})
+        self._append({"session": session, "facts": [*astuple(facts)]})
 
     def add(self, session: int, setting: Setting, losses: Losses) -> None:
         """Note what a session loses."""

@@ -12,7 +12,7 @@ from kvcompress.codec import HIGHEST_RATE, TinyVAECodec
 from kvcompress.container import Encoded, to_bytes
 from kvcompress.errors import InputError
 from kvcompress.int8 import Int8Codec
-from kvcompress.known import figures_of_file, is_unlike, knows
+from kvcompress.known import figures_of_file, is_unlike, knows, opens_unlike
 from kvcompress.lossless import LosslessCodec
 from kvcompress.promise import FALLBACK, INT8, LATENTS, LOSSLESS, QUALITIES, Setting
 from kvcompress.snapshot import KVSnapshot
@@ -26,7 +26,8 @@ def encode_at_quality(codec: TinyVAECodec, snapshot: KVSnapshot, quality: str) -
     """Encode in the way that was verified to keep a quality word: latents, latents and residual, or without loss.
 
     It was verified on ordinary sessions. One that turns out to be unlike them is coded as the next finer quality is,
-    and so on until it is ordinary there, and last by int8 where that was verified to be transparent, else without loss.
+    and so on until it is ordinary there, and last by int8 where that was verified to be transparent, else without loss;
+    so is one that opens with a token that none of them did.
     Its settings then hold `unlike`: true and `stored`: the finer quality, "int8" or "lossless". Where latents alone do
     not keep a quality, `stored` names its way.
 
@@ -35,6 +36,8 @@ def encode_at_quality(codec: TinyVAECodec, snapshot: KVSnapshot, quality: str) -
     """
     codec.promise_of(quality)
     finer = QUALITIES[QUALITIES.index(quality) :: -1] if quality in QUALITIES else (quality,)
+    if opens_unlike(codec, snapshot.token_ids):
+        finer = ()
     for stored in (name for name in finer if name in codec.promises):
         setting = codec.promises[stored].setting
         settings = {"quality": quality} if stored == quality else {"quality": quality, "stored": stored, "unlike": True}

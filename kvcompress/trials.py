@@ -159,7 +159,8 @@ class Bench:
         np.save(place, exact.numpy())
         if session not in self.ledger.facts:
             worth = context_worth(self.model, snapshot.token_ids, continuation, exact)
-            self.ledger.add_facts(session, Facts(worth, snapshot.tokens, len(continuation)))
+            opening = int(snapshot.token_ids[0]) if snapshot.tokens else None
+            self.ledger.add_facts(session, Facts(worth, snapshot.tokens, len(continuation), opening))
         return exact
 
 

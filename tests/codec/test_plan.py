@@ -15,6 +15,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from kvcompress.calibrate import calibrated
 from kvcompress.checkpoint import kept_out_of_fit, save_codec
 from kvcompress.closed_loop import NEIGHBOURS, Candidate, Race, Tail, cut, hold_back, tail_kl_nats, tail_tokens
 from kvcompress.codec import HIGHEST_RATE, RESIDUAL_RATE, TinyVAECodec
@@ -24,7 +25,17 @@ from kvcompress.fit import FitSettings, fit_codec
 from kvcompress.harvest import tokenized_sessions
 from kvcompress.hf import capture, load_model
 from kvcompress.int8 import Int8Codec
-from kvcompress.known import LEAST_SESSIONS, Figures, Limit, figures_of_file, is_unlike, known_of, knows
+from kvcompress.known import (
+    LEAST_SESSIONS,
+    Figures,
+    Limit,
+    figures_of_file,
+    is_unlike,
+    known_of,
+    knows,
+    opens_unlike,
+    usual_openings,
+)
 from kvcompress.plan import (
     FINEST_RATE,
     QUALITIES,
@@ -519,3 +530,51 @@ def test_sessions_kept_out_of_the_fit_are_recognised(model: Any) -> None:
 
 def test_the_finest_rate_is_one_of_the_codec() -> None:
     assert 0 < FINEST_RATE < HIGHEST_RATE
+
+
+@pytest.mark.parametrize(
+    ("openings", "usual"),
+    [
+        ([1] * 8, [1]),
+        ([1] * 7, []),
+        ([7, 1] * 20, [1, 7]),
+        ([1] * 39 + [5], [1, 5]),  # one in forty opened with a token of its own: less than one in twenty
+        ([1] * 18 + [5], []),
+        (list(range(40)), []),
+        ([1] * 39 + [None], []),
+        ([], []),
+    ],
+)
+def test_openings_are_usual_where_another_is_not_to_be_expected(openings: list[int | None], usual: list[int]) -> None:
+    assert usual_openings(openings) == usual
+    figures = {"high": [Figures(1.0, 1.0)] * 8}
+    assert known_of(figures, openings).get("openings", []) == usual
+
+
+def test_sessions_that_open_as_no_other_did_are_not_trusted_to_latents(codec: TinyVAECodec, snapshot: KVSnapshot) -> None:
+    changed, opening = told(codec, ()), int(snapshot.token_ids[0])
+    for usual, stored in (([opening], None), ([opening + 1, opening + 2], "int8")):
+        changed.fitted["known"]["openings"] = usual
+        encoded = encode_at_quality(changed, snapshot, "usable")
+        assert encoded.settings.get("stored") == stored
+        assert encoded.settings.get("unlike", False) is (stored is not None)
+
+
+@pytest.mark.parametrize("openings", [5, "1", [1.0], [True], {"1": 2}])
+def test_damaged_openings_are_refused(codec: TinyVAECodec, snapshot: KVSnapshot, openings: object) -> None:
+    changed = told(codec, ())
+    changed.fitted["known"]["openings"] = openings
+    with pytest.raises(CheckpointError, match="opening tokens are damaged"):
+        encode_at_quality(changed, snapshot, "high")
+
+
+def test_a_session_of_no_tokens_opens_with_none(codec: TinyVAECodec) -> None:
+    changed = told(codec, ())
+    changed.fitted["known"]["openings"] = [1]
+    assert not opens_unlike(changed, torch.zeros(0, dtype=torch.int64))
+
+
+def test_calibration_learns_how_sessions_open(codec: TinyVAECodec, model: Any) -> None:
+    sessions = [torch.cat([torch.tensor([3]), ids]) for ids in random_sessions(19, 150, seed=5)]
+    found = calibrated(model, codec, trials_from_sessions(model, sessions, continuation_tokens=64))
+    assert found.known["openings"] == [3]
