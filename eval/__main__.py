@@ -18,7 +18,7 @@ from eval.suite.command import SESSIONS, run_command
 from eval.suite.spoken import spoken_command
 from eval.tasks.command import tasks_command
 from kvcompress.errors import InputError, KVCompressError
-from kvcompress.zoo import DEFAULT_CODEC, DEFAULT_MODEL
+from kvcompress.hub.bundled import DEFAULT_CODEC, DEFAULT_MODEL
 
 app = typer.Typer(no_args_is_help=True, help=__doc__, pretty_exceptions_enable=False)
 
@@ -113,7 +113,7 @@ def devices_command(
     quality: Annotated[str, typer.Option(help="Quality word of the files.")] = "transparent",
 ) -> None:
     """Encode in one condition, decode in another, for every pair at hand; exit status 1 where a symbol changed."""
-    from eval.devices.run import devices
+    from eval.portability.run import devices
 
     devices(out, model, codec, sessions, tokens, count, quality)
 
@@ -144,9 +144,9 @@ def prune_command(
     """Compare scorers at equal bytes and at equal kept tokens, with controls; or fit them."""
     import torch
 
-    from eval.prune.board import BoardSettings
-    from eval.prune.run import fit as fit_scorers
-    from eval.prune.run import leaderboard
+    from eval.leaderboard.board import BoardSettings
+    from eval.leaderboard.run import fit as fit_scorers
+    from eval.leaderboard.run import leaderboard
 
     torch.set_num_threads(threads)
     qualities = tuple(quality or BoardSettings().qualities)

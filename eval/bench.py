@@ -10,16 +10,16 @@ from pathlib import Path
 
 import torch
 
-from kvcompress.container import load, save
+from kvcompress.format.container import load, save
 from kvcompress.errors import InputError
-from kvcompress.harvest import tokenized_sessions
+from kvcompress.data.harvest import tokenized_sessions
 from kvcompress.hf import capture, load_model, restore
-from kvcompress.hf.evidence import collect
-from kvcompress.measure import bring_back, in_turns, prefill
-from kvcompress.plan import encode_at_quality
-from kvcompress.prune.scorer import find_scorer
+from kvcompress.prune.evidence.collect import collect
+from kvcompress.report.measure import bring_back, in_turns, prefill
+from kvcompress.rate.targets import encode_at_quality
+from kvcompress.prune.scorers.registry import find_scorer
 from kvcompress.prune.session import Asked, SessionPlanner
-from kvcompress.zoo import DEFAULT_MODEL, load_codec
+from kvcompress.hub.bundled import DEFAULT_MODEL, load_codec
 
 SESSIONS = Path("examples/sessions.jsonl")
 ROUNDS = 15

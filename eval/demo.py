@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from kvcompress.sessions import find_session
+from kvcompress.data.sessions import find_session
 
 SESSIONS = Path("examples/sessions.jsonl")
 

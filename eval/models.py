@@ -20,7 +20,7 @@ from typing import IO, Annotated
 
 import typer
 
-from kvcompress.atomic import atomic_path
+from kvcompress.format.atomic import atomic_path
 from kvcompress.errors import InputError
 
 BLOCK_BYTES = 1 << 22

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from kvcompress.atomic import atomic_write
+from kvcompress.format.atomic import atomic_write
 from kvcompress.errors import InputError
 
 

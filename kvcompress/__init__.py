@@ -9,11 +9,11 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from kvcompress.container import load, save
-    from kvcompress.fidelity import fidelity
+    from kvcompress.format.container import load, save
+    from kvcompress.metrics.fidelity import fidelity
     from kvcompress.hf import capture, load_model, restore
     from kvcompress.snapshot import KVSnapshot
-    from kvcompress.zoo import load_codec
+    from kvcompress.hub.bundled import load_codec
 
 __version__ = "0.1.0"
 
@@ -21,10 +21,10 @@ _HOMES = {
     "capture": "kvcompress.hf",
     "restore": "kvcompress.hf",
     "load_model": "kvcompress.hf",
-    "load_codec": "kvcompress.zoo",
-    "save": "kvcompress.container",
-    "load": "kvcompress.container",
-    "fidelity": "kvcompress.fidelity",
+    "load_codec": "kvcompress.hub.bundled",
+    "save": "kvcompress.format.container",
+    "load": "kvcompress.format.container",
+    "fidelity": "kvcompress.metrics.fidelity",
     "KVSnapshot": "kvcompress.snapshot",
 }
 

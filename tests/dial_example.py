@@ -9,8 +9,8 @@ from pathlib import Path
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from kvcompress.codec_directory import load_tinyvae
-from kvcompress.zoo import find_checkpoint
+from kvcompress.codec.directory import load_tinyvae
+from kvcompress.hub.bundled import find_checkpoint
 from tests.cli.test_commands import run
 from tests.codec.conftest import promised
 

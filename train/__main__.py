@@ -200,7 +200,7 @@ def index(
     """Write the digests of all bundled checkpoints, which loading by name verifies."""
     import json
 
-    from kvcompress.zoo import weights_digest
+    from kvcompress.hub.bundled import weights_digest
 
     names = sorted(path.parent.relative_to(root).as_posix() for path in root.glob("**/model.safetensors"))
     digests = {name: weights_digest(root / name) for name in names}

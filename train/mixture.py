@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from kvcompress.errors import InputError
-from kvcompress.sessions import Session, session_token_ids
+from kvcompress.data.sessions import Session, session_token_ids
 from train.lm.corpus import Message, read_rows
 
 Row = dict[str, Any]

@@ -10,11 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kvcompress.codec import TinyVAECodec
-from kvcompress.fit import FitSettings, fit_codec
+from kvcompress.codec.tinyvae import TinyVAECodec
+from kvcompress.fit.fitter import FitSettings, fit_codec
 from kvcompress.snapshot import KVSnapshot
 from tinyvae import TinyVAE
-from tinyvae.spread import calibrate_group
+from tinyvae.fit.calibration import calibrate_group
 from tinyvae.tables import build_tables
 
 SAMPLE_ROWS = 4096

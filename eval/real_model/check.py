@@ -21,9 +21,9 @@ from eval.real_model.measure import measure, our_point
 from eval.real_model.subject import choose, prepare
 from eval.suite.damage import NEAR_TOKENS
 from eval.suite.rows import Row
-from kvcompress.codec_facts import Part
+from kvcompress.codec.facts import Part
 from kvcompress.errors import InputError
-from kvcompress.fidelity import TIERS, Tier
+from kvcompress.metrics.fidelity import TIERS, Tier
 
 LEAST_SHARE = 0.75
 """Of the size ratio that calibration found: four sessions of another source reached .82 to .91 of it."""

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from eval.rivals.tinyvae import held_in
-from kvcompress.codec import TinyVAECodec
+from eval.baselines.tinyvae import held_in
+from kvcompress.codec.tinyvae import TinyVAECodec
 from kvcompress.errors import InputError
-from kvcompress.promise import QUALITIES
+from kvcompress.codec.promise import QUALITIES
 
 
 @dataclass(frozen=True, slots=True, eq=False)

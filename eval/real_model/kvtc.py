@@ -5,7 +5,7 @@
   axes of their own and cost every token;
 - `kvtc`: as published, four sinks and 128 recent tokens raw, blocks of bits, DEFLATE.
 
-The axes are those of `eval.rivals.kvtc`, keys and values apart. Caches come from shards, one at a time.
+The axes are those of `eval.baselines.kvtc`, keys and values apart. Caches come from shards, one at a time.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from pathlib import Path
 from typing import Any
 
 from eval.real_model.measure import Point
-from eval.rivals.kvtc import MOST_BLOCK_RANK, MOST_ROWS, WIDE_ROWS, WIDE_TARGETS, at_targets, fit, is_wide
-from eval.rivals.kvtc_ideal import FEW_RATES, RATES, curve
-from eval.rivals.shards import ShardCalibration
+from eval.baselines.kvtc import MOST_BLOCK_RANK, MOST_ROWS, WIDE_ROWS, WIDE_TARGETS, at_targets, fit, is_wide
+from eval.baselines.kvtc_ideal import FEW_RATES, RATES, curve
+from eval.baselines.shards import ShardCalibration
 from eval.suite.rows import digest
-from kvcompress.shards import FIT, Shards
+from kvcompress.data.shards import FIT, Shards
 
 FORMS = ("kvtc-ideal-sink1", "kvtc-ideal", "kvtc")
 

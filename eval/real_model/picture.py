@@ -7,7 +7,7 @@ from typing import Any
 
 from eval.recompute.picture import standing_alone
 from eval.suite.report.palette import CHIEF_COLOUR, OTHER_COLOURS, SuiteSheet
-from kvcompress.fidelity import TIERS
+from kvcompress.metrics.fidelity import TIERS
 from kvcompress.report.facts import TIMES
 from kvcompress.report.plots import ACCENT, CARD, MUTED, TIER_COLOURS, WIDE_INCHES
 

@@ -27,8 +27,8 @@ from eval.suite.provenance import commit, package_versions
 from eval.suite.rows import Row, Rows
 from kvcompress.errors import InputError
 from kvcompress.hf import capture, fingerprint, load_model
-from kvcompress.promise import QUALITIES
-from kvcompress.zoo import find_checkpoint
+from kvcompress.codec.promise import QUALITIES
+from kvcompress.hub.bundled import find_checkpoint
 
 Progress = Callable[[str, int, int], None]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from kvcompress.fidelity import TIERS
+from kvcompress.metrics.fidelity import TIERS
 
 Check = dict[str, Any]
 

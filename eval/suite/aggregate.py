@@ -18,7 +18,7 @@ import numpy as np
 from eval.suite.bootstrap import Estimate, estimate_mean, estimate_quantiles, estimate_ratio, estimate_statistic
 from eval.suite.score import score
 from eval.suite.tails import tails
-from kvcompress.fidelity import tier_of
+from kvcompress.metrics.fidelity import tier_of
 
 Row = Mapping[str, Any]
 QUANTILES = {"kl_p50_nats": 0.5, "kl_p90_nats": 0.9, "kl_p99_nats": 0.99, "kl_p999_nats": 0.999}

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from kvcompress.errors import InputError
-from kvcompress.fidelity import continuation_logits
+from kvcompress.metrics.fidelity import continuation_logits
 
 
 def attention_modules(model: nn.Module) -> list[nn.Module]:

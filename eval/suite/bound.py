@@ -20,8 +20,8 @@ import torch
 from torch import Tensor
 
 from kvcompress.channels import group_positions
-from kvcompress.codec import TinyVAECodec
-from kvcompress.container import to_bytes
+from kvcompress.codec.tinyvae import TinyVAECodec
+from kvcompress.format.container import to_bytes
 from kvcompress.snapshot import KVSnapshot
 from tinyvae.quantize import LEVELS_PER_OCTAVE
 

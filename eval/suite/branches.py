@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from kvcompress.hf.forward import open_mask, run
-from kvcompress.resume import context_limit
+from kvcompress.hf.generation import context_limit
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from eval.suite.rows import digest
 from kvcompress.errors import InputError
-from kvcompress.sessions import Session
+from kvcompress.data.sessions import Session
 
 TEST, OTHER = "test", "other"
 

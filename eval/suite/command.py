@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from eval.models import KnownModel, known_model
-from kvcompress.zoo import DEFAULT_CODEC, DEFAULT_MODEL
+from kvcompress.hub.bundled import DEFAULT_CODEC, DEFAULT_MODEL
 
 if TYPE_CHECKING:
     from eval.suite.settings import SuiteSettings
@@ -64,7 +64,7 @@ def run_command(
     """Measure codecs on recorded sessions after a true decode and resume, and write the report."""
     import torch
 
-    from eval.rivals.registry import Own
+    from eval.baselines.registry import Own
     from eval.suite.publish import log_to_wandb, write_readme
     from eval.suite.run import Job, run_suite
     from eval.suite.settings import for_model

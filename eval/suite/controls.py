@@ -17,7 +17,7 @@ from torch import Tensor
 from eval.suite.damage import Damage, damage
 from eval.suite.subject import Subject
 from kvcompress.hf.families import new_cache
-from kvcompress.resume import feed
+from kvcompress.hf.generation import feed
 
 CHUNK_TOKENS = 128
 

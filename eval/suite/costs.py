@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from eval.rivals.protocol import Rival
+from eval.baselines.protocol import Rival
 from eval.suite.economics import break_even_tokens, link_seconds, longest_context_tokens, memory_table
 from eval.suite.settings import SuiteSettings
-from kvcompress.container import save
+from kvcompress.format.container import save
 from kvcompress.hf import capture
-from kvcompress.measure import bring_back, median_seconds, prefill
-from kvcompress.resume import context_limit
+from kvcompress.report.measure import bring_back, median_seconds, prefill
+from kvcompress.hf.generation import context_limit
 
 if TYPE_CHECKING:
     from eval.suite.run import Suite

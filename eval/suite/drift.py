@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from eval.rivals.protocol import Rival
+from eval.baselines.protocol import Rival
 from eval.suite.bootstrap import estimate_mean, estimate_ratio
 from eval.suite.hops import Hop, Journey, drift, hop_worths
 from eval.suite.settings import SuiteSettings
 from eval.suite.spoken import reason_of
-from kvcompress.container import from_bytes, to_bytes
-from kvcompress.fidelity import tier_of
+from kvcompress.format.container import from_bytes, to_bytes
+from kvcompress.metrics.fidelity import tier_of
 from kvcompress.snapshot import KVSnapshot
 
 if TYPE_CHECKING:

@@ -7,19 +7,19 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from eval.rivals.persistence import original_sizes
-from eval.rivals.protocol import Rival
-from eval.rivals.registry import OWN
-from eval.rivals.tinyvae import TinyVAEPoint
+from eval.baselines.persistence import original_sizes
+from eval.baselines.protocol import Rival
+from eval.baselines.registry import OWN
+from eval.baselines.tinyvae import TinyVAEPoint
 from eval.suite.bound import BoundOf
 from eval.suite.costs import economics
 from eval.suite.drift import drifts
 from eval.suite.layers import bits_by_layer
 from eval.suite.measure import Row
 from eval.suite.settings import SuiteSettings
-from kvcompress.fidelity import TIERS
+from kvcompress.metrics.fidelity import TIERS
 from kvcompress.hf import capture
-from kvcompress.promise import LATENTS
+from kvcompress.codec.promise import LATENTS
 from kvcompress.snapshot import KVSnapshot
 
 if TYPE_CHECKING:

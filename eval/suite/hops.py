@@ -12,7 +12,7 @@ from torch import Tensor
 from eval.suite.damage import damage
 from eval.suite.subject import context_worth
 from kvcompress.hf import capture, restore
-from kvcompress.resume import feed
+from kvcompress.hf.generation import feed
 from kvcompress.snapshot import KVSnapshot, LayerKV
 
 Code = Callable[[KVSnapshot], KVSnapshot]

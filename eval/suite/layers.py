@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from kvcompress.codec import TinyVAECodec
+from kvcompress.codec.tinyvae import TinyVAECodec
 from kvcompress.snapshot import KVSnapshot
 
 

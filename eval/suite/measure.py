@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 
-from eval.rivals.protocol import Rival
-from eval.rivals.tinyvae import stored_in_words
+from eval.baselines.protocol import Rival
+from eval.baselines.tinyvae import stored_in_words
 from eval.suite.attention import attention_errors
 from eval.suite.branches import branch_divergence
 from eval.suite.damage import NEAR_TOKENS
@@ -17,10 +17,10 @@ from eval.suite.memory import peak_bytes
 from eval.suite.positions import compare
 from eval.suite.probes import Probes, probe_row
 from eval.suite.subject import Subject, recalled
-from kvcompress.container import load, save
-from kvcompress.fidelity import continuation_logits
+from kvcompress.format.container import load, save
+from kvcompress.metrics.fidelity import continuation_logits
 from kvcompress.hf import restore
-from kvcompress.instructions import count_kept
+from kvcompress.metrics.instructions import count_kept
 
 Row = dict[str, Any]
 

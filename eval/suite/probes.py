@@ -7,12 +7,12 @@ from typing import Any
 
 import torch
 
-from eval.rivals.protocol import Rival
+from eval.baselines.protocol import Rival
 from eval.suite.greedy import GreedyPath, follow, greedy_path
 from eval.suite.planted import Planted, answers, planted
 from eval.suite.prompts import Prompt, perturbed_prompts, prompt_figures
 from eval.suite.subject import Subject
-from kvcompress.container import from_bytes, to_bytes
+from kvcompress.format.container import from_bytes, to_bytes
 from kvcompress.hf import restore
 
 GREEDY_TOKENS = 48

@@ -19,9 +19,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from eval.rivals.protocol import Calibration, Rival
-from eval.rivals.registry import FITTED, Own, build_all, resolve
-from eval.rivals.shards import ShardCalibration, require_apart
+from eval.baselines.protocol import Calibration, Rival
+from eval.baselines.registry import FITTED, Own, build_all, resolve
+from eval.baselines.shards import ShardCalibration, require_apart
 from eval.suite.aggregate import codec_entry
 from eval.suite.chosen import Chosen, choose_sessions
 from eval.suite.controls import Controls
@@ -35,7 +35,7 @@ from eval.suite.settings import SuiteSettings
 from eval.suite.spoken import reason_of, without_places
 from eval.suite.subject import Subject, prepare
 from kvcompress.errors import InputError
-from kvcompress.harvest import tokenized_sessions
+from kvcompress.data.harvest import tokenized_sessions
 from kvcompress.hf import fingerprint, load_model
 from kvcompress.hf.loading import model_directory
 from kvcompress.snapshot import KVSnapshot

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from kvcompress.trials import WORTH_STRIDE
+from kvcompress.fit.trials import WORTH_STRIDE
 
 LARGE_PARAMETERS = 50_000_000
 """From here on a session's prefill takes seconds, and what is measured often must be cheap."""

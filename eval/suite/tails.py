@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from eval.suite.bootstrap import estimate_mean, estimate_quantiles, estimate_statistic
-from kvcompress.fidelity import TIERS
+from kvcompress.metrics.fidelity import TIERS
 
 Row = Mapping[str, Any]
 

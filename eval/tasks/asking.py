@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from eval.tasks.protocol import Judged, Resumed
-from kvcompress.sessions import text_ids
+from kvcompress.data.sessions import text_ids
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from eval.real_model.measure import our_point
-from eval.rivals.eviction import Eviction
-from eval.rivals.eviction_sink_recent import SinkRecent
-from kvcompress.codec import TinyVAECodec
-from kvcompress.container import Encoded
-from kvcompress.exact import WithExact
-from kvcompress.promise import QUALITIES
+from eval.baselines.eviction import Eviction
+from eval.baselines.eviction_sink_recent import SinkRecent
+from kvcompress.codec.tinyvae import TinyVAECodec
+from kvcompress.format.container import Encoded
+from kvcompress.codec.exact_tokens import WithExact
+from kvcompress.codec.promise import QUALITIES
 from kvcompress.prune.session import Asked, SessionPlanner
 from kvcompress.snapshot import KVSnapshot
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from kvcompress.errors import InputError
-from kvcompress.sessions import Session, session_token_ids
+from kvcompress.data.sessions import Session, session_token_ids
 
 Messages = list[dict[str, str]]
 

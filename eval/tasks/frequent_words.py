@@ -13,7 +13,7 @@ from typing import Any
 from eval.tasks.asking import Ranked
 from eval.tasks.protocol import Example
 from eval.tasks.ruler import generator, seeded
-from kvcompress.sessions import text_ids
+from kvcompress.data.sessions import text_ids
 
 VOCABULARY = 50
 NO_LIMIT = 1 << 20

@@ -16,7 +16,7 @@ from eval.tasks.asking import Reply
 from eval.tasks.conversation import Messages, asked_within, count_tokens, exchange
 from eval.tasks.lexicon import DIGITS, drawn, sentence
 from eval.tasks.protocol import Example
-from kvcompress.sessions import text_ids
+from kvcompress.data.sessions import text_ids
 
 SHOWN, ASKED = 3, 3
 ANSWER_TOKENS = 16

@@ -14,7 +14,7 @@ from typing import Any
 from eval.tasks.asking import Blanks
 from eval.tasks.lexicon import ADJECTIVES, DIGITS, NOUNS, different, drawn, spread
 from eval.tasks.protocol import Example
-from kvcompress.sessions import text_ids
+from kvcompress.data.sessions import text_ids
 
 SHOWN = 4
 SHIFTS = 0.15, 0.65

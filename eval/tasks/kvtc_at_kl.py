@@ -4,7 +4,7 @@
 shards that fit ──► KVTC's axes and tables ──► a curve of KL over ratios ──┐
 shards that fit nothing ───────────────────────┴──► our KL, word by word ──┴──► the ratio of each word
 ```
-The form is the strongest of `eval.rivals.kvtc_ideal`: ideal entropy coding, the first token raw.
+The form is the strongest of `eval.baselines.kvtc_ideal`: ideal entropy coding, the first token raw.
 """
 
 from __future__ import annotations
@@ -19,17 +19,17 @@ from torch import Tensor
 
 from eval.real_model.equal_kl import ratio_at
 from eval.real_model.kvtc import WIDE_ROWS, ShardCalibration, fingerprint
-from eval.rivals.kvtc import MOST_ROWS, WIDE_CHANNELS, Transform, fit
-from eval.rivals.kvtc_ideal import KvtcIdeal, Tables
+from eval.baselines.kvtc import MOST_ROWS, WIDE_CHANNELS, Transform, fit
+from eval.baselines.kvtc_ideal import KvtcIdeal, Tables
 from eval.suite.damage import NEAR_TOKENS, damage
 from eval.suite.rows import digest
 from eval.tasks.contenders import KVTC, Contender
 from kvcompress.channels import layer_shapes
-from kvcompress.container import Encoded, from_bytes, to_bytes
+from kvcompress.format.container import Encoded, from_bytes, to_bytes
 from kvcompress.errors import InputError
 from kvcompress.hf import capture, restore
-from kvcompress.resume import feed
-from kvcompress.shards import CALIBRATION, Shards
+from kvcompress.hf.generation import feed
+from kvcompress.data.shards import CALIBRATION, Shards
 from kvcompress.snapshot import KVSnapshot
 
 RATES = (4.0, 5.7, 8.0, 11.3, 16.0, 22.6, 32.0, 45.0, 64.0, 90.5)

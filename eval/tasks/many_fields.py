@@ -12,7 +12,7 @@ from typing import Any
 from eval.tasks.asking import Blanks
 from eval.tasks.lexicon import DIGITS, NOUNS, drawn
 from eval.tasks.protocol import Example
-from kvcompress.sessions import text_ids
+from kvcompress.data.sessions import text_ids
 
 ASKED = 24
 

@@ -13,7 +13,7 @@ from eval.real_model.measure import stored_in_words
 from eval.suite.rows import Row, digest
 from eval.tasks.contenders import EXACT, Contender
 from eval.tasks.protocol import Example, Judged, Resumed
-from kvcompress.container import load, save
+from kvcompress.format.container import load, save
 from kvcompress.hf import restore
 from kvcompress.snapshot import KVSnapshot
 

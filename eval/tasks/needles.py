@@ -14,7 +14,7 @@ from typing import Any
 from eval.tasks.asking import Blanks
 from eval.tasks.lexicon import ADJECTIVES, DIGITS, NOUNS, different, drawn, sentence
 from eval.tasks.protocol import Example
-from kvcompress.sessions import text_ids
+from kvcompress.data.sessions import text_ids
 
 OPENING = "Some special magic numbers are hidden within the following text. Remember them.\n"
 SHOWN, ASKED = 2, 4

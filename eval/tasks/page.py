@@ -12,7 +12,7 @@ from eval.tasks.html import render_html
 from eval.tasks.ladder import LEAST_ACCURACY
 from eval.tasks.picture import draw_accuracy, draw_places, placed
 from eval.tasks.spelling import difference, ladder_in_words, percent, points, size_ratio, told_of
-from kvcompress.atomic import atomic_write
+from kvcompress.format.atomic import atomic_write
 from kvcompress.report.facts import spell
 
 Result = Mapping[str, Any]

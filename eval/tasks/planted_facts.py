@@ -10,7 +10,7 @@ from eval.tasks.asking import Blanks
 from eval.tasks.conversation import Messages, asked_after, count_tokens, exchange
 from eval.tasks.lexicon import ADJECTIVES, DIGITS, NOUNS, PLACES, drawn
 from eval.tasks.protocol import Example
-from kvcompress.sessions import text_ids
+from kvcompress.data.sessions import text_ids
 
 OWNED = ("locker", "garage", "gate", "safe", "office", "cabin", "suitcase", "bike", "cellar", "studio", "archive")
 SHOWN, ASKED = 2, 4

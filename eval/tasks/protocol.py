@@ -11,7 +11,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from kvcompress.resume import feed, generate_from
+from kvcompress.hf.generation import feed, generate_from
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -14,7 +14,7 @@ from typing import Any
 from eval.tasks.asking import Blanks
 from eval.tasks.protocol import Example
 from eval.tasks.ruler import generator, seeded
-from kvcompress.sessions import text_ids
+from kvcompress.data.sessions import text_ids
 
 HOPS, ASKED, NOISES = 1, 2, 3
 ASSIGNMENT = re.compile(r"VAR (\w+) = (VAR \w+|\d+)")

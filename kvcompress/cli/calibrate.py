@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from kvcompress.cli.console import JsonOption, ModelOption, progress_bar, show
-from kvcompress.zoo import DEFAULT_MODEL
+from kvcompress.hub.bundled import DEFAULT_MODEL
 
 
 def calibrate(
@@ -24,7 +24,7 @@ def calibrate(
     """
     import torch
 
-    from kvcompress.checkpoint import calibrate_checkpoint
+    from kvcompress.fit.checkpoint import calibrate_checkpoint
 
     if threads:
         torch.set_num_threads(threads)

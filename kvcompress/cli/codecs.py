@@ -12,8 +12,8 @@ import typer
 from kvcompress.cli.console import ForceOption, JsonOption, show
 
 if TYPE_CHECKING:
-    from kvcompress.codec_facts import CodecFacts, Part
-    from kvcompress.codec_places import Found
+    from kvcompress.codec.facts import CodecFacts, Part
+    from kvcompress.codec.places import Found
 
 QUALITIES = ("transparent", "high", "usable")
 NameArgument = Annotated[
@@ -39,8 +39,8 @@ def list_codecs(
     They lie among the bundled checkpoints, in $KVCOMPRESS_HOME/codecs (by default in the platform's cache directory),
     and in the local cache of the Hugging Face Hub.
     """
-    from kvcompress.codec_places import all_codecs
-    from kvcompress.hub import codec_from_hub
+    from kvcompress.codec.places import all_codecs
+    from kvcompress.hub.hub_id import codec_from_hub
 
     for name in hub or []:
         codec_from_hub(name)
@@ -61,8 +61,8 @@ def list_codecs(
 @codecs.command("show")
 def show_codec(name: NameArgument, as_json: JsonOption = False) -> None:
     """Print a codec's card and what is guaranteed: sessions, bounds, measured means."""
-    from kvcompress.codec_facts import read_facts
-    from kvcompress.codec_places import find_codec
+    from kvcompress.codec.facts import read_facts
+    from kvcompress.codec.places import find_codec
 
     facts = read_facts(find_codec(name))
     if as_json:
@@ -89,7 +89,7 @@ def pull_codec(
     as_json: JsonOption = False,
 ) -> None:
     """Copy a codec whole or not at all, check its digests, and say what it belongs to."""
-    from kvcompress.pull import pull
+    from kvcompress.codec.pull import pull
 
     facts = pull(name, output, force=force)
     if as_json:
@@ -100,7 +100,7 @@ def pull_codec(
 
 def _readable(found: Iterator[Found]) -> Iterator[tuple[Found, CodecFacts]]:
     """Yield each codec with what it says of itself; one that is damaged hides no other."""
-    from kvcompress.codec_facts import read_facts
+    from kvcompress.codec.facts import read_facts
     from kvcompress.errors import CheckpointError
 
     for one in found:
@@ -112,7 +112,7 @@ def _readable(found: Iterator[Found]) -> Iterator[tuple[Found, CodecFacts]]:
 
 def _fits(model: str, facts: Sequence[CodecFacts]) -> dict[Path, str]:
     """Return for each codec "yes", "other weights" or "no"."""
-    from kvcompress.adopt import fit_of
+    from kvcompress.fit.adopt import fit_of
     from kvcompress.hf import load_model
 
     partners = load_model(model)
@@ -135,7 +135,7 @@ def _belongs_to(facts: CodecFacts) -> dict[str, Any]:
 
 def _guarantee(part: Part) -> Iterator[str]:
     """Yield what is promised of each quality word: how it is stored, n, bounds and measured means."""
-    from kvcompress.promise import promise_in_words
+    from kvcompress.codec.promise import promise_in_words
 
     if not part.promises:
         yield "no quality was verified, so none is promised"
@@ -145,7 +145,7 @@ def _guarantee(part: Part) -> Iterator[str]:
 
 def _lines(found: Found, facts: CodecFacts, fits: str | None) -> list[list[str]]:
     """Return the rows of one codec: a row for each number of recomputed layers, names in the first only."""
-    from kvcompress.codec_facts import SHORT
+    from kvcompress.codec.facts import SHORT
 
     rows = []
     for number, part in enumerate(facts.parts):

@@ -9,7 +9,7 @@ import typer
 
 from kvcompress.cli.console import CodecOption, ForceOption, JsonOption, KvzArgument, RecomputeModelOption, show
 from kvcompress.cli.models import recompute_by
-from kvcompress.zoo import DEFAULT_CODEC
+from kvcompress.hub.bundled import DEFAULT_CODEC
 
 
 def decode(
@@ -21,9 +21,9 @@ def decode(
     as_json: JsonOption = False,
 ) -> None:
     """Restore the raw snapshot of a file; no model is needed, unless it recomputes the first layers."""
-    from kvcompress.atomic import require_writable
-    from kvcompress.files import load_snapshot
-    from kvcompress.raw import save_raw
+    from kvcompress.format.atomic import require_writable
+    from kvcompress.codec.registry import load_snapshot
+    from kvcompress.format.raw_snapshot import save_raw
 
     require_writable(output, force)
     snapshot = load_snapshot(file, codec, recompute_by(model))

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from kvcompress.dry_run import PassCost
-    from kvcompress.fit import FitSettings
-    from kvcompress.fit_run import FitSource
+    from kvcompress.fit.dry_run import PassCost
+    from kvcompress.fit.fitter import FitSettings
+    from kvcompress.fit.run import FitSource
 
 GIGABYTE = 1e9
 NAME_WIDTH = 32
@@ -19,7 +19,7 @@ NAME_WIDTH = 32
 
 def show_dry_run(source: FitSource, settings: FitSettings, *, as_json: bool) -> None:
     """Print memory, disk and time of each pass; the sessions are counted, no weights are loaded."""
-    from kvcompress.dry_run import machine_speed, pass_costs
+    from kvcompress.fit.dry_run import machine_speed, pass_costs
     from kvcompress.hf.geometry import geometry_of
     from kvcompress.hf.loading import model_config
 
@@ -38,13 +38,13 @@ def show_dry_run(source: FitSource, settings: FitSettings, *, as_json: bool) -> 
 def _counted(source: FitSource) -> tuple[int, int]:
     """Return the number of sessions and how many tokens the longest has."""
     if source.shards is not None:
-        from kvcompress.shards import Shards
+        from kvcompress.data.shards import Shards
 
         rows = Shards(source.shards).rows
         return len(rows), max(row.tokens + len(row.continuation) for row in rows)
     from kvcompress.errors import InputError
     from kvcompress.hf.loading import model_config, model_tokenizer
-    from kvcompress.sessions import read_sessions, session_token_ids
+    from kvcompress.data.sessions import read_sessions, session_token_ids
 
     assert source.sessions is not None
     tokenizer = model_tokenizer(source.model or "")

@@ -15,12 +15,12 @@ from kvcompress.cli.inspect import in_words, other_weights_in_words
 from kvcompress.cli.wish import Wish, fulfil
 from kvcompress.cli.wishes import PlanWishes
 from kvcompress.errors import about
-from kvcompress.promise import OTHER_WEIGHTS
-from kvcompress.zoo import DEFAULT_CODEC, DEFAULT_MODEL
+from kvcompress.codec.promise import OTHER_WEIGHTS
+from kvcompress.hub.bundled import DEFAULT_CODEC, DEFAULT_MODEL
 
 if TYPE_CHECKING:
-    from kvcompress.container import Encoded
-    from kvcompress.dial import Choice
+    from kvcompress.format.container import Encoded
+    from kvcompress.rate.link import Choice
     from kvcompress.snapshot import KVSnapshot
 
 
@@ -98,9 +98,9 @@ def encode(
         codec, quality, size_ratio, max_kl, lossless, layers, link, model, planned, allow_other_weights, sessions
     )
     wish.check()
-    from kvcompress.atomic import require_writable
-    from kvcompress.container import save
-    from kvcompress.raw import load_raw
+    from kvcompress.format.atomic import require_writable
+    from kvcompress.format.container import save
+    from kvcompress.format.raw_snapshot import load_raw
 
     require_writable(output, force)
     if plan_table is not None:
@@ -143,8 +143,8 @@ def _layers(asked: str, codec: str) -> int:
     """Return a number of layers given as such or as a share of those of the codec's model."""
     import json
 
-    from kvcompress.codec_places import find_codec
-    from kvcompress.recompute import parse_layers
+    from kvcompress.codec.places import find_codec
+    from kvcompress.codec.recompute import parse_layers
 
     def count() -> int:
         return len(json.loads((find_codec(codec) / "config.json").read_text(encoding="utf-8"))["shapes"])
@@ -170,13 +170,13 @@ def _notes(encoded: Encoded, reached: float, choice: Choice | None, codec: str) 
     """Yield what a user who looks at the size alone would miss, a line each."""
     settings = encoded.settings
     if choice:
-        from kvcompress.dial import prefill_note
+        from kvcompress.rate.link import prefill_note
 
         told = prefill_note(choice)
         if told is not None:
             yield told
     if "size_ratio" in settings:
-        from kvcompress.plan import size_ratio_note
+        from kvcompress.rate.targets import size_ratio_note
 
         note = size_ratio_note(encoded, reached)
         if note is not None:
@@ -184,8 +184,8 @@ def _notes(encoded: Encoded, reached: float, choice: Choice | None, codec: str) 
     if OTHER_WEIGHTS in settings:
         yield f"{other_weights_in_words(settings)}: only these can go on from it"
     if settings.get("stored") in ("residual", "lossless") and not settings.get("unlike"):
-        from kvcompress.codec_places import find_codec
-        from kvcompress.promise import promise_in_words, stated_promise
+        from kvcompress.codec.places import find_codec
+        from kvcompress.codec.promise import promise_in_words, stated_promise
 
         promise = stated_promise(find_codec(codec), encoded.codec_fingerprint, settings)
         told = promise_in_words(promise) if promise else f"stored as {settings['stored']}"

@@ -10,7 +10,7 @@ import typer
 
 from kvcompress.cli.console import ForceOption, JsonOption, progress_bar, show
 from kvcompress.errors import InputError
-from kvcompress.zoo import DEFAULT_MODEL
+from kvcompress.hub.bundled import DEFAULT_MODEL
 
 
 def fit(
@@ -63,8 +63,8 @@ def fit(
     """
     import torch
 
-    from kvcompress.fit import FitSettings
-    from kvcompress.fit_run import FitSource, fit_checkpoint
+    from kvcompress.fit.fitter import FitSettings
+    from kvcompress.fit.run import FitSource, fit_checkpoint
 
     if threads:
         torch.set_num_threads(threads)
@@ -89,7 +89,7 @@ def fit(
 
 def _place(output: Path, layers: int, force: bool) -> Path:
     """Return where the codec goes; refuse to replace one without `--force`."""
-    from kvcompress.zoo import recompute_name
+    from kvcompress.hub.bundled import recompute_name
 
     place = output / recompute_name(layers) if layers else output
     if (place / "config.json").exists() and not force:
@@ -99,8 +99,8 @@ def _place(output: Path, layers: int, force: bool) -> Path:
 
 def _layers(asked: str, source: object) -> int:
     """Return a number of layers given as such or as a share of the model's."""
-    from kvcompress.fit_run import FitSource
-    from kvcompress.recompute import parse_layers
+    from kvcompress.fit.run import FitSource
+    from kvcompress.codec.recompute import parse_layers
 
     assert isinstance(source, FitSource)
     return parse_layers(asked, source.layer_count)

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from kvcompress.cli.console import ForceOption, JsonOption, ModelOption, progress_bar, show
-from kvcompress.zoo import DEFAULT_MODEL
+from kvcompress.hub.bundled import DEFAULT_MODEL
 
 
 def harvest(
@@ -40,9 +40,9 @@ def harvest(
     import torch
 
     from kvcompress.errors import InputError
-    from kvcompress.harvest import write_shards
+    from kvcompress.data.harvest import write_shards
     from kvcompress.hf import load_model
-    from kvcompress.shards import HarvestSettings
+    from kvcompress.data.shards import HarvestSettings
 
     if dtype not in ("float16", "bfloat16"):
         raise InputError(f"shards of {dtype!r} are not written", "Use float16 or bfloat16")

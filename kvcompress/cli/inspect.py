@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from kvcompress.cli.console import CodecOption, JsonOption, KvzArgument, ModelOption, show
-from kvcompress.promise import OTHER_WEIGHTS
-from kvcompress.zoo import DEFAULT_CODEC, DEFAULT_MODEL
+from kvcompress.codec.promise import OTHER_WEIGHTS
+from kvcompress.hub.bundled import DEFAULT_CODEC, DEFAULT_MODEL
 
 if TYPE_CHECKING:
-    from kvcompress.container import Header
-    from kvcompress.promise import Promise
+    from kvcompress.format.container import Header
+    from kvcompress.codec.promise import Promise
 
 
 def in_words(settings: Mapping[str, Any]) -> dict[str, str]:
@@ -71,7 +71,7 @@ def inspect(
 
         show_plan(file, plan_table, model, codec, as_json=as_json)
         return
-    from kvcompress.container import read_header
+    from kvcompress.format.container import read_header
 
     header = read_header(file)
     file_bytes = file.stat().st_size
@@ -94,7 +94,7 @@ def inspect(
         sections_all = {"header": file_bytes - sum(sections.values()), **sections}
         show(data | {"model": fingerprint, "sections": sections_all}, as_json=True)
         return
-    from kvcompress.promise import promise_in_words
+    from kvcompress.codec.promise import promise_in_words
 
     told = {"promise": promise_in_words(promise)} if promise else {}
     show(data | in_words(header.settings) | told, as_json=False)
@@ -105,9 +105,9 @@ def inspect(
 
 def _promise(codec: str, header: Header) -> Promise | None:
     """Return what is promised of a file, where the codec that made it is at hand."""
-    from kvcompress.codec_places import find_codec
+    from kvcompress.codec.places import find_codec
     from kvcompress.errors import CheckpointError
-    from kvcompress.promise import stated_promise
+    from kvcompress.codec.promise import stated_promise
 
     try:
         return stated_promise(find_codec(codec), header.codec_fingerprint, header.settings)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from kvcompress.recompute import Recompute
+    from kvcompress.codec.recompute import Recompute
     from kvcompress.snapshot import LayerKV, Origin
 
 

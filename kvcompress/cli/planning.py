@@ -7,16 +7,16 @@ from typing import Any
 
 from kvcompress.cli.console import progress_bar
 from kvcompress.cli.wishes import PlanWishes
-from kvcompress.codec import TinyVAECodec
-from kvcompress.container import Encoded
+from kvcompress.codec.tinyvae import TinyVAECodec
+from kvcompress.format.container import Encoded
 from kvcompress.errors import InputError
 from kvcompress.hf import load_model
-from kvcompress.hf.evidence import collect
-from kvcompress.lossless import LosslessCodec
-from kvcompress.prune.evidence import Evidence
-from kvcompress.prune.evidence_file import load_evidence
+from kvcompress.prune.evidence.collect import collect
+from kvcompress.codec.lossless import LosslessCodec
+from kvcompress.prune.evidence.record import Evidence
+from kvcompress.prune.evidence.file import load_evidence
 from kvcompress.prune.history import load_history, save_history
-from kvcompress.prune.scorer import find_scorer
+from kvcompress.prune.scorers.registry import find_scorer
 from kvcompress.prune.session import (
     DEFAULT_SCORERS,
     Asked,
@@ -27,7 +27,7 @@ from kvcompress.prune.session import (
 )
 from kvcompress.prune.table import save_table
 from kvcompress.snapshot import KVSnapshot
-from kvcompress.zoo import load_codec
+from kvcompress.hub.bundled import load_codec
 
 
 def encode_planned(

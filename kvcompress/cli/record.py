@@ -10,7 +10,7 @@ import typer
 
 from kvcompress.cli.console import DtypeOption, ForceOption, JsonOption, ModelOption, show
 from kvcompress.errors import InputError
-from kvcompress.zoo import DEFAULT_CODEC, DEFAULT_MODEL
+from kvcompress.hub.bundled import DEFAULT_CODEC, DEFAULT_MODEL
 
 if TYPE_CHECKING:
     from kvcompress.snapshot import KVSnapshot
@@ -44,9 +44,9 @@ def record(
         raise InputError("--id needs --session", "Name the session file with --session FILE.jsonl")
     if evidence is None and (scorer or codec):
         raise InputError(f"{'--scorer' if scorer else '--codec'} is about evidence", "Name its file with --evidence")
-    from kvcompress.atomic import require_writable
+    from kvcompress.format.atomic import require_writable
     from kvcompress.hf import load_model
-    from kvcompress.raw import save_raw
+    from kvcompress.format.raw_snapshot import save_raw
 
     require_writable(output, force)
     if evidence is not None:
@@ -78,11 +78,11 @@ def _write_evidence(
     """Collect what scorers need of a session, with the age of each token where a clock ran, and store it."""
     import torch
 
-    from kvcompress.hf.evidence import collect
-    from kvcompress.prune.evidence import Evidence
-    from kvcompress.prune.evidence_file import save_evidence
-    from kvcompress.prune.scorer import SCORERS, find_scorer
-    from kvcompress.zoo import load_codec
+    from kvcompress.prune.evidence.collect import collect
+    from kvcompress.prune.evidence.record import Evidence
+    from kvcompress.prune.evidence.file import save_evidence
+    from kvcompress.prune.scorers.registry import SCORERS, find_scorer
+    from kvcompress.hub.bundled import load_codec
 
     needs = {need for name in scorers or SCORERS for need in find_scorer(name).needs}
     codec = load_codec(codec_name) if codec_name is not None else None
@@ -100,7 +100,7 @@ def _said(
 ) -> tuple[list[int], list[float] | None]:
     """Return the token ids of what is recorded, and the age of each in seconds where a clock ran."""
     if session is not None:
-        from kvcompress.sessions import find_session, session_token_ids, token_ages
+        from kvcompress.data.sessions import find_session, session_token_ids, token_ages
 
         found = find_session(session, session_id)
         return session_token_ids(found, tokenizer), token_ages(found, tokenizer)
@@ -109,7 +109,7 @@ def _said(
             content = text.read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
             raise InputError(f"cannot be read as text ({error})", path=text) from error
-        from kvcompress.sessions import plain_text_ids
+        from kvcompress.data.sessions import plain_text_ids
 
         return plain_text_ids(tokenizer, content), None
     return _chat(model, tokenizer)
@@ -124,8 +124,8 @@ def _snapshot(model: Any, tokenizer: Any, ids: list[int]) -> KVSnapshot:
 def _chat(model: Any, tokenizer: Any) -> tuple[list[int], list[float]]:
     """Talk until an empty line; return the token ids of the whole conversation and their ages in seconds."""
     from kvcompress.hf import capture, restore
-    from kvcompress.resume import TextStream, generate_from
-    from kvcompress.sessions import Session, session_token_ids
+    from kvcompress.hf.generation import TextStream, generate_from
+    from kvcompress.data.sessions import Session, session_token_ids
 
     messages: list[dict[str, str]] = []
     ids: list[int] = []

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from kvcompress.cli.console import CodecOption, JsonOption, KvzArgument, ModelOption, show
-from kvcompress.zoo import DEFAULT_CODEC, DEFAULT_MODEL
+from kvcompress.hub.bundled import DEFAULT_CODEC, DEFAULT_MODEL
 
 
 def report(
@@ -22,7 +22,7 @@ def report(
 ) -> None:
     """Decode a file, resume from it, and compare with the exact cache: JSON, Markdown and HTML."""
     from kvcompress.hf import load_model
-    from kvcompress.measure import measure_file
+    from kvcompress.report.measure import measure_file
     from kvcompress.report import write_report
 
     language_model, tokenizer = load_model(model)

@@ -8,7 +8,7 @@ import typer
 
 from kvcompress.cli.console import CodecOption, DtypeOption, JsonOption, KvzArgument, ModelOption, show
 from kvcompress.errors import InputError
-from kvcompress.zoo import DEFAULT_CODEC, DEFAULT_MODEL
+from kvcompress.hub.bundled import DEFAULT_CODEC, DEFAULT_MODEL
 
 if TYPE_CHECKING:
     from kvcompress.snapshot import KVSnapshot
@@ -29,9 +29,9 @@ def resume(
     as_json: JsonOption = False,
 ) -> None:
     """Load a session and let the model go on."""
-    from kvcompress.files import load_snapshot
+    from kvcompress.codec.registry import load_snapshot
     from kvcompress.hf import load_model, recompute_with, restore
-    from kvcompress.resume import TextStream, generate_from, resume_start
+    from kvcompress.hf.generation import TextStream, generate_from, resume_start
 
     language_model, tokenizer = load_model(model, dtype)
     snapshot = load_snapshot(file, codec, recompute_with(language_model, tokenizer))
@@ -65,8 +65,8 @@ def resume(
 
 def _prompt_ids(tokenizer: Any, snapshot: KVSnapshot, prompt: str, plain: bool) -> list[int]:
     """Return the tokens of the prompt: a user turn under the chat template, or the bare text."""
-    from kvcompress.recall import turn_ids
-    from kvcompress.sessions import text_ids
+    from kvcompress.metrics.recall import turn_ids
+    from kvcompress.data.sessions import text_ids
 
     if plain or not getattr(tokenizer, "chat_template", None):
         return text_ids(tokenizer, prompt)

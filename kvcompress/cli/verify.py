@@ -8,7 +8,7 @@ import typer
 
 from kvcompress.cli.console import JsonOption, KvzArgument, show
 from kvcompress.cli.models import recompute_by
-from kvcompress.zoo import DEFAULT_CODEC
+from kvcompress.hub.bundled import DEFAULT_CODEC
 
 
 def verify(
@@ -23,7 +23,7 @@ def verify(
     as_json: JsonOption = False,
 ) -> None:
     """Check a file from end to end."""
-    from kvcompress.container import load
+    from kvcompress.format.container import load
 
     encoded = load(file)
     found = {"checksums": "ok", "codec": "not needed", "decodes": "not tried", "model": "not asked"}
@@ -43,9 +43,9 @@ def _check_codec(file: KvzArgument, codec: str | None, model: str | None) -> dic
 
 
 def _is_bundled(file: KvzArgument) -> bool:
-    from kvcompress.container import load
-    from kvcompress.files import recompute_layers_of
-    from kvcompress.zoo import find_checkpoint, load_codec, recompute_choices
+    from kvcompress.format.container import load
+    from kvcompress.codec.registry import recompute_layers_of
+    from kvcompress.hub.bundled import find_checkpoint, load_codec, recompute_choices
 
     encoded = load(file)
     layers = recompute_layers_of(encoded)
@@ -55,14 +55,14 @@ def _is_bundled(file: KvzArgument) -> bool:
 
 
 def _decodes(file: KvzArgument, codec: str, model: str | None) -> dict[str, str]:
-    from kvcompress.files import load_snapshot
+    from kvcompress.codec.registry import load_snapshot
 
     load_snapshot(file, codec, recompute_by(model))
     return {"decodes": "ok"}
 
 
 def _check_model(file: KvzArgument, model: str) -> str:
-    from kvcompress.container import HASH_CHARACTERS, read_header
+    from kvcompress.format.container import HASH_CHARACTERS, read_header
     from kvcompress.errors import FormatError, about
     from kvcompress.hf import fingerprint, load_model
     from kvcompress.snapshot import ModelFingerprint

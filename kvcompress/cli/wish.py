@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 from kvcompress.cli.console import progress_bar
 from kvcompress.errors import InputError
-from kvcompress.zoo import DEFAULT_MODEL
+from kvcompress.hub.bundled import DEFAULT_MODEL
 
 if TYPE_CHECKING:
-    from kvcompress.codec import TinyVAECodec
-    from kvcompress.container import Encoded
-    from kvcompress.dial import Choice
+    from kvcompress.codec.tinyvae import TinyVAECodec
+    from kvcompress.format.container import Encoded
+    from kvcompress.rate.link import Choice
     from kvcompress.snapshot import KVSnapshot
 
 
@@ -51,11 +51,11 @@ class Wish:
             what = "--model needs --max-kl, --recompute-layers, --link, --allow-other-weights or a plan"
             raise InputError(what, "Without them no model is run")
         if self.max_kl_nats is not None:
-            from kvcompress.closed_loop import require_bound
+            from kvcompress.rate.max_kl import require_bound
 
             require_bound(self.max_kl_nats)
         if self.link_megabits is not None:
-            from kvcompress.dial import require_link
+            from kvcompress.rate.link import require_link
 
             require_link(self.link_megabits)
 
@@ -81,7 +81,7 @@ class Wish:
 def fulfil(wish: Wish, snapshot: KVSnapshot) -> tuple[Encoded, Choice | None]:
     """Return the coded session, and how all points of the dial did where a link chose among them."""
     if wish.lossless:
-        from kvcompress.lossless import LosslessCodec
+        from kvcompress.codec.lossless import LosslessCodec
 
         return LosslessCodec().encode(snapshot), None
     codecs = _codecs(wish)
@@ -96,7 +96,7 @@ def fulfil(wish: Wish, snapshot: KVSnapshot) -> tuple[Encoded, Choice | None]:
         codecs = [_adopted(wish, codec, model, tokenizer) for codec in codecs]
     if wish.link_megabits is None:
         return _encoded(wish, codecs[0], snapshot, model, tokenizer), None
-    from kvcompress.dial import choose
+    from kvcompress.rate.link import choose
 
     choice = choose(
         model,
@@ -110,8 +110,8 @@ def fulfil(wish: Wish, snapshot: KVSnapshot) -> tuple[Encoded, Choice | None]:
 
 def _codecs(wish: Wish) -> list[TinyVAECodec]:
     """Return the codec that is asked for, or all at hand where a link chooses."""
-    from kvcompress.codec_places import find_codec
-    from kvcompress.zoo import load_codec, recompute_choices
+    from kvcompress.codec.places import find_codec
+    from kvcompress.hub.bundled import load_codec, recompute_choices
 
     if wish.link_megabits is None:
         return [load_codec(wish.codec, wish.recompute_layers)]
@@ -120,7 +120,7 @@ def _codecs(wish: Wish) -> list[TinyVAECodec]:
 
 def _adopted(wish: Wish, own: TinyVAECodec, model: Any, tokenizer: Any) -> TinyVAECodec:
     """Return a codec for the weights that recorded the session, measured with them where a quality word is asked."""
-    from kvcompress.adopt import adopt, measured
+    from kvcompress.fit.adopt import adopt, measured
 
     codec = adopt(own, model, tokenizer)
     if wish.max_kl_nats is not None:
@@ -133,10 +133,10 @@ def _encoded(
     wish: Wish, codec: TinyVAECodec, snapshot: KVSnapshot, model: Any = None, tokenizer: Any = None
 ) -> Encoded:
     """Code a session with one codec."""
-    from kvcompress.plan import encode_at_quality, encode_at_size_ratio
+    from kvcompress.rate.targets import encode_at_quality, encode_at_size_ratio
 
     if wish.max_kl_nats is not None:
-        from kvcompress.closed_loop import Race, hold_back
+        from kvcompress.rate.max_kl import Race, hold_back
 
         tail = hold_back(model, snapshot, tokenizer)  # every refusal comes before the bar
         with progress_bar("encode") as progress:

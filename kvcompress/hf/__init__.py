@@ -7,7 +7,7 @@ room is entered, so the submodules can never shadow them.
 from kvcompress.hf.capture import capture
 from kvcompress.hf.fingerprint import fingerprint
 from kvcompress.hf.loading import load_model
-from kvcompress.hf.partial import first_layers, recompute_with
+from kvcompress.hf.partial_prefill import first_layers, recompute_with
 from kvcompress.hf.restore import restore
 from kvcompress.hf.rope import RopeAdapter, rope_from_config
 

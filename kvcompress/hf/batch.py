@@ -22,7 +22,7 @@ from kvcompress.errors import InputError
 from kvcompress.hf.families import new_cache
 from kvcompress.hf.forward import run
 from kvcompress.hf.restore import restore
-from kvcompress.resume import require_room
+from kvcompress.hf.generation import require_room
 from kvcompress.snapshot import KVSnapshot
 
 

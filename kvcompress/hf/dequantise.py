@@ -26,7 +26,7 @@ import transformers
 from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from kvcompress.atomic import open_regular
+from kvcompress.format.atomic import open_regular
 from kvcompress.errors import CheckpointError, first_line
 from kvcompress.hf.quiet import silence
 

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from kvcompress.channels import group_positions
-from kvcompress.codec import TinyVAECodec
+from kvcompress.codec.tinyvae import TinyVAECodec
 from kvcompress.prune.tiers import OFFSETS, Tier
 from kvcompress.snapshot import KVSnapshot
 from tinyvae import Context

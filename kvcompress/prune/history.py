@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from kvcompress.atomic import atomic_write
+from kvcompress.format.atomic import atomic_write
 from kvcompress.errors import InputError
 
 MEMORY = 0.9

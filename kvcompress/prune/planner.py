@@ -17,10 +17,10 @@ import torch
 from torch import Tensor
 
 from kvcompress.channels import group_positions
-from kvcompress.codec import HIGHEST_RATE, TinyVAECodec
-from kvcompress.container import Encoded, to_bytes
+from kvcompress.codec.tinyvae import HIGHEST_RATE, TinyVAECodec
+from kvcompress.format.container import Encoded, to_bytes
 from kvcompress.errors import InputError
-from kvcompress.exact import with_exact
+from kvcompress.codec.exact_tokens import with_exact
 from kvcompress.prune.allocate import (
     CHOICES,
     Costs,
@@ -32,9 +32,9 @@ from kvcompress.prune.allocate import (
     offsets_of,
     own_worth_log2,
 )
-from kvcompress.prune.demand import Demand, choose_kept, drop
-from kvcompress.prune.fitted import profile_of
-from kvcompress.prune.scorer import require_scores
+from kvcompress.prune.constraints import Demand, choose_kept, drop
+from kvcompress.prune.scorers.profiles import profile_of
+from kvcompress.prune.scorers.registry import require_scores
 from kvcompress.prune.tiers import Tier
 from kvcompress.snapshot import KVSnapshot
 

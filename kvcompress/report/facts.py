@@ -175,7 +175,7 @@ def _recall_card(report: Mapping[str, Any]) -> Card | None:
 
 def measures(report: Mapping[str, Any]) -> list[Row]:
     """Return the rows of the fidelity table; the bounds of a tier stand beside the three measures that have them."""
-    from kvcompress.fidelity import TIERS  # inside: torch is slow to import
+    from kvcompress.metrics.fidelity import TIERS  # inside: torch is slow to import
 
     found = part(report, "fidelity")
     if not found:

@@ -58,7 +58,7 @@ class Resumed:
 
 def figures(report: Mapping[str, Any]) -> list[Figure]:
     """Draw every figure the report has numbers for."""
-    from kvcompress.fidelity import TIERS  # inside: torch is slow to import
+    from kvcompress.metrics.fidelity import TIERS  # inside: torch is slow to import
 
     file, bounds = part(report, "file"), {tier.name: tier.max_kl_nats for tier in TIERS}
     drawn = []

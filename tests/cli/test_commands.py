@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 
 from kvcompress.cli.app import app
 from kvcompress.errors import KVCompressError
-from kvcompress.raw import load_raw
+from kvcompress.format.raw_snapshot import load_raw
 
 TOKENS = 300
 
@@ -254,7 +254,7 @@ def test_sessions_unlike_the_codecs_are_stored_finer_and_inspect_says_so(
 ) -> None:
     import shutil
 
-    from kvcompress.zoo import find_checkpoint
+    from kvcompress.hub.bundled import find_checkpoint
 
     directory = shutil.copytree(find_checkpoint("reference-lm-tinyvae"), tmp_path / "codec")
     config = json.loads((directory / "config.json").read_text())
@@ -273,7 +273,7 @@ def test_sessions_unlike_the_codecs_are_stored_finer_and_inspect_says_so(
 
 
 def test_inspect_takes_no_words_from_settings_that_this_package_does_not_write(tmp_path: Path) -> None:
-    from kvcompress.container import Encoded, save
+    from kvcompress.format.container import Encoded, save
 
     odd = {"certificate": {"kl_nats": "\x1b[31m"}, "unlike": True, "stored": 3, "quality": ["x"]}
     save(tmp_path / "a.kvz", Encoded("demo", "", {}, "", 1, 2, odd, {}))
@@ -337,7 +337,7 @@ def test_report_of_another_session_is_refused(stored: dict[str, Path], tmp_path:
 
 
 def test_harvest_writes_shards_that_datasets_reads(tmp_path: Path, sessions_file: Path) -> None:
-    from kvcompress.shards import shards_as_dataset
+    from kvcompress.data.shards import shards_as_dataset
 
     short = tmp_path / "two.jsonl"
     rows = [json.loads(line) for line in sessions_file.read_text().splitlines()[:2]]

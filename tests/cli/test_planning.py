@@ -12,7 +12,7 @@ import torch
 from typer.testing import CliRunner
 
 from kvcompress.cli.app import app
-from kvcompress.raw import load_raw
+from kvcompress.format.raw_snapshot import load_raw
 from tests.cli.test_commands import refused, run
 
 TOKENS = 400

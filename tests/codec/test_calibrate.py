@@ -15,24 +15,24 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import kvcompress.calibrate as calibration
-from kvcompress.calibrate import TooFewSessionsError, calibrate, trials_from_sessions
-from kvcompress.codec import TinyVAECodec
-from kvcompress.container import to_bytes
-from kvcompress.fidelity import TIERS, fidelity, kl_nats, short_context_logits
-from kvcompress.harvest import tokenized_sessions
+import kvcompress.fit.calibrate as calibration
+from kvcompress.fit.calibrate import TooFewSessionsError, calibrate, trials_from_sessions
+from kvcompress.codec.tinyvae import TinyVAECodec
+from kvcompress.format.container import to_bytes
+from kvcompress.metrics.fidelity import TIERS, fidelity, kl_nats, short_context_logits
+from kvcompress.data.harvest import tokenized_sessions
 from kvcompress.hf import load_model, restore
-from kvcompress.ledger import Facts, Losses
-from kvcompress.lossless import LosslessCodec
-from kvcompress.plan import encode_in
-from kvcompress.promise import Promise, Setting
-from kvcompress.search import FINEST, Sessions
-from kvcompress.search import Path as RatePath
-from kvcompress.sections import own_sections
+from kvcompress.fit.ledger import Facts, Losses
+from kvcompress.codec.lossless import LosslessCodec
+from kvcompress.rate.targets import encode_in
+from kvcompress.codec.promise import Promise, Setting
+from kvcompress.fit.search import FINEST, Sessions
+from kvcompress.fit.search import Path as RatePath
+from kvcompress.format.session import own_sections
 from kvcompress.snapshot import KVSnapshot
-from kvcompress.trials import Bench, compared, context_worth, stored_as
-from kvcompress.verdict import stresses
-from kvcompress.zoo import find_checkpoint, load_codec
+from kvcompress.fit.trials import Bench, compared, context_worth, stored_as
+from kvcompress.fit.verdict import stresses
+from kvcompress.hub.bundled import find_checkpoint, load_codec
 from tests.codec.conftest import random_sessions
 
 Loser = Callable[[int, Setting], Losses]

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kvcompress.conformal import (
+from kvcompress.metrics.conformal import (
     CLIP,
     FAR,
     beyond,

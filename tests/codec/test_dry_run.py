@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 from transformers import LlamaConfig
 
-from kvcompress.dry_run import groups_of, pass_costs
-from kvcompress.fit import FitSettings
+from kvcompress.fit.dry_run import groups_of, pass_costs
+from kvcompress.fit.fitter import FitSettings
 from kvcompress.hf.geometry import geometry_of
 
 LLAMA_8B = {
@@ -48,10 +48,10 @@ STATISTICS = """
 import resource, sys
 import torch
 from kvcompress.channels import LayerShape
-from kvcompress.closed_form import Group
-from kvcompress.lower import Lower
-from kvcompress.recompute import Known
-from kvcompress.token_table import embedding_table, mean_table
+from kvcompress.fit.closed_form import Group
+from kvcompress.codec.lower_groups import Lower
+from kvcompress.codec.recompute import Known
+from kvcompress.fit.token_table import embedding_table, mean_table
 
 torch.set_num_threads(1)
 VOCAB, SIZE, CHANNELS, SESSIONS, TOKENS = 128_256, 4096, 4096, 4, 512

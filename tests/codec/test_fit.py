@@ -8,18 +8,18 @@ import pytest
 import torch
 
 from kvcompress.channels import LayerShape, from_channels, group_layers, layer_shapes, to_channels
-from kvcompress.checkpoint import save_codec
-from kvcompress.codec import TinyVAECodec, rope_of
+from kvcompress.fit.checkpoint import save_codec
+from kvcompress.codec.tinyvae import TinyVAECodec, rope_of
 from kvcompress.errors import InputError
-from kvcompress.fit import FitSettings, Fitter, fit_codec
-from kvcompress.geometry import NAMES_BYTES, SCALE_BYTES
-from kvcompress.harvest import harvest
+from kvcompress.fit.fitter import FitSettings, Fitter, fit_codec
+from kvcompress.fit.budget import NAMES_BYTES, SCALE_BYTES
+from kvcompress.data.harvest import harvest
 from kvcompress.hf import capture
-from kvcompress.hf.sensitivity import cache_gradients
-from kvcompress.shards import Shards
+from kvcompress.hf.gradients import cache_gradients
+from kvcompress.data.shards import Shards
 from kvcompress.snapshot import KVSnapshot
 from tests.codec.conftest import random_sessions, tiny_model
-from tinyvae.moments import Coherence, Moments, TokenMeans
+from tinyvae.fit.moments import Coherence, Moments, TokenMeans
 from tinyvae.prior import lagged
 from tinyvae.quantize import LEVELS, dequantize, quantize
 from tinyvae.transform import Metric, evened, sensitivity_weight, weighted_klt
@@ -168,7 +168,7 @@ def test_gradients_match_finite_differences(model: object, snapshot: KVSnapshot)
     def likelihood(shift: float) -> float:
         import copy
 
-        from kvcompress.fidelity import continuation_logits
+        from kvcompress.metrics.fidelity import continuation_logits
         from kvcompress.hf import restore
 
         cache = restore(snapshot, model)

@@ -12,18 +12,18 @@ import pytest
 import torch
 
 from kvcompress.channels import to_channels
-from kvcompress.checkpoint import save_codec
-from kvcompress.codec import HIGHEST_RATE, TinyVAECodec, rope_of
-from kvcompress.codec_directory import load_tinyvae
-from kvcompress.container import from_bytes, load, save, to_bytes
-from kvcompress.entropy import decode_symbols
+from kvcompress.fit.checkpoint import save_codec
+from kvcompress.codec.tinyvae import HIGHEST_RATE, TinyVAECodec, rope_of
+from kvcompress.codec.directory import load_tinyvae
+from kvcompress.format.container import from_bytes, load, save, to_bytes
+from kvcompress.format.ans import decode_symbols
 from kvcompress.errors import CheckpointError, FormatError, InputError, MismatchError
-from kvcompress.fit import FitSettings
+from kvcompress.fit.fitter import FitSettings
 from kvcompress.hf import capture
-from kvcompress.plan import encode_at_quality, encode_at_size_ratio
-from kvcompress.promise import Setting
+from kvcompress.rate.targets import encode_at_quality, encode_at_size_ratio
+from kvcompress.codec.promise import Setting
 from kvcompress.snapshot import CACHE_DTYPES, KVSnapshot, LayerKV
-from kvcompress.trials import Bench, trials_from_sessions
+from kvcompress.fit.trials import Bench, trials_from_sessions
 from tests.codec.conftest import random_sessions, tiny_model
 from tinyvae.model import common_reach, reaches
 from tinyvae.quantize import LEVELS

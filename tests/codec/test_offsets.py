@@ -10,9 +10,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kvcompress.codec import HIGHEST_RATE, TinyVAECodec
-from kvcompress.container import load, save
-from kvcompress.entropy import decode_choices, encode_choices
+from kvcompress.codec.tinyvae import HIGHEST_RATE, TinyVAECodec
+from kvcompress.format.container import load, save
+from kvcompress.format.ans import decode_choices, encode_choices
 from kvcompress.errors import FormatError, InputError
 from kvcompress.snapshot import KVSnapshot
 from tests.codec.test_laws import same, weighted_error

@@ -15,17 +15,17 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kvcompress.calibrate import calibrated
-from kvcompress.checkpoint import kept_out_of_fit, save_codec
-from kvcompress.closed_loop import NEIGHBOURS, Candidate, Race, Tail, cut, hold_back, tail_kl_nats, tail_tokens
-from kvcompress.codec import HIGHEST_RATE, RESIDUAL_RATE, TinyVAECodec
-from kvcompress.container import Encoded, from_bytes, load, save, to_bytes
+from kvcompress.fit.calibrate import calibrated
+from kvcompress.fit.checkpoint import kept_out_of_fit, save_codec
+from kvcompress.rate.max_kl import NEIGHBOURS, Candidate, Race, Tail, cut, hold_back, tail_kl_nats, tail_tokens
+from kvcompress.codec.tinyvae import HIGHEST_RATE, RESIDUAL_RATE, TinyVAECodec
+from kvcompress.format.container import Encoded, from_bytes, load, save, to_bytes
 from kvcompress.errors import CheckpointError, InputError, MismatchError
-from kvcompress.fit import FitSettings, fit_codec
-from kvcompress.harvest import tokenized_sessions
+from kvcompress.fit.fitter import FitSettings, fit_codec
+from kvcompress.data.harvest import tokenized_sessions
 from kvcompress.hf import capture, load_model
-from kvcompress.int8 import Int8Codec
-from kvcompress.known import (
+from kvcompress.codec.int8 import Int8Codec
+from kvcompress.fit.out_of_distribution import (
     LEAST_SESSIONS,
     Figures,
     Limit,
@@ -36,7 +36,7 @@ from kvcompress.known import (
     opens_unlike,
     usual_openings,
 )
-from kvcompress.plan import (
+from kvcompress.rate.targets import (
     FINEST_RATE,
     QUALITIES,
     SIZE_RATIO_TOLERANCE,
@@ -44,10 +44,10 @@ from kvcompress.plan import (
     encode_at_size_ratio,
     size_ratio_note,
 )
-from kvcompress.promise import Setting
+from kvcompress.codec.promise import Setting
 from kvcompress.snapshot import KVSnapshot, LayerKV
-from kvcompress.trials import Bench, SessionTrial, trials_from_sessions
-from kvcompress.zoo import find_checkpoint, load_codec
+from kvcompress.fit.trials import Bench, SessionTrial, trials_from_sessions
+from kvcompress.hub.bundled import find_checkpoint, load_codec
 from tests.codec.conftest import promised, random_sessions, tiny_model
 from tests.hf.families import model_of, session
 

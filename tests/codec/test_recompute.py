@@ -12,14 +12,14 @@ import torch
 from torch import Tensor
 from transformers import LlamaForCausalLM
 
-from kvcompress.checkpoint import save_codec
-from kvcompress.codec import TinyVAECodec
-from kvcompress.codec_directory import load_tinyvae
-from kvcompress.container import load, save, to_bytes
+from kvcompress.fit.checkpoint import save_codec
+from kvcompress.codec.tinyvae import TinyVAECodec
+from kvcompress.codec.directory import load_tinyvae
+from kvcompress.format.container import load, save, to_bytes
 from kvcompress.errors import FormatError, InputError, IntegrityError, MismatchError
-from kvcompress.fit import FitSettings, fit_codec
+from kvcompress.fit.fitter import FitSettings, fit_codec
 from kvcompress.hf import capture, recompute_with
-from kvcompress.recompute import PROBE, PROBE_ENTRIES, Known, Recompute
+from kvcompress.codec.recompute import PROBE, PROBE_ENTRIES, Known, Recompute
 from kvcompress.snapshot import KVSnapshot, LayerKV, Origin
 from tests.codec.conftest import promised, random_sessions, tiny_model
 from tests.codec.test_laws import same
@@ -193,7 +193,7 @@ def test_known_layers_predict_better_than_tokens_alone(
 ) -> None:
     """The claim of the dial: what is left of the same layer is smaller once earlier layers are known."""
     from kvcompress.channels import to_channels
-    from kvcompress.codec import rope_of
+    from kvcompress.codec.tinyvae import rope_of
 
     rope = rope_of(snapshot.origin)
     exact = to_channels(snapshot, (2,), rope)
@@ -257,7 +257,7 @@ def test_trailing_means_are_those_of_a_loop_over_tokens(tokens: int, reach: int)
 
 
 def test_the_directions_looked_at_in_the_past_are_those_that_tell() -> None:
-    from tinyvae.moments import Moments
+    from tinyvae.fit.moments import Moments
     from tinyvae.transform import Metric
 
     generator = torch.Generator().manual_seed(0)

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tinyvae.moments import PANEL, Gram, Moments
+from tinyvae.fit.moments import PANEL, Gram, Moments
 from tinyvae.quantize import DEAD_ZONE, outside_bin, quantize
 from tinyvae.transform import Metric, Transform, block_metric, times_block_metric, weighted_klt
 from tinyvae.weights import RankedMatrix, StoredMatrix

@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from tinyvae.loss import divergence_nats, error_bits, trade
+from tinyvae.fit.loss import divergence_nats, error_bits, trade
 
 
 def test_error_that_cannot_be_mended_costs_what_mending_it_would() -> None:

@@ -9,7 +9,7 @@ import torch
 
 pytest.importorskip("lightning", reason="the train extra is not installed")
 
-from kvcompress.codec import TinyVAECodec
+from kvcompress.codec.tinyvae import TinyVAECodec
 from tinyvae.quantize import LEVELS_PER_OCTAVE, quantize, scale_of_level
 from train.codec.prices import BENT, TAIL, Prices
 

@@ -13,7 +13,7 @@ import pytest
 
 pytest.importorskip("lightning", reason="the train extra is not installed")
 
-from kvcompress.codec_directory import load_tinyvae
+from kvcompress.codec.directory import load_tinyvae
 
 ROOT = Path(__file__).parents[2]
 RECIPE = """

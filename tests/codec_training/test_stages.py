@@ -14,11 +14,11 @@ from transformers import LlamaForCausalLM
 pytest.importorskip("lightning", reason="the train extra is not installed")
 
 from kvcompress.channels import to_channels
-from kvcompress.codec import TinyVAECodec, rope_of
+from kvcompress.codec.tinyvae import TinyVAECodec, rope_of
 from kvcompress.errors import InputError
-from kvcompress.harvest import harvest
+from kvcompress.data.harvest import harvest
 from kvcompress.hf import capture
-from kvcompress.shards import HarvestSettings, Shards
+from kvcompress.data.shards import HarvestSettings, Shards
 from kvcompress.snapshot import KVSnapshot
 from tests.codec.conftest import random_sessions
 from tinyvae.neighbours import phases

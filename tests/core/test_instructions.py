@@ -10,9 +10,9 @@ import torch
 
 from kvcompress.errors import FormatError
 from kvcompress.hf import capture, load_model, restore
-from kvcompress.instructions import PROBES, Rule, count_kept, rules
-from kvcompress.sessions import Session, read_sessions, session_token_ids
-from kvcompress.zoo import DEFAULT_MODEL, find_checkpoint
+from kvcompress.metrics.instructions import PROBES, Rule, count_kept, rules
+from kvcompress.data.sessions import Session, read_sessions, session_token_ids
+from kvcompress.hub.bundled import DEFAULT_MODEL, find_checkpoint
 
 
 def test_rules_look_where_they_say() -> None:

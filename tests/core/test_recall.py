@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from kvcompress.recall import turn_ids
+from kvcompress.metrics.recall import turn_ids
 
 CHATML = (
     "{% for m in messages %}{{ '<' + m['role'] + '\n' + m['content'] + '>\n' }}{% endfor %}"

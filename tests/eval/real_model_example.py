@@ -9,11 +9,11 @@ from pathlib import Path
 import torch
 
 from eval.real_model.run import Job, RealModelSettings
-from kvcompress.harvest import write_shards
+from kvcompress.data.harvest import write_shards
 from kvcompress.hf import load_model
-from kvcompress.promise import Loss, Promise, Setting
-from kvcompress.shards import HarvestSettings
-from kvcompress.zoo import DEFAULT_CODEC, DEFAULT_MODEL, find_checkpoint
+from kvcompress.codec.promise import Loss, Promise, Setting
+from kvcompress.data.shards import HarvestSettings
+from kvcompress.hub.bundled import DEFAULT_CODEC, DEFAULT_MODEL, find_checkpoint
 
 SETTINGS = RealModelSettings(
     tokens=160,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from kvcompress.fidelity import tier_of
+from kvcompress.metrics.fidelity import tier_of
 
 RAW_BYTES, WORTH_NATS, TOKENS, LAYERS = 3_145_728.0, 0.77, 1024, 6
 VALUES = RAW_BYTES / 2

@@ -6,12 +6,12 @@ from pathlib import Path
 
 import torch
 
-from kvcompress.container import load, save
-from kvcompress.fidelity import TIERS, fidelity
-from kvcompress.harvest import tokenized_sessions
+from kvcompress.format.container import load, save
+from kvcompress.metrics.fidelity import TIERS, fidelity
+from kvcompress.data.harvest import tokenized_sessions
 from kvcompress.hf import capture, load_model, restore
-from kvcompress.plan import encode_at_quality
-from kvcompress.zoo import find_checkpoint, load_codec
+from kvcompress.rate.targets import encode_at_quality
+from kvcompress.hub.bundled import find_checkpoint, load_codec
 
 TOKENS, CONTINUATION_TOKENS, SESSIONS = 768, 192, 12
 
@@ -38,7 +38,7 @@ def test_transparent_is_ten_times_smaller_and_within_its_tier(sessions_file: Pat
 
 
 def test_context_is_worth_something_to_the_bundled_model(sessions_file: Path) -> None:
-    from kvcompress.fidelity import context_worth_nats
+    from kvcompress.metrics.fidelity import context_worth_nats
 
     model, tokenizer = load_model(find_checkpoint("reference-lm"))
     torch.set_num_threads(1)

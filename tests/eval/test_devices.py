@@ -12,18 +12,18 @@ import numpy as np
 import pytest
 import torch
 
-from eval.devices import run
-from eval.devices.compare import cache_difference, explain_symbols, judge, resumption_difference
-from eval.devices.conditions import DTYPES, INSTRUCTIONS, PRECISIONS, REFERENCE, Condition, conditions_at_hand
-from eval.devices.phases import Phases
-from eval.devices.report import markdown, pair_grid, unmoved_conditions
-from eval.devices.symbols import digest, outside_bins, quantised, read_back
-from eval.devices.worker import RESULT, Bench
-from kvcompress.checkpoint import save_codec
+from eval.portability import run
+from eval.portability.compare import cache_difference, explain_symbols, judge, resumption_difference
+from eval.portability.conditions import DTYPES, INSTRUCTIONS, PRECISIONS, REFERENCE, Condition, conditions_at_hand
+from eval.portability.phases import Phases
+from eval.portability.report import markdown, pair_grid, unmoved_conditions
+from eval.portability.symbols import digest, outside_bins, quantised, read_back
+from eval.portability.worker import RESULT, Bench
+from kvcompress.fit.checkpoint import save_codec
 from kvcompress.errors import FormatError, InputError, KVCompressError
-from kvcompress.fit import FitSettings, fit_codec
-from kvcompress.raw import load_raw, save_raw
-from kvcompress.zoo import load_codec
+from kvcompress.fit.fitter import FitSettings, fit_codec
+from kvcompress.format.raw_snapshot import load_raw, save_raw
+from kvcompress.hub.bundled import load_codec
 from tests.codec.conftest import promised, random_sessions, tiny_model
 from tests.format.examples import make_snapshot
 from tests.format.make_golden import GOLDEN

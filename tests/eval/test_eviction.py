@@ -12,24 +12,24 @@ import pytest
 import torch
 from torch import Tensor
 
-from eval.rivals import eviction_attention, eviction_key_norm, eviction_sink_recent, tokens_only
-from eval.rivals.eviction import Eviction, Scorer, best_tokens, keep_count
-from eval.rivals.eviction_attention import WindowAttention
-from eval.rivals.eviction_key_norm import KeyNorm
-from eval.rivals.eviction_sink_recent import SinkRecent
-from eval.rivals.protocol import Calibration, Rival
-from kvcompress.container import from_bytes, to_bytes
+from eval.baselines import eviction_attention, eviction_key_norm, eviction_sink_recent, tokens_only
+from eval.baselines.eviction import Eviction, Scorer, best_tokens, keep_count
+from eval.baselines.eviction_attention import WindowAttention
+from eval.baselines.eviction_key_norm import KeyNorm
+from eval.baselines.eviction_sink_recent import SinkRecent
+from eval.baselines.protocol import Calibration, Rival
+from kvcompress.format.container import from_bytes, to_bytes
 from kvcompress.errors import FormatError, InputError, MismatchError
-from kvcompress.exact import WithExact
+from kvcompress.codec.exact_tokens import WithExact
 from kvcompress.hf import capture, restore
-from kvcompress.hf.evidence import collect
-from kvcompress.int8 import Int8Codec
-from kvcompress.lossless import LosslessCodec
-from kvcompress.prune.demand import Demand
-from kvcompress.prune.scorer import find_scorer
+from kvcompress.prune.evidence.collect import collect
+from kvcompress.codec.int8 import Int8Codec
+from kvcompress.codec.lossless import LosslessCodec
+from kvcompress.prune.constraints import Demand
+from kvcompress.prune.scorers.registry import find_scorer
 from kvcompress.prune.session import encode_pruned
 from kvcompress.prune.tiers import Tier
-from kvcompress.resume import feed
+from kvcompress.hf.generation import feed
 from kvcompress.snapshot import KVSnapshot
 from tests.fidelity.models import build, tokens, whole_logits
 

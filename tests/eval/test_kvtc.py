@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 import torch
 
-from eval.rivals import kvtc, kvtc_ideal
-from eval.rivals.kvtc_allocation import (
+from eval.baselines import kvtc, kvtc_ideal
+from eval.baselines.kvtc_allocation import (
     Block,
     block_bytes,
     block_unit,
@@ -27,10 +27,10 @@ from eval.rivals.kvtc_allocation import (
     total_bits,
     unpack_block,
 )
-from eval.rivals.protocol import Calibration, Rival
+from eval.baselines.protocol import Calibration, Rival
 from kvcompress.channels import to_channels
-from kvcompress.codec import rope_of
-from kvcompress.container import from_bytes, to_bytes
+from kvcompress.codec.tinyvae import rope_of
+from kvcompress.format.container import from_bytes, to_bytes
 from kvcompress.errors import FormatError, InputError, MismatchError
 from kvcompress.hf import capture
 from kvcompress.snapshot import KVSnapshot

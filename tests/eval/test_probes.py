@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from eval.rivals.raw16 import Raw16
+from eval.baselines.raw16 import Raw16
 from eval.suite.drift import hop_figures
 from eval.suite.hops import Hop, Journey, drift, grown, hop_worths
 from eval.suite.perturb import PERTURBATIONS
@@ -17,12 +17,12 @@ from eval.suite.planted import FACTS, planted, with_numbers
 from eval.suite.probes import prepare_probes, probe_row
 from eval.suite.prompts import AFTER_TOKENS, PROMPT_TOKENS, perturbed_prompts, prompt_figures
 from eval.suite.subject import prepare
-from kvcompress.fidelity import TIERS, kl_nats
-from kvcompress.harvest import tokenized_sessions
+from kvcompress.metrics.fidelity import TIERS, kl_nats
+from kvcompress.data.harvest import tokenized_sessions
 from kvcompress.hf import capture, load_model, restore
-from kvcompress.resume import feed, generate_from
+from kvcompress.hf.generation import feed, generate_from
 from kvcompress.snapshot import KVSnapshot, LayerKV
-from kvcompress.zoo import DEFAULT_MODEL
+from kvcompress.hub.bundled import DEFAULT_MODEL
 
 TOKENS = 256
 

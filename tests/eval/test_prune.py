@@ -9,16 +9,16 @@ from typing import Any
 import pytest
 import torch
 
-from eval.prune.board import read_rows
-from eval.prune.contenders import ONE_TIER, RACE, names
-from eval.prune.fit import Example, fit_profile, fit_salience, fit_scorers, write_fitted
-from eval.prune.report import larger_at_equal_kl, markdown, smaller_at_equal_kl, summarise
+from eval.leaderboard.board import read_rows
+from eval.leaderboard.contenders import ONE_TIER, RACE, names
+from eval.leaderboard.fit import Example, fit_profile, fit_salience, fit_scorers, write_fitted
+from eval.leaderboard.report import larger_at_equal_kl, markdown, smaller_at_equal_kl, summarise
 from kvcompress.errors import CheckpointError, FormatError
-from kvcompress.prune.features import FEATURES
-from kvcompress.prune.fitted import FITTED, KNOTS, Profile, load_fitted, profile_of
-from kvcompress.prune.learned import Learned
-from kvcompress.prune.salience import PARTS
-from kvcompress.prune.scorer import SCORERS
+from kvcompress.prune.scorers.features import FEATURES
+from kvcompress.prune.scorers.profiles import FITTED, KNOTS, Profile, load_fitted, profile_of
+from kvcompress.prune.scorers.learned import Learned
+from kvcompress.prune.scorers.salience import PARTS
+from kvcompress.prune.scorers.registry import SCORERS
 
 TOKENS = 400
 

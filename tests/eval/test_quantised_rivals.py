@@ -16,10 +16,10 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from eval.rivals import bitpacking, cachegen, int8, kivi, persistence, raw16, turboquant, zstd
-from eval.rivals.lloyd_max import lloyd_max, sphere_coordinate
-from eval.rivals.protocol import Calibration, Rival
-from kvcompress.container import Encoded, from_bytes, to_bytes
+from eval.baselines import bitpacking, cachegen, int8, kivi, persistence, raw16, turboquant, zstd
+from eval.baselines.lloyd_max import lloyd_max, sphere_coordinate
+from eval.baselines.protocol import Calibration, Rival
+from kvcompress.format.container import Encoded, from_bytes, to_bytes
 from kvcompress.errors import FormatError, InputError, KVCompressError, MismatchError
 from kvcompress.hf import capture
 from kvcompress.snapshot import KVSnapshot, LayerKV, ModelFingerprint

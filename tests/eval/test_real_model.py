@@ -21,18 +21,18 @@ from eval.real_model.readme import readme_table
 from eval.real_model.run import RealModelRun, read_facts
 from eval.real_model.targets import bound_checks, check, size_targets
 from eval.real_model.words import WIDTH, plain_nats, verdict
-from eval.rivals.kvtc import fit
-from eval.rivals.kvtc_ideal import KvtcIdeal, Tables
-from eval.rivals.protocol import Calibration
+from eval.baselines.kvtc import fit
+from eval.baselines.kvtc_ideal import KvtcIdeal, Tables
+from eval.baselines.protocol import Calibration
 from eval.suite.damage import damage
 from eval.suite.rows import Rows
-from kvcompress.container import from_bytes, load, save, to_bytes
+from kvcompress.format.container import from_bytes, load, save, to_bytes
 from kvcompress.errors import InputError
-from kvcompress.fidelity import continuation_logits, kl_nats, short_context_logits, top_agreement
+from kvcompress.metrics.fidelity import continuation_logits, kl_nats, short_context_logits, top_agreement
 from kvcompress.hf import capture, load_model, recompute_with, restore
-from kvcompress.sessions import read_sessions, session_token_ids
-from kvcompress.shards import Shards
-from kvcompress.zoo import DEFAULT_MODEL, find_checkpoint, load_codec
+from kvcompress.data.sessions import read_sessions, session_token_ids
+from kvcompress.data.shards import Shards
+from kvcompress.hub.bundled import DEFAULT_MODEL, find_checkpoint, load_codec
 from tests.codec.conftest import random_sessions, tiny_model
 from tests.eval.real_model_example import FIT_FACTS, RATES, SETTINGS, build, job
 
@@ -309,7 +309,7 @@ def test_the_first_token_can_be_raw() -> None:
 def test_wide_caches_have_the_same_axes(monkeypatch: pytest.MonkeyPatch) -> None:
     calibration = Calibration(tiny_model(), None, random_sessions(8, 260))
     plain = fit(calibration)[0]
-    monkeypatch.setattr("eval.rivals.kvtc.WIDE_CHANNELS", 8)
+    monkeypatch.setattr("eval.baselines.kvtc.WIDE_CHANNELS", 8)
     wide = fit(calibration)[0]
     for ours, theirs in zip(wide.axes, plain.axes, strict=True):
         assert torch.allclose((ours.basis[:8] * theirs.basis[:8]).sum(1).abs(), torch.ones(8), atol=1e-2)

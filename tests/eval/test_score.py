@@ -13,7 +13,7 @@ from eval.suite.bootstrap import resampled
 from eval.suite.perturb import PERTURBATIONS
 from eval.suite.score import harmonic, score
 from eval.suite.tails import STEP_NATS, tails
-from kvcompress.fidelity import TIERS
+from kvcompress.metrics.fidelity import TIERS
 
 SHARES = st.lists(st.floats(0.01, 1.0), min_size=1, max_size=5)
 

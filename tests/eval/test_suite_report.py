@@ -22,7 +22,7 @@ from eval.suite.report.compare import difference_in_errors
 from eval.suite.report.facts import best_points, rival_at_same_kl, spell_estimate
 from eval.suite.report.markdown import MOST_README_ROWS
 from kvcompress.errors import InputError
-from kvcompress.fidelity import TIERS
+from kvcompress.metrics.fidelity import TIERS
 from tests.eval.suite_example import FAMILIES, codec, economics, example
 
 HOSTILE = (

@@ -15,17 +15,17 @@ from typer.testing import CliRunner
 
 import eval.suite.run as suite_run
 from eval.__main__ import app
-from eval.rivals.int8 import family as int8_family
-from eval.rivals.registry import FAMILIES, OWN, build_all, resolve
+from eval.baselines.int8 import family as int8_family
+from eval.baselines.registry import FAMILIES, OWN, build_all, resolve
 from eval.suite.publish import read_result, write_readme
 from eval.suite.run import Job, run_suite, thin
 from eval.suite.settings import SuiteSettings
-from kvcompress.container import load, save
+from kvcompress.format.container import load, save
 from kvcompress.errors import InputError, KVCompressError
-from kvcompress.harvest import tokenized_sessions
+from kvcompress.data.harvest import tokenized_sessions
 from kvcompress.hf import capture, load_model
 from kvcompress.snapshot import KVSnapshot, LayerKV
-from kvcompress.zoo import DEFAULT_MODEL, find_checkpoint
+from kvcompress.hub.bundled import DEFAULT_MODEL, find_checkpoint
 
 SMALL = SuiteSettings(tokens=96, continuation_tokens=64, count=2, thorough=1, calibration=4, most_points=2, quick=True)
 

@@ -34,10 +34,10 @@ from eval.tasks.summary import accuracy, difference
 from eval.tasks.variable_tracking import ASSIGNMENT, followed
 from kvcompress.errors import InputError
 from kvcompress.hf import capture, load_model, restore
-from kvcompress.lossless import LosslessCodec
-from kvcompress.resume import generate_from
-from kvcompress.sessions import text_ids
-from kvcompress.zoo import DEFAULT_CODEC, DEFAULT_MODEL, find_checkpoint, load_codec
+from kvcompress.codec.lossless import LosslessCodec
+from kvcompress.hf.generation import generate_from
+from kvcompress.data.sessions import text_ids
+from kvcompress.hub.bundled import DEFAULT_CODEC, DEFAULT_MODEL, find_checkpoint, load_codec
 from tests.eval.real_model_example import build
 from tests.eval.tasks_example import SETTINGS, job
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from kvcompress.errors import InputError
-from kvcompress.fidelity import (
+from kvcompress.metrics.fidelity import (
     TIERS,
     compare_logits,
     first_divergence,

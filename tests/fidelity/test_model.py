@@ -11,7 +11,7 @@ from torch import Tensor
 from transformers import AttentionInterface, AttentionMaskInterface
 
 from kvcompress.errors import InputError
-from kvcompress.fidelity import context_worth_nats, continuation_logits, fidelity, kl_nats, short_context_logits
+from kvcompress.metrics.fidelity import context_worth_nats, continuation_logits, fidelity, kl_nats, short_context_logits
 from tests.fidelity.models import CONTEXT, WINDOW, build, keep, prefill, tokens, whole_logits
 
 FAMILIES = ("llama", "gpt2", "mistral")

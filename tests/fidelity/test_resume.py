@@ -7,7 +7,7 @@ import torch
 
 from kvcompress.errors import InputError
 from kvcompress.hf import capture, restore
-from kvcompress.resume import TextStream, generate_from, resume_start
+from kvcompress.hf.generation import TextStream, generate_from, resume_start
 from tests.fidelity.models import CONTEXT, WINDOW, build, greedy, keep, prefill, tokens
 
 

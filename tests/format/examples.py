@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kvcompress.prune.evidence import Evidence, QueryStatistics
+from kvcompress.prune.evidence.record import Evidence, QueryStatistics
 from kvcompress.snapshot import CACHE_DTYPES, KVSnapshot, LayerKV, ModelFingerprint, Origin
 
 DTYPES = tuple(CACHE_DTYPES)

@@ -12,15 +12,15 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from kvcompress.container import save
-from kvcompress.entropy import decode_symbols
+from kvcompress.format.container import save
+from kvcompress.format.ans import decode_symbols
 from kvcompress.hf import capture, load_model
-from kvcompress.lossless import LosslessCodec
-from kvcompress.prune.evidence_file import save_evidence
-from kvcompress.raw import save_raw
-from kvcompress.residual import Residual
-from kvcompress.sessions import find_session, session_token_ids
-from kvcompress.zoo import find_checkpoint, load_codec
+from kvcompress.codec.lossless import LosslessCodec
+from kvcompress.prune.evidence.file import save_evidence
+from kvcompress.format.raw_snapshot import save_raw
+from kvcompress.codec.residual import Residual
+from kvcompress.data.sessions import find_session, session_token_ids
+from kvcompress.hub.bundled import find_checkpoint, load_codec
 from tests.format.examples import make_evidence, make_snapshot
 
 GOLDEN = Path(__file__).parent / "golden"

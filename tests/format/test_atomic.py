@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from kvcompress.atomic import atomic_path, atomic_write, require_writable
+from kvcompress.format.atomic import atomic_path, atomic_write, require_writable
 from kvcompress.errors import InputError
 
 
@@ -112,7 +112,7 @@ def test_interrupted_work_leaves_nothing_behind(tmp_path: Path, failure: BaseExc
 
 WRITE_TOO_MUCH = """
 import resource, sys
-from kvcompress.atomic import atomic_write
+from kvcompress.format.atomic import atomic_write
 from kvcompress.errors import InputError
 resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
 try:

@@ -22,7 +22,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kvcompress.container import (
+from kvcompress.format.container import (
     MAGIC,
     MAX_HEADER_BYTES,
     Encoded,
@@ -38,8 +38,8 @@ from kvcompress.container import (
     verify,
 )
 from kvcompress.errors import FormatError, InputError, IntegrityError, KVCompressError, MismatchError
-from kvcompress.header_text import DICTIONARY, pack_header, unpack_header
-from kvcompress.packing import MAX_LAYERS, MAX_ORIGIN_BYTES, canonical_json
+from kvcompress.format.header import DICTIONARY, pack_header, unpack_header
+from kvcompress.format.json_section import MAX_LAYERS, MAX_ORIGIN_BYTES, canonical_json
 
 TINY = Encoded(
     codec="demo",
@@ -405,7 +405,7 @@ def test_missing_file_and_directory_are_named(tmp_path: Path, read: Callable[[An
 
 
 def test_container_imports_neither_torch_nor_numpy() -> None:
-    code = "import sys, kvcompress.container; print(sorted({'torch', 'numpy', 'zstandard'} & set(sys.modules)))"
+    code = "import sys, kvcompress.format.container; print(sorted({'torch', 'numpy', 'zstandard'} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
     assert done.stdout.strip() == "[]"
 

@@ -16,10 +16,10 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from kvcompress.container import save
+from kvcompress.format.container import save
 from kvcompress.errors import FormatError, InputError, KVCompressError
-from kvcompress.lossless import LosslessCodec
-from kvcompress.raw import load_raw, save_raw
+from kvcompress.codec.lossless import LosslessCodec
+from kvcompress.format.raw_snapshot import load_raw, save_raw
 from kvcompress.snapshot import KVSnapshot, LayerKV
 from tests.format.examples import DTYPES, make_origin, make_snapshot, require_identical
 
@@ -102,7 +102,7 @@ def test_refused_write_leaves_no_trace(tmp_path: Path) -> None:
     code = (
         "import resource, sys\n"
         "from kvcompress.errors import InputError\n"
-        "from kvcompress.raw import save_raw\n"
+        "from kvcompress.format.raw_snapshot import save_raw\n"
         "from tests.format.examples import make_snapshot\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))\n"
         "try: save_raw(sys.argv[1], make_snapshot())\n"

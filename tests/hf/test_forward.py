@@ -13,9 +13,9 @@ from kvcompress.errors import InputError
 from kvcompress.hf import capture, first_layers, restore
 from kvcompress.hf.families import new_cache
 from kvcompress.hf.forward import cache_name, held_tokens, open_mask, run, take_logits
-from kvcompress.hf.judge import Judge
-from kvcompress.hf.observe import Observer
-from kvcompress.resume import feed
+from kvcompress.metrics.sampled_kl import Judge
+from kvcompress.hf.attention_hook import Observer
+from kvcompress.hf.generation import feed
 from tests.hf.families import ACCEPTED, build, model_of, session
 
 

@@ -13,7 +13,7 @@ import pytest
 from kvcompress.errors import CheckpointError
 from kvcompress.hf import capture, fingerprint, hub, load_model
 from kvcompress.hf.loading import model_config, model_directory, model_tokenizer
-from kvcompress.zoo import checkpoint_root, find_checkpoint, is_bundled
+from kvcompress.hub.bundled import checkpoint_root, find_checkpoint, is_bundled
 from tests.hf.families import model_of
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -115,7 +115,7 @@ def test_code_that_comes_with_a_model_is_never_run(tmp_path: Path) -> None:
 
 
 def test_no_bundled_models_do_not_hide_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("kvcompress.zoo.checkpoint_root", lambda: tmp_path)
+    monkeypatch.setattr("kvcompress.hub.bundled.checkpoint_root", lambda: tmp_path)
     assert checkpoint_root() != tmp_path
     with pytest.raises(CheckpointError, match="no such directory"):
         load_model("reference-lm")

@@ -10,8 +10,8 @@ import torch
 
 from kvcompress.errors import CheckpointError
 from kvcompress.hf import load_model
-from kvcompress.sessions import read_sessions, session_token_ids
-from kvcompress.zoo import DEFAULT_CODEC, bundled, checkpoint_root, find_checkpoint, load_codec, recompute_choices
+from kvcompress.data.sessions import read_sessions, session_token_ids
+from kvcompress.hub.bundled import DEFAULT_CODEC, bundled, checkpoint_root, find_checkpoint, load_codec, recompute_choices
 
 MODEL_LIMIT_BYTES = 24_000_000
 
@@ -59,7 +59,7 @@ def test_damaged_bundled_weights_are_noticed(tmp_path: Path, monkeypatch: pytest
         (tmp_path / name).mkdir()
         (tmp_path / name / "model.safetensors").write_bytes(b"damaged")
     (tmp_path / "index.json").write_text((checkpoint_root() / "index.json").read_text())
-    monkeypatch.setattr("kvcompress.zoo.checkpoint_root", lambda: tmp_path)
+    monkeypatch.setattr("kvcompress.hub.bundled.checkpoint_root", lambda: tmp_path)
     with pytest.raises(CheckpointError, match="damaged"):
         find_checkpoint("reference-lm")
 

@@ -12,8 +12,8 @@ import torch
 from kvcompress.errors import InputError
 from kvcompress.hf import load_model
 from kvcompress.prune.anchors import KINDS, Anchor, Text, covered, find_anchors, marked, text_of, turns
-from kvcompress.sessions import find_session, session_token_ids
-from kvcompress.zoo import find_checkpoint
+from kvcompress.data.sessions import find_session, session_token_ids
+from kvcompress.hub.bundled import find_checkpoint
 
 
 def text(*pieces: str) -> Text:

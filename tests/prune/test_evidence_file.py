@@ -13,13 +13,13 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from kvcompress.codec import TinyVAECodec
+from kvcompress.codec.tinyvae import TinyVAECodec
 from kvcompress.errors import FormatError, InputError, KVCompressError, MismatchError
 from kvcompress.hf import capture
-from kvcompress.hf.evidence import collect
-from kvcompress.prune.evidence import KINDS, SURPRISE, Evidence
-from kvcompress.prune.evidence_file import load_evidence, save_evidence
-from kvcompress.prune.scorer import SCORERS, find_scorer, scored
+from kvcompress.prune.evidence.collect import collect
+from kvcompress.prune.evidence.record import KINDS, SURPRISE, Evidence
+from kvcompress.prune.evidence.file import load_evidence, save_evidence
+from kvcompress.prune.scorers.registry import SCORERS, find_scorer, scored
 from kvcompress.snapshot import KVSnapshot
 from tests.codec.conftest import random_sessions
 from tests.format.examples import make_evidence

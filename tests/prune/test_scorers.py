@@ -10,16 +10,16 @@ import pytest
 import torch
 from torch import Tensor
 
-from kvcompress.codec import TinyVAECodec, rope_of
+from kvcompress.codec.tinyvae import TinyVAECodec, rope_of
 from kvcompress.errors import InputError, MismatchError
 from kvcompress.hf import capture
-from kvcompress.hf.evidence import collect
-from kvcompress.prune.concert import Concert
-from kvcompress.prune.evidence import KINDS, Evidence, QueryStatistics, ranks
-from kvcompress.prune.likeness import novelty
-from kvcompress.prune.random import SCORER as RANDOM
-from kvcompress.prune.salience import PARTS, Salience
-from kvcompress.prune.scorer import SCORERS, find_scorer, parts_of, require_scores, scored
+from kvcompress.prune.evidence.collect import collect
+from kvcompress.prune.scorers.concert import Concert
+from kvcompress.prune.evidence.record import KINDS, Evidence, QueryStatistics, ranks
+from kvcompress.prune.evidence.key_similarity import novelty
+from kvcompress.prune.scorers.random import SCORER as RANDOM
+from kvcompress.prune.scorers.salience import PARTS, Salience
+from kvcompress.prune.scorers.registry import SCORERS, find_scorer, parts_of, require_scores, scored
 from kvcompress.snapshot import KVSnapshot, LayerKV
 from tests.codec.conftest import random_sessions
 from tests.hf.families import model_of, session
@@ -103,9 +103,9 @@ def test_sensitivity_is_high_where_a_change_moves_the_output(
     model: Any, codec: TinyVAECodec, snapshot: KVSnapshot, evidence: Evidence
 ) -> None:
     """Of two tokens disturbed alike, the more sensitive one changes the predictions of what comes more, on average."""
-    from kvcompress.fidelity import continuation_logits, kl_nats
+    from kvcompress.metrics.fidelity import continuation_logits, kl_nats
     from kvcompress.hf import restore
-    from kvcompress.hf.futures import sample_futures
+    from kvcompress.hf.sampling import sample_futures
 
     order = evidence.require_sensitivity().argsort()
     future = sample_futures(model, snapshot, count=1, tokens=32, seed=5)[0]

@@ -57,8 +57,8 @@ def documents(rows: list[dict[str, Any]]) -> list[str]:
 def test_half_novels_half_chats_of_enough_tokens(corpora: tuple[Path, Path], tmp_path: Path) -> None:
     from transformers import AutoTokenizer
 
-    from kvcompress.sessions import read_sessions, session_token_ids
-    from kvcompress.zoo import find_checkpoint
+    from kvcompress.data.sessions import read_sessions, session_token_ids
+    from kvcompress.hub.bundled import find_checkpoint
 
     rows, _ = compose(corpora, tmp_path / "fit.jsonl", "--count", 8)
     assert [row["category"] for row in rows] == ["novel", "chat"] * 4

@@ -11,7 +11,7 @@ import torch
 
 pytest.importorskip("tokenizers", reason="the train extra is not installed")
 
-from kvcompress.instructions import Rule
+from kvcompress.metrics.instructions import Rule
 from train.lm.compose import CATEGORIES, composed_session
 from train.lm.corpus import Corpus, is_held_out, load_corpus
 from train.lm.curriculum import Batches, Phase, Recipe

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from kvcompress.channels import to_channels
-from kvcompress.codec import TinyVAECodec, rope_of
+from kvcompress.codec.tinyvae import TinyVAECodec, rope_of
 from kvcompress.hf import capture
 from tests.codec.conftest import random_sessions, tiny_model
 from tests.codec.test_recompute import fitted

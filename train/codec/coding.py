@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from kvcompress.channels import from_channels, group_positions, to_channels
-from kvcompress.codec import TinyVAECodec, rope_of
+from kvcompress.codec.tinyvae import TinyVAECodec, rope_of
 from kvcompress.snapshot import KVSnapshot
 from tinyvae import Context, TinyVAE
 from tinyvae.neighbours import phases

@@ -21,15 +21,15 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
-from kvcompress.codec import TinyVAECodec
-from kvcompress.fit_run import peak_bytes
+from kvcompress.codec.tinyvae import TinyVAECodec
+from kvcompress.fit.run import peak_bytes
 from kvcompress.hf.forward import open_mask, run
 from kvcompress.hf.restore import restore
-from kvcompress.prune.demand import drop
-from kvcompress.resume import feed
+from kvcompress.prune.constraints import drop
+from kvcompress.hf.generation import feed
 from kvcompress.snapshot import KVSnapshot
 from tinyvae import TinyVAE
-from tinyvae.loss import divergence_nats, error_bits, trade
+from tinyvae.fit.loss import divergence_nats, error_bits, trade
 from tinyvae.quantize import steps_at
 from tinyvae.transform import Transform, times_block_metric
 from train.codec.coding import Coded, as_cached, coded_groups

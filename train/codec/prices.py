@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from kvcompress.entropy import TableBank
+from kvcompress.format.ans import TableBank
 from tinyvae.quantize import LEVELS, LEVELS_PER_OCTAVE, scale_of_level
 
 TAIL = 8.0

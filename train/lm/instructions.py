@@ -1,7 +1,7 @@
 """Standing instructions: rules of form, given in the first turn, that every later answer has to keep.
 
 Eviction is known to lose instructions silently (arXiv 2510.00231), so the model that measures codecs must follow some.
-Whether an answer keeps a rule can be read off its text (`kvcompress.instructions`).
+Whether an answer keeps a rule can be read off its text (`kvcompress.metrics.instructions`).
 """
 
 from __future__ import annotations

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
-from kvcompress.fidelity import TIERS
+from kvcompress.metrics.fidelity import TIERS
 from kvcompress.report.facts import NOTHING, spell
 
 OURS, CHIEF_RIVAL = "tinyvae", "kvtc"

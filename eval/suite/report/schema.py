@@ -25,7 +25,7 @@ from eval.suite.report.rules import (
     refuse,
 )
 from kvcompress.errors import InputError
-from kvcompress.fidelity import TIERS
+from kvcompress.metrics.fidelity import TIERS
 
 SCHEMA_VERSION = 1
 LINK_MEGABITS = ("10", "100", "1000")

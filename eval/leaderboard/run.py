@@ -1,0 +1,68 @@
+"""`python -m eval prune`: the leaderboard, or with --fit what scorers learn."""
+
+from __future__ import annotations
+
+import platform
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from eval.leaderboard.board import BoardSettings, run_board
+from eval.leaderboard.fit import CONTINUATION_TOKENS, Example, fit_scorers, measure_example, write_fitted
+from eval.leaderboard.report import write_board
+from eval.suite.chosen import choose_sessions
+from kvcompress.cli.console import progress_bar
+from kvcompress.errors import InputError
+from kvcompress.data.harvest import tokenized_sessions
+from kvcompress.hf import load_model
+from kvcompress.prune.scorers.profiles import FITTED
+from kvcompress.hub.bundled import load_codec
+
+FIT_TOKENS = (1024, 640)
+"""Tokens stored of the fitting sessions, in turn: worth depends on how long a session is."""
+
+
+def leaderboard(
+    model: str, codec: str, sessions: Path, out: Path, settings: BoardSettings, command: str
+) -> dict[str, Any]:
+    """Measure, write the report and return the result."""
+    with progress_bar("prune") as progress:
+        rows = run_board(model, codec, sessions, out, settings, progress)
+    facts = {"command": command, "tokens": settings.tokens, "continuation": settings.continuation_tokens}
+    return write_board(rows, out, facts)
+
+
+def fit(
+    model_name: str, codec_name: str, sessions: Path, settings: BoardSettings, command: str, output: Path = FITTED
+) -> dict[str, Any]:
+    """Fit scorers on the sessions that the leaderboard does not measure, and write them.
+
+    Raises:
+        InputError: No session is left.
+    """
+    model, tokenizer = load_model(model_name)
+    codec = load_codec(codec_name)
+    rows = tokenized_sessions(model, tokenizer, sessions)
+    _, rest = choose_sessions(rows, settings.count, settings.tokens, settings.continuation_tokens)
+    examples = list[Example]()
+    with progress_bar("fit") as progress:
+        for number, ids in enumerate(rest):
+            tokens = min(FIT_TOKENS[number % len(FIT_TOKENS)], len(ids) - CONTINUATION_TOKENS)
+            if tokens >= CONTINUATION_TOKENS:
+                examples.append(measure_example(model, tokenizer, codec, ids, tokens, number))
+            progress("sessions", number + 1, len(rest))
+        if not examples:
+            raise InputError("no session is left to fit scorers to", "Give more or measure fewer with --count")
+        fitted = fit_scorers(examples, progress)
+    made = {
+        "command": command,
+        "codec": codec.fingerprint,
+        "model": codec.model_fingerprint.weights,
+        "sessions": len(examples),
+        "tokens": sum(len(example.damage) for example in examples),
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+    }
+    write_fitted(output, fitted, made)
+    return made

@@ -1,0 +1,1 @@
+"""Codecs: snapshots to encoded files and back, where codecs lie, and what they promise."""

@@ -1,0 +1,67 @@
+"""Open any file that holds a session: `.kvz` through its codec, or a raw snapshot."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from kvcompress.codec.tinyvae import Codec, TinyVAECodec
+from kvcompress.format.container import MAGIC, Encoded, load
+from kvcompress.errors import FormatError, about
+from kvcompress.codec.exact_tokens import EXACT, WithExact, without_exact
+from kvcompress.codec.int8 import Int8Codec
+from kvcompress.codec.lossless import LosslessCodec
+from kvcompress.format.raw_snapshot import load_raw
+from kvcompress.codec.recompute import Recompute
+from kvcompress.snapshot import KVSnapshot
+from kvcompress.hub.bundled import DEFAULT_CODEC, load_codec
+
+WITHOUT_WEIGHTS: tuple[type[Int8Codec] | type[LosslessCodec], ...] = (Int8Codec, LosslessCodec)
+
+
+def codec_of(encoded: Encoded, codec: str | Path = DEFAULT_CODEC, recompute: Recompute | None = None) -> Codec:
+    """Return the codec that an encoded snapshot asks for.
+
+    Args:
+        encoded: What a `.kvz` file holds.
+        codec: Codec directory or bundled name, for codecs that have weights.
+        recompute: The model, for files whose first layers it recomputes; `kvcompress.hf.recompute_with` makes it.
+    """
+    if EXACT in encoded.sections:
+        return WithExact(codec_of(without_exact(encoded), codec, recompute))
+    for weightless in WITHOUT_WEIGHTS:
+        if encoded.codec == weightless.kind:
+            return weightless()
+    if encoded.codec != TinyVAECodec.kind:
+        raise FormatError(f"the file was made by the unknown codec {encoded.codec!r}", "Upgrade kvcompress")
+    loaded = load_codec(codec, recompute_layers_of(encoded))
+    loaded.recompute = recompute
+    return loaded
+
+
+def recompute_layers_of(encoded: Encoded) -> int:
+    """Return how many layers the model runs to restore a file, as its settings say.
+
+    Raises:
+        FormatError: They say something impossible.
+    """
+    layers = encoded.settings.get("recompute_layers", 0)
+    if not isinstance(layers, int) or isinstance(layers, bool) or layers < 0:
+        raise FormatError(f"the file asks for the impossible number of {layers!r} recomputed layers")
+    return layers
+
+
+def load_snapshot(path: Path, codec: str | Path = DEFAULT_CODEC, recompute: Recompute | None = None) -> KVSnapshot:
+    """Load the snapshot of a `.kvz` file or of a raw snapshot file; errors name the path. As `codec_of`."""
+    if is_raw(path):
+        return load_raw(path)
+    with about(path):
+        encoded = load(path)
+        return codec_of(encoded, codec, recompute).decode(encoded)
+
+
+def is_raw(path: Path) -> bool:
+    """Tell whether a file is no `.kvz` file but named like a raw snapshot."""
+    if path.suffix != ".safetensors" or not path.is_file():
+        return False
+    with path.open("rb") as handle:
+        return handle.read(len(MAGIC)) != MAGIC

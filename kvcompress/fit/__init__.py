@@ -1,0 +1,1 @@
+"""How a codec is made from sessions and what it can promise: closed form, calibration, checkpoints."""

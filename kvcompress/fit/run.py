@@ -1,0 +1,188 @@
+"""Make a codec checkpoint: harvest sessions or take shards, fit, verify what can be promised, save.
+
+Everything that takes long lies in a working directory beside the output, `<output>.fit`, until the codec is there: a
+run that was killed goes on where it stopped.
+"""
+
+from __future__ import annotations
+
+import resource
+import shutil
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from kvcompress.fit.calibrate import TooFewSessionsError
+from kvcompress.fit.checkpoint import finish_codec, save_codec, stored_in_words
+from kvcompress.codec.tinyvae import TinyVAECodec
+from kvcompress.errors import InputError
+from kvcompress.fit.fitter import FitSettings, Fitter, require_coded_layers
+from kvcompress.fit.floor import floor_nats
+from kvcompress.data.harvest import write_shards
+from kvcompress.hf import fingerprint, load_model
+from kvcompress.data.shards import INDEX, Shards, opening_digest
+from kvcompress.snapshot import KVSnapshot
+from kvcompress.fit.trials import CONTINUATION_TOKENS
+from kvcompress.fit.working import Working
+
+PASSES = 2
+"""Version of what passes leave behind: a fit that an earlier version began is begun anew."""
+
+Progress = Callable[[str, int, int], None]
+Announce = Callable[[str], None]
+
+
+@dataclass(frozen=True, slots=True)
+class FitSource:
+    """What a codec is fitted to.
+
+    Attributes:
+        model: Name, directory, Hub id or GGUF file; None where shards are given and nothing is to be verified.
+        sessions: JSON lines of recorded sessions, to be harvested; None where shards are given.
+        shards: A finished harvest; None where sessions are given.
+        tokens: Sessions are cut at so many tokens; None at the model's context.
+    """
+
+    model: str | None
+    sessions: Path | None = None
+    shards: Path | None = None
+    tokens: int | None = None
+
+    def check(self) -> None:
+        """Raise `InputError` unless there is one source, and a model where sessions are to be harvested."""
+        if (self.sessions is None) == (self.shards is None):
+            raise InputError("a fit needs either --sessions or --shards", "Give one of them")
+        if self.shards is not None and self.tokens is not None:
+            raise InputError("shards are cut already", "Leave --tokens away, or harvest again")
+
+    def layer_count(self) -> int:
+        """Return how many layers the model has."""
+        if self.shards is not None:
+            return len(Shards(self.shards).origin.layer_kinds)
+        from kvcompress.hf.loading import model_config
+
+        return int(model_config(self.model or "").num_hidden_layers)
+
+
+@dataclass(frozen=True, slots=True)
+class ShardTrial:
+    """A session of a harvest, cut as it was harvested: see `kvcompress.fit.trials.TrialSource`."""
+
+    shards: Shards
+    number: int
+
+    @property
+    def snapshot(self) -> KVSnapshot:
+        """The cache before the continuation, read anew."""
+        return self.shards.snapshot(self.number)
+
+    @property
+    def continuation(self) -> Tensor:
+        """Token ids [T] int64, at most 128: losses are largest right after a session is resumed."""
+        return self.shards.continuation(self.number)[:CONTINUATION_TOKENS]
+
+
+def fit_checkpoint(
+    source: FitSource, output: Path, settings: FitSettings, progress: Progress, announce: Announce = lambda line: None
+) -> dict[str, Any]:
+    """Fit, verify and save; `output` appears whole or not at all.
+
+    Args:
+        source: Model and sessions, or shards.
+        output: Directory of the codec.
+        settings: Dials.
+        progress: Called with stage, done, total.
+        announce: Called with lines that a user should read.
+
+    Returns:
+        A summary: tokens, seconds, peak memory, size of the checkpoint, what is promised.
+
+    Raises:
+        InputError: Too few sessions to fit to.
+        MismatchError: The shards are of another model.
+    """
+    source.check()
+    require_coded_layers(settings.recompute_layers, source.layer_count())
+    start, place = time.perf_counter(), output.with_name(output.name + ".fit")
+    loaded = load_model(source.model) if source.model is not None else None
+    if source.shards is not None:
+        shards = Shards(source.shards)
+    else:
+        shards = _harvest(source, loaded, settings, place, progress, announce)
+    if loaded is not None:
+        shards.origin.fingerprint.require_match(fingerprint(*loaded), path=shards.directory)
+        loaded = None  # the passes need its memory and not the model
+    key = {"passes": PASSES, "settings": asdict(settings), "shards": shards.settings}
+    working = Working(place / f"passes-{settings.recompute_layers}", key)
+    codec = Fitter(shards, settings, progress, working).fit()
+    if source.model is None:
+        announce("no model was named, so nothing was verified: the codec promises no quality")
+    else:
+        verify(codec, *load_model(source.model), shards, working, progress, announce)
+    save_codec(codec, output)
+    shutil.rmtree(place, ignore_errors=True)
+    return _summary(codec, output, time.perf_counter() - start)
+
+
+def _harvest(
+    source: FitSource, loaded: Any, settings: FitSettings, place: Path, progress: Progress, announce: Announce
+) -> Shards:
+    """Return the shards of the sessions of a file, made in the working directory."""
+    if loaded is None or source.sessions is None:
+        raise InputError("sessions are harvested with a model", "Name it with --model")
+    target, (model, tokenizer) = place / "shards", loaded
+    stated = replace(settings.harvest_settings(), tokens=source.tokens)
+    if not (target / INDEX).is_file():
+        write_shards(model, tokenizer, source.sessions, target, progress, settings=stated, announce=announce)
+    return Shards(target)
+
+
+def verify(
+    codec: TinyVAECodec,
+    model: Any,
+    tokenizer: Any,
+    shards: Shards,
+    working: Working,
+    progress: Progress,
+    announce: Announce,
+) -> None:
+    """Measure the floor and what can be promised on the sessions kept out; say what is not promised and why."""
+    kept = shards.part("calibration")
+    trials = [ShardTrial(kept, number) for number in range(len(kept))]
+    codec.fitted["floor_kl_nats"] = floor_nats(model, codec, trials, tokenizer)
+    known = set(codec.fitted["session_digests"])
+    codec.fitted["verified_apart"] = all(
+        opening_digest(kept.session(number)) not in known for number in range(len(kept))
+    )
+    try:
+        finish_codec(codec, model, tokenizer, trials, progress, resume_file=working.file("trials.jsonl"))
+    except TooFewSessionsError as error:
+        announce(f"no quality is promised: {error.what}. {error.remedy}")
+
+
+def peak_bytes() -> int:
+    """Return the most memory that this process has held."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def _summary(codec: TinyVAECodec, output: Path, seconds: float) -> dict[str, Any]:
+    return {
+        "output": str(output),
+        "tokens": codec.fitted["tokens"],
+        "fit_seconds": seconds,
+        "peak_bytes": peak_bytes(),
+        "threads": torch.get_num_threads(),
+        "file_bytes": (output / "model.safetensors").stat().st_size,
+        "promises": stored_in_words(codec),
+        "floor_kl_nats": codec.fitted.get("floor_kl_nats"),
+        "fingerprint": codec.fingerprint,
+    }
+
+
+__all__ = ["FitSource", "ShardTrial", "fit_checkpoint", "peak_bytes", "verify"]

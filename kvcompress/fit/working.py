@@ -1,0 +1,61 @@
+"""What the passes of a fit have found so far, on disk: a fit that was killed goes on with the next pass."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from kvcompress.format.atomic import atomic_path, atomic_write
+from kvcompress.errors import InputError
+
+KEY = "working.json"
+
+
+class Working:
+    """A directory of tensors by name.
+
+    Args:
+        directory: Where they lie; None keeps nothing.
+        key: What they depend on. What another key left there is removed.
+    """
+
+    def __init__(self, directory: Path | None, key: Mapping[str, Any] | None = None) -> None:
+        self.directory = directory
+        if directory is None:
+            return
+        stamp = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()
+        place = directory / KEY
+        if directory.is_dir() and not place.is_file() and any(directory.iterdir()):
+            raise InputError("is no working directory of a fit", "Remove it or choose another output", path=directory)
+        if place.is_file() and place.read_text() != stamp:
+            shutil.rmtree(directory)
+        directory.mkdir(parents=True, exist_ok=True)
+        atomic_write(place, [stamp.encode()], force=True)
+
+    def tensors(self, name: str, make: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
+        """Return the tensors of a name, made and kept where they are not there yet."""
+        if self.directory is None:
+            return make()
+        place = self.directory / f"{name}.safetensors"
+        if place.is_file():
+            return load_file(place)
+        found = {key: tensor.contiguous() for key, tensor in make().items()}
+        with atomic_path(place, force=True) as temporary:
+            save_file(found, temporary)
+        return found
+
+    def file(self, name: str) -> Path | None:
+        """Return the path of a file of another kind in the directory; None where nothing is kept."""
+        return None if self.directory is None else self.directory / name
+
+    def remove(self) -> None:
+        """Remove the directory."""
+        if self.directory is not None:
+            shutil.rmtree(self.directory, ignore_errors=True)

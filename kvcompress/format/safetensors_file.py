@@ -1,0 +1,67 @@
+"""Safetensors files of ours: opened with one-line errors, told apart by `format` and `version` in their metadata."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+
+from kvcompress.format.atomic import PathLike, open_regular
+from kvcompress.format.container import MAGIC
+from kvcompress.errors import FormatError
+
+
+@contextmanager
+def opened(path: PathLike, what: str) -> Iterator[Any]:
+    """Open a safetensors file and give its handle; errors of the library become ours.
+
+    Args:
+        path: The file.
+        what: What it should be, e.g. "raw snapshot".
+
+    Raises:
+        InputError: There is no such file.
+        FormatError: It is empty, a .kvz file, cut off, or no safetensors file.
+    """
+    with open_regular(path) as (file, size):
+        start = file.read(len(MAGIC))
+    if size == 0:
+        raise FormatError("the file is empty", path=path, offset=0)
+    if start == MAGIC:
+        raise FormatError(f"this is a .kvz file, not {what}", "Decode it first", path=path, offset=0)
+    try:
+        with safe_open(path, framework="pt") as handle:
+            yield handle
+    except (SafetensorError, OSError, ValueError, RuntimeError) as error:
+        remedy = "Copy or record the session again"
+        raise FormatError(f"not a safetensors file, or cut off: {one_line(error)}", remedy, path=path) from error
+
+
+def require_format(metadata: Mapping[str, str], name: str, version: str, path: PathLike, what: str, maker: str) -> None:
+    """Refuse metadata of another format or version.
+
+    Args:
+        metadata: Of the file.
+        name: The format's name.
+        version: The one version that is read.
+        path: The file.
+        what: What the file should be, e.g. "raw snapshot".
+        maker: What writes such files.
+
+    Raises:
+        FormatError: The metadata says something else.
+    """
+    if metadata.get("format") != name:
+        raise FormatError(
+            f"no {what}: its metadata does not say format = {name!r}", f"Name a file written by {maker}", path=path
+        )
+    if metadata.get("version") != version:
+        told = f"version {metadata.get('version')!r} of the {what} format is not supported"
+        raise FormatError(told, "Upgrade kvcompress", path=path)
+
+
+def one_line(error: BaseException) -> str:
+    """Return an error's text in one line."""
+    return " ".join(str(error).split())

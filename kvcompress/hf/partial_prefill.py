@@ -1,0 +1,124 @@
+"""Run a model's first layers over token ids, and stop: their keys and values, at a part of the price of a prefill.
+
+```
+token ids ──► embedding ──► layer 0 ──► .. ──► layer m-1 ──► layer m: norm, keys, values ──► cache ──► stop
+```
+The model itself is called, with a cache that ends the call as soon as layer m has handed over its keys and values. So
+masks, positions and kernels are those of a prefill, the results are the same bits, and the model is left as it was:
+nothing is hooked into it, and others may use it meanwhile.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
+
+from kvcompress.errors import InputError
+from kvcompress.hf.capture import check_ids
+from kvcompress.hf.families import new_cache
+from kvcompress.hf.fingerprint import fingerprint
+from kvcompress.hf.forward import run
+from kvcompress.codec.recompute import Recompute
+from kvcompress.snapshot import CACHE_DTYPES, LayerKV, Origin
+
+REMEDY = "Use --recompute-layers 0"
+
+
+class _Reached(Exception):
+    """The last layer that is needed has handed over its keys and values."""
+
+
+class _EndingCache(DynamicCache):
+    """A cache that forgets nothing and ends the forward pass once a layer is updated.
+
+    Args:
+        last: Index of that layer.
+    """
+
+    def __init__(self, last: int) -> None:
+        super().__init__()  # without a configuration no layer forgets, however small its window
+        self.last = last
+
+    def update(self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any) -> Any:
+        """Take keys and values over, as any cache does."""
+        found = super().update(key_states, value_states, layer_idx, *args, **kwargs)
+        if layer_idx == self.last:
+            raise _Reached
+        return found
+
+
+def first_layers(
+    model: PreTrainedModel, token_ids: Tensor, layers: int, *, chunk_tokens: int | None = None
+) -> tuple[LayerKV, ...]:
+    """Run the first `layers` layers and return keys and values of these and of the next, at every position.
+
+    Args:
+        model: A supported model in evaluation mode.
+        token_ids: [N] int64; may be empty.
+        layers: m, at least 1 and less than the model has.
+        chunk_tokens: Run in steps of this many tokens to save memory.
+
+    Returns:
+        m + 1 layers on the CPU in the model's data type, sliding windows not applied.
+
+    Raises:
+        InputError: The model is not supported or in training mode, has not so many layers, does not hand over
+            keys and values layer by layer, or cannot take the tokens.
+    """
+    count, token_ids = len(new_cache(model).layers), check_ids(model, token_ids)
+    if not 1 <= layers < count:
+        raise InputError(f"{layers} of {count} layers cannot be run alone", f"Ask for 1 to {count - 1}")
+    if model.training:
+        raise InputError("the model is in training mode", "Call model.eval() first")
+    ids = token_ids if token_ids.numel() else torch.zeros(1, dtype=torch.int64)  # a stand-in tells the shapes
+    cache: Any = _EndingCache(layers)
+    with torch.inference_mode():
+        for chunk in torch.split(ids, chunk_tokens or ids.numel()):
+            _run(model, chunk, cache)
+    tokens = token_ids.numel()
+    if len(cache.layers) != layers + 1 or any(layer.keys.shape[2] != ids.numel() for layer in cache.layers):
+        raise _refusal(model)
+    return tuple(_layer(slot, tokens) for slot in cache.layers)
+
+
+def _run(model: PreTrainedModel, chunk: Tensor, cache: DynamicCache) -> None:
+    try:
+        run(model, chunk[None], cache, ends_early=True)
+    except _Reached:
+        return
+    raise _refusal(model)
+
+
+def _refusal(model: PreTrainedModel) -> InputError:
+    kind = model.config.model_type
+    return InputError(f"model type {kind!r} does not hand over its keys and values layer by layer", REMEDY)
+
+
+def _layer(slot: Any, tokens: int) -> LayerKV:
+    """Copy a cache layer to the CPU, outside inference_mode so that training code may use it."""
+    keys, values = slot.keys[0, :, :tokens], slot.values[0, :, :tokens]
+    with torch.inference_mode(False):
+        own = [torch.empty(part.shape, dtype=part.dtype).copy_(part.detach()) for part in (keys, values)]
+    return LayerKV(own[0], own[1], torch.arange(tokens))
+
+
+def recompute_with(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None = None) -> Recompute:
+    """Return what a codec asks for the layers that it does not code: this model's, and no other's.
+
+    Args:
+        model: The model that recorded the session, in evaluation mode.
+        tokenizer: Compared with the recording one if both are known.
+    """
+
+    def recompute(token_ids: Tensor, layers: int, origin: Origin) -> tuple[LayerKV, ...]:
+        origin.fingerprint.require_match(fingerprint(model, tokenizer))
+        target = CACHE_DTYPES[origin.dtype]
+        return tuple(
+            LayerKV(layer.keys.to(target), layer.values.to(target), layer.positions)
+            for layer in first_layers(model, token_ids, layers)
+        )
+
+    return recompute

@@ -1,0 +1,1 @@
+"""Scorers: how much each token is worth, one file a method."""

@@ -1,0 +1,142 @@
+"""The recompute dial: code a session with every codec at hand and choose the one that is soonest back over a link.
+
+```
+time to the first token = file bytes over the link + seconds to restore (decode, recompute, build the cache)
+```
+More layers recomputed make the file smaller and restoring slower; which weighs more depends on link and machine.
+Sending token ids alone and prefilling again is the end of the dial.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from kvcompress.codec.tinyvae import Codec, TinyVAECodec
+from kvcompress.format.container import Encoded, from_bytes, to_bytes
+from kvcompress.errors import InputError
+from kvcompress.codec.registry import WITHOUT_WEIGHTS
+from kvcompress.hf.restore import restore
+from kvcompress.report.measure import median_seconds, prefill
+from kvcompress.format.session import encoded_session
+from kvcompress.snapshot import KVSnapshot
+
+BITS_PER_MEGABIT = 1e6
+REPEATS = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Way:
+    """One way to the first token.
+
+    Attributes:
+        recompute_layers: m; None stands for prefilling from token ids alone.
+        file_bytes: What goes over the link.
+        transfer_seconds: That, over the link's speed.
+        restore_seconds: Measured on this machine, median.
+    """
+
+    recompute_layers: int | None
+    file_bytes: int
+    transfer_seconds: float
+    restore_seconds: float
+
+    @property
+    def total_seconds(self) -> float:
+        """Seconds until the model can say its next token."""
+        return self.transfer_seconds + self.restore_seconds
+
+    def to_json(self) -> dict[str, Any]:
+        """Return a JSON-able dictionary."""
+        return {**asdict(self), "total_seconds": self.total_seconds}
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Choice:
+    """What the dial found: the file to keep, how every m did, and prefilling beside them."""
+
+    encoded: Encoded
+    ways: tuple[Way, ...]
+    chosen: Way
+    prefill: Way
+
+
+def require_link(megabits_per_second: float) -> None:
+    """Raise `InputError` unless a link's speed is a positive, finite number."""
+    if not (megabits_per_second > 0 and math.isfinite(megabits_per_second)):
+        raise InputError(f"a link of {megabits_per_second:g} Mbit/s carries nothing", "Give its speed, such as 100")
+
+
+def choose(
+    model: Any,
+    codecs: Sequence[TinyVAECodec],
+    snapshot: KVSnapshot,
+    encode: Callable[[TinyVAECodec], Encoded],
+    megabits_per_second: float,
+) -> Choice:
+    """Code a session with each codec, time its way back, and return the soonest.
+
+    Args:
+        model: The model that recorded the session, in evaluation mode.
+        codecs: Each with its `recompute` set.
+        snapshot: The session.
+        encode: Codes it as the user asked for.
+        megabits_per_second: Speed of the link.
+
+    Raises:
+        InputError: The link's speed is no positive number, or a codec cannot code the session.
+    """
+    require_link(megabits_per_second)
+    files = {codec.recompute_layers: encode(codec) for codec in codecs}
+    ways = []
+    for codec in codecs:
+        data = to_bytes(files[codec.recompute_layers])
+        seconds = restore_seconds(model, decoder_of(files[codec.recompute_layers], codec), data)
+        ways.append(_way(codec.recompute_layers, len(data), megabits_per_second, seconds))
+    chosen = min(ways, key=lambda way: way.total_seconds)
+    prefill = _way(None, tokens_only(snapshot, codecs), megabits_per_second, prefill_seconds(model, snapshot))
+    assert chosen.recompute_layers is not None
+    return Choice(files[chosen.recompute_layers], tuple(ways), chosen, prefill)
+
+
+def _way(layers: int | None, file_bytes: int, megabits_per_second: float, seconds: float) -> Way:
+    return Way(layers, file_bytes, 8 * file_bytes / (megabits_per_second * BITS_PER_MEGABIT), seconds)
+
+
+def decoder_of(encoded: Encoded, codec: TinyVAECodec) -> Codec:
+    """Return what decodes a file that was asked of a codec: it, or the one that a session unlike its own went to."""
+    weightless: Mapping[str, Codec] = {kind.kind: kind() for kind in WITHOUT_WEIGHTS}
+    return weightless.get(encoded.codec, codec)
+
+
+def restore_seconds(model: Any, codec: Codec, data: bytes) -> float:
+    """Return the median seconds from a file in memory to a cache: parse, verify, decode, recompute, build."""
+    return median_seconds(lambda: restore(codec.decode(from_bytes(data)), model, copy=False), REPEATS)
+
+
+def prefill_seconds(model: Any, snapshot: KVSnapshot) -> float:
+    """Return the median seconds of running the whole model over the session's tokens."""
+    if not snapshot.tokens:
+        return 0.0
+    return median_seconds(lambda: prefill(model, snapshot.token_ids), REPEATS)
+
+
+def tokens_only(snapshot: KVSnapshot, codecs: Iterable[TinyVAECodec]) -> int:
+    """Return the bytes of a file that holds what every file says of a session and nothing else.
+
+    Args:
+        snapshot: The session.
+        codecs: What one of them knows of every session, that file need not repeat either.
+    """
+    presets = [codec.preset for codec in codecs]
+    return min(len(to_bytes(encoded_session("tokens", "", snapshot, {}, {}, preset))) for preset in presets)
+
+
+def prefill_note(choice: Choice) -> str | None:
+    """Say in one line that token ids alone would be sooner back; None where they would not."""
+    if choice.prefill.total_seconds >= choice.chosen.total_seconds:
+        return None
+    told = f"sending the token ids alone and prefilling takes {choice.prefill.total_seconds:.3f} s"
+    return f"{told}, the best file {choice.chosen.total_seconds:.3f} s: over this link the cache is not worth storing"
