@@ -10,16 +10,17 @@ from pathlib import Path
 
 import torch
 
-from kvcompress.format.container import load, save
-from kvcompress.errors import InputError
+from kvcompress.codec.directory import load_codec
 from kvcompress.data.harvest import tokenized_sessions
+from kvcompress.errors import InputError
+from kvcompress.format.container import load, save
 from kvcompress.hf import capture, load_model, restore
+from kvcompress.hub.bundled import DEFAULT_MODEL
+from kvcompress.metrics.timing import bring_back, in_turns, prefill
 from kvcompress.prune.evidence.collect import collect
-from kvcompress.report.measure import bring_back, in_turns, prefill
-from kvcompress.rate.targets import encode_at_quality
 from kvcompress.prune.scorers.registry import find_scorer
 from kvcompress.prune.session import Asked, SessionPlanner
-from kvcompress.hub.bundled import DEFAULT_MODEL, load_codec
+from kvcompress.rate.targets import encode_at_quality
 
 SESSIONS = Path("examples/sessions.jsonl")
 ROUNDS = 15

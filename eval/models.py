@@ -20,8 +20,8 @@ from typing import IO, Annotated
 
 import typer
 
-from kvcompress.format.atomic import atomic_path
 from kvcompress.errors import InputError
+from kvcompress.format.atomic import atomic_path
 
 BLOCK_BYTES = 1 << 22
 Say = Callable[[str], None]

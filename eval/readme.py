@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from kvcompress.format.atomic import atomic_write
 from kvcompress.errors import InputError
+from kvcompress.format.atomic import atomic_write
 
 
 def write_between(path: Path, name: str, lines: str) -> None:

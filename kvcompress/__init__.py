@@ -9,11 +9,11 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from kvcompress.codec.directory import load_codec
     from kvcompress.format.container import load, save
-    from kvcompress.metrics.fidelity import fidelity
     from kvcompress.hf import capture, load_model, restore
+    from kvcompress.metrics.fidelity import fidelity
     from kvcompress.snapshot import KVSnapshot
-    from kvcompress.hub.bundled import load_codec
 
 __version__ = "0.1.0"
 
@@ -21,7 +21,7 @@ _HOMES = {
     "capture": "kvcompress.hf",
     "restore": "kvcompress.hf",
     "load_model": "kvcompress.hf",
-    "load_codec": "kvcompress.hub.bundled",
+    "load_codec": "kvcompress.codec.directory",
     "save": "kvcompress.format.container",
     "load": "kvcompress.format.container",
     "fidelity": "kvcompress.metrics.fidelity",

@@ -8,11 +8,11 @@ from typing import Any
 
 import torch
 
-from kvcompress.metrics.fidelity import context_worth_nats
 from kvcompress.data.harvest import tokenized_sessions
-from kvcompress.hf import capture, load_model, restore
-from kvcompress.metrics.recall import Question, answer, is_exact, turn_ids
 from kvcompress.data.sessions import Session, session_token_ids
+from kvcompress.hf import capture, load_model, restore
+from kvcompress.metrics.fidelity import context_worth_nats
+from kvcompress.metrics.recall import Question, answer, is_exact, turn_ids
 from train.lm.facts import ask, invent_fact, state
 
 CONTINUATION_TOKENS = 256

@@ -19,8 +19,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from kvcompress.errors import InputError
 from kvcompress.data.sessions import Session, session_token_ids
+from kvcompress.errors import InputError
 from train.lm.corpus import Message, read_rows
 
 Row = dict[str, Any]

@@ -36,8 +36,8 @@ import numpy.typing as npt
 from eval.baselines.bitpacking import ByteReader, Reals, Scales, pack_scales, rounded_up, scale_type
 from eval.baselines.protocol import Calibration, Rival
 from eval.baselines.raw16 import as_reals, cache_tensors, closed, opened, rebuilt
-from kvcompress.format.container import Encoded
 from kvcompress.errors import FormatError, InputError
+from kvcompress.format.container import Encoded
 from kvcompress.format.json_section import canonical_json
 from kvcompress.snapshot import KVSnapshot, ModelFingerprint
 

@@ -17,10 +17,10 @@ import torch
 from torch import Tensor
 
 from eval.baselines.raw16 import from_16_bits, stored_dtype, stored_in, to_16_bits
-from kvcompress.channels import LayerShape, layer_shapes
-from kvcompress.format.container import Encoded
 from kvcompress.errors import FormatError, InputError, MismatchError
+from kvcompress.format.container import Encoded
 from kvcompress.format.session import encoded_session, own_sections, read_session
+from kvcompress.hf.channels import LayerShape, layer_shapes
 from kvcompress.snapshot import CACHE_DTYPES, KVSnapshot, LayerKV
 
 KEEP_FRACTIONS = (1 / 2, 1 / 4, 1 / 8, 1 / 16, 1 / 32)

@@ -14,10 +14,10 @@ from torch import Tensor
 from eval.baselines.eviction import points
 from eval.baselines.protocol import Calibration, Rival
 from kvcompress.hf import fingerprint
-from kvcompress.prune.evidence.collect import read, require_whole
 from kvcompress.hf.attention_hook import Observer
-from kvcompress.prune.scorers.attention_mass import WINDOW_TOKENS, pooled
+from kvcompress.prune.evidence.collect import read, require_whole
 from kvcompress.prune.evidence.record import Evidence
+from kvcompress.prune.scorers.attention_mass import WINDOW_TOKENS, pooled
 from kvcompress.snapshot import KVSnapshot
 
 

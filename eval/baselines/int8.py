@@ -21,8 +21,8 @@ from eval.baselines.bitpacking import ByteReader
 from eval.baselines.kivi import group_count, grouped, ungrouped
 from eval.baselines.protocol import Calibration, Rival
 from eval.baselines.raw16 import as_reals, cache_tensors, closed, opened, rebuilt
-from kvcompress.format.container import Encoded
 from kvcompress.codec.int8 import Int8Codec, pack_scales, quantize_symmetric
+from kvcompress.format.container import Encoded
 from kvcompress.snapshot import KVSnapshot
 
 BLOCK = 32

@@ -42,11 +42,11 @@ from eval.baselines.kvtc_allocation import (
 )
 from eval.baselines.protocol import Calibration, Rival
 from eval.baselines.raw16 import stored_dtype, stored_in
-from kvcompress.channels import LayerShape, from_channels, layer_shapes, to_channels
-from kvcompress.codec.tinyvae import rope_of
-from kvcompress.format.container import Encoded
 from kvcompress.errors import FormatError, InputError
+from kvcompress.format.container import Encoded
 from kvcompress.format.session import encoded_session, read_session
+from kvcompress.hf.channels import LayerShape, from_channels, layer_shapes, to_channels
+from kvcompress.hf.rope import rope_of
 from kvcompress.snapshot import KVSnapshot, LayerKV, ModelFingerprint, Origin
 
 SINK_TOKENS, RECENT_TOKENS = 4, 128

@@ -1,7 +1,7 @@
 """The strongest form of KVTC's transform: one step for all components, and entropy coding close to the ideal.
 
-Keys and values have the axes of `eval.baselines.kvtc`, learned from all tokens of the calibration sessions. What the paper
-(Staniszewski and Lancucki, arXiv 2511.01815) does after that is replaced by what rate-distortion theory asks for:
+Keys and values have the axes of `eval.baselines.kvtc`, learned from all tokens of the calibration sessions. What the
+paper (Staniszewski and Lancucki, arXiv 2511.01815) does after that is replaced by what rate-distortion theory asks for:
 
 - one quantisation step for all components of keys and values, which is reverse water-filling, with a dead zone and
   centroids; components far below the water level are not coded;
@@ -28,8 +28,8 @@ from eval.baselines.eviction import pack_kept, require_own, select, unpack_kept
 from eval.baselines.kvtc import WIDE_SINKS, Transform, fit, fitted, is_wide, require_joint
 from eval.baselines.protocol import Calibration, Rival
 from eval.baselines.raw16 import stored_dtype, stored_in
-from kvcompress.format.container import Encoded
 from kvcompress.format.ans import TableBank, decode_symbols, encode_symbols
+from kvcompress.format.container import Encoded
 from kvcompress.format.session import encoded_session, read_session
 from kvcompress.snapshot import KVSnapshot, LayerKV
 from tinyvae.quantize import LEVELS, LEVELS_PER_OCTAVE, LOWEST_SCALE_LOG2, dequantize, quantize

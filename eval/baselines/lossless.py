@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from eval.baselines.protocol import Calibration, Rival
-from kvcompress.format.container import Encoded
 from kvcompress.codec.lossless import LosslessCodec
+from kvcompress.format.container import Encoded
 from kvcompress.snapshot import KVSnapshot
 
 

@@ -18,8 +18,8 @@ from torch import Tensor
 
 from eval.baselines.bitpacking import MOST_FLOAT16, ByteReader, Reals
 from eval.baselines.protocol import Calibration, Rival
-from kvcompress.format.container import Encoded
 from kvcompress.errors import FormatError, MismatchError
+from kvcompress.format.container import Encoded
 from kvcompress.format.session import encoded_session, own_sections, read_session
 from kvcompress.snapshot import CACHE_DTYPES, KVSnapshot, LayerKV, Origin
 

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from eval.baselines.protocol import Calibration
+from kvcompress.data.shards import FIT, Shards, opening_digest
 from kvcompress.errors import InputError
 from kvcompress.hf import fingerprint
-from kvcompress.data.shards import FIT, Shards, opening_digest
 from kvcompress.snapshot import KVSnapshot, LayerKV
 
 

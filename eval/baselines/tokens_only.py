@@ -11,10 +11,10 @@ import torch
 
 from eval.baselines.eviction import require_own
 from eval.baselines.protocol import Calibration, Rival
-from kvcompress.format.container import Encoded
 from kvcompress.errors import FormatError, InputError
-from kvcompress.hf import capture, fingerprint
+from kvcompress.format.container import Encoded
 from kvcompress.format.session import encoded_session, read_session
+from kvcompress.hf import capture, fingerprint
 from kvcompress.snapshot import KVSnapshot
 
 

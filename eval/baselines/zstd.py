@@ -11,8 +11,8 @@ from typing import Any
 
 from eval.baselines.protocol import Calibration, Rival
 from eval.baselines.raw16 import closed, from_raw_words, opened, raw_words, stored_dtype, stored_in
-from kvcompress.format.container import Encoded
 from kvcompress.errors import FormatError
+from kvcompress.format.container import Encoded
 from kvcompress.format.zstd_frame import zstd_pack, zstd_unpack
 from kvcompress.snapshot import KVSnapshot
 

@@ -20,12 +20,12 @@ from eval.suite.chosen import choose_sessions
 from eval.suite.damage import damage
 from eval.suite.sensitive import sensitive_positions
 from eval.suite.subject import Subject, prepare, recalled
-from kvcompress.errors import FormatError, InputError
-from kvcompress.metrics.fidelity import continuation_logits
+from kvcompress.codec.directory import load_codec
 from kvcompress.data.harvest import tokenized_sessions
+from kvcompress.errors import FormatError, InputError
 from kvcompress.hf import load_model, restore
+from kvcompress.metrics.fidelity import continuation_logits
 from kvcompress.metrics.instructions import checks
-from kvcompress.hub.bundled import load_codec
 
 ROWS = "rows.jsonl"
 Row = dict[str, Any]

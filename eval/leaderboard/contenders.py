@@ -19,13 +19,13 @@ from typing import Any
 import torch
 
 from eval.suite.subject import Subject
-from kvcompress.codec.tinyvae import TinyVAECodec
-from kvcompress.format.container import Encoded, to_bytes
-from kvcompress.errors import InputError
 from kvcompress.codec.exact_tokens import WithExact
-from kvcompress.prune.evidence.collect import collect
+from kvcompress.codec.tinyvae import TinyVAECodec
+from kvcompress.errors import InputError
+from kvcompress.format.container import Encoded, to_bytes
 from kvcompress.metrics.sampled_kl import Judge
 from kvcompress.prune.constraints import Demand, choose_kept, drop
+from kvcompress.prune.evidence.collect import collect
 from kvcompress.prune.evidence.record import KINDS, Evidence
 from kvcompress.prune.planner import Planner, require_rate
 from kvcompress.prune.scorers.registry import SCORERS, find_scorer, scored

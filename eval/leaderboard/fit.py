@@ -21,18 +21,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from kvcompress.format.atomic import atomic_write
 from kvcompress.codec.tinyvae import TinyVAECodec
 from kvcompress.fit.fitter import token_worth
+from kvcompress.format.atomic import atomic_write
 from kvcompress.hf import capture
-from kvcompress.prune.evidence.collect import collect
 from kvcompress.prune.allocate import own_worth_log2
+from kvcompress.prune.evidence.collect import collect
 from kvcompress.prune.evidence.record import KINDS, ranks
 from kvcompress.prune.scorers.features import features
-from kvcompress.prune.scorers.profiles import KNOTS
 from kvcompress.prune.scorers.learned import Learned, new_network, to_json
-from kvcompress.prune.scorers.salience import PARTS, Salience
+from kvcompress.prune.scorers.profiles import KNOTS
 from kvcompress.prune.scorers.registry import SCORERS, find_scorer, parts_of, scored
+from kvcompress.prune.scorers.salience import PARTS, Salience
 
 STEPS = 600
 DRAWS = 4

@@ -30,12 +30,13 @@ from eval.portability.symbols import outside_bins
 from eval.suite.chosen import choose_sessions
 from kvcompress import __version__
 from kvcompress.cli.console import progress_bar
-from kvcompress.codec.places import find_codec
-from kvcompress.errors import InputError, KVCompressError
+from kvcompress.codec.directory import load_codec
 from kvcompress.data.harvest import tokenized_sessions
+from kvcompress.errors import InputError, KVCompressError
 from kvcompress.hf import fingerprint, load_model
 from kvcompress.hf.loading import model_directory
-from kvcompress.hub.bundled import DEFAULT_CODEC, DEFAULT_MODEL, load_codec
+from kvcompress.hub.bundled import DEFAULT_CODEC, DEFAULT_MODEL
+from kvcompress.hub.places import find_codec
 from tinyvae.quantize import steps_at
 
 SESSIONS = Path("examples/sessions.jsonl")

@@ -8,11 +8,11 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
-from kvcompress.channels import group_positions
 from kvcompress.codec.tinyvae import TinyVAECodec
-from kvcompress.format.container import Encoded
 from kvcompress.format.ans import decode_symbols
+from kvcompress.format.container import Encoded
 from kvcompress.format.session import read_session
+from kvcompress.hf.channels import group_positions
 from kvcompress.snapshot import KVSnapshot
 from tinyvae.neighbours import Phase
 from tinyvae.quantize import outside_bin, steps_at

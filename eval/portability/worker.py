@@ -32,8 +32,8 @@ class Bench:
     """
 
     def __init__(self, job: Row, condition: Condition, out: Path) -> None:
+        from kvcompress.codec.directory import load_codec
         from kvcompress.hf import load_model
-        from kvcompress.hub.bundled import load_codec
 
         self.job, self.out, self.is_reference = job, out, condition == REFERENCE
         loaded: Any = load_model(job["model"], condition.dtype)
@@ -53,9 +53,9 @@ class Bench:
     def _record(self, index: int, token_ids: list[int]) -> Row:
         from eval.portability.symbols import digest, quantised
         from kvcompress.format.container import save
+        from kvcompress.format.raw_snapshot import save_raw
         from kvcompress.hf import capture
         from kvcompress.rate.targets import encode_at_quality
-        from kvcompress.format.raw_snapshot import save_raw
 
         snapshot = capture(self.model, token_ids, tokenizer=self.tokenizer)
         if self.is_reference:
@@ -77,8 +77,8 @@ class Bench:
 
         from eval.portability.symbols import quantised
         from kvcompress.format.container import to_bytes
-        from kvcompress.rate.targets import encode_at_quality
         from kvcompress.format.raw_snapshot import load_raw
+        from kvcompress.rate.targets import encode_at_quality
 
         path = shared_snapshot(self.job, index)
         if not path.is_file():  # the reference could not record it
@@ -121,10 +121,10 @@ class Bench:
         import torch
         from safetensors.torch import save_file
 
-        from kvcompress.metrics.fidelity import continuation_logits
-        from kvcompress.hf import restore
         from kvcompress.format.raw_snapshot import load_raw
+        from kvcompress.hf import restore
         from kvcompress.hf.generation import generate_from
+        from kvcompress.metrics.fidelity import continuation_logits
 
         snapshot = load_raw(self.out / f"{number}.safetensors")
         cache = restore(snapshot, self.model, tokenizer=self.tokenizer)

@@ -11,10 +11,10 @@ import typer
 from eval.models import SMOLLM2, UnobtainableError, obtain
 from eval.real_model.check import check, table
 from eval.real_model.codecs import find_codecs
-from kvcompress.fit.adopt import fit_of
 from kvcompress.codec.facts import read_facts
-from kvcompress.codec.places import CHECKPOINTS, at_project_and_home, find_codec
+from kvcompress.fit.adopt import fit_of
 from kvcompress.hf import load_model
+from kvcompress.hub.places import CHECKPOINTS, at_project_and_home, find_codec
 
 MODEL, SESSIONS = Path("models/smollm2-135m-instruct"), Path("examples/real_model_sessions.jsonl")
 

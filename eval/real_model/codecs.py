@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from eval.baselines.tinyvae import held_in
+from kvcompress.codec.promise import QUALITIES
 from kvcompress.codec.tinyvae import TinyVAECodec
 from kvcompress.errors import InputError
-from kvcompress.codec.promise import QUALITIES
 
 
 @dataclass(frozen=True, slots=True, eq=False)

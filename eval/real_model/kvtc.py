@@ -14,10 +14,10 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from eval.real_model.measure import Point
 from eval.baselines.kvtc import MOST_BLOCK_RANK, MOST_ROWS, WIDE_ROWS, WIDE_TARGETS, at_targets, fit, is_wide
 from eval.baselines.kvtc_ideal import FEW_RATES, RATES, curve
 from eval.baselines.shards import ShardCalibration
+from eval.real_model.measure import Point
 from eval.suite.rows import digest
 from kvcompress.data.shards import FIT, Shards
 

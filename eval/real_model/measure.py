@@ -10,16 +10,16 @@ from typing import Any
 
 import torch
 
-from eval.real_model.subject import Subject
 from eval.baselines.tinyvae import identity, stored_in_words
+from eval.real_model.subject import Subject
 from eval.suite.damage import damage
 from eval.suite.rows import Row
 from kvcompress.codec.tinyvae import TinyVAECodec
 from kvcompress.format.container import Encoded, load, save
-from kvcompress.rate.link import decoder_of
 from kvcompress.hf import restore
-from kvcompress.rate.targets import encode_at_quality
 from kvcompress.hf.generation import feed
+from kvcompress.rate.link import decoder_of
+from kvcompress.rate.targets import encode_at_quality
 from kvcompress.snapshot import KVSnapshot
 
 

@@ -25,9 +25,9 @@ from eval.real_model.timing import time_session, timing_summary
 from eval.suite.chosen import Chosen
 from eval.suite.provenance import commit, package_versions
 from eval.suite.rows import Row, Rows
+from kvcompress.codec.promise import QUALITIES
 from kvcompress.errors import InputError
 from kvcompress.hf import capture, fingerprint, load_model
-from kvcompress.codec.promise import QUALITIES
 from kvcompress.hub.bundled import find_checkpoint
 
 Progress = Callable[[str, int, int], None]

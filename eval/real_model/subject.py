@@ -12,13 +12,13 @@ from torch import Tensor
 
 from eval.suite.chosen import Chosen, choose_sessions
 from eval.suite.damage import NEAR_TOKENS, damage
-from kvcompress.errors import InputError
-from kvcompress.metrics.fidelity import SHORT_CONTEXT_TOKENS, short_context_logits
 from kvcompress.data.harvest import tokenized_sessions
+from kvcompress.errors import InputError
+from kvcompress.fit.trials import WORTH_STRIDE
 from kvcompress.hf import capture, restore
 from kvcompress.hf.generation import feed
+from kvcompress.metrics.fidelity import SHORT_CONTEXT_TOKENS, short_context_logits
 from kvcompress.snapshot import KVSnapshot
-from kvcompress.fit.trials import WORTH_STRIDE
 
 
 @dataclass(frozen=True, slots=True, eq=False)

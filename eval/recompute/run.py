@@ -24,18 +24,19 @@ from eval.recompute.trial import Trial, prepare_trial
 from eval.suite.bootstrap import estimate_mean, estimate_ratio
 from eval.suite.chosen import choose_sessions
 from eval.suite.provenance import commit, package_versions
+from kvcompress.codec.directory import load_codec
 from kvcompress.codec.tinyvae import HIGHEST_RATE, TinyVAECodec
-from kvcompress.codec.places import find_codec
-from kvcompress.format.container import load, save
-from kvcompress.rate.link import tokens_only
-from kvcompress.errors import InputError
-from kvcompress.metrics.fidelity import continuation_logits, kl_nats, top_agreement
 from kvcompress.data.harvest import tokenized_sessions
+from kvcompress.errors import InputError
+from kvcompress.format.container import load, save
 from kvcompress.hf import capture, load_model, recompute_with, restore
 from kvcompress.hf.loading import model_directory
-from kvcompress.report.measure import bring_back, in_turns, prefill
+from kvcompress.hub.bundled import recompute_choices
+from kvcompress.hub.places import find_codec
+from kvcompress.metrics.fidelity import continuation_logits, kl_nats, top_agreement
+from kvcompress.metrics.timing import bring_back, in_turns, prefill
+from kvcompress.rate.link import tokens_only
 from kvcompress.snapshot import KVSnapshot
-from kvcompress.hub.bundled import load_codec, recompute_choices
 
 Row = dict[str, Any]
 Progress = Callable[[str, int, int], None]

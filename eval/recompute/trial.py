@@ -7,9 +7,9 @@ from typing import Any
 
 from torch import Tensor
 
-from kvcompress.metrics.fidelity import continuation_logits, kl_nats, short_context_logits
 from kvcompress.hf.capture import capture
 from kvcompress.hf.restore import restore
+from kvcompress.metrics.fidelity import continuation_logits, kl_nats, short_context_logits
 from kvcompress.snapshot import KVSnapshot
 
 

@@ -19,9 +19,9 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from kvcompress.channels import group_positions
 from kvcompress.codec.tinyvae import TinyVAECodec
 from kvcompress.format.container import to_bytes
+from kvcompress.hf.channels import group_positions
 from kvcompress.snapshot import KVSnapshot
 from tinyvae.quantize import LEVELS_PER_OCTAVE
 

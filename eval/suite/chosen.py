@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from eval.suite.rows import digest
-from kvcompress.errors import InputError
 from kvcompress.data.sessions import Session
+from kvcompress.errors import InputError
 
 TEST, OTHER = "test", "other"
 

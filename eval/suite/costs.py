@@ -15,8 +15,8 @@ from eval.suite.economics import break_even_tokens, link_seconds, longest_contex
 from eval.suite.settings import SuiteSettings
 from kvcompress.format.container import save
 from kvcompress.hf import capture
-from kvcompress.report.measure import bring_back, median_seconds, prefill
 from kvcompress.hf.generation import context_limit
+from kvcompress.metrics.timing import bring_back, median_seconds, prefill
 
 if TYPE_CHECKING:
     from eval.suite.run import Suite

@@ -17,9 +17,9 @@ from eval.suite.drift import drifts
 from eval.suite.layers import bits_by_layer
 from eval.suite.measure import Row
 from eval.suite.settings import SuiteSettings
-from kvcompress.metrics.fidelity import TIERS
-from kvcompress.hf import capture
 from kvcompress.codec.promise import LATENTS
+from kvcompress.hf import capture
+from kvcompress.metrics.fidelity import TIERS
 from kvcompress.snapshot import KVSnapshot
 
 if TYPE_CHECKING:

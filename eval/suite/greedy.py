@@ -14,8 +14,8 @@ from typing import Any
 
 import torch
 
-from kvcompress.metrics.fidelity import continuation_logits
 from kvcompress.hf.generation import context_limit, feed
+from kvcompress.metrics.fidelity import continuation_logits
 
 
 @dataclass(frozen=True, slots=True)

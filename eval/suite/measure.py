@@ -18,8 +18,8 @@ from eval.suite.positions import compare
 from eval.suite.probes import Probes, probe_row
 from eval.suite.subject import Subject, recalled
 from kvcompress.format.container import load, save
-from kvcompress.metrics.fidelity import continuation_logits
 from kvcompress.hf import restore
+from kvcompress.metrics.fidelity import continuation_logits
 from kvcompress.metrics.instructions import count_kept
 
 Row = dict[str, Any]

@@ -16,10 +16,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kvcompress.metrics.fidelity import continuation_logits
-from kvcompress.hf import capture, restore
-from kvcompress.metrics.recall import turn_ids
 from kvcompress.data.sessions import text_ids
+from kvcompress.hf import capture, restore
+from kvcompress.metrics.fidelity import continuation_logits
+from kvcompress.metrics.recall import turn_ids
 from kvcompress.snapshot import KVSnapshot
 
 SEED = 11

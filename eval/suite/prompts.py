@@ -16,9 +16,9 @@ from torch import Tensor
 from eval.suite.damage import damage
 from eval.suite.perturb import PERTURBATIONS
 from eval.suite.subject import Subject, context_worth, log_probabilities
-from kvcompress.metrics.fidelity import continuation_logits
-from kvcompress.hf.generation import context_limit
 from kvcompress.data.sessions import text_ids
+from kvcompress.hf.generation import context_limit
+from kvcompress.metrics.fidelity import continuation_logits
 
 PROMPT_TOKENS, AFTER_TOKENS = 32, 32
 """Tokens whose text is perturbed, and true tokens fed behind them."""

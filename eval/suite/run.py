@@ -34,8 +34,8 @@ from eval.suite.rows import Rows
 from eval.suite.settings import SuiteSettings
 from eval.suite.spoken import reason_of, without_places
 from eval.suite.subject import Subject, prepare
-from kvcompress.errors import InputError
 from kvcompress.data.harvest import tokenized_sessions
+from kvcompress.errors import InputError
 from kvcompress.hf import fingerprint, load_model
 from kvcompress.hf.loading import model_directory
 from kvcompress.snapshot import KVSnapshot

@@ -11,11 +11,11 @@ import torch
 from torch import Tensor
 
 from eval.suite.damage import damage
-from kvcompress.metrics.fidelity import SHORT_CONTEXT_TOKENS, continuation_logits, short_context_logits
+from kvcompress.data.sessions import Session
 from kvcompress.hf import capture, restore
+from kvcompress.metrics.fidelity import SHORT_CONTEXT_TOKENS, continuation_logits, short_context_logits
 from kvcompress.metrics.instructions import Rule, count_kept, rules
 from kvcompress.metrics.recall import Question, answer, is_exact, questions
-from kvcompress.data.sessions import Session
 from kvcompress.snapshot import KVSnapshot
 
 

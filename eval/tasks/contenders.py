@@ -7,13 +7,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from eval.real_model.measure import our_point
 from eval.baselines.eviction import Eviction
 from eval.baselines.eviction_sink_recent import SinkRecent
-from kvcompress.codec.tinyvae import TinyVAECodec
-from kvcompress.format.container import Encoded
+from eval.real_model.measure import our_point
 from kvcompress.codec.exact_tokens import WithExact
 from kvcompress.codec.promise import QUALITIES
+from kvcompress.codec.tinyvae import TinyVAECodec
+from kvcompress.format.container import Encoded
 from kvcompress.prune.session import Asked, SessionPlanner
 from kvcompress.snapshot import KVSnapshot
 

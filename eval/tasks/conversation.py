@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from kvcompress.errors import InputError
 from kvcompress.data.sessions import Session, session_token_ids
+from kvcompress.errors import InputError
 
 Messages = list[dict[str, str]]
 

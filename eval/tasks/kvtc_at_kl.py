@@ -17,19 +17,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from eval.real_model.equal_kl import ratio_at
-from eval.real_model.kvtc import WIDE_ROWS, ShardCalibration, fingerprint
 from eval.baselines.kvtc import MOST_ROWS, WIDE_CHANNELS, Transform, fit
 from eval.baselines.kvtc_ideal import KvtcIdeal, Tables
+from eval.real_model.equal_kl import ratio_at
+from eval.real_model.kvtc import WIDE_ROWS, ShardCalibration, fingerprint
 from eval.suite.damage import NEAR_TOKENS, damage
 from eval.suite.rows import digest
 from eval.tasks.contenders import KVTC, Contender
-from kvcompress.channels import layer_shapes
-from kvcompress.format.container import Encoded, from_bytes, to_bytes
-from kvcompress.errors import InputError
-from kvcompress.hf import capture, restore
-from kvcompress.hf.generation import feed
 from kvcompress.data.shards import CALIBRATION, Shards
+from kvcompress.errors import InputError
+from kvcompress.format.container import Encoded, from_bytes, to_bytes
+from kvcompress.hf import capture, restore
+from kvcompress.hf.channels import layer_shapes
+from kvcompress.hf.generation import feed
 from kvcompress.snapshot import KVSnapshot
 
 RATES = (4.0, 5.7, 8.0, 11.3, 16.0, 22.6, 32.0, 45.0, 64.0, 90.5)

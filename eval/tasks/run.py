@@ -28,9 +28,9 @@ from eval.tasks.registry import examples, find_tasks
 from eval.tasks.summary import summarise
 from kvcompress.errors import InputError, KVCompressError
 from kvcompress.hf import capture, fingerprint, load_model
+from kvcompress.hub.bundled import find_checkpoint
 from kvcompress.prune.scorers.registry import find_scorer
 from kvcompress.snapshot import KVSnapshot
-from kvcompress.hub.bundled import find_checkpoint
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -13,7 +13,7 @@ from kvcompress.cli.console import ForceOption, JsonOption, show
 
 if TYPE_CHECKING:
     from kvcompress.codec.facts import CodecFacts, Part
-    from kvcompress.codec.places import Found
+    from kvcompress.hub.places import Found
 
 QUALITIES = ("transparent", "high", "usable")
 NameArgument = Annotated[
@@ -39,8 +39,8 @@ def list_codecs(
     They lie among the bundled checkpoints, in $KVCOMPRESS_HOME/codecs (by default in the platform's cache directory),
     and in the local cache of the Hugging Face Hub.
     """
-    from kvcompress.codec.places import all_codecs
     from kvcompress.hub.hub_id import codec_from_hub
+    from kvcompress.hub.places import all_codecs
 
     for name in hub or []:
         codec_from_hub(name)
@@ -62,7 +62,7 @@ def list_codecs(
 def show_codec(name: NameArgument, as_json: JsonOption = False) -> None:
     """Print a codec's card and what is guaranteed: sessions, bounds, measured means."""
     from kvcompress.codec.facts import read_facts
-    from kvcompress.codec.places import find_codec
+    from kvcompress.hub.places import find_codec
 
     facts = read_facts(find_codec(name))
     if as_json:

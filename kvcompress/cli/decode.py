@@ -21,8 +21,8 @@ def decode(
     as_json: JsonOption = False,
 ) -> None:
     """Restore the raw snapshot of a file; no model is needed, unless it recomputes the first layers."""
-    from kvcompress.format.atomic import require_writable
     from kvcompress.codec.registry import load_snapshot
+    from kvcompress.format.atomic import require_writable
     from kvcompress.format.raw_snapshot import save_raw
 
     require_writable(output, force)

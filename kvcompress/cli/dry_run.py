@@ -42,9 +42,9 @@ def _counted(source: FitSource) -> tuple[int, int]:
 
         rows = Shards(source.shards).rows
         return len(rows), max(row.tokens + len(row.continuation) for row in rows)
+    from kvcompress.data.sessions import read_sessions, session_token_ids
     from kvcompress.errors import InputError
     from kvcompress.hf.loading import model_config, model_tokenizer
-    from kvcompress.data.sessions import read_sessions, session_token_ids
 
     assert source.sessions is not None
     tokenizer = model_tokenizer(source.model or "")

@@ -14,8 +14,8 @@ from kvcompress.cli.console import CodecOption, ForceOption, JsonOption, Recompu
 from kvcompress.cli.inspect import in_words, other_weights_in_words
 from kvcompress.cli.wish import Wish, fulfil
 from kvcompress.cli.wishes import PlanWishes
-from kvcompress.errors import about
 from kvcompress.codec.promise import OTHER_WEIGHTS
+from kvcompress.errors import about
 from kvcompress.hub.bundled import DEFAULT_CODEC, DEFAULT_MODEL
 
 if TYPE_CHECKING:
@@ -143,8 +143,8 @@ def _layers(asked: str, codec: str) -> int:
     """Return a number of layers given as such or as a share of those of the codec's model."""
     import json
 
-    from kvcompress.codec.places import find_codec
     from kvcompress.codec.recompute import parse_layers
+    from kvcompress.hub.places import find_codec
 
     def count() -> int:
         return len(json.loads((find_codec(codec) / "config.json").read_text(encoding="utf-8"))["shapes"])
@@ -184,8 +184,8 @@ def _notes(encoded: Encoded, reached: float, choice: Choice | None, codec: str) 
     if OTHER_WEIGHTS in settings:
         yield f"{other_weights_in_words(settings)}: only these can go on from it"
     if settings.get("stored") in ("residual", "lossless") and not settings.get("unlike"):
-        from kvcompress.codec.places import find_codec
         from kvcompress.codec.promise import promise_in_words, stated_promise
+        from kvcompress.hub.places import find_codec
 
         promise = stated_promise(find_codec(codec), encoded.codec_fingerprint, settings)
         told = promise_in_words(promise) if promise else f"stored as {settings['stored']}"

@@ -99,8 +99,8 @@ def _place(output: Path, layers: int, force: bool) -> Path:
 
 def _layers(asked: str, source: object) -> int:
     """Return a number of layers given as such or as a share of the model's."""
-    from kvcompress.fit.run import FitSource
     from kvcompress.codec.recompute import parse_layers
+    from kvcompress.fit.run import FitSource
 
     assert isinstance(source, FitSource)
     return parse_layers(asked, source.layer_count)

@@ -39,10 +39,10 @@ def harvest(
     """
     import torch
 
-    from kvcompress.errors import InputError
     from kvcompress.data.harvest import write_shards
-    from kvcompress.hf import load_model
     from kvcompress.data.shards import HarvestSettings
+    from kvcompress.errors import InputError
+    from kvcompress.hf import load_model
 
     if dtype not in ("float16", "bfloat16"):
         raise InputError(f"shards of {dtype!r} are not written", "Use float16 or bfloat16")

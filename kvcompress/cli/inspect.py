@@ -14,8 +14,8 @@ from kvcompress.codec.promise import OTHER_WEIGHTS
 from kvcompress.hub.bundled import DEFAULT_CODEC, DEFAULT_MODEL
 
 if TYPE_CHECKING:
-    from kvcompress.format.container import Header
     from kvcompress.codec.promise import Promise
+    from kvcompress.format.container import Header
 
 
 def in_words(settings: Mapping[str, Any]) -> dict[str, str]:
@@ -105,9 +105,9 @@ def inspect(
 
 def _promise(codec: str, header: Header) -> Promise | None:
     """Return what is promised of a file, where the codec that made it is at hand."""
-    from kvcompress.codec.places import find_codec
-    from kvcompress.errors import CheckpointError
     from kvcompress.codec.promise import stated_promise
+    from kvcompress.errors import CheckpointError
+    from kvcompress.hub.places import find_codec
 
     try:
         return stated_promise(find_codec(codec), header.codec_fingerprint, header.settings)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from kvcompress.codec.recompute import Recompute
+    from kvcompress.hf.partial_prefill import Recompute
     from kvcompress.snapshot import LayerKV, Origin
 
 

@@ -7,9 +7,9 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from kvcompress.format.container import load
-from kvcompress.errors import KVCompressError, about
 from kvcompress.codec.registry import codec_of
+from kvcompress.errors import KVCompressError, about
+from kvcompress.format.container import load
 from kvcompress.prune.table import load_table, table_of
 from kvcompress.report.facts import visible
 from kvcompress.snapshot import KVSnapshot

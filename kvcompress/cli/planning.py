@@ -7,14 +7,15 @@ from typing import Any
 
 from kvcompress.cli.console import progress_bar
 from kvcompress.cli.wishes import PlanWishes
+from kvcompress.codec.directory import load_codec
+from kvcompress.codec.lossless import LosslessCodec
 from kvcompress.codec.tinyvae import TinyVAECodec
-from kvcompress.format.container import Encoded
 from kvcompress.errors import InputError
+from kvcompress.format.container import Encoded
 from kvcompress.hf import load_model
 from kvcompress.prune.evidence.collect import collect
-from kvcompress.codec.lossless import LosslessCodec
-from kvcompress.prune.evidence.record import Evidence
 from kvcompress.prune.evidence.file import load_evidence
+from kvcompress.prune.evidence.record import Evidence
 from kvcompress.prune.history import load_history, save_history
 from kvcompress.prune.scorers.registry import find_scorer
 from kvcompress.prune.session import (
@@ -27,7 +28,6 @@ from kvcompress.prune.session import (
 )
 from kvcompress.prune.table import save_table
 from kvcompress.snapshot import KVSnapshot
-from kvcompress.hub.bundled import load_codec
 
 
 def encode_planned(

@@ -45,8 +45,8 @@ def record(
     if evidence is None and (scorer or codec):
         raise InputError(f"{'--scorer' if scorer else '--codec'} is about evidence", "Name its file with --evidence")
     from kvcompress.format.atomic import require_writable
-    from kvcompress.hf import load_model
     from kvcompress.format.raw_snapshot import save_raw
+    from kvcompress.hf import load_model
 
     require_writable(output, force)
     if evidence is not None:
@@ -78,11 +78,11 @@ def _write_evidence(
     """Collect what scorers need of a session, with the age of each token where a clock ran, and store it."""
     import torch
 
+    from kvcompress.codec.directory import load_codec
     from kvcompress.prune.evidence.collect import collect
-    from kvcompress.prune.evidence.record import Evidence
     from kvcompress.prune.evidence.file import save_evidence
+    from kvcompress.prune.evidence.record import Evidence
     from kvcompress.prune.scorers.registry import SCORERS, find_scorer
-    from kvcompress.hub.bundled import load_codec
 
     needs = {need for name in scorers or SCORERS for need in find_scorer(name).needs}
     codec = load_codec(codec_name) if codec_name is not None else None
@@ -123,9 +123,9 @@ def _snapshot(model: Any, tokenizer: Any, ids: list[int]) -> KVSnapshot:
 
 def _chat(model: Any, tokenizer: Any) -> tuple[list[int], list[float]]:
     """Talk until an empty line; return the token ids of the whole conversation and their ages in seconds."""
+    from kvcompress.data.sessions import Session, session_token_ids
     from kvcompress.hf import capture, restore
     from kvcompress.hf.generation import TextStream, generate_from
-    from kvcompress.data.sessions import Session, session_token_ids
 
     messages: list[dict[str, str]] = []
     ids: list[int] = []

@@ -22,8 +22,8 @@ def report(
 ) -> None:
     """Decode a file, resume from it, and compare with the exact cache: JSON, Markdown and HTML."""
     from kvcompress.hf import load_model
-    from kvcompress.report.measure import measure_file
     from kvcompress.report import write_report
+    from kvcompress.report.measure import measure_file
 
     language_model, tokenizer = load_model(model)
     result = measure_file(language_model, tokenizer, session, session_id, file, codec)

@@ -65,8 +65,8 @@ def resume(
 
 def _prompt_ids(tokenizer: Any, snapshot: KVSnapshot, prompt: str, plain: bool) -> list[int]:
     """Return the tokens of the prompt: a user turn under the chat template, or the bare text."""
-    from kvcompress.metrics.recall import turn_ids
     from kvcompress.data.sessions import text_ids
+    from kvcompress.metrics.recall import turn_ids
 
     if plain or not getattr(tokenizer, "chat_template", None):
         return text_ids(tokenizer, prompt)

@@ -43,9 +43,10 @@ def _check_codec(file: KvzArgument, codec: str | None, model: str | None) -> dic
 
 
 def _is_bundled(file: KvzArgument) -> bool:
-    from kvcompress.format.container import load
+    from kvcompress.codec.directory import load_codec
     from kvcompress.codec.registry import recompute_layers_of
-    from kvcompress.hub.bundled import find_checkpoint, load_codec, recompute_choices
+    from kvcompress.format.container import load
+    from kvcompress.hub.bundled import find_checkpoint, recompute_choices
 
     encoded = load(file)
     layers = recompute_layers_of(encoded)
@@ -62,8 +63,8 @@ def _decodes(file: KvzArgument, codec: str, model: str | None) -> dict[str, str]
 
 
 def _check_model(file: KvzArgument, model: str) -> str:
-    from kvcompress.format.container import HASH_CHARACTERS, read_header
     from kvcompress.errors import FormatError, about
+    from kvcompress.format.container import HASH_CHARACTERS, read_header
     from kvcompress.hf import fingerprint, load_model
     from kvcompress.snapshot import ModelFingerprint
 

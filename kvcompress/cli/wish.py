@@ -110,8 +110,9 @@ def fulfil(wish: Wish, snapshot: KVSnapshot) -> tuple[Encoded, Choice | None]:
 
 def _codecs(wish: Wish) -> list[TinyVAECodec]:
     """Return the codec that is asked for, or all at hand where a link chooses."""
-    from kvcompress.codec.places import find_codec
-    from kvcompress.hub.bundled import load_codec, recompute_choices
+    from kvcompress.codec.directory import load_codec
+    from kvcompress.hub.bundled import recompute_choices
+    from kvcompress.hub.places import find_codec
 
     if wish.link_megabits is None:
         return [load_codec(wish.codec, wish.recompute_layers)]

@@ -1,4 +1,4 @@
-"""Load a codec's directory: `config.json` and `model.safetensors`, every tensor of them."""
+"""Load codecs, by name or from their directory: `config.json` and `model.safetensors`, every tensor of them."""
 
 from __future__ import annotations
 
@@ -7,7 +7,36 @@ from contextlib import redirect_stdout
 from pathlib import Path
 
 from kvcompress.codec.tinyvae import TinyVAECodec
-from kvcompress.errors import CheckpointError
+from kvcompress.errors import CheckpointError, InputError
+from kvcompress.hub.bundled import DEFAULT_CODEC, codec_parts, require_intact
+from kvcompress.hub.places import find_codec
+
+
+def load_codec(name_or_path: str | Path = DEFAULT_CODEC, recompute_layers: int | None = None) -> TinyVAECodec:
+    """Load a codec by name, directory or id on the Hub; `kvcompress codecs list` names those at hand.
+
+    Args:
+        name_or_path: Of the codec that codes all layers.
+        recompute_layers: m. With m > 0 the codec in its subdirectory `recompute-<m>`, which leaves the first m + 1
+            layers to the model. None: whatever the directory holds.
+
+    Raises:
+        CheckpointError: There is no such codec, or it is damaged.
+        InputError: m is negative.
+    """
+    directory = find_codec(name_or_path)
+    if recompute_layers is None:
+        return load_tinyvae(directory)
+    if recompute_layers < 0:
+        raise InputError(f"{recompute_layers} layers cannot be recomputed", "Choose 0 or more")
+    parts = codec_parts(directory)
+    if recompute_layers not in parts:
+        what = f"no codec here that recomputes {recompute_layers} layers"
+        remedy = f"It has: {', '.join(map(str, parts)) or 'none'}; `kvcompress fit --recompute-layers` makes others"
+        raise CheckpointError(what, remedy, path=directory)
+    if directory != Path(name_or_path):
+        require_intact(parts[recompute_layers])
+    return load_tinyvae(parts[recompute_layers])
 
 
 def load_tinyvae(directory: Path) -> TinyVAECodec:

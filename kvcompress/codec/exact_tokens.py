@@ -13,10 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kvcompress.codec.tinyvae import Codec
-from kvcompress.format.container import Encoded
-from kvcompress.errors import FormatError
 from kvcompress.codec.lossless import pack_cache, unpack_cache
+from kvcompress.codec.tinyvae import Codec
+from kvcompress.errors import FormatError
+from kvcompress.format.container import Encoded
 from kvcompress.format.json_section import pack_positions, unpack_positions
 from kvcompress.snapshot import KVSnapshot, LayerKV
 

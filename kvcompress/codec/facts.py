@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from kvcompress.errors import CheckpointError
-from kvcompress.hub.hub_id import CODEC_FILES
 from kvcompress.codec.promise import FALLBACK, Promise, promises_from_json
+from kvcompress.errors import CheckpointError
 from kvcompress.hub.bundled import codec_parts, read_config
+from kvcompress.hub.hub_id import CODEC_FILES
 
 RAW_BITS = 16
 """Bits of a cached number in a size ratio."""

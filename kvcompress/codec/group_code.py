@@ -7,8 +7,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from kvcompress.format.ans import TableBank
 from kvcompress.codec.residual import Residual
+from kvcompress.format.ans import TableBank
 from tinyvae import TinyVAE
 from tinyvae.quantize import steps_at
 

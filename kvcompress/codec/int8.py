@@ -21,8 +21,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from kvcompress.format.container import Encoded
 from kvcompress.errors import FormatError, InputError, MismatchError
+from kvcompress.format.container import Encoded
 from kvcompress.format.json_section import MAX_LAYERS
 from kvcompress.format.session import encoded_session, own_sections, read_session
 from kvcompress.snapshot import CACHE_DTYPES, KVSnapshot, LayerKV

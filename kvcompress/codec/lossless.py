@@ -14,10 +14,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from kvcompress.format.container import Encoded
 from kvcompress.errors import FormatError, InputError, MismatchError
-from kvcompress.format.zstd_frame import zstd_pack, zstd_unpack
+from kvcompress.format.container import Encoded
 from kvcompress.format.session import encoded_session, own_sections, read_session
+from kvcompress.format.zstd_frame import zstd_pack, zstd_unpack
 from kvcompress.snapshot import CACHE_DTYPES, KVSnapshot, LayerKV, Origin
 
 # Measured on caches of two small Llama-type models (400 and 800 tokens of dialogue), raw bytes by coded bytes:

@@ -1,7 +1,8 @@
 """What a file says that was coded for other weights than the codec's own, and who may read it.
 
-A codec codes caches of the very weights that it was fitted to. With `kvcompress.fit.adopt` it may be tried on others of the
-same architecture and vocabulary; a file then names both weights, and only the ones that recorded it may go on from it.
+A codec codes caches of the very weights that it was fitted to. With `kvcompress.fit.adopt` it may be tried on others of
+the same architecture and vocabulary; a file then names both weights, and only the ones that recorded it may go on from
+it.
 """
 
 from __future__ import annotations
@@ -11,9 +12,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from kvcompress.format.container import HASH_CHARACTERS
-from kvcompress.errors import FormatError, InputError, MismatchError
 from kvcompress.codec.promise import OTHER_WEIGHTS, Promise
+from kvcompress.errors import FormatError, InputError, MismatchError
+from kvcompress.format.container import HASH_CHARACTERS
 from kvcompress.snapshot import ModelFingerprint, Origin
 
 

@@ -1,8 +1,9 @@
 """What a codec promises of a quality word, and the evidence: nothing is promised that was not measured.
 
 A promise says how sessions are stored and what they then lose, measured over sessions that fitted nothing
-(`kvcompress.fit.calibrate`), within bounds that hold in expectation for further sessions (`kvcompress.metrics.conformal`). It is
-kept in the codec's `config.json`. Nothing here needs torch, so that `kvcompress inspect` can read it at once.
+(`kvcompress.fit.calibrate`), within bounds that hold in expectation for further sessions
+(`kvcompress.metrics.conformal`). It is kept in the codec's `config.json`. Nothing here needs torch, so that `kvcompress
+inspect` can read it at once.
 """
 
 from __future__ import annotations
@@ -14,8 +15,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from kvcompress.metrics.conformal import beyond_allowed, sessions_needed
 from kvcompress.errors import CheckpointError, InputError
+from kvcompress.metrics.conformal import beyond_allowed, sessions_needed
 
 QUALITIES = ("transparent", "high", "usable")
 LATENTS, RESIDUAL, INT8, LOSSLESS = "latents", "residual", "int8", "lossless"
@@ -26,7 +27,8 @@ FALLBACK = "fallback"
 """Name of the promise for sessions unlike those that a codec knows: as good as transparent, by int8."""
 
 OTHER_WEIGHTS = "other_weights"
-"""Setting of a file that was recorded with other weights than its codec was fitted to: `kvcompress.codec.other_weights`."""
+"""Setting of a file that was recorded with other weights than its codec was fitted to, see
+`kvcompress.codec.other_weights`."""
 
 _COUNTS = ("sessions", "prefix_tokens", "continuation_tokens")
 _LOSSES = ("kl_nats", "context_lost", "top1_lost")

@@ -5,13 +5,13 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-from kvcompress.format.atomic import atomic_directory
 from kvcompress.codec.directory import load_tinyvae
 from kvcompress.codec.facts import CodecFacts, read_facts
-from kvcompress.codec.places import codecs_home, find_codec
 from kvcompress.errors import CheckpointError, about
-from kvcompress.hub.hub_id import CODEC_FILES
+from kvcompress.format.atomic import atomic_directory
 from kvcompress.hub.bundled import require_intact
+from kvcompress.hub.hub_id import CODEC_FILES
+from kvcompress.hub.places import codecs_home, find_codec
 
 
 def pull(name: str, output: Path | None = None, *, force: bool = False) -> CodecFacts:

@@ -19,12 +19,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from kvcompress.channels import LayerShape, Rope, layer_channels
 from kvcompress.errors import FormatError, InputError, IntegrityError
+from kvcompress.hf.channels import LayerShape, Rope, layer_channels
+from kvcompress.hf.partial_prefill import Recompute
 from kvcompress.snapshot import KVSnapshot, LayerKV, Origin
-
-Recompute = Callable[[Tensor, int, Origin], Sequence[LayerKV]]
-"""Called with token ids [N] int64, m and the session's origin; returns layers 0 to m at every position."""
 
 PROBE = "known"
 """Section of a file whose first layers are recomputed."""

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from kvcompress.codec.tinyvae import Codec, TinyVAECodec
-from kvcompress.format.container import MAGIC, Encoded, load
-from kvcompress.errors import FormatError, about
+from kvcompress.codec.directory import load_codec
 from kvcompress.codec.exact_tokens import EXACT, WithExact, without_exact
 from kvcompress.codec.int8 import Int8Codec
 from kvcompress.codec.lossless import LosslessCodec
+from kvcompress.codec.tinyvae import Codec, TinyVAECodec
+from kvcompress.errors import FormatError, about
+from kvcompress.format.container import MAGIC, Encoded, load
 from kvcompress.format.raw_snapshot import load_raw
-from kvcompress.codec.recompute import Recompute
+from kvcompress.hf.partial_prefill import Recompute
+from kvcompress.hub.bundled import DEFAULT_CODEC
 from kvcompress.snapshot import KVSnapshot
-from kvcompress.hub.bundled import DEFAULT_CODEC, load_codec
 
 WITHOUT_WEIGHTS: tuple[type[Int8Codec] | type[LosslessCodec], ...] = (Int8Codec, LosslessCodec)
 

@@ -26,9 +26,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from kvcompress.format.ans import TableBank, decode_symbols, encode_symbols
 from kvcompress.errors import FormatError
+from kvcompress.format.ans import TableBank, decode_symbols, encode_symbols
 from tinyvae.quantize import LEVELS, LEVELS_PER_OCTAVE, LOWEST_SCALE_LOG2, dequantize, quantize
+
+RESIDUAL_FINER = 12
+"""How much finer the residual is than the latents. Six sessions of 1,024 tokens: size ratio 37.7 at KL .00070 with 8,
+24.4 at .00050 and 16.9 at .00024 with 16, where latents alone reach 40.0 at .00088 and never fall under .0006."""
 
 LEAST_LEVEL = 16
 """Narrower residuals are not coded: an eighth of a step."""

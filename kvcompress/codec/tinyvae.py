@@ -17,19 +17,21 @@ import torch
 from huggingface_hub import PyTorchModelHubMixin
 from torch import Tensor, nn
 
-from kvcompress.channels import LayerShape, Rope, group_positions, layer_from_channels, layer_shapes, to_channels
-from kvcompress.format.container import Encoded
-from kvcompress.format.ans import TableBank, decode_choices, decode_symbols, encode_choices, encode_symbols
-from kvcompress.errors import FormatError, InputError, MismatchError
 from kvcompress.codec.group_code import GroupCode
 from kvcompress.codec.lower_groups import Lower
 from kvcompress.codec.other_weights import Adopted, require_recorded
 from kvcompress.codec.outliers import OUTLIERS, Outliers
-from kvcompress.format.json_section import canonical_json
 from kvcompress.codec.promise import FALLBACK, LATENTS, OTHER_WEIGHTS, Promise, promises_from_json, unpromised
-from kvcompress.codec.recompute import PROBE, Known, Recompute, checked_probe, pack_probe, recomputed
+from kvcompress.codec.recompute import PROBE, Known, checked_probe, pack_probe, recomputed
 from kvcompress.codec.residual import Residual
+from kvcompress.errors import FormatError, InputError, MismatchError
+from kvcompress.format.ans import TableBank, decode_choices, decode_symbols, encode_choices, encode_symbols
+from kvcompress.format.container import Encoded
+from kvcompress.format.json_section import canonical_json
 from kvcompress.format.session import Preset, encoded_session, own_sections, read_session
+from kvcompress.hf.channels import LayerShape, group_positions, layer_from_channels, layer_shapes, to_channels
+from kvcompress.hf.partial_prefill import Recompute
+from kvcompress.hf.rope import rope_of
 from kvcompress.snapshot import KVSnapshot, LayerKV, ModelFingerprint, Origin
 from tinyvae import Context, TinyVAE, TinyVAEConfig
 from tinyvae.offsets import PRIOR_ONLY
@@ -60,13 +62,6 @@ class Codec(Protocol):
     def decode(self, encoded: Encoded) -> KVSnapshot:
         """Return the snapshot that an encoded one stands for."""
         ...
-
-
-def rope_of(origin: Origin) -> Rope:
-    """Return the rotary embedding of the model an origin names."""
-    from kvcompress.hf.rope import rope_from_config
-
-    return rope_from_config(origin.config, origin.rope_layers)
 
 
 class TinyVAECodec(
@@ -578,4 +573,4 @@ def _stated_rate(encoded: Encoded, name: str) -> int:
     return rate
 
 
-__all__ = ["HIGHEST_RATE", "Codec", "TinyVAECodec", "rope_of"]
+__all__ = ["HIGHEST_RATE", "Codec", "TinyVAECodec"]

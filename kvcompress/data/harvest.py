@@ -18,17 +18,17 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from kvcompress.format.atomic import atomic_path, atomic_write
-from kvcompress.channels import layer_channels, layer_shapes
-from kvcompress.codec.tinyvae import rope_of
-from kvcompress.errors import InputError, MismatchError
-from kvcompress.hf import capture
-from kvcompress.hf.families import context_tokens
-from kvcompress.hf.gradients import cache_gradients
-from kvcompress.hf.single_tokens import embeddings_of, first_token_caches
-from kvcompress.format.raw_snapshot import save_raw
 from kvcompress.data.sessions import Session, read_sessions, session_token_ids
 from kvcompress.data.shards import CALIBRATION, FIT, INDEX, LEVELS, SETTINGS, TOKENS, HarvestSettings, ShardRow
+from kvcompress.errors import InputError, MismatchError
+from kvcompress.format.atomic import atomic_path, atomic_write
+from kvcompress.format.raw_snapshot import save_raw
+from kvcompress.hf import capture
+from kvcompress.hf.channels import layer_channels, layer_shapes
+from kvcompress.hf.families import context_tokens
+from kvcompress.hf.gradients import cache_gradients
+from kvcompress.hf.rope import rope_of
+from kvcompress.hf.single_tokens import embeddings_of, first_token_caches
 from kvcompress.snapshot import CACHE_DTYPES, KVSnapshot, LayerKV
 
 Progress = Callable[[str, int, int], None]

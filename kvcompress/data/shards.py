@@ -21,11 +21,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kvcompress.channels import Rope, layer_channels
 from kvcompress.errors import FormatError, InputError
 from kvcompress.format.raw_snapshot import load_raw, origin_of_raw, raw_layers
-from kvcompress.snapshot import KVSnapshot, Origin
 from kvcompress.format.safetensors_file import opened
+from kvcompress.hf.channels import Rope, layer_channels
+from kvcompress.snapshot import KVSnapshot, Origin
 
 INDEX, SETTINGS, TOKENS = "index.jsonl", "shards.json", "tokens.safetensors"
 FIT, LEVELS, CALIBRATION = "fit", "levels", "calibration"

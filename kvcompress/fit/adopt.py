@@ -2,7 +2,7 @@
 
 ```
 codec ──► adopt: same architecture, same vocabulary? ──► no quality words, only --max-kl
-              measured: sessions with these weights  ──► the words that hold, by the bounds of `kvcompress.fit.calibrate`
+              measured: sessions with these weights  ──► the words that hold, by the bounds of `fit.calibrate`
 ```
 What was measured is kept in the user's own place, so that one measurement serves every session.
 """
@@ -17,21 +17,21 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from kvcompress.format.atomic import atomic_write
+from kvcompress.codec.facts import CodecFacts
+from kvcompress.codec.other_weights import Adopted, Nearest, own_origin
+from kvcompress.codec.promise import LATENTS, LOSSLESS, RESIDUAL, promises_from_json
+from kvcompress.codec.tinyvae import TinyVAECodec
+from kvcompress.errors import CheckpointError, KVCompressError, MismatchError
 from kvcompress.fit.calibrate import Calibration, calibrated
 from kvcompress.fit.checkpoint import kept_out_of_fit, usable_sessions
-from kvcompress.codec.tinyvae import TinyVAECodec
-from kvcompress.codec.facts import CodecFacts
-from kvcompress.codec.places import home
-from kvcompress.errors import CheckpointError, KVCompressError, MismatchError
+from kvcompress.fit.trials import trials_from_sessions
+from kvcompress.format.atomic import atomic_write
+from kvcompress.format.json_section import canonical_json
 from kvcompress.hf import fingerprint, recompute_with
 from kvcompress.hf.architecture import REMEDY, Architecture
 from kvcompress.hf.fingerprint import vocabulary_digest
-from kvcompress.codec.other_weights import Adopted, Nearest, own_origin
-from kvcompress.format.json_section import canonical_json
-from kvcompress.codec.promise import LATENTS, LOSSLESS, RESIDUAL, promises_from_json
+from kvcompress.hub.places import home
 from kvcompress.snapshot import ModelFingerprint
-from kvcompress.fit.trials import trials_from_sessions
 
 Progress = Callable[[str, int, int], None]
 

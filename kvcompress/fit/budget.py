@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from kvcompress.channels import LayerShape
+from kvcompress.hf.channels import LayerShape
 from tinyvae.neighbours import MATCHES, PHASES
 from tinyvae.offsets import AGES
 from tinyvae.prior import CONTEXTS, PAST_DIRECTIONS, SHARP_COLUMNS, SHARP_UNITS
@@ -17,8 +17,8 @@ from tinyvae.quantize import LEVELS
 from tinyvae.tables import TABLE_ENTRIES
 
 if TYPE_CHECKING:
-    from kvcompress.fit.closed_form import Group, Solved
     from kvcompress.data.shards import Shards
+    from kvcompress.fit.closed_form import Group, Solved
 
 TABLE_SHARE = 0.25
 """Of the budget, for the token table."""

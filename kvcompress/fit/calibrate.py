@@ -1,11 +1,11 @@
 """Find how each quality word is stored: the coarsest setting measured to keep it, on sessions that fitted nothing.
 
 Settings go from coarse to fine along two paths, latents by rate and then latents with a residual by rate, and end with
-the lossless codec, which holds by construction. `kvcompress.fit.search` measures the candidates of a path on all sessions;
-what "holds" means is in `kvcompress.metrics.conformal`. Of the rates of a path that were measured on all sessions the promised
-one holds and so does every finer one (fixed-sequence testing): losses fall with the rate only on the whole, and a rate
-that holds between others that do not is luck. Nothing is assumed of the finest rate: where none of a path holds, the
-next path is taken.
+the lossless codec, which holds by construction. `kvcompress.fit.search` measures the candidates of a path on all
+sessions; what "holds" means is in `kvcompress.metrics.conformal`. Of the rates of a path that were measured on all
+sessions the promised one holds and so does every finer one (fixed-sequence testing): losses fall with the rate only on
+the whole, and a rate that holds between others that do not is luck. Nothing is assumed of the finest rate: where none
+of a path holds, the next path is taken.
 """
 
 from __future__ import annotations
@@ -15,16 +15,16 @@ from dataclasses import dataclass
 from pathlib import Path as FilePath
 from typing import Any
 
-from kvcompress.codec.tinyvae import TinyVAECodec
-from kvcompress.metrics.conformal import sessions_needed
-from kvcompress.errors import InputError
-from kvcompress.metrics.fidelity import MIN_CONTINUATION_TOKENS, TIERS, Tier
-from kvcompress.fit.out_of_distribution import Figures, known_of
 from kvcompress.codec.other_weights import Nearest
 from kvcompress.codec.promise import FALLBACK, INT8, LATENTS, LOSSLESS, RESIDUAL, Promise, Setting
+from kvcompress.codec.tinyvae import TinyVAECodec
+from kvcompress.errors import InputError
+from kvcompress.fit.out_of_distribution import Figures, known_of
 from kvcompress.fit.search import Path, Progress, Sessions
 from kvcompress.fit.trials import Bench, TrialSource, is_usable, trials_from_sessions
 from kvcompress.fit.verdict import nearest_of, promise_of
+from kvcompress.metrics.conformal import sessions_needed
+from kvcompress.metrics.fidelity import MIN_CONTINUATION_TOKENS, TIERS, Tier
 
 
 class TooFewSessionsError(InputError):

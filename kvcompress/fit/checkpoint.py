@@ -12,17 +12,17 @@ from typing import Any
 
 from torch import Tensor
 
-from kvcompress.format.atomic import atomic_directory, atomic_write
-from kvcompress.fit.calibrate import calibrated
-from kvcompress.codec.tinyvae import TinyVAECodec
 from kvcompress.codec.directory import load_tinyvae
-from kvcompress.errors import about
+from kvcompress.codec.promise import FALLBACK
+from kvcompress.codec.tinyvae import TinyVAECodec
 from kvcompress.data.harvest import tokenized_sessions
+from kvcompress.data.shards import opening_digest
+from kvcompress.errors import about
+from kvcompress.fit.calibrate import calibrated
+from kvcompress.fit.trials import TrialSource, trials_from_sessions
+from kvcompress.format.atomic import atomic_directory, atomic_write
 from kvcompress.hf import fingerprint, load_model, recompute_with
 from kvcompress.hf.fingerprint import vocabulary_digest
-from kvcompress.codec.promise import FALLBACK
-from kvcompress.data.shards import opening_digest
-from kvcompress.fit.trials import TrialSource, trials_from_sessions
 
 Progress = Callable[[str, int, int], None]
 

@@ -9,11 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kvcompress.channels import LayerShape, Rope
 from kvcompress.codec.lower_groups import Lower
-from kvcompress.format.raw_snapshot import raw_layers
 from kvcompress.codec.recompute import Known
 from kvcompress.data.shards import Shards
+from kvcompress.format.raw_snapshot import raw_layers
+from kvcompress.hf.channels import LayerShape, Rope
 from tinyvae.fit.moments import Moments
 from tinyvae.prior import BELOW_LAGS, PAST_DIRECTIONS, TokenPrior, TokenTable, contexts, lagged, without_first
 from tinyvae.quantize import quantize

@@ -22,25 +22,26 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kvcompress.channels import LayerShape, Rope, group_layers, group_positions
-from kvcompress.fit.closed_form import Group, Solved, solve_group
-from kvcompress.codec.tinyvae import TinyVAECodec, rope_of
-from kvcompress.errors import InputError
-from kvcompress.fit.first_place import fit_first_place, fit_opening, is_sink
-from kvcompress.fit.budget import Budget, model_bytes, prior_columns, prior_units, ranks
-from kvcompress.data.harvest import harvest
-from kvcompress.hf.gradients import cache_gradients
 from kvcompress.codec.recompute import Known
+from kvcompress.codec.tinyvae import TinyVAECodec
+from kvcompress.data.harvest import harvest
 from kvcompress.data.shards import CALIBRATION, FIT, LEVELS, HarvestSettings, Shards, opening_digest
-from kvcompress.snapshot import KVSnapshot
+from kvcompress.errors import InputError
+from kvcompress.fit.budget import Budget, model_bytes, prior_columns, prior_units, ranks
+from kvcompress.fit.closed_form import Group, Solved, solve_group
+from kvcompress.fit.first_place import fit_first_place, fit_opening, is_sink
 from kvcompress.fit.token_table import embedding_table, mean_table, table_pays
 from kvcompress.fit.working import Working
+from kvcompress.hf.channels import LayerShape, Rope, group_layers, group_positions
+from kvcompress.hf.gradients import cache_gradients
+from kvcompress.hf.rope import rope_of
+from kvcompress.snapshot import KVSnapshot
 from tinyvae import Context, TinyVAEConfig
+from tinyvae.fit.calibration import CALIBRATION_RATE, calibrate_group
 from tinyvae.fit.moments import Coherence, Gram
 from tinyvae.offsets import age_classes, fit_offsets
 from tinyvae.prior import TokenTable
 from tinyvae.quantize import LEVELS_PER_OCTAVE
-from tinyvae.fit.calibration import CALIBRATION_RATE, calibrate_group
 from tinyvae.tables import build_tables
 from tinyvae.transform import SHARP_LATENTS, Metric, sensitivity_weight
 

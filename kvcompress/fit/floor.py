@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from kvcompress.channels import group_positions, layer_from_channels
-from kvcompress.codec.tinyvae import TinyVAECodec, rope_of
-from kvcompress.metrics.fidelity import kl_nats
-from kvcompress.hf.restore import restore
+from kvcompress.codec.tinyvae import TinyVAECodec
+from kvcompress.hf.channels import group_positions, layer_from_channels
 from kvcompress.hf.generation import feed
+from kvcompress.hf.restore import restore
+from kvcompress.hf.rope import rope_of
+from kvcompress.metrics.fidelity import kl_nats
 from kvcompress.snapshot import KVSnapshot
 
 if TYPE_CHECKING:

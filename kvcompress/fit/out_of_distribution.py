@@ -39,10 +39,10 @@ from typing import Any
 from torch import Tensor
 
 from kvcompress.codec.tinyvae import TinyVAECodec
-from kvcompress.format.container import Encoded
 from kvcompress.errors import CheckpointError
-from kvcompress.snapshot import KVSnapshot
 from kvcompress.fit.trials import figures_of
+from kvcompress.format.container import Encoded
+from kvcompress.snapshot import KVSnapshot
 
 LEAST_SESSIONS = 8
 """Of fewer, the spread is not known. Over 24 sessions a deviation is off by 15 %, over 48 by 10 %; a session is unlike

@@ -18,18 +18,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from kvcompress.codec.tinyvae import TinyVAECodec
+from kvcompress.data.harvest import write_shards
+from kvcompress.data.shards import INDEX, Shards, opening_digest
+from kvcompress.errors import InputError
 from kvcompress.fit.calibrate import TooFewSessionsError
 from kvcompress.fit.checkpoint import finish_codec, save_codec, stored_in_words
-from kvcompress.codec.tinyvae import TinyVAECodec
-from kvcompress.errors import InputError
 from kvcompress.fit.fitter import FitSettings, Fitter, require_coded_layers
 from kvcompress.fit.floor import floor_nats
-from kvcompress.data.harvest import write_shards
-from kvcompress.hf import fingerprint, load_model
-from kvcompress.data.shards import INDEX, Shards, opening_digest
-from kvcompress.snapshot import KVSnapshot
 from kvcompress.fit.trials import CONTINUATION_TOKENS
 from kvcompress.fit.working import Working
+from kvcompress.hf import fingerprint, load_model
+from kvcompress.snapshot import KVSnapshot
 
 PASSES = 2
 """Version of what passes leave behind: a fit that an earlier version began is begun anew."""

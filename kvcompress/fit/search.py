@@ -12,13 +12,13 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from kvcompress.rate.max_kl import RESIDUAL_FINER
-from kvcompress.codec.tinyvae import HIGHEST_RATE
-from kvcompress.metrics.fidelity import Tier
-from kvcompress.fit.ledger import Facts, Losses
 from kvcompress.codec.promise import RESIDUAL, Setting
+from kvcompress.codec.residual import RESIDUAL_FINER
+from kvcompress.codec.tinyvae import HIGHEST_RATE
+from kvcompress.fit.ledger import Facts, Losses
 from kvcompress.fit.trials import Bench
 from kvcompress.fit.verdict import foreseen, may_hold, means_foreseen, stresses
+from kvcompress.metrics.fidelity import Tier
 
 FINEST = HIGHEST_RATE // 2
 LADDER = tuple(range(0, FINEST + 1, 40))

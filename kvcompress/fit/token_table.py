@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from kvcompress.channels import Rope
+from kvcompress.hf.channels import Rope
 from tinyvae.fit.moments import TokenMeans
 
 if TYPE_CHECKING:
-    from kvcompress.fit.closed_form import Group
     from kvcompress.data.shards import Shards
+    from kvcompress.fit.closed_form import Group
 
 TOKENS_AN_ID = 8
 """Tokens for each id of the vocabulary from which on means pay."""

@@ -17,18 +17,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from kvcompress.codec.tinyvae import TinyVAECodec
-from kvcompress.format.container import Encoded, to_bytes
-from kvcompress.errors import InputError
-from kvcompress.metrics.fidelity import MIN_CONTINUATION_TOKENS, SHORT_CONTEXT_TOKENS, short_context_logits
-from kvcompress.hf.capture import capture
-from kvcompress.hf.restore import restore
 from kvcompress.codec.int8 import Int8Codec
-from kvcompress.fit.ledger import Facts, Ledger, Losses, token_digest
 from kvcompress.codec.promise import INT8, LOSSLESS, Setting
+from kvcompress.codec.tinyvae import TinyVAECodec
+from kvcompress.errors import InputError
+from kvcompress.fit.ledger import Facts, Ledger, Losses, token_digest
+from kvcompress.format.container import Encoded, to_bytes
 from kvcompress.format.raw_snapshot import load_raw, save_raw
-from kvcompress.hf.generation import feed
 from kvcompress.format.session import own_sections
+from kvcompress.hf.capture import capture
+from kvcompress.hf.generation import feed
+from kvcompress.hf.restore import restore
+from kvcompress.metrics.fidelity import MIN_CONTINUATION_TOKENS, SHORT_CONTEXT_TOKENS, short_context_logits
 from kvcompress.snapshot import KVSnapshot
 from tinyvae import Context
 

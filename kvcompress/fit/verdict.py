@@ -5,11 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from kvcompress.metrics.conformal import CLIP, FAR, beyond, beyond_allowed, beyond_stress, mean_stress, worth_stress
-from kvcompress.metrics.fidelity import Tier
-from kvcompress.fit.ledger import Facts, Ledger, Losses
 from kvcompress.codec.other_weights import Nearest
 from kvcompress.codec.promise import Loss, Promise, Setting
+from kvcompress.fit.ledger import Facts, Ledger, Losses
+from kvcompress.metrics.conformal import CLIP, FAR, beyond, beyond_allowed, beyond_stress, mean_stress, worth_stress
+from kvcompress.metrics.fidelity import Tier
 
 MEANS = ("kl_nats", "context_lost", "top1_lost")
 

@@ -12,8 +12,8 @@ from typing import Any
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from kvcompress.format.atomic import atomic_path, atomic_write
 from kvcompress.errors import InputError
+from kvcompress.format.atomic import atomic_path, atomic_write
 
 KEY = "working.json"
 

@@ -19,8 +19,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, BinaryIO
 
-from kvcompress.format.atomic import PathLike, atomic_write, open_regular
 from kvcompress.errors import FormatError, InputError, IntegrityError
+from kvcompress.format.atomic import PathLike, atomic_write, open_regular
 from kvcompress.format.header import pack_header, unpack_header
 from kvcompress.format.json_section import (
     MAX_NUMBER,

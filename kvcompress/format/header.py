@@ -11,8 +11,8 @@ from __future__ import annotations
 import re
 import zlib
 
-from kvcompress.format.atomic import PathLike
 from kvcompress.errors import FormatError
+from kvcompress.format.atomic import PathLike
 
 DICTIONARY = (
     b'"unlike":true,"stored":"int8","certificate":{"kl_nats":0.00,"max_kl_nats":0.0,"tail_tokens":"shapes":[['

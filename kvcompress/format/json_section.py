@@ -10,8 +10,8 @@ import zlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from kvcompress.format.atomic import PathLike
 from kvcompress.errors import FormatError, InputError, MismatchError
+from kvcompress.format.atomic import PathLike
 
 MAX_NUMBER = 2**53 - 1  # the largest integer that every JSON library reads exactly
 MAX_ORIGIN_BYTES = 4 << 20

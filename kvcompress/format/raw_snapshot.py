@@ -10,11 +10,11 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
-from kvcompress.format.atomic import PathLike, atomic_path
 from kvcompress.errors import FormatError, InputError
+from kvcompress.format.atomic import PathLike, atomic_path
 from kvcompress.format.json_section import MAX_LAYERS, canonical_json, parse_json
-from kvcompress.snapshot import KVSnapshot, LayerKV, Origin
 from kvcompress.format.safetensors_file import one_line, opened, require_format
+from kvcompress.snapshot import KVSnapshot, LayerKV, Origin
 
 FORMAT = "kvcompress.snapshot"
 VERSION = "1"

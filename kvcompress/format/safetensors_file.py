@@ -8,9 +8,9 @@ from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
+from kvcompress.errors import FormatError
 from kvcompress.format.atomic import PathLike, open_regular
 from kvcompress.format.container import MAGIC
-from kvcompress.errors import FormatError
 
 
 @contextmanager

@@ -16,11 +16,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kvcompress.format.container import HASH_CHARACTERS, Encoded
 from kvcompress.errors import FormatError, InputError
+from kvcompress.format.container import HASH_CHARACTERS, Encoded
 from kvcompress.format.json_section import MAX_TOKENS, pack_origin, pack_positions, unpack_origin, unpack_positions
-from kvcompress.snapshot import KVSnapshot, Origin
 from kvcompress.format.token_ids import pack_tokens, unpack_tokens
+from kvcompress.snapshot import KVSnapshot, Origin
 
 SESSION_SECTIONS = ("tokens", "origin", "positions")
 

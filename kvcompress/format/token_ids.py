@@ -31,8 +31,8 @@ import torch
 from torch import Tensor
 
 from kvcompress.errors import FormatError
-from kvcompress.format.zstd_frame import zstd_pack, zstd_unpack
 from kvcompress.format.json_section import MAX_TOKENS
+from kvcompress.format.zstd_frame import zstd_pack, zstd_unpack
 
 ZSTD_LEVEL = 19
 """The highest ordinary one: the section is small."""

@@ -21,8 +21,8 @@ from torch import Tensor
 from kvcompress.errors import InputError
 from kvcompress.hf.families import new_cache
 from kvcompress.hf.forward import run
-from kvcompress.hf.restore import restore
 from kvcompress.hf.generation import require_room
+from kvcompress.hf.restore import restore
 from kvcompress.snapshot import KVSnapshot
 
 

@@ -26,8 +26,8 @@ import transformers
 from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from kvcompress.format.atomic import open_regular
 from kvcompress.errors import CheckpointError, first_line
+from kvcompress.format.atomic import open_regular
 from kvcompress.hf.quiet import silence
 
 MAGIC = b"GGUF"

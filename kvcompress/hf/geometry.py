@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM
 
-from kvcompress.channels import LayerShape
+from kvcompress.hf.channels import LayerShape
 from kvcompress.hf.families import layer_kinds, new_cache
 from kvcompress.hf.forward import run
 

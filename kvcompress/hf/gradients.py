@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
-from kvcompress.channels import Rope
+from kvcompress.hf.channels import Rope
 from kvcompress.hf.forward import run
 from kvcompress.snapshot import KVSnapshot
 

@@ -17,11 +17,11 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 
 from kvcompress.errors import CheckpointError, InputError, first_line
 from kvcompress.hf.dequantise import dequantised, gguf_name
-from kvcompress.hub.download import from_hub, hub_name
+from kvcompress.hf.download import from_hub, hub_name
 from kvcompress.hf.quiet import silence
+from kvcompress.hub.bundled import DEFAULT_MODEL, find_checkpoint, is_bundled
 from kvcompress.hub.hub_id import is_hub_id
 from kvcompress.snapshot import CACHE_DTYPES
-from kvcompress.hub.bundled import DEFAULT_MODEL, find_checkpoint, is_bundled
 
 REMEDY = (
     "Pass a directory written by save_pretrained, a GGUF file, "

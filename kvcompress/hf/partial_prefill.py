@@ -10,6 +10,7 @@ nothing is hooked into it, and others may use it meanwhile.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -21,8 +22,10 @@ from kvcompress.hf.capture import check_ids
 from kvcompress.hf.families import new_cache
 from kvcompress.hf.fingerprint import fingerprint
 from kvcompress.hf.forward import run
-from kvcompress.codec.recompute import Recompute
 from kvcompress.snapshot import CACHE_DTYPES, LayerKV, Origin
+
+Recompute = Callable[[Tensor, int, Origin], Sequence[LayerKV]]
+"""Called with token ids [N] int64, m and the session's origin; returns layers 0 to m at every position."""
 
 REMEDY = "Use --recompute-layers 0"
 

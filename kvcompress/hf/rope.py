@@ -26,6 +26,7 @@ from transformers import AutoConfig, PreTrainedConfig
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
 from kvcompress.errors import InputError
+from kvcompress.snapshot import Origin
 
 Rotation = Callable[[Tensor, Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
 ROTATION_NAME = "apply_rotary_pos_emb"
@@ -161,6 +162,11 @@ class RopeAdapter:
             if count and live.shape[0] == width <= size and bool(live[:count].all()):
                 return self._widths.setdefault((size, angle_size), count)
         raise InputError(f"keys of size {size} do not fit a rotary embedding of size {angle_size}")
+
+
+def rope_of(origin: Origin) -> RopeAdapter:
+    """Return the rotary embedding of the model an origin names."""
+    return rope_from_config(origin.config, origin.rope_layers)
 
 
 def rope_from_config(config: Mapping[str, Any], rope_layers: tuple[bool, ...]) -> RopeAdapter:

@@ -15,8 +15,8 @@ from torch import Tensor
 from kvcompress.errors import InputError
 from kvcompress.hf.families import new_cache
 from kvcompress.hf.forward import open_mask, run
-from kvcompress.hf.restore import restore
 from kvcompress.hf.generation import context_limit, resume_start
+from kvcompress.hf.restore import restore
 from kvcompress.snapshot import KVSnapshot
 
 FUTURES = 4

@@ -5,12 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from kvcompress.errors import CheckpointError, InputError
-
-if TYPE_CHECKING:
-    from kvcompress.codec.tinyvae import TinyVAECodec
+from kvcompress.errors import CheckpointError
 
 DEFAULT_MODEL = "reference-lm"
 DEFAULT_CODEC = "reference-lm-tinyvae"
@@ -18,8 +15,9 @@ DEFAULT_CODEC = "reference-lm-tinyvae"
 
 def checkpoint_root() -> Path:
     """Return the directory of bundled checkpoints: inside the package when installed, else in the checkout."""
-    packaged = Path(__file__).parent / "checkpoints"
-    return packaged if packaged.is_dir() else Path(__file__).parents[1] / "checkpoints"
+    package = Path(__file__).parents[1]
+    packaged = package / "checkpoints"
+    return packaged if packaged.is_dir() else package.parent / "checkpoints"
 
 
 def bundled() -> dict[str, str]:
@@ -70,36 +68,6 @@ def weights_digest(directory: Path) -> str:
     if not weights.is_file():
         raise CheckpointError("model.safetensors is missing", "Install again", path=directory)
     return hashlib.sha256(weights.read_bytes()).hexdigest()
-
-
-def load_codec(name_or_path: str | Path = DEFAULT_CODEC, recompute_layers: int | None = None) -> TinyVAECodec:
-    """Load a codec by name, directory or id on the Hub; `kvcompress codecs list` names those at hand.
-
-    Args:
-        name_or_path: Of the codec that codes all layers.
-        recompute_layers: m. With m > 0 the codec in its subdirectory `recompute-<m>`, which leaves the first m + 1
-            layers to the model. None: whatever the directory holds.
-
-    Raises:
-        CheckpointError: There is no such codec, or it is damaged.
-        InputError: m is negative.
-    """
-    from kvcompress.codec.directory import load_tinyvae
-    from kvcompress.codec.places import find_codec
-
-    directory = find_codec(name_or_path)
-    if recompute_layers is None:
-        return load_tinyvae(directory)
-    if recompute_layers < 0:
-        raise InputError(f"{recompute_layers} layers cannot be recomputed", "Choose 0 or more")
-    parts = codec_parts(directory)
-    if recompute_layers not in parts:
-        what = f"no codec here that recomputes {recompute_layers} layers"
-        remedy = f"It has: {', '.join(map(str, parts)) or 'none'}; `kvcompress fit --recompute-layers` makes others"
-        raise CheckpointError(what, remedy, path=directory)
-    if directory != Path(name_or_path):
-        require_intact(parts[recompute_layers])
-    return load_tinyvae(parts[recompute_layers])
 
 
 def recompute_name(recompute_layers: int) -> str:

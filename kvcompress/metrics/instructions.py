@@ -12,8 +12,8 @@ from typing import Any
 
 from torch import Tensor
 
-from kvcompress.metrics.recall import reply, turn_ids
 from kvcompress.data.sessions import Session, session_token_ids
+from kvcompress.metrics.recall import reply, turn_ids
 
 POSITIONS = ("start", "end", "anywhere")
 PROBES = ("Thank you very much.", "Can you help me with something else?")

@@ -9,8 +9,8 @@ from typing import Any
 
 from torch import Tensor
 
-from kvcompress.hf.generation import generate_from
 from kvcompress.data.sessions import Session, text_ids
+from kvcompress.hf.generation import generate_from
 
 ANSWER_TOKENS = 32
 

@@ -11,10 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kvcompress.metrics.fidelity import kl_nats
 from kvcompress.hf.forward import open_mask, run
-from kvcompress.hf.sampling import sample_futures
 from kvcompress.hf.restore import restore
+from kvcompress.hf.sampling import sample_futures
+from kvcompress.metrics.fidelity import kl_nats
 from kvcompress.snapshot import KVSnapshot
 
 JUDGE_FUTURES = 4

@@ -5,6 +5,6 @@ evidence  ──►  scorer: worth of each token  ──┐
 tokens    ──►  anchors: what may not fall     ├──►  plan: tier of each token  ──►  file
 codec     ──►  bits and error of each tier  ──┘
 ```
-Evidence is collected once, with the model (`kvcompress.prune.evidence.collect`). A scorer is one file here with one method,
-`score`.
+Evidence is collected once, with the model (`kvcompress.prune.evidence.collect`). A scorer is one file here with one
+method, `score`.
 """

@@ -20,8 +20,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from kvcompress.channels import group_positions
 from kvcompress.codec.tinyvae import TinyVAECodec
+from kvcompress.hf.channels import group_positions
 from kvcompress.prune.tiers import OFFSETS, Tier
 from kvcompress.snapshot import KVSnapshot
 from tinyvae import Context

@@ -14,8 +14,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from kvcompress.format.atomic import atomic_write
 from kvcompress.errors import InputError
+from kvcompress.format.atomic import atomic_write
 
 MEMORY = 0.9
 """How much of what was known is kept after one more race."""

@@ -16,11 +16,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kvcompress.channels import group_positions
-from kvcompress.codec.tinyvae import HIGHEST_RATE, TinyVAECodec
-from kvcompress.format.container import Encoded, to_bytes
-from kvcompress.errors import InputError
 from kvcompress.codec.exact_tokens import with_exact
+from kvcompress.codec.tinyvae import HIGHEST_RATE, TinyVAECodec
+from kvcompress.errors import InputError
+from kvcompress.format.container import Encoded, to_bytes
+from kvcompress.hf.channels import group_positions
 from kvcompress.prune.allocate import (
     CHOICES,
     Costs,

@@ -1,11 +1,11 @@
 """Race and trace: candidate plans run side by side, the best by measured rate and damage is committed.
 
 A runner is a scorer at a base rate. All run at equal bytes and each is judged by the KL of resuming from its decoded
-file along sampled futures (`kvcompress.metrics.sampled_kl`); the plan of one tier for all runs too, so a race never loses to not
-planning. Where the aim is a damage and not a size, the leader of the history is brought to it first, the others run at
-its bytes, and the winner is brought to the aim. Of equal damages the smaller file wins, then the earlier runner. What
-the losers did is noted in the history (`kvcompress.prune.history`), which says who runs first next time and who is
-left out.
+file along sampled futures (`kvcompress.metrics.sampled_kl`); the plan of one tier for all runs too, so a race never
+loses to not planning. Where the aim is a damage and not a size, the leader of the history is brought to it first, the
+others run at its bytes, and the winner is brought to the aim. Of equal damages the smaller file wins, then the earlier
+runner. What the losers did is noted in the history (`kvcompress.prune.history`), which says who runs first next time
+and who is left out.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from kvcompress.codec.tinyvae import TinyVAECodec
-from kvcompress.format.container import Encoded, to_bytes
-from kvcompress.errors import InputError
 from kvcompress.codec.exact_tokens import WithExact
+from kvcompress.codec.tinyvae import TinyVAECodec
+from kvcompress.errors import InputError
+from kvcompress.format.container import Encoded, to_bytes
 from kvcompress.prune.history import History
 from kvcompress.prune.planner import LEAST_WEIGHT, MOST_WEIGHT, Planned, Planner, cannot_be_met, require_rate
 from kvcompress.snapshot import KVSnapshot

@@ -7,23 +7,23 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from kvcompress.codec.tinyvae import HIGHEST_RATE, TinyVAECodec
-from kvcompress.format.container import Encoded
-from kvcompress.errors import InputError
 from kvcompress.codec.exact_tokens import WithExact, with_exact
+from kvcompress.codec.tinyvae import HIGHEST_RATE, TinyVAECodec
+from kvcompress.errors import InputError
+from kvcompress.format.container import Encoded
 from kvcompress.metrics.fidelity import TIERS
-from kvcompress.prune.evidence.collect import collect
 from kvcompress.metrics.sampled_kl import Judge
-from kvcompress.rate.targets import encode_at_size_ratio
 from kvcompress.prune.anchors import SINK, SINK_TOKENS, Anchor, find_anchors, marked, text_of
 from kvcompress.prune.constraints import GUARANTEES, Demand, choose_kept, drop, floor_of
+from kvcompress.prune.evidence.collect import collect
 from kvcompress.prune.evidence.record import Evidence
 from kvcompress.prune.history import History
 from kvcompress.prune.planner import Planner, cannot_be_met, require_rate
-from kvcompress.prune.search import ONE_TIER, Finish, Progress, Race, one_tier_kl
 from kvcompress.prune.scorers.registry import Scorer, find_scorer, parts_of, scored
+from kvcompress.prune.search import ONE_TIER, Finish, Progress, Race, one_tier_kl
 from kvcompress.prune.table import Table, kinds_of, table_of
 from kvcompress.prune.tiers import Tier, tier_named
+from kvcompress.rate.targets import encode_at_size_ratio
 from kvcompress.snapshot import KVSnapshot
 
 DEFAULT_SCORERS = ("learned", "context_reconstruction")

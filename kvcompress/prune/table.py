@@ -11,12 +11,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kvcompress.format.atomic import atomic_write
-from kvcompress.codec.tinyvae import OFFSETS
-from kvcompress.format.container import Encoded
-from kvcompress.format.ans import decode_choices
-from kvcompress.errors import InputError
 from kvcompress.codec.exact_tokens import exact_layers
+from kvcompress.codec.tinyvae import OFFSETS
+from kvcompress.errors import InputError
+from kvcompress.format.ans import decode_choices
+from kvcompress.format.atomic import atomic_write
+from kvcompress.format.container import Encoded
 from kvcompress.prune.anchors import Anchor
 from kvcompress.prune.tiers import Tier
 from kvcompress.snapshot import KVSnapshot

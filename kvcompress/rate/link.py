@@ -14,13 +14,13 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from kvcompress.codec.tinyvae import Codec, TinyVAECodec
-from kvcompress.format.container import Encoded, from_bytes, to_bytes
-from kvcompress.errors import InputError
 from kvcompress.codec.registry import WITHOUT_WEIGHTS
-from kvcompress.hf.restore import restore
-from kvcompress.report.measure import median_seconds, prefill
+from kvcompress.codec.tinyvae import Codec, TinyVAECodec
+from kvcompress.errors import InputError
+from kvcompress.format.container import Encoded, from_bytes, to_bytes
 from kvcompress.format.session import encoded_session
+from kvcompress.hf.restore import restore
+from kvcompress.metrics.timing import median_seconds, prefill
 from kvcompress.snapshot import KVSnapshot
 
 BITS_PER_MEGABIT = 1e6

@@ -11,8 +11,8 @@ the exact one is what it was when the session had c tokens, and the tail is text
 KL falls with the rate, but not at every step: neighbouring rates round other latents. So bisection only finds the
 place; then the coarser neighbours run as well, until `NEIGHBOURS` of them in a row break the bound, and of all rates
 that ran and kept it the smallest file wins. Where no rate keeps it, or none in a file of few bytes, rates with a
-residual (`kvcompress.codec.residual`) run in the same way; where none of these does in less than a byte a value, int8 runs,
-and last the lossless codec.
+residual (`kvcompress.codec.residual`) run in the same way; where none of these does in less than a byte a value, int8
+runs, and last the lossless codec.
 """
 
 from __future__ import annotations
@@ -25,14 +25,15 @@ from typing import Any
 
 from torch import Tensor
 
-from kvcompress.codec.tinyvae import HIGHEST_RATE, TinyVAECodec
-from kvcompress.format.container import Encoded, to_bytes
-from kvcompress.errors import InputError
-from kvcompress.metrics.fidelity import kl_nats
-from kvcompress.hf.restore import restore
 from kvcompress.codec.int8 import Int8Codec
 from kvcompress.codec.lossless import LosslessCodec
+from kvcompress.codec.residual import RESIDUAL_FINER
+from kvcompress.codec.tinyvae import HIGHEST_RATE, TinyVAECodec
+from kvcompress.errors import InputError
+from kvcompress.format.container import Encoded, to_bytes
 from kvcompress.hf.generation import feed
+from kvcompress.hf.restore import restore
+from kvcompress.metrics.fidelity import kl_nats
 from kvcompress.snapshot import KVSnapshot, LayerKV
 from tinyvae import Context
 
@@ -45,10 +46,6 @@ NEIGHBOURS = 8
 """Measured on 128 tokens, KL falls by 3 to 6 % from rate to rate on average, and rises at two of five. On three
 sessions of 1,024 tokens and 46 bounds from .0004 to .07 nats, files were larger than the smallest of all rates by 9 %
 on average without neighbours, by 4 % with 4, by 1 % with 8 and with 12."""
-
-RESIDUAL_FINER = 12
-"""How much finer the residual is than the latents. Six sessions of 1,024 tokens: size ratio 37.7 at KL .00070 with 8,
-24.4 at .00050 and 16.9 at .00024 with 16, where latents alone reach 40.0 at .00088 and never fall under .0006."""
 
 VALUES_A_BYTE = 32
 """A file of more than a byte for so many values is so fine that a residual may do better."""

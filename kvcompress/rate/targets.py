@@ -8,13 +8,13 @@ from typing import Any
 
 import torch
 
-from kvcompress.codec.tinyvae import HIGHEST_RATE, TinyVAECodec
-from kvcompress.format.container import Encoded, to_bytes
-from kvcompress.errors import InputError
 from kvcompress.codec.int8 import Int8Codec
-from kvcompress.fit.out_of_distribution import figures_of_file, is_unlike, knows, opens_unlike
 from kvcompress.codec.lossless import LosslessCodec
 from kvcompress.codec.promise import FALLBACK, INT8, LATENTS, LOSSLESS, QUALITIES, Setting
+from kvcompress.codec.tinyvae import HIGHEST_RATE, TinyVAECodec
+from kvcompress.errors import InputError
+from kvcompress.fit.out_of_distribution import figures_of_file, is_unlike, knows, opens_unlike
+from kvcompress.format.container import Encoded, to_bytes
 from kvcompress.snapshot import KVSnapshot
 from tinyvae.quantize import LEVELS_PER_OCTAVE
 

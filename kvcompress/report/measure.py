@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import platform
-import statistics
 import sys
-import time
-from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,22 +12,21 @@ import torch
 from torch import Tensor
 
 from kvcompress import __version__
-from kvcompress.codec.tinyvae import RESIDUAL_RATE, Codec, TinyVAECodec
-from kvcompress.format.container import Encoded, load
-from kvcompress.errors import InputError
-from kvcompress.metrics.fidelity import MIN_CONTINUATION_TOKENS, fidelity
-from kvcompress.codec.registry import codec_of
-from kvcompress.data.harvest import tokenized_sessions
-from kvcompress.hf import capture, recompute_with, restore
-from kvcompress.hf.families import new_cache
-from kvcompress.hf.forward import run
 from kvcompress.codec.promise import OTHER_WEIGHTS, applying
+from kvcompress.codec.registry import codec_of
+from kvcompress.codec.tinyvae import RESIDUAL_RATE, Codec, TinyVAECodec
+from kvcompress.data.harvest import tokenized_sessions
+from kvcompress.data.sessions import Session
+from kvcompress.errors import InputError
+from kvcompress.format.container import Encoded, load
+from kvcompress.hf import capture, recompute_with, restore
+from kvcompress.hf.generation import context_limit, generate_from, resume_start
+from kvcompress.metrics.fidelity import MIN_CONTINUATION_TOKENS, fidelity
+from kvcompress.metrics.recall import Question, count_exact, questions
+from kvcompress.metrics.timing import bring_back, median_seconds, prefill
 from kvcompress.prune.constraints import drop
 from kvcompress.prune.table import stored_offsets, table_of
 from kvcompress.prune.tiers import Tier
-from kvcompress.metrics.recall import Question, count_exact, questions
-from kvcompress.hf.generation import context_limit, generate_from, resume_start
-from kvcompress.data.sessions import Session
 from kvcompress.snapshot import KVSnapshot
 
 TARGET_SIZE_RATIO = 10.0
@@ -71,29 +67,6 @@ def continuation_of(model: Any, exact: KVSnapshot, ids: Tensor) -> tuple[Tensor,
     return torch.tensor(new_ids), "sampled by the model from the exact cache"
 
 
-def median_seconds(call: Callable[[], Any], repeats: int = 5) -> float:
-    """Return the median wall time of a call after one warm-up."""
-    call()
-    times = []
-    for _ in range(repeats):
-        start = time.perf_counter()
-        call()
-        times.append(time.perf_counter() - start)
-    return statistics.median(times)
-
-
-def in_turns(calls: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, float]:
-    """Return median seconds of each call; all take turns after a warm-up, so that a busy machine is fair to them."""
-    times: dict[str, list[float]] = {name: [] for name in calls}
-    for number in range(rounds + 1):
-        for name, call in calls.items():
-            start = time.perf_counter()
-            call()
-            if number:
-                times[name].append(time.perf_counter() - start)
-    return {name: statistics.median(found) for name, found in times.items()}
-
-
 def greedy_text(model: Any, tokenizer: Any, snapshot: KVSnapshot, question: Question | None) -> str:
     """Return what the model says next, greedily, from a snapshot."""
     cache = restore(snapshot, model)
@@ -113,17 +86,6 @@ def time_both_ways(model: Any, path: Path, codec: Any, token_ids: Tensor) -> dic
         "restore_seconds": median_seconds(partial(bring_back, model, codec, path)),
         "prefill_seconds": median_seconds(partial(prefill, model, token_ids)),
     }
-
-
-def bring_back(model: Any, codec: Any, path: Path) -> None:
-    """Go the whole way from a file to a cache: open, verify, decode, build."""
-    restore(codec.decode(load(path)), model, copy=False)
-
-
-@torch.inference_mode()
-def prefill(model: Any, token_ids: Tensor) -> None:
-    """Let the model read tokens [N] again."""
-    run(model, token_ids[None], new_cache(model), last_only=True)
 
 
 def encode_seconds(codec: Any, encoded: Encoded, exact: KVSnapshot, tiers: Tensor) -> float:

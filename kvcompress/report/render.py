@@ -14,8 +14,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from kvcompress.format.atomic import atomic_write
 from kvcompress.errors import InputError
+from kvcompress.format.atomic import atomic_write
 from kvcompress.report.facts import cards, headline, measures, part, particulars, plain, tier_label, visible
 from kvcompress.report.facts import first_difference as _first_difference
 

@@ -11,13 +11,14 @@ import huggingface_hub
 import pytest
 from typer.testing import CliRunner
 
-from kvcompress.codec import places as codec_places
 from kvcompress.cli.app import app
+from kvcompress.codec.directory import load_codec
 from kvcompress.codec.facts import read_facts
-from kvcompress.codec.places import find_codec, home
-from kvcompress.errors import CheckpointError, InputError, KVCompressError
 from kvcompress.codec.pull import pull
-from kvcompress.hub.bundled import DEFAULT_CODEC, find_checkpoint, load_codec
+from kvcompress.errors import CheckpointError, InputError, KVCompressError
+from kvcompress.hub import places as codec_places
+from kvcompress.hub.bundled import DEFAULT_CODEC, find_checkpoint
+from kvcompress.hub.places import find_codec, home
 from tests.cli.test_commands import refused as refused_in_a_process
 from tests.cli.test_commands import run
 from tests.hf.test_loading import in_cache

@@ -11,9 +11,9 @@ import pytest
 from typer.testing import CliRunner
 
 from kvcompress.cli.app import app
+from kvcompress.data.sessions import read_sessions, session_token_ids
 from kvcompress.errors import KVCompressError
 from kvcompress.format.raw_snapshot import load_raw
-from kvcompress.data.sessions import read_sessions, session_token_ids
 from kvcompress.hub.bundled import find_checkpoint
 from tests.cli.test_commands import run
 from tests.codec.test_other_weights import LARGE, SESSION_TOKENS, SMALL, noisy

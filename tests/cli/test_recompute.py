@@ -11,9 +11,10 @@ import torch
 from typer.testing import CliRunner
 
 from kvcompress.cli.app import app
+from kvcompress.codec.directory import load_codec
 from kvcompress.errors import KVCompressError
 from kvcompress.format.raw_snapshot import load_raw, save_raw
-from kvcompress.hub.bundled import load_codec, recompute_choices
+from kvcompress.hub.bundled import recompute_choices
 from tests.cli.test_commands import refused as refused_in_a_process
 from tests.cli.test_commands import run
 from tests.dial_example import FIT, build_dial

@@ -6,10 +6,10 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from kvcompress.codec.promise import Loss, Promise, Setting
 from kvcompress.codec.tinyvae import TinyVAECodec
 from kvcompress.fit.fitter import FitSettings, fit_codec
 from kvcompress.hf import capture
-from kvcompress.codec.promise import Loss, Promise, Setting
 from kvcompress.snapshot import KVSnapshot
 
 VOCAB = 96

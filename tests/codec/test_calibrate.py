@@ -16,23 +16,24 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import kvcompress.fit.calibrate as calibration
-from kvcompress.fit.calibrate import TooFewSessionsError, calibrate, trials_from_sessions
-from kvcompress.codec.tinyvae import TinyVAECodec
-from kvcompress.format.container import to_bytes
-from kvcompress.metrics.fidelity import TIERS, fidelity, kl_nats, short_context_logits
-from kvcompress.data.harvest import tokenized_sessions
-from kvcompress.hf import load_model, restore
-from kvcompress.fit.ledger import Facts, Losses
+from kvcompress.codec.directory import load_codec
 from kvcompress.codec.lossless import LosslessCodec
-from kvcompress.rate.targets import encode_in
 from kvcompress.codec.promise import Promise, Setting
+from kvcompress.codec.tinyvae import TinyVAECodec
+from kvcompress.data.harvest import tokenized_sessions
+from kvcompress.fit.calibrate import TooFewSessionsError, calibrate, trials_from_sessions
+from kvcompress.fit.ledger import Facts, Losses
 from kvcompress.fit.search import FINEST, Sessions
 from kvcompress.fit.search import Path as RatePath
-from kvcompress.format.session import own_sections
-from kvcompress.snapshot import KVSnapshot
 from kvcompress.fit.trials import Bench, compared, context_worth, stored_as
 from kvcompress.fit.verdict import stresses
-from kvcompress.hub.bundled import find_checkpoint, load_codec
+from kvcompress.format.container import to_bytes
+from kvcompress.format.session import own_sections
+from kvcompress.hf import load_model, restore
+from kvcompress.hub.bundled import find_checkpoint
+from kvcompress.metrics.fidelity import TIERS, fidelity, kl_nats, short_context_logits
+from kvcompress.rate.targets import encode_in
+from kvcompress.snapshot import KVSnapshot
 from tests.codec.conftest import random_sessions
 
 Loser = Callable[[int, Setting], Losses]

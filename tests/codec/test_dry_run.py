@@ -47,7 +47,7 @@ def test_passes_of_a_large_model_name_memory_disk_and_time() -> None:
 STATISTICS = """
 import resource, sys
 import torch
-from kvcompress.channels import LayerShape
+from kvcompress.hf.channels import LayerShape
 from kvcompress.fit.closed_form import Group
 from kvcompress.codec.lower_groups import Lower
 from kvcompress.codec.recompute import Known

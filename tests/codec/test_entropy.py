@@ -6,8 +6,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kvcompress.format.ans import TableBank, decode_symbols, encode_symbols
 from kvcompress.errors import FormatError
+from kvcompress.format.ans import TableBank, decode_symbols, encode_symbols
 from tinyvae.quantize import LEVELS, scale_of_level
 from tinyvae.tables import TABLE_ENTRIES, TABLE_TOTAL, build_tables, freeze_counts
 

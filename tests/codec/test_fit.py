@@ -7,16 +7,17 @@ from pathlib import Path
 import pytest
 import torch
 
-from kvcompress.channels import LayerShape, from_channels, group_layers, layer_shapes, to_channels
-from kvcompress.fit.checkpoint import save_codec
-from kvcompress.codec.tinyvae import TinyVAECodec, rope_of
-from kvcompress.errors import InputError
-from kvcompress.fit.fitter import FitSettings, Fitter, fit_codec
-from kvcompress.fit.budget import NAMES_BYTES, SCALE_BYTES
+from kvcompress.codec.tinyvae import TinyVAECodec
 from kvcompress.data.harvest import harvest
-from kvcompress.hf import capture
-from kvcompress.hf.gradients import cache_gradients
 from kvcompress.data.shards import Shards
+from kvcompress.errors import InputError
+from kvcompress.fit.budget import NAMES_BYTES, SCALE_BYTES
+from kvcompress.fit.checkpoint import save_codec
+from kvcompress.fit.fitter import FitSettings, Fitter, fit_codec
+from kvcompress.hf import capture
+from kvcompress.hf.channels import LayerShape, from_channels, group_layers, layer_shapes, to_channels
+from kvcompress.hf.gradients import cache_gradients
+from kvcompress.hf.rope import rope_of
 from kvcompress.snapshot import KVSnapshot
 from tests.codec.conftest import random_sessions, tiny_model
 from tinyvae.fit.moments import Coherence, Moments, TokenMeans
@@ -168,8 +169,8 @@ def test_gradients_match_finite_differences(model: object, snapshot: KVSnapshot)
     def likelihood(shift: float) -> float:
         import copy
 
-        from kvcompress.metrics.fidelity import continuation_logits
         from kvcompress.hf import restore
+        from kvcompress.metrics.fidelity import continuation_logits
 
         cache = restore(snapshot, model)
         cache.layers[1].values = cache.layers[1].values + shift * direction

@@ -10,14 +10,15 @@ from typing import Any
 
 import torch
 
-from kvcompress.format.container import load, to_bytes
-from kvcompress.format.ans import decode_symbols
-from kvcompress.hf import capture, load_model
-from kvcompress.format.raw_snapshot import load_raw
+from kvcompress.codec.directory import load_codec
 from kvcompress.codec.residual import Residual
+from kvcompress.format.ans import decode_symbols
+from kvcompress.format.container import load, to_bytes
+from kvcompress.format.raw_snapshot import load_raw
 from kvcompress.format.session import read_session
+from kvcompress.hf import capture, load_model
+from kvcompress.hub.bundled import find_checkpoint
 from kvcompress.snapshot import KVSnapshot
-from kvcompress.hub.bundled import find_checkpoint, load_codec
 from tests.format.make_golden import GOLDEN, digest_of
 
 TOLERANCE = 1e-4

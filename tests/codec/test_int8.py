@@ -12,12 +12,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kvcompress.format.container import Encoded, from_bytes, load, save, to_bytes
-from kvcompress.errors import FormatError, InputError, KVCompressError, MismatchError
-from kvcompress.codec.registry import codec_of, load_snapshot
-from kvcompress.hf import capture
 from kvcompress.codec.int8 import LEAST_FLOAT16_STEP, MOST, Int8Codec, quantize_symmetric, rounded_up
 from kvcompress.codec.lossless import LosslessCodec
+from kvcompress.codec.registry import codec_of, load_snapshot
+from kvcompress.errors import FormatError, InputError, KVCompressError, MismatchError
+from kvcompress.format.container import Encoded, from_bytes, load, save, to_bytes
+from kvcompress.hf import capture
 from kvcompress.snapshot import CACHE_DTYPES, KVSnapshot, LayerKV
 from tests.codec.conftest import random_sessions
 from tests.format.examples import DTYPES, make_origin, make_snapshot, patterns, require_identical

@@ -11,19 +11,20 @@ import numpy as np
 import pytest
 import torch
 
-from kvcompress.channels import to_channels
-from kvcompress.fit.checkpoint import save_codec
-from kvcompress.codec.tinyvae import HIGHEST_RATE, TinyVAECodec, rope_of
 from kvcompress.codec.directory import load_tinyvae
-from kvcompress.format.container import from_bytes, load, save, to_bytes
-from kvcompress.format.ans import decode_symbols
-from kvcompress.errors import CheckpointError, FormatError, InputError, MismatchError
-from kvcompress.fit.fitter import FitSettings
-from kvcompress.hf import capture
-from kvcompress.rate.targets import encode_at_quality, encode_at_size_ratio
 from kvcompress.codec.promise import Setting
-from kvcompress.snapshot import CACHE_DTYPES, KVSnapshot, LayerKV
+from kvcompress.codec.tinyvae import HIGHEST_RATE, TinyVAECodec
+from kvcompress.errors import CheckpointError, FormatError, InputError, MismatchError
+from kvcompress.fit.checkpoint import save_codec
+from kvcompress.fit.fitter import FitSettings
 from kvcompress.fit.trials import Bench, trials_from_sessions
+from kvcompress.format.ans import decode_symbols
+from kvcompress.format.container import from_bytes, load, save, to_bytes
+from kvcompress.hf import capture
+from kvcompress.hf.channels import to_channels
+from kvcompress.hf.rope import rope_of
+from kvcompress.rate.targets import encode_at_quality, encode_at_size_ratio
+from kvcompress.snapshot import CACHE_DTYPES, KVSnapshot, LayerKV
 from tests.codec.conftest import random_sessions, tiny_model
 from tinyvae.model import common_reach, reaches
 from tinyvae.quantize import LEVELS

@@ -11,9 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kvcompress.codec.tinyvae import HIGHEST_RATE, TinyVAECodec
-from kvcompress.format.container import load, save
-from kvcompress.format.ans import decode_choices, encode_choices
 from kvcompress.errors import FormatError, InputError
+from kvcompress.format.ans import decode_choices, encode_choices
+from kvcompress.format.container import load, save
 from kvcompress.snapshot import KVSnapshot
 from tests.codec.test_laws import same, weighted_error
 from tinyvae.offsets import AGES, LARGEST_OFFSET, PRIOR_ONLY, age_classes, fit_offsets

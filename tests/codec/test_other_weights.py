@@ -14,21 +14,22 @@ import torch
 from tokenizers.pre_tokenizers import Digits, Sequence
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
-from kvcompress.fit.adopt import adopt, fit_of, measured
-from kvcompress.codec.tinyvae import TinyVAECodec
+from kvcompress.codec.directory import load_codec
 from kvcompress.codec.facts import read_facts
-from kvcompress.format.container import Encoded, from_bytes, to_bytes
+from kvcompress.codec.promise import QUALITIES, applying
+from kvcompress.codec.tinyvae import TinyVAECodec
+from kvcompress.data.sessions import read_sessions, session_token_ids
 from kvcompress.errors import CheckpointError, FormatError, InputError, MismatchError
-from kvcompress.metrics.fidelity import TIERS
+from kvcompress.fit.adopt import adopt, fit_of, measured
+from kvcompress.fit.trials import compared, trials_from_sessions
+from kvcompress.format.container import Encoded, from_bytes, to_bytes
 from kvcompress.hf import capture, fingerprint, load_model, restore
 from kvcompress.hf.fingerprint import configured_rope_digest, rope_digest, vocabulary_digest
-from kvcompress.rate.targets import encode_at_quality
-from kvcompress.codec.promise import QUALITIES, applying
 from kvcompress.hf.generation import feed
-from kvcompress.data.sessions import read_sessions, session_token_ids
+from kvcompress.hub.bundled import find_checkpoint
+from kvcompress.metrics.fidelity import TIERS
+from kvcompress.rate.targets import encode_at_quality
 from kvcompress.snapshot import KVSnapshot
-from kvcompress.fit.trials import compared, trials_from_sessions
-from kvcompress.hub.bundled import find_checkpoint, load_codec
 
 SMALL, LARGE = 0.005, 0.5
 """Noise on each weight, in standard deviations of its matrix: as bfloat16 against 4 bits; and a ruined model."""

@@ -9,13 +9,13 @@ import torch
 from transformers import LlamaForCausalLM
 
 from kvcompress.codec import outliers as outliers_module
+from kvcompress.codec.outliers import OUTLIERS, Outliers
 from kvcompress.codec.tinyvae import TinyVAECodec
-from kvcompress.format.container import from_bytes, to_bytes
 from kvcompress.errors import FormatError
 from kvcompress.fit.first_place import is_sink
 from kvcompress.fit.fitter import FitSettings, fit_codec
+from kvcompress.format.container import from_bytes, to_bytes
 from kvcompress.hf import capture
-from kvcompress.codec.outliers import OUTLIERS, Outliers
 from kvcompress.snapshot import KVSnapshot
 from tests.codec.conftest import random_sessions, tiny_model
 

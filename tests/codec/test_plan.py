@@ -15,16 +15,15 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from kvcompress.codec.directory import load_codec
+from kvcompress.codec.int8 import Int8Codec
+from kvcompress.codec.promise import Setting
+from kvcompress.codec.tinyvae import HIGHEST_RATE, RESIDUAL_RATE, TinyVAECodec
+from kvcompress.data.harvest import tokenized_sessions
+from kvcompress.errors import CheckpointError, InputError, MismatchError
 from kvcompress.fit.calibrate import calibrated
 from kvcompress.fit.checkpoint import kept_out_of_fit, save_codec
-from kvcompress.rate.max_kl import NEIGHBOURS, Candidate, Race, Tail, cut, hold_back, tail_kl_nats, tail_tokens
-from kvcompress.codec.tinyvae import HIGHEST_RATE, RESIDUAL_RATE, TinyVAECodec
-from kvcompress.format.container import Encoded, from_bytes, load, save, to_bytes
-from kvcompress.errors import CheckpointError, InputError, MismatchError
 from kvcompress.fit.fitter import FitSettings, fit_codec
-from kvcompress.data.harvest import tokenized_sessions
-from kvcompress.hf import capture, load_model
-from kvcompress.codec.int8 import Int8Codec
 from kvcompress.fit.out_of_distribution import (
     LEAST_SESSIONS,
     Figures,
@@ -36,6 +35,11 @@ from kvcompress.fit.out_of_distribution import (
     opens_unlike,
     usual_openings,
 )
+from kvcompress.fit.trials import Bench, SessionTrial, trials_from_sessions
+from kvcompress.format.container import Encoded, from_bytes, load, save, to_bytes
+from kvcompress.hf import capture, load_model
+from kvcompress.hub.bundled import find_checkpoint
+from kvcompress.rate.max_kl import NEIGHBOURS, Candidate, Race, Tail, cut, hold_back, tail_kl_nats, tail_tokens
 from kvcompress.rate.targets import (
     FINEST_RATE,
     QUALITIES,
@@ -44,10 +48,7 @@ from kvcompress.rate.targets import (
     encode_at_size_ratio,
     size_ratio_note,
 )
-from kvcompress.codec.promise import Setting
 from kvcompress.snapshot import KVSnapshot, LayerKV
-from kvcompress.fit.trials import Bench, SessionTrial, trials_from_sessions
-from kvcompress.hub.bundled import find_checkpoint, load_codec
 from tests.codec.conftest import promised, random_sessions, tiny_model
 from tests.hf.families import model_of, session
 
@@ -551,7 +552,7 @@ def test_openings_are_usual_where_another_is_not_to_be_expected(openings: list[i
     assert known_of(figures, openings).get("openings", []) == usual
 
 
-def test_sessions_that_open_as_no_other_did_are_not_trusted_to_latents(codec: TinyVAECodec, snapshot: KVSnapshot) -> None:
+def test_sessions_that_open_as_no_other_are_not_trusted_to_latents(codec: TinyVAECodec, snapshot: KVSnapshot) -> None:
     changed, opening = told(codec, ()), int(snapshot.token_ids[0])
     for usual, stored in (([opening], None), ([opening + 1, opening + 2], "int8")):
         changed.fitted["known"]["openings"] = usual

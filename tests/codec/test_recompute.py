@@ -12,14 +12,15 @@ import torch
 from torch import Tensor
 from transformers import LlamaForCausalLM
 
-from kvcompress.fit.checkpoint import save_codec
-from kvcompress.codec.tinyvae import TinyVAECodec
 from kvcompress.codec.directory import load_tinyvae
-from kvcompress.format.container import load, save, to_bytes
+from kvcompress.codec.recompute import PROBE, PROBE_ENTRIES, Known
+from kvcompress.codec.tinyvae import TinyVAECodec
 from kvcompress.errors import FormatError, InputError, IntegrityError, MismatchError
+from kvcompress.fit.checkpoint import save_codec
 from kvcompress.fit.fitter import FitSettings, fit_codec
+from kvcompress.format.container import load, save, to_bytes
 from kvcompress.hf import capture, recompute_with
-from kvcompress.codec.recompute import PROBE, PROBE_ENTRIES, Known, Recompute
+from kvcompress.hf.partial_prefill import Recompute
 from kvcompress.snapshot import KVSnapshot, LayerKV, Origin
 from tests.codec.conftest import promised, random_sessions, tiny_model
 from tests.codec.test_laws import same
@@ -192,8 +193,8 @@ def test_known_layers_predict_better_than_tokens_alone(
     partial: TinyVAECodec, codec: TinyVAECodec, snapshot: KVSnapshot
 ) -> None:
     """The claim of the dial: what is left of the same layer is smaller once earlier layers are known."""
-    from kvcompress.channels import to_channels
-    from kvcompress.codec.tinyvae import rope_of
+    from kvcompress.hf.channels import to_channels
+    from kvcompress.hf.rope import rope_of
 
     rope = rope_of(snapshot.origin)
     exact = to_channels(snapshot, (2,), rope)

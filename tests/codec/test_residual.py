@@ -13,11 +13,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kvcompress.codec.tinyvae import HIGHEST_RATE, RESIDUAL_RATE, TinyVAECodec
-from kvcompress.format.container import Encoded, from_bytes, to_bytes
-from kvcompress.errors import FormatError, InputError
-from kvcompress.hf import capture
 from kvcompress.codec.residual import Residual
+from kvcompress.codec.tinyvae import HIGHEST_RATE, RESIDUAL_RATE, TinyVAECodec
+from kvcompress.errors import FormatError, InputError
+from kvcompress.format.container import Encoded, from_bytes, to_bytes
+from kvcompress.hf import capture
 from kvcompress.snapshot import KVSnapshot, LayerKV
 from tests.codec.conftest import random_sessions
 from tinyvae.quantize import LEVELS

@@ -12,15 +12,15 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from kvcompress.codec.recompute import parse_layers
 from kvcompress.data import harvest as harvest_module
+from kvcompress.data.harvest import harvest
+from kvcompress.data.shards import CALIBRATION, FIT, INDEX, LEVELS, HarvestSettings, Shards, opening_digest
 from kvcompress.errors import FormatError, InputError, MismatchError
 from kvcompress.fit.fitter import FitSettings, Fitter
 from kvcompress.fit.run import verify
-from kvcompress.data.harvest import harvest
-from kvcompress.hf import capture, fingerprint
-from kvcompress.codec.recompute import parse_layers
-from kvcompress.data.shards import CALIBRATION, FIT, INDEX, LEVELS, HarvestSettings, Shards, opening_digest
 from kvcompress.fit.working import Working
+from kvcompress.hf import capture, fingerprint
 from tests.codec.conftest import random_sessions, tiny_model
 
 SETTINGS = HarvestSettings(continuation_tokens=32, gradient_sessions=4)

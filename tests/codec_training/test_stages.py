@@ -13,12 +13,13 @@ from transformers import LlamaForCausalLM
 
 pytest.importorskip("lightning", reason="the train extra is not installed")
 
-from kvcompress.channels import to_channels
-from kvcompress.codec.tinyvae import TinyVAECodec, rope_of
-from kvcompress.errors import InputError
+from kvcompress.codec.tinyvae import TinyVAECodec
 from kvcompress.data.harvest import harvest
-from kvcompress.hf import capture
 from kvcompress.data.shards import HarvestSettings, Shards
+from kvcompress.errors import InputError
+from kvcompress.hf import capture
+from kvcompress.hf.channels import to_channels
+from kvcompress.hf.rope import rope_of
 from kvcompress.snapshot import KVSnapshot
 from tests.codec.conftest import random_sessions
 from tinyvae.neighbours import phases

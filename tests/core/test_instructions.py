@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 import torch
 
+from kvcompress.data.sessions import Session, read_sessions, session_token_ids
 from kvcompress.errors import FormatError
 from kvcompress.hf import capture, load_model, restore
-from kvcompress.metrics.instructions import PROBES, Rule, count_kept, rules
-from kvcompress.data.sessions import Session, read_sessions, session_token_ids
 from kvcompress.hub.bundled import DEFAULT_MODEL, find_checkpoint
+from kvcompress.metrics.instructions import PROBES, Rule, count_kept, rules
 
 
 def test_rules_look_where_they_say() -> None:

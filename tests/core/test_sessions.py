@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from kvcompress.errors import FormatError, InputError
 from kvcompress.data.sessions import Session, find_session, read_sessions, session_token_ids, token_ages
+from kvcompress.errors import FormatError, InputError
 from kvcompress.hub.bundled import find_checkpoint
 
 GOOD = {"id": "a", "messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]}

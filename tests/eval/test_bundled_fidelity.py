@@ -6,12 +6,13 @@ from pathlib import Path
 
 import torch
 
-from kvcompress.format.container import load, save
-from kvcompress.metrics.fidelity import TIERS, fidelity
+from kvcompress.codec.directory import load_codec
 from kvcompress.data.harvest import tokenized_sessions
+from kvcompress.format.container import load, save
 from kvcompress.hf import capture, load_model, restore
+from kvcompress.hub.bundled import find_checkpoint
+from kvcompress.metrics.fidelity import TIERS, fidelity
 from kvcompress.rate.targets import encode_at_quality
-from kvcompress.hub.bundled import find_checkpoint, load_codec
 
 TOKENS, CONTINUATION_TOKENS, SESSIONS = 768, 192, 12
 

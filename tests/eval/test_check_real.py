@@ -21,10 +21,10 @@ from eval.real_model.check import check, table
 from eval.real_model.check_command import SESSIONS, _shipped
 from eval.real_model.codecs import Measured, find_codecs
 from kvcompress.codec.facts import Part, read_facts
-from kvcompress.hf import load_model
-from kvcompress.hf.loading import model_tokenizer
 from kvcompress.codec.promise import Setting
 from kvcompress.data.sessions import read_sessions, session_token_ids
+from kvcompress.hf import load_model
+from kvcompress.hf.loading import model_tokenizer
 from kvcompress.hub.bundled import DEFAULT_CODEC, find_checkpoint
 from tests.codec.test_other_weights import LARGE, noisy
 from tests.conftest import ROOT

@@ -19,11 +19,11 @@ from eval.portability.phases import Phases
 from eval.portability.report import markdown, pair_grid, unmoved_conditions
 from eval.portability.symbols import digest, outside_bins, quantised, read_back
 from eval.portability.worker import RESULT, Bench
-from kvcompress.fit.checkpoint import save_codec
+from kvcompress.codec.directory import load_codec
 from kvcompress.errors import FormatError, InputError, KVCompressError
+from kvcompress.fit.checkpoint import save_codec
 from kvcompress.fit.fitter import FitSettings, fit_codec
 from kvcompress.format.raw_snapshot import load_raw, save_raw
-from kvcompress.hub.bundled import load_codec
 from tests.codec.conftest import promised, random_sessions, tiny_model
 from tests.format.examples import make_snapshot
 from tests.format.make_golden import GOLDEN

@@ -18,18 +18,18 @@ from eval.baselines.eviction_attention import WindowAttention
 from eval.baselines.eviction_key_norm import KeyNorm
 from eval.baselines.eviction_sink_recent import SinkRecent
 from eval.baselines.protocol import Calibration, Rival
-from kvcompress.format.container import from_bytes, to_bytes
-from kvcompress.errors import FormatError, InputError, MismatchError
 from kvcompress.codec.exact_tokens import WithExact
-from kvcompress.hf import capture, restore
-from kvcompress.prune.evidence.collect import collect
 from kvcompress.codec.int8 import Int8Codec
 from kvcompress.codec.lossless import LosslessCodec
+from kvcompress.errors import FormatError, InputError, MismatchError
+from kvcompress.format.container import from_bytes, to_bytes
+from kvcompress.hf import capture, restore
+from kvcompress.hf.generation import feed
 from kvcompress.prune.constraints import Demand
+from kvcompress.prune.evidence.collect import collect
 from kvcompress.prune.scorers.registry import find_scorer
 from kvcompress.prune.session import encode_pruned
 from kvcompress.prune.tiers import Tier
-from kvcompress.hf.generation import feed
 from kvcompress.snapshot import KVSnapshot
 from tests.fidelity.models import build, tokens, whole_logits
 

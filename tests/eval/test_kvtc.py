@@ -28,11 +28,11 @@ from eval.baselines.kvtc_allocation import (
     unpack_block,
 )
 from eval.baselines.protocol import Calibration, Rival
-from kvcompress.channels import to_channels
-from kvcompress.codec.tinyvae import rope_of
-from kvcompress.format.container import from_bytes, to_bytes
 from kvcompress.errors import FormatError, InputError, MismatchError
+from kvcompress.format.container import from_bytes, to_bytes
 from kvcompress.hf import capture
+from kvcompress.hf.channels import to_channels
+from kvcompress.hf.rope import rope_of
 from kvcompress.snapshot import KVSnapshot
 from tests.codec.conftest import random_sessions, tiny_model
 from tests.fidelity.models import build, tokens

@@ -17,12 +17,12 @@ from eval.suite.planted import FACTS, planted, with_numbers
 from eval.suite.probes import prepare_probes, probe_row
 from eval.suite.prompts import AFTER_TOKENS, PROMPT_TOKENS, perturbed_prompts, prompt_figures
 from eval.suite.subject import prepare
-from kvcompress.metrics.fidelity import TIERS, kl_nats
 from kvcompress.data.harvest import tokenized_sessions
 from kvcompress.hf import capture, load_model, restore
 from kvcompress.hf.generation import feed, generate_from
-from kvcompress.snapshot import KVSnapshot, LayerKV
 from kvcompress.hub.bundled import DEFAULT_MODEL
+from kvcompress.metrics.fidelity import TIERS, kl_nats
+from kvcompress.snapshot import KVSnapshot, LayerKV
 
 TOKENS = 256
 

@@ -15,10 +15,10 @@ from eval.leaderboard.fit import Example, fit_profile, fit_salience, fit_scorers
 from eval.leaderboard.report import larger_at_equal_kl, markdown, smaller_at_equal_kl, summarise
 from kvcompress.errors import CheckpointError, FormatError
 from kvcompress.prune.scorers.features import FEATURES
-from kvcompress.prune.scorers.profiles import FITTED, KNOTS, Profile, load_fitted, profile_of
 from kvcompress.prune.scorers.learned import Learned
-from kvcompress.prune.scorers.salience import PARTS
+from kvcompress.prune.scorers.profiles import FITTED, KNOTS, Profile, load_fitted, profile_of
 from kvcompress.prune.scorers.registry import SCORERS
+from kvcompress.prune.scorers.salience import PARTS
 
 TOKENS = 400
 

@@ -12,6 +12,9 @@ import numpy as np
 import pytest
 import torch
 
+from eval.baselines.kvtc import fit
+from eval.baselines.kvtc_ideal import KvtcIdeal, Tables
+from eval.baselines.protocol import Calibration
 from eval.real_model import kvtc
 from eval.real_model import run as run_module
 from eval.real_model.equal_kl import advantage, ratio_at
@@ -21,18 +24,16 @@ from eval.real_model.readme import readme_table
 from eval.real_model.run import RealModelRun, read_facts
 from eval.real_model.targets import bound_checks, check, size_targets
 from eval.real_model.words import WIDTH, plain_nats, verdict
-from eval.baselines.kvtc import fit
-from eval.baselines.kvtc_ideal import KvtcIdeal, Tables
-from eval.baselines.protocol import Calibration
 from eval.suite.damage import damage
 from eval.suite.rows import Rows
-from kvcompress.format.container import from_bytes, load, save, to_bytes
-from kvcompress.errors import InputError
-from kvcompress.metrics.fidelity import continuation_logits, kl_nats, short_context_logits, top_agreement
-from kvcompress.hf import capture, load_model, recompute_with, restore
+from kvcompress.codec.directory import load_codec
 from kvcompress.data.sessions import read_sessions, session_token_ids
 from kvcompress.data.shards import Shards
-from kvcompress.hub.bundled import DEFAULT_MODEL, find_checkpoint, load_codec
+from kvcompress.errors import InputError
+from kvcompress.format.container import from_bytes, load, save, to_bytes
+from kvcompress.hf import capture, load_model, recompute_with, restore
+from kvcompress.hub.bundled import DEFAULT_MODEL, find_checkpoint
+from kvcompress.metrics.fidelity import continuation_logits, kl_nats, short_context_logits, top_agreement
 from tests.codec.conftest import random_sessions, tiny_model
 from tests.eval.real_model_example import FIT_FACTS, RATES, SETTINGS, build, job
 

@@ -15,7 +15,7 @@ from eval.__main__ import app
 from eval.recompute.report import write_page
 from eval.recompute.run import DialSettings, run_dial, size_ratio_at
 from kvcompress.errors import InputError
-from kvcompress.report.measure import in_turns
+from kvcompress.metrics.timing import in_turns
 from tests.dial_example import build_dial
 
 SETTINGS = DialSettings(tokens=100, continuation_tokens=32, count=2, long_tokens=120, rounds=1)

@@ -20,12 +20,12 @@ from eval.baselines.registry import FAMILIES, OWN, build_all, resolve
 from eval.suite.publish import read_result, write_readme
 from eval.suite.run import Job, run_suite, thin
 from eval.suite.settings import SuiteSettings
-from kvcompress.format.container import load, save
-from kvcompress.errors import InputError, KVCompressError
 from kvcompress.data.harvest import tokenized_sessions
+from kvcompress.errors import InputError, KVCompressError
+from kvcompress.format.container import load, save
 from kvcompress.hf import capture, load_model
-from kvcompress.snapshot import KVSnapshot, LayerKV
 from kvcompress.hub.bundled import DEFAULT_MODEL, find_checkpoint
+from kvcompress.snapshot import KVSnapshot, LayerKV
 
 SMALL = SuiteSettings(tokens=96, continuation_tokens=64, count=2, thorough=1, calibration=4, most_points=2, quick=True)
 

@@ -32,12 +32,13 @@ from eval.tasks.ruler import seeded
 from eval.tasks.run import TasksRun
 from eval.tasks.summary import accuracy, difference
 from eval.tasks.variable_tracking import ASSIGNMENT, followed
+from kvcompress.codec.directory import load_codec
+from kvcompress.codec.lossless import LosslessCodec
+from kvcompress.data.sessions import text_ids
 from kvcompress.errors import InputError
 from kvcompress.hf import capture, load_model, restore
-from kvcompress.codec.lossless import LosslessCodec
 from kvcompress.hf.generation import generate_from
-from kvcompress.data.sessions import text_ids
-from kvcompress.hub.bundled import DEFAULT_CODEC, DEFAULT_MODEL, find_checkpoint, load_codec
+from kvcompress.hub.bundled import DEFAULT_CODEC, DEFAULT_MODEL, find_checkpoint
 from tests.eval.real_model_example import build
 from tests.eval.tasks_example import SETTINGS, job
 

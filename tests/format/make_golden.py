@@ -12,15 +12,16 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from kvcompress.format.container import save
-from kvcompress.format.ans import decode_symbols
-from kvcompress.hf import capture, load_model
+from kvcompress.codec.directory import load_codec
 from kvcompress.codec.lossless import LosslessCodec
-from kvcompress.prune.evidence.file import save_evidence
-from kvcompress.format.raw_snapshot import save_raw
 from kvcompress.codec.residual import Residual
 from kvcompress.data.sessions import find_session, session_token_ids
-from kvcompress.hub.bundled import find_checkpoint, load_codec
+from kvcompress.format.ans import decode_symbols
+from kvcompress.format.container import save
+from kvcompress.format.raw_snapshot import save_raw
+from kvcompress.hf import capture, load_model
+from kvcompress.hub.bundled import find_checkpoint
+from kvcompress.prune.evidence.file import save_evidence
 from tests.format.examples import make_evidence, make_snapshot
 
 GOLDEN = Path(__file__).parent / "golden"

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from kvcompress.format.atomic import atomic_path, atomic_write, require_writable
 from kvcompress.errors import InputError
+from kvcompress.format.atomic import atomic_path, atomic_write, require_writable
 
 
 def names(directory: Path) -> list[str]:

@@ -22,6 +22,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from kvcompress.errors import FormatError, InputError, IntegrityError, KVCompressError, MismatchError
 from kvcompress.format.container import (
     MAGIC,
     MAX_HEADER_BYTES,
@@ -37,7 +38,6 @@ from kvcompress.format.container import (
     unpack_positions,
     verify,
 )
-from kvcompress.errors import FormatError, InputError, IntegrityError, KVCompressError, MismatchError
 from kvcompress.format.header import DICTIONARY, pack_header, unpack_header
 from kvcompress.format.json_section import MAX_LAYERS, MAX_ORIGIN_BYTES, canonical_json
 

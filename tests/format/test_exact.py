@@ -7,11 +7,11 @@ import dataclasses
 import pytest
 import torch
 
-from kvcompress.format.container import from_bytes, to_bytes
-from kvcompress.errors import FormatError, KVCompressError
 from kvcompress.codec.exact_tokens import EXACT, WithExact, only, with_exact
-from kvcompress.hf import capture
 from kvcompress.codec.int8 import Int8Codec
+from kvcompress.errors import FormatError, KVCompressError
+from kvcompress.format.container import from_bytes, to_bytes
+from kvcompress.hf import capture
 from kvcompress.snapshot import KVSnapshot
 from tests.hf.families import model_of, session
 

@@ -15,11 +15,11 @@ import zstandard
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kvcompress.format.container import Encoded, from_bytes, load, pack_origin, pack_positions, save, to_bytes
-from kvcompress.errors import FormatError, InputError, KVCompressError, MismatchError
-from kvcompress.format.zstd_frame import zstd_pack, zstd_unpack
 from kvcompress.codec.lossless import LosslessCodec
+from kvcompress.errors import FormatError, InputError, KVCompressError, MismatchError
+from kvcompress.format.container import Encoded, from_bytes, load, pack_origin, pack_positions, save, to_bytes
 from kvcompress.format.session import read_session, read_session_sections, session_sections
+from kvcompress.format.zstd_frame import zstd_pack, zstd_unpack
 from kvcompress.snapshot import KVSnapshot, LayerKV
 from tests.format.examples import DTYPES, make_origin, make_snapshot, patterns, require_identical
 

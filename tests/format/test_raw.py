@@ -16,9 +16,9 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from kvcompress.format.container import save
-from kvcompress.errors import FormatError, InputError, KVCompressError
 from kvcompress.codec.lossless import LosslessCodec
+from kvcompress.errors import FormatError, InputError, KVCompressError
+from kvcompress.format.container import save
 from kvcompress.format.raw_snapshot import load_raw, save_raw
 from kvcompress.snapshot import KVSnapshot, LayerKV
 from tests.format.examples import DTYPES, make_origin, make_snapshot, require_identical

@@ -12,9 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kvcompress.errors import FormatError
-from kvcompress.format.zstd_frame import zstd_pack
 from kvcompress.format.json_section import MAX_TOKENS
 from kvcompress.format.token_ids import LZMA, LZMA_DICTIONARY_BYTES, pack_tokens, unpack_tokens
+from kvcompress.format.zstd_frame import zstd_pack
 
 DIALOGUE = [(token * token * 31 + token // 7) % 257 + 300 * (token % 3) for token in list(range(150)) * 2]
 

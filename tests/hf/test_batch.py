@@ -10,8 +10,8 @@ import torch
 from kvcompress.errors import InputError
 from kvcompress.hf import capture, restore
 from kvcompress.hf.batch import feed_batch, generate_batch, restore_batch
-from kvcompress.prune.constraints import drop
 from kvcompress.hf.generation import feed, generate_from
+from kvcompress.prune.constraints import drop
 from kvcompress.snapshot import KVSnapshot, LayerKV
 from tests.hf.families import model_of, session
 

@@ -11,11 +11,11 @@ from transformers import LlamaForCausalLM, PreTrainedModel
 
 from kvcompress.errors import InputError
 from kvcompress.hf import capture, first_layers, restore
+from kvcompress.hf.attention_hook import Observer
 from kvcompress.hf.families import new_cache
 from kvcompress.hf.forward import cache_name, held_tokens, open_mask, run, take_logits
-from kvcompress.metrics.sampled_kl import Judge
-from kvcompress.hf.attention_hook import Observer
 from kvcompress.hf.generation import feed
+from kvcompress.metrics.sampled_kl import Judge
 from tests.hf.families import ACCEPTED, build, model_of, session
 
 

@@ -11,7 +11,7 @@ import huggingface_hub
 import pytest
 
 from kvcompress.errors import CheckpointError
-from kvcompress.hf import capture, fingerprint, hub, load_model
+from kvcompress.hf import capture, download, fingerprint, load_model
 from kvcompress.hf.loading import model_config, model_directory, model_tokenizer
 from kvcompress.hub.bundled import checkpoint_root, find_checkpoint, is_bundled
 from tests.hf.families import model_of
@@ -29,7 +29,7 @@ def hub_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
             raise ConnectionError("no network\nin this test")
         return str(inside(name, local_files_only=True, **options))
 
-    monkeypatch.setattr(hub, "snapshot_download", offline)
+    monkeypatch.setattr(download, "snapshot_download", offline)
     return tmp_path / "hub"
 
 

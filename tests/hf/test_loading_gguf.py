@@ -13,11 +13,11 @@ import torch
 pytest.importorskip("gguf")
 pytest.importorskip("accelerate")
 
+from kvcompress.data.sessions import Session, session_token_ids
 from kvcompress.errors import CheckpointError, InputError, KVCompressError
 from kvcompress.hf import capture, dequantise, fingerprint, load_model
 from kvcompress.hf.forward import run
 from kvcompress.hf.loading import model_config, model_tokenizer
-from kvcompress.data.sessions import Session, session_token_ids
 from tests.hf.tiny_gguf import some_ids, tiny_model, write_gguf
 from train.mixture import token_counter
 

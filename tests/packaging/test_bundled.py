@@ -8,10 +8,11 @@ from pathlib import Path
 import pytest
 import torch
 
+from kvcompress.codec.directory import load_codec
+from kvcompress.data.sessions import read_sessions, session_token_ids
 from kvcompress.errors import CheckpointError
 from kvcompress.hf import load_model
-from kvcompress.data.sessions import read_sessions, session_token_ids
-from kvcompress.hub.bundled import DEFAULT_CODEC, bundled, checkpoint_root, find_checkpoint, load_codec, recompute_choices
+from kvcompress.hub.bundled import DEFAULT_CODEC, bundled, checkpoint_root, find_checkpoint, recompute_choices
 
 MODEL_LIMIT_BYTES = 24_000_000
 

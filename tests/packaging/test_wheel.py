@@ -61,7 +61,7 @@ def test_wheel_holds_no_checkpoint_but_the_bundled_ones(wheel: zipfile.ZipFile) 
 def test_what_the_wheel_leaves_out_is_not_offered(wheel: zipfile.ZipFile, tmp_path: Path) -> None:
     wheel.extractall(tmp_path)
     code = (
-        "import kvcompress.hub.bundled as zoo, kvcompress.codec.places as places; "
+        "import kvcompress.hub.bundled as zoo, kvcompress.hub.places as places; "
         "print(zoo.checkpoint_root()); print(*zoo.bundled()); print(*(one.name for one in places.all_codecs()))"
     )
     environment = {**os.environ, "PYTHONPATH": str(tmp_path)}

@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 import torch
 
+from kvcompress.data.sessions import find_session, session_token_ids
 from kvcompress.errors import InputError
 from kvcompress.hf import load_model
-from kvcompress.prune.anchors import KINDS, Anchor, Text, covered, find_anchors, marked, text_of, turns
-from kvcompress.data.sessions import find_session, session_token_ids
 from kvcompress.hub.bundled import find_checkpoint
+from kvcompress.prune.anchors import KINDS, Anchor, Text, covered, find_anchors, marked, text_of, turns
 
 
 def text(*pieces: str) -> Text:

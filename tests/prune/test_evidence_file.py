@@ -17,8 +17,8 @@ from kvcompress.codec.tinyvae import TinyVAECodec
 from kvcompress.errors import FormatError, InputError, KVCompressError, MismatchError
 from kvcompress.hf import capture
 from kvcompress.prune.evidence.collect import collect
-from kvcompress.prune.evidence.record import KINDS, SURPRISE, Evidence
 from kvcompress.prune.evidence.file import load_evidence, save_evidence
+from kvcompress.prune.evidence.record import KINDS, SURPRISE, Evidence
 from kvcompress.prune.scorers.registry import SCORERS, find_scorer, scored
 from kvcompress.snapshot import KVSnapshot
 from tests.codec.conftest import random_sessions

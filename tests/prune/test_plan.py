@@ -13,21 +13,21 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from kvcompress.codec.tinyvae import TinyVAECodec
-from kvcompress.format.container import from_bytes, load, save, to_bytes
-from kvcompress.errors import InputError
 from kvcompress.codec.exact_tokens import WithExact
 from kvcompress.codec.registry import load_snapshot
+from kvcompress.codec.tinyvae import TinyVAECodec
+from kvcompress.errors import InputError
+from kvcompress.format.container import from_bytes, load, save, to_bytes
 from kvcompress.hf import capture
-from kvcompress.prune.evidence.collect import collect
 from kvcompress.metrics.sampled_kl import Judge
 from kvcompress.prune.allocate import CHOICES, Costs, allocate, foreseen_damage, measure_costs, offsets_of
 from kvcompress.prune.anchors import Anchor
 from kvcompress.prune.constraints import GUARANTEES, Demand, choose_kept, drop, floor_of
+from kvcompress.prune.evidence.collect import collect
 from kvcompress.prune.history import History, Record, load_history, save_history
 from kvcompress.prune.planner import Planner
-from kvcompress.prune.search import ONE_TIER, RATE_STEPS, Race, one_tier_kl
 from kvcompress.prune.scorers.registry import find_scorer, scored
+from kvcompress.prune.search import ONE_TIER, RATE_STEPS, Race, one_tier_kl
 from kvcompress.prune.session import Asked, SessionPlanner, named_guarantees
 from kvcompress.prune.table import load_table, save_table, stored_tiers, table_of
 from kvcompress.prune.tiers import Tier, tier_named

@@ -10,16 +10,17 @@ import pytest
 import torch
 from torch import Tensor
 
-from kvcompress.codec.tinyvae import TinyVAECodec, rope_of
+from kvcompress.codec.tinyvae import TinyVAECodec
 from kvcompress.errors import InputError, MismatchError
 from kvcompress.hf import capture
+from kvcompress.hf.rope import rope_of
 from kvcompress.prune.evidence.collect import collect
-from kvcompress.prune.scorers.concert import Concert
-from kvcompress.prune.evidence.record import KINDS, Evidence, QueryStatistics, ranks
 from kvcompress.prune.evidence.key_similarity import novelty
+from kvcompress.prune.evidence.record import KINDS, Evidence, QueryStatistics, ranks
+from kvcompress.prune.scorers.concert import Concert
 from kvcompress.prune.scorers.random import SCORER as RANDOM
-from kvcompress.prune.scorers.salience import PARTS, Salience
 from kvcompress.prune.scorers.registry import SCORERS, find_scorer, parts_of, require_scores, scored
+from kvcompress.prune.scorers.salience import PARTS, Salience
 from kvcompress.snapshot import KVSnapshot, LayerKV
 from tests.codec.conftest import random_sessions
 from tests.hf.families import model_of, session
@@ -103,9 +104,9 @@ def test_sensitivity_is_high_where_a_change_moves_the_output(
     model: Any, codec: TinyVAECodec, snapshot: KVSnapshot, evidence: Evidence
 ) -> None:
     """Of two tokens disturbed alike, the more sensitive one changes the predictions of what comes more, on average."""
-    from kvcompress.metrics.fidelity import continuation_logits, kl_nats
     from kvcompress.hf import restore
     from kvcompress.hf.sampling import sample_futures
+    from kvcompress.metrics.fidelity import continuation_logits, kl_nats
 
     order = evidence.require_sensitivity().argsort()
     future = sample_futures(model, snapshot, count=1, tokens=32, seed=5)[0]

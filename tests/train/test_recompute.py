@@ -5,9 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
-from kvcompress.channels import to_channels
-from kvcompress.codec.tinyvae import TinyVAECodec, rope_of
+from kvcompress.codec.tinyvae import TinyVAECodec
 from kvcompress.hf import capture
+from kvcompress.hf.channels import to_channels
+from kvcompress.hf.rope import rope_of
 from tests.codec.conftest import random_sessions, tiny_model
 from tests.codec.test_recompute import fitted
 

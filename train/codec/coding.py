@@ -8,8 +8,9 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from kvcompress.channels import from_channels, group_positions, to_channels
-from kvcompress.codec.tinyvae import TinyVAECodec, rope_of
+from kvcompress.codec.tinyvae import TinyVAECodec
+from kvcompress.hf.channels import from_channels, group_positions, to_channels
+from kvcompress.hf.rope import rope_of
 from kvcompress.snapshot import KVSnapshot
 from tinyvae import Context, TinyVAE
 from tinyvae.neighbours import phases

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from kvcompress.rate.max_kl import cut
 from kvcompress.data.shards import Shards
+from kvcompress.rate.max_kl import cut
 from kvcompress.snapshot import KVSnapshot
 
 SHORTEST_SHARE = 0.5

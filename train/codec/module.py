@@ -24,9 +24,9 @@ from transformers import DynamicCache
 from kvcompress.codec.tinyvae import TinyVAECodec
 from kvcompress.fit.run import peak_bytes
 from kvcompress.hf.forward import open_mask, run
+from kvcompress.hf.generation import feed
 from kvcompress.hf.restore import restore
 from kvcompress.prune.constraints import drop
-from kvcompress.hf.generation import feed
 from kvcompress.snapshot import KVSnapshot
 from tinyvae import TinyVAE
 from tinyvae.fit.loss import divergence_nats, error_bits, trade

@@ -32,17 +32,17 @@ from lightning.pytorch.loggers import CSVLogger, Logger, WandbLogger
 from lightning.pytorch.strategies import DDPStrategy
 from torch.utils.data import DataLoader
 
-from kvcompress.format.atomic import atomic_write
-from kvcompress.fit.checkpoint import save_codec, stored_in_words
-from kvcompress.codec.tinyvae import TinyVAECodec
 from kvcompress.codec.directory import load_tinyvae
+from kvcompress.codec.tinyvae import TinyVAECodec
+from kvcompress.data.harvest import harvest, tokenized_sessions
+from kvcompress.data.shards import INDEX, Shards
 from kvcompress.errors import InputError
+from kvcompress.fit.checkpoint import save_codec, stored_in_words
 from kvcompress.fit.fitter import Fitter
 from kvcompress.fit.run import PASSES, peak_bytes, verify
-from kvcompress.data.harvest import harvest, tokenized_sessions
-from kvcompress.hf import fingerprint, load_model
-from kvcompress.data.shards import INDEX, Shards
 from kvcompress.fit.working import Working
+from kvcompress.format.atomic import atomic_write
+from kvcompress.hf import fingerprint, load_model
 from train.codec.data import ShardSessions
 from train.codec.guard import Guard
 from train.codec.module import DivergenceStage, RateStage, StageModule

@@ -11,8 +11,8 @@ from eval.suite.report.compare import compare
 from eval.suite.report.markdown import readme_table, render_markdown
 from eval.suite.report.page import render_html
 from eval.suite.report.schema import SCHEMA_VERSION, validate
-from kvcompress.format.atomic import atomic_write
 from kvcompress.errors import InputError
+from kvcompress.format.atomic import atomic_write
 
 __all__ = [
     "SCHEMA_VERSION",

@@ -17,17 +17,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kvcompress.channels import Rope
-from kvcompress.codec.tinyvae import TinyVAECodec, rope_of
+from kvcompress.codec.tinyvae import TinyVAECodec
 from kvcompress.errors import InputError
 from kvcompress.fit.fitter import token_worth
+from kvcompress.hf.attention_hook import Observer, Sight
+from kvcompress.hf.channels import Rope
 from kvcompress.hf.families import new_cache
 from kvcompress.hf.fingerprint import fingerprint
-from kvcompress.hf.sampling import FUTURES, sample_futures
-from kvcompress.hf.attention_hook import Observer, Sight
-from kvcompress.hf.restore import restore
+from kvcompress.hf.generation import context_limit
 from kvcompress.hf.gradients import cache_gradients
-from kvcompress.prune.scorers.attention_mass import WINDOW_TOKENS
+from kvcompress.hf.restore import restore
+from kvcompress.hf.rope import rope_of
+from kvcompress.hf.sampling import FUTURES, sample_futures
 from kvcompress.prune.evidence.record import (
     KINDS,
     QUERIES,
@@ -38,7 +39,7 @@ from kvcompress.prune.evidence.record import (
     Evidence,
     QueryStatistics,
 )
-from kvcompress.hf.generation import context_limit
+from kvcompress.prune.scorers.attention_mass import WINDOW_TOKENS
 from kvcompress.snapshot import KVSnapshot, LayerKV
 
 CHUNK_TOKENS = 256

@@ -16,12 +16,12 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
-from kvcompress.format.atomic import PathLike, atomic_path
 from kvcompress.errors import FormatError, InputError, MismatchError
+from kvcompress.format.atomic import PathLike, atomic_path
 from kvcompress.format.json_section import canonical_json
+from kvcompress.format.safetensors_file import one_line, opened, require_format
 from kvcompress.prune.evidence.record import Evidence, QueryStatistics
 from kvcompress.snapshot import KVSnapshot
-from kvcompress.format.safetensors_file import one_line, opened, require_format
 
 FORMAT = "kvcompress.evidence"
 VERSION = "1"

@@ -1,8 +1,8 @@
 """Evidence: what scorers look at, collected once for a session.
 
-Everything but the snapshot is optional; a scorer names what it needs in `needs`, and `kvcompress.prune.evidence.collect.collect`
-brings it. Where layers are concerned there is one entry a layer, over all N tokens of the session: what a layer no
-longer holds counts nothing.
+Everything but the snapshot is optional; a scorer names what it needs in `needs`, and
+`kvcompress.prune.evidence.collect.collect` brings it. Where layers are concerned there is one entry a layer, over all N
+tokens of the session: what a layer no longer holds counts nothing.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from kvcompress.codec.tinyvae import rope_of
 from kvcompress.errors import InputError
+from kvcompress.hf.rope import rope_of
 from kvcompress.snapshot import KVSnapshot
 
 _Found = TypeVar("_Found")
@@ -101,7 +101,7 @@ class Evidence:
 
 def _present(found: _Found | None, name: str) -> _Found:
     if found is None:
-        raise InputError(f"the evidence {name!r} was not collected", "Collect it with kvcompress.prune.evidence.collect.collect")
+        raise InputError(f"the evidence {name!r} was not collected", "Collect it with prune.evidence.collect")
     return found
 
 

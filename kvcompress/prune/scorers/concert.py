@@ -18,8 +18,8 @@ import torch
 from torch import Tensor
 
 from kvcompress.errors import InputError
-from kvcompress.prune.evidence.record import QUERIES, Evidence
 from kvcompress.prune.evidence.key_similarity import novelty, similarity
+from kvcompress.prune.evidence.record import QUERIES, Evidence
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,8 +13,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from kvcompress.channels import Rope
-from kvcompress.codec.tinyvae import rope_of
+from kvcompress.hf.channels import Rope
+from kvcompress.hf.rope import rope_of
 from kvcompress.prune.evidence.record import QUERIES, Evidence, QueryStatistics, over_layers
 from kvcompress.snapshot import LayerKV
 

@@ -10,8 +10,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from kvcompress.prune.scorers.attention_mass import SCORER as ATTENTION_MASS
-from kvcompress.prune.scorers.context_reconstruction import SCORER as RECONSTRUCTED
+from kvcompress.prune.evidence.key_similarity import novelty, similarity
 from kvcompress.prune.evidence.record import (
     QUERIES,
     RECONSTRUCTION,
@@ -21,10 +20,11 @@ from kvcompress.prune.evidence.record import (
     Evidence,
     ranks,
 )
+from kvcompress.prune.scorers.attention_mass import SCORER as ATTENTION_MASS
+from kvcompress.prune.scorers.context_reconstruction import SCORER as RECONSTRUCTED
 from kvcompress.prune.scorers.expected_attention import SCORER as EXPECTED_ATTENTION
 from kvcompress.prune.scorers.key_difference import SCORER as KEY_DIFFERENCE
 from kvcompress.prune.scorers.key_norm import SCORER as KEY_NORM
-from kvcompress.prune.evidence.key_similarity import novelty, similarity
 from kvcompress.prune.scorers.value_norm import SCORER as VALUE_NORM
 
 NEEDS = (SURPRISE, WINDOW_ATTENTION, QUERIES, RECONSTRUCTION, SENSITIVITY)

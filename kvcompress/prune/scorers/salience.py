@@ -20,10 +20,10 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from kvcompress.prune.evidence.key_similarity import novelty
 from kvcompress.prune.evidence.record import SENSITIVITY, SURPRISE, WINDOW_ATTENTION, Evidence, ranks
 from kvcompress.prune.scorers.features import conflict, received
 from kvcompress.prune.scorers.profiles import load_fitted, part
-from kvcompress.prune.evidence.key_similarity import novelty
 
 PARTS = ("surprise", "novelty", "arousal", "reward", "conflict")
 

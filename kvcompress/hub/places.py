@@ -18,8 +18,8 @@ from dataclasses import dataclass
 from pathlib import Path, PurePath
 
 from kvcompress.errors import CheckpointError
-from kvcompress.hub.hub_id import cached_codecs, codec_from_hub, is_hub_id
 from kvcompress.hub.bundled import checkpoint_root, codec_parts, require_intact
+from kvcompress.hub.hub_id import cached_codecs, codec_from_hub, is_hub_id
 
 HOME_VARIABLE = "KVCOMPRESS_HOME"
 CHECKPOINTS, HOME, HUB, DIRECTORY = "checkpoints", "home", "hub", "directory"
