@@ -1,5 +1,13 @@
-"""Learned compression of transformer KV caches: encode a session, decode it, resume.
+"""Learned compression of transformer KV caches: store a session, move it, go on from it.
 
+```python
+import kvcompress as kv
+
+model, tokenizer = kv.load_model("reference-lm")
+kv.save_session("session.kvz", model, token_ids, quality="high")
+cache = kv.load_session("session.kvz", model)
+model.generate(token_ids_and_prompt, past_key_values=cache)
+```
 Everything is imported on first use, so that `import kvcompress` and the command line start at once.
 """
 
@@ -9,8 +17,11 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from kvcompress.codec.directory import load_codec
-    from kvcompress.format.container import load, save
+    from kvcompress.api.encoding import Encoding, encode
+    from kvcompress.api.options import EncodeOptions, PlanOptions
+    from kvcompress.api.session import SavedSession, load_session, save_session
+    from kvcompress.codec.directory import AutoCodec, load_codec
+    from kvcompress.format.container import Encoded, load, save
     from kvcompress.hf import capture, load_model, restore
     from kvcompress.metrics.fidelity import fidelity
     from kvcompress.snapshot import KVSnapshot
@@ -18,17 +29,45 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOMES = {
-    "capture": "kvcompress.hf",
-    "restore": "kvcompress.hf",
-    "load_model": "kvcompress.hf",
-    "load_codec": "kvcompress.codec.directory",
-    "save": "kvcompress.format.container",
-    "load": "kvcompress.format.container",
-    "fidelity": "kvcompress.metrics.fidelity",
+    "AutoCodec": "kvcompress.codec.directory",
+    "EncodeOptions": "kvcompress.api.options",
+    "Encoded": "kvcompress.format.container",
+    "Encoding": "kvcompress.api.encoding",
     "KVSnapshot": "kvcompress.snapshot",
+    "PlanOptions": "kvcompress.api.options",
+    "SavedSession": "kvcompress.api.session",
+    "capture": "kvcompress.hf",
+    "encode": "kvcompress.api.encoding",
+    "fidelity": "kvcompress.metrics.fidelity",
+    "load": "kvcompress.format.container",
+    "load_codec": "kvcompress.codec.directory",
+    "load_model": "kvcompress.hf",
+    "load_session": "kvcompress.api.session",
+    "restore": "kvcompress.hf",
+    "save": "kvcompress.format.container",
+    "save_session": "kvcompress.api.session",
 }
 
-__all__ = ["KVSnapshot", "__version__", "capture", "fidelity", "load", "load_codec", "load_model", "restore", "save"]
+__all__ = [
+    "AutoCodec",
+    "EncodeOptions",
+    "Encoded",
+    "Encoding",
+    "KVSnapshot",
+    "PlanOptions",
+    "SavedSession",
+    "__version__",
+    "capture",
+    "encode",
+    "fidelity",
+    "load",
+    "load_codec",
+    "load_model",
+    "load_session",
+    "restore",
+    "save",
+    "save_session",
+]
 
 
 def __getattr__(name: str) -> Any:
@@ -36,3 +75,8 @@ def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(importlib.import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    """Return the public names alone."""
+    return list(__all__)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from kvcompress.codec.directory import load_codec
+from kvcompress.codec.at_hand import codec_that_made
+from kvcompress.codec.directory import load_codec, load_tinyvae
 from kvcompress.codec.exact_tokens import EXACT, WithExact, without_exact
 from kvcompress.codec.int8 import Int8Codec
 from kvcompress.codec.lossless import LosslessCodec
@@ -13,18 +14,17 @@ from kvcompress.errors import FormatError, about
 from kvcompress.format.container import MAGIC, Encoded, load
 from kvcompress.format.raw_snapshot import load_raw
 from kvcompress.hf.partial_prefill import Recompute
-from kvcompress.hub.bundled import DEFAULT_CODEC
 from kvcompress.snapshot import KVSnapshot
 
 WITHOUT_WEIGHTS: tuple[type[Int8Codec] | type[LosslessCodec], ...] = (Int8Codec, LosslessCodec)
 
 
-def codec_of(encoded: Encoded, codec: str | Path = DEFAULT_CODEC, recompute: Recompute | None = None) -> Codec:
+def codec_of(encoded: Encoded, codec: str | Path | None = None, recompute: Recompute | None = None) -> Codec:
     """Return the codec that an encoded snapshot asks for.
 
     Args:
         encoded: What a `.kvz` file holds.
-        codec: Codec directory or bundled name, for codecs that have weights.
+        codec: Name, directory or Hub id, for codecs that have weights; None takes the one at hand that made the file.
         recompute: The model, for files whose first layers it recomputes; `kvcompress.hf.recompute_with` makes it.
     """
     if EXACT in encoded.sections:
@@ -34,7 +34,11 @@ def codec_of(encoded: Encoded, codec: str | Path = DEFAULT_CODEC, recompute: Rec
             return weightless()
     if encoded.codec != TinyVAECodec.kind:
         raise FormatError(f"the file was made by the unknown codec {encoded.codec!r}", "Upgrade kvcompress")
-    loaded = load_codec(codec, recompute_layers_of(encoded))
+    layers = recompute_layers_of(encoded)
+    if codec is None:
+        loaded = load_tinyvae(codec_that_made(encoded.codec_fingerprint))
+    else:
+        loaded = load_codec(codec, layers)
     loaded.recompute = recompute
     return loaded
 
@@ -51,7 +55,7 @@ def recompute_layers_of(encoded: Encoded) -> int:
     return layers
 
 
-def load_snapshot(path: Path, codec: str | Path = DEFAULT_CODEC, recompute: Recompute | None = None) -> KVSnapshot:
+def load_snapshot(path: Path, codec: str | Path | None = None, recompute: Recompute | None = None) -> KVSnapshot:
     """Load the snapshot of a `.kvz` file or of a raw snapshot file; errors name the path. As `codec_of`."""
     if is_raw(path):
         return load_raw(path)

@@ -1,0 +1,111 @@
+"""Whole sessions in one call each: a model and its tokens to a file, a file to the model's cache."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from kvcompress.api.encoding import Progress, encode
+from kvcompress.api.options import EncodeOptions, PlanOptions
+from kvcompress.codec.registry import load_snapshot
+from kvcompress.format.atomic import require_writable
+from kvcompress.format.container import save
+from kvcompress.hf import capture, recompute_with, restore
+
+
+@dataclass(frozen=True, slots=True)
+class SavedSession:
+    """What was written.
+
+    Attributes:
+        path: The file.
+        tokens: Tokens of the session.
+        file_bytes: Its size on disk.
+        size_ratio: The cache at 16 bits a number over it.
+        notes: What the size alone does not tell, a sentence each.
+    """
+
+    path: Path
+    tokens: int
+    file_bytes: int
+    size_ratio: float
+    notes: tuple[str, ...] = ()
+
+
+def save_session(
+    path: str | Path,
+    model: Any,
+    token_ids: Tensor | Sequence[int],
+    *,
+    cache: Any = None,
+    tokenizer: Any = None,
+    codec: str | Path | None = None,
+    quality: str | None = None,
+    max_kl: float | None = None,
+    size_ratio: float | None = None,
+    lossless: bool = False,
+    recompute_layers: int | None = None,
+    plan: PlanOptions | None = None,
+    force: bool = False,
+    progress: Progress = lambda stage, done, total: None,
+) -> SavedSession:
+    """Store a session: run the model over its tokens, or take the cache that has seen them, encode, write.
+
+    Args:
+        path: File to write, by custom `.kvz`. It appears whole or not at all.
+        model: The model, in evaluation mode.
+        token_ids: [N] int64 or a list: the tokens of the session.
+        cache: A transformers cache that covers exactly these tokens; it is read, never changed. None runs the model.
+        tokenizer: Of the model; plans need it to find anchors, and the file then also names it.
+        codec: Name, directory or Hub id; None takes the one at hand that belongs to the model.
+        quality: "transparent" (the default), "high" or "usable".
+        max_kl: Or a bound on the mean KL in nats, kept on the session's own end.
+        size_ratio: Or a size ratio to reach.
+        lossless: Or the identical bits.
+        recompute_layers: Layers that the model runs at load instead of storing them.
+        plan: Tiers by token.
+        force: Replace an existing file.
+        progress: Called with stage, done, total where the model measures.
+
+    Raises:
+        InputError: Model, tokens, cache or options cannot be used, or the file exists.
+        MismatchError: The codec is of another model.
+    """
+    options = EncodeOptions(
+        quality=quality,
+        max_kl=max_kl,
+        size_ratio=size_ratio,
+        lossless=lossless,
+        recompute_layers=recompute_layers,
+        plan=plan,
+    )
+    require_writable(Path(path), force)
+    snapshot = capture(model, token_ids, tokenizer=tokenizer, cache=cache)
+    found = encode(snapshot, options, codec=codec, model=lambda dtype: (model, tokenizer), progress=progress)
+    save(path, found.encoded, force=force)
+    size = Path(path).stat().st_size
+    return SavedSession(Path(path), snapshot.tokens, size, snapshot.raw_bytes / size, found.notes)
+
+
+def load_session(path: str | Path, model: Any, *, tokenizer: Any = None, codec: str | Path | None = None) -> Any:
+    """Load a session as a cache that the model goes on from.
+
+    Args:
+        path: A `.kvz` file, or a raw snapshot.
+        model: The model that recorded it, in evaluation mode, on any device.
+        tokenizer: Compared with the file's where given.
+        codec: Name, directory or Hub id; None takes the one at hand that made the file.
+
+    Returns:
+        A `transformers.DynamicCache` on the model's device, for `model.generate(ids, past_key_values=cache)`.
+
+    Raises:
+        MismatchError: The file is of another model, tokenizer or codec.
+        FormatError: It is damaged; `IntegrityError` where a checksum tells.
+    """
+    snapshot = load_snapshot(Path(path), codec, recompute_with(model, tokenizer))
+    return restore(snapshot, model, tokenizer=tokenizer, copy=False)
