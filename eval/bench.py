@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 
 from kvcompress.codec.directory import load_codec
+from kvcompress.codec.quality import encode_at_quality
 from kvcompress.data.harvest import tokenized_sessions
 from kvcompress.errors import InputError
 from kvcompress.format.container import load, save
@@ -20,7 +21,6 @@ from kvcompress.metrics.timing import bring_back, in_turns, prefill
 from kvcompress.prune.evidence.collect import collect
 from kvcompress.prune.scorers.registry import find_scorer
 from kvcompress.prune.session import Asked, SessionPlanner
-from kvcompress.rate.targets import encode_at_quality
 
 SESSIONS = Path("examples/sessions.jsonl")
 ROUNDS = 15

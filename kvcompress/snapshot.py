@@ -121,6 +121,9 @@ class LayerKV:
     values: Tensor
     positions: Tensor
 
+    def __repr__(self) -> str:
+        return f"LayerKV(keys {tuple(self.keys.shape)}, values {tuple(self.values.shape)})"
+
     def check(self, index: int, dtype: torch.dtype) -> None:
         """Raise `InputError` on a wrong shape or dtype, on NaN or infinity, or on disordered positions."""
         where = f"layer {index}"
@@ -171,6 +174,10 @@ class KVSnapshot:
             layer.check(index, dtype)
             if layer.positions.numel() and int(layer.positions[-1]) >= self.origin.next_position:
                 raise InputError(f"layer {index}: a position lies beyond the next position {self.origin.next_position}")
+
+    def __repr__(self) -> str:
+        size = f"{self.raw_bytes / 1e6:.1f} MB at 16 bits"
+        return f"KVSnapshot({len(self.layers)} layers, {self.tokens:,} tokens, {self.origin.dtype}, {size})"
 
     @property
     def tokens(self) -> int:

@@ -9,15 +9,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from kvcompress.codec.analysis import RESIDUAL_RATE
 from kvcompress.codec.directory import load_codec
 from kvcompress.codec.promise import QUALITIES
-from kvcompress.codec.tinyvae import RESIDUAL_RATE, TinyVAECodec
+from kvcompress.codec.quality import encode_at_quality
+from kvcompress.codec.tinyvae import TinyVAECodec
 from kvcompress.format.container import Encoded
 from kvcompress.hf import recompute_with
 from kvcompress.hub.bundled import codec_parts
 from kvcompress.hub.places import find_codec
 from kvcompress.rate.link import decoder_of
-from kvcompress.rate.targets import encode_at_quality
 from kvcompress.snapshot import KVSnapshot
 from tinyvae.quantize import LEVELS_PER_OCTAVE
 

@@ -52,10 +52,10 @@ class Bench:
 
     def _record(self, index: int, token_ids: list[int]) -> Row:
         from eval.portability.symbols import digest, quantised
+        from kvcompress.codec.quality import encode_at_quality
         from kvcompress.format.container import save
         from kvcompress.format.raw_snapshot import save_raw
         from kvcompress.hf import capture
-        from kvcompress.rate.targets import encode_at_quality
 
         snapshot = capture(self.model, token_ids, tokenizer=self.tokenizer)
         if self.is_reference:
@@ -76,9 +76,9 @@ class Bench:
         from safetensors.torch import save_file
 
         from eval.portability.symbols import quantised
+        from kvcompress.codec.quality import encode_at_quality
         from kvcompress.format.container import to_bytes
         from kvcompress.format.raw_snapshot import load_raw
-        from kvcompress.rate.targets import encode_at_quality
 
         path = shared_snapshot(self.job, index)
         if not path.is_file():  # the reference could not record it

@@ -14,12 +14,12 @@ from eval.baselines.tinyvae import identity, stored_in_words
 from eval.real_model.subject import Subject
 from eval.suite.damage import damage
 from eval.suite.rows import Row
+from kvcompress.codec.quality import encode_at_quality
 from kvcompress.codec.tinyvae import TinyVAECodec
 from kvcompress.format.container import Encoded, load, save
 from kvcompress.hf import restore
 from kvcompress.hf.generation import feed
 from kvcompress.rate.link import decoder_of
-from kvcompress.rate.targets import encode_at_quality
 from kvcompress.snapshot import KVSnapshot
 
 

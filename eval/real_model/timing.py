@@ -12,11 +12,11 @@ import numpy as np
 import torch
 
 from eval.suite.rows import Row
+from kvcompress.codec.quality import encode_at_quality
 from kvcompress.codec.tinyvae import TinyVAECodec
 from kvcompress.format.container import load, save
 from kvcompress.metrics.timing import bring_back, in_turns, prefill
 from kvcompress.rate.link import decoder_of
-from kvcompress.rate.targets import encode_at_quality
 from kvcompress.snapshot import KVSnapshot
 
 PREFILL = "prefill"

@@ -24,8 +24,9 @@ from eval.recompute.trial import Trial, prepare_trial
 from eval.suite.bootstrap import estimate_mean, estimate_ratio
 from eval.suite.chosen import choose_sessions
 from eval.suite.provenance import commit, package_versions
+from kvcompress.codec.analysis import HIGHEST_RATE
 from kvcompress.codec.directory import load_codec
-from kvcompress.codec.tinyvae import HIGHEST_RATE, TinyVAECodec
+from kvcompress.codec.tinyvae import TinyVAECodec
 from kvcompress.data.harvest import tokenized_sessions
 from kvcompress.errors import InputError
 from kvcompress.format.container import load, save

@@ -100,13 +100,13 @@ class BoundOf:
             vae, places = codec.vae(group), group_positions(snapshot, layers)
             rates = codec.rates(group, snapshot.token_ids, self.rate)[places]
             below = codec.lower[group].rows(decoded, places, snapshot.tokens)
-            context, latents = vae.given(analysed[group][1], analysed[group][0], below)
+            context, latents = vae.given(*reversed(analysed.latents[group]), below)
             symbols, levels, predicted = vae.quantized(latents, context, rates)
             decoded.append((places, context.ordinary(predicted)))
             coded = torch.zeros_like(latents)
             coded[:, : symbols.shape[1]] = vae.dequantize(symbols, context, rates, levels)
             self._groups[group].add(latents, coded, rates - self.rate)
-        encoded = codec.encode(snapshot, self.rate, latents=analysed)
+        encoded = analysed.encode(self.rate)
         self._latent_bytes += sum(len(data) for name, data in encoded.sections.items() if name.startswith("latents."))
         self._file_bytes += len(to_bytes(encoded))
         self._tokens += snapshot.tokens

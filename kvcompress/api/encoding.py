@@ -10,7 +10,7 @@ link ─────► one of these with every number of recomputed layers; the
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from kvcompress.api.options import DEFAULT_QUALITY, EncodeOptions, PlanOptions
 from kvcompress.codec.at_hand import codec_for
 from kvcompress.codec.directory import load_codec
 from kvcompress.codec.lossless import LosslessCodec
+from kvcompress.codec.quality import encode_at_quality
 from kvcompress.codec.tinyvae import TinyVAECodec
 from kvcompress.errors import InputError
 from kvcompress.fit.adopt import adopt, measured
@@ -41,7 +42,7 @@ from kvcompress.prune.session import (
 )
 from kvcompress.rate.link import Choice, choose
 from kvcompress.rate.max_kl import Race, hold_back
-from kvcompress.rate.targets import encode_at_quality, encode_at_size_ratio
+from kvcompress.rate.targets import encode_at_size_ratio
 from kvcompress.snapshot import KVSnapshot
 
 Progress = Callable[[str, int, int], None]
@@ -123,15 +124,17 @@ def _source(model: ModelSource | None) -> ModelSource:
 
 def _codecs(snapshot: KVSnapshot, options: EncodeOptions, codec: str | Path | None) -> list[TinyVAECodec]:
     """Return the codec that is asked for, or all of its directory where a link chooses."""
-    place = codec_for(snapshot.origin.fingerprint, same_weights=not options.other_weights) if codec is None else codec
+    place = codec or _codec_of(snapshot, same_weights=not options.other_weights)
     if options.link_mbits is None:
         return [load_codec(place, options.recompute_layers)]
     return [load_codec(place, layers) for layers in recompute_choices(find_codec(place))]
 
 
-def _adopted(
-    options: EncodeOptions, own: TinyVAECodec, model: Any, tokenizer: Any, progress: Progress
-) -> TinyVAECodec:
+def _codec_of(snapshot: KVSnapshot, *, same_weights: bool = True) -> Path:
+    return codec_for(asdict(snapshot.origin.fingerprint), same_weights=same_weights)
+
+
+def _adopted(options: EncodeOptions, own: TinyVAECodec, model: Any, tokenizer: Any, progress: Progress) -> TinyVAECodec:
     """Return a codec for the weights that recorded the session, measured with them where a quality word is asked."""
     codec = adopt(own, model, tokenizer)
     return codec if options.max_kl is not None else measured(codec, model, tokenizer, options.sessions, progress)
@@ -170,12 +173,12 @@ def _planned(
         keep_fraction=plan.keep_fraction,
         patterns=plan.keep,
         messages=plan.keep_messages,
-        guarantees=named_guarantees([f"{kind}={tier}" for kind, tier in plan.guarantees.items()]),
+        guarantees=named_guarantees(plan.guarantees),
     )
     for name in asked.scorers:
         find_scorer(name)
     history = load_history(plan.history)
-    tinyvae = None if options.lossless else load_codec(codec_for(snapshot.origin.fingerprint) if codec is None else codec)
+    tinyvae = None if options.lossless else load_codec(codec or _codec_of(snapshot))
     known = _stored_evidence(plan, snapshot, tinyvae)
     language_model, tokenizer = model(snapshot.origin.dtype)
     if tinyvae is None:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from kvcompress.errors import InputError
@@ -24,7 +23,7 @@ class PlanOptions:
         keep: Regular expressions: what they match is coded fine, whatever its score.
         keep_messages: Indices of messages to be coded fine; negative from the end.
         keep_fraction: Share of the tokens that stays in memory; None drops nothing.
-        guarantees: Kind of anchor -> name of the tier below which it never falls.
+        guarantees: "KIND=TIER": the tier below which anchors of a kind never fall.
         history: JSON file of earlier searches, which steer this one; it is written again.
         evidence: File of `kvcompress record --evidence`.
 
@@ -37,7 +36,7 @@ class PlanOptions:
     keep: tuple[str, ...] = ()
     keep_messages: tuple[int, ...] = ()
     keep_fraction: float | None = None
-    guarantees: Mapping[str, str] = field(default_factory=dict)
+    guarantees: tuple[str, ...] = ()
     history: Path | None = None
     evidence: Path | None = None
 

@@ -15,7 +15,7 @@ def calibrate(
     codec: Annotated[Path, typer.Argument(help="Directory of the codec.", metavar="CODEC")],
     sessions: Annotated[Path, typer.Option(help="JSON lines of recorded sessions.")],
     model: ModelOption = DEFAULT_MODEL,
-    threads: Annotated[int | None, typer.Option(help="Threads of torch. [default: all cores]", min=1)] = None,
+    threads: Annotated[int | None, typer.Option(help="Threads of torch.", min=1, show_default="all cores")] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Measure quality tiers and ordinary sessions again; config and card are replaced, the weights stay.

@@ -83,7 +83,7 @@ def pull_codec(
     name: NameArgument,
     output: Annotated[
         Path | None,
-        typer.Option("-o", "--output", help="Directory to make. [default: its name in $KVCOMPRESS_HOME/codecs]"),
+        typer.Option("-o", "--output", help="Directory to make.", show_default="its name in $KVCOMPRESS_HOME/codecs"),
     ] = None,
     force: ForceOption = False,
     as_json: JsonOption = False,

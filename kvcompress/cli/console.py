@@ -25,10 +25,18 @@ RecomputeLayersOption = Annotated[
     str | None,
     typer.Option(
         help="Layers that the model runs when the session is restored, a number or a share of them (10%); "
-        "the file leaves them out."
+        "the file leaves them out.",
+        rich_help_panel="Recomputed layers",
     ),
 ]
-CodecOption = Annotated[str, typer.Option("--codec", help="Codec: what `codecs list` names, a directory, or a Hub id.")]
+CodecOption = Annotated[
+    str | None,
+    typer.Option(
+        "--codec",
+        help="Codec: what `codecs list` names, a directory, or a Hub id.",
+        show_default="the one at hand that belongs to the session",
+    ),
+]
 DtypeOption = Annotated[str, typer.Option("--dtype", help="float32, bfloat16 or float16.")]
 KvzArgument = Annotated[Path, typer.Argument(help="A .kvz file.", metavar="FILE.kvz", show_default=False)]
 ProgressCallback = Callable[[str, int, int], None]

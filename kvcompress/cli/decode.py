@@ -9,13 +9,12 @@ import typer
 
 from kvcompress.cli.console import CodecOption, ForceOption, JsonOption, KvzArgument, RecomputeModelOption, show
 from kvcompress.cli.models import recompute_by
-from kvcompress.hub.bundled import DEFAULT_CODEC
 
 
 def decode(
     file: KvzArgument,
     output: Annotated[Path, typer.Option("-o", "--output", help="Raw snapshot to write (.safetensors).")],
-    codec: CodecOption = DEFAULT_CODEC,
+    codec: CodecOption = None,
     model: RecomputeModelOption = None,
     force: ForceOption = False,
     as_json: JsonOption = False,

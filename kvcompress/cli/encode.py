@@ -4,169 +4,263 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from kvcompress.cli.console import CodecOption, ForceOption, JsonOption, RecomputeLayersOption, show
+from kvcompress.api.options import NONE, PLANS, SEARCH, EncodeOptions, PlanOptions
+from kvcompress.cli.console import CodecOption, ForceOption, JsonOption, RecomputeLayersOption, progress_bar, show
 from kvcompress.cli.inspect import in_words, other_weights_in_words
-from kvcompress.cli.wish import Wish, fulfil
-from kvcompress.cli.wishes import PlanWishes
 from kvcompress.codec.promise import OTHER_WEIGHTS
-from kvcompress.errors import about
-from kvcompress.hub.bundled import DEFAULT_CODEC, DEFAULT_MODEL
+from kvcompress.errors import InputError, about
+from kvcompress.hub.bundled import DEFAULT_MODEL
 
 if TYPE_CHECKING:
+    from kvcompress.api.encoding import Encoding
     from kvcompress.format.container import Encoded
     from kvcompress.rate.link import Choice
-    from kvcompress.snapshot import KVSnapshot
+
+RECOMPUTE, TOKENS, WEIGHTS = "Recomputed layers", "Tiers by token (a plan)", "Other weights"
 
 
 def encode(
     raw: Annotated[Path, typer.Argument(help="Raw snapshot (.safetensors).", metavar="RAW.safetensors")],
     output: Annotated[Path, typer.Option("-o", "--output", help="File to write (.kvz).")],
-    codec: CodecOption = DEFAULT_CODEC,
     quality: Annotated[
-        str | None, typer.Option(help="transparent, high or usable: tiers of measured fidelity. [default: transparent]")
+        str | None,
+        typer.Option(
+            help="transparent, high or usable: fidelity as the codec's calibration measured it.",
+            show_default="transparent",
+        ),
     ] = None,
     size_ratio: Annotated[
-        float | None, typer.Option(help="Raw 16-bit size over file size, at least this or within 3 % of it.")
+        float | None, typer.Option(help="Or: raw 16-bit size over file size, at least this or within 3 % of it.")
     ] = None,
     max_kl: Annotated[
         float | None,
-        typer.Option(help="Smallest file whose mean KL (nats), resumed on the session's own end, is at most this."),
+        typer.Option(help="Or: the smallest file whose mean KL (nats), resumed on the session's own end, is so much."),
     ] = None,
+    lossless: Annotated[
+        bool, typer.Option("--lossless", help="Or: give the identical bits back; needs no codec.")
+    ] = False,
+    codec: CodecOption = None,
+    model: Annotated[
+        str | None,
+        typer.Option(
+            help="Model that --max-kl, plans, recomputed layers and other weights run.", show_default=DEFAULT_MODEL
+        ),
+    ] = None,
+    force: ForceOption = False,
+    as_json: JsonOption = False,
     recompute_layers: RecomputeLayersOption = None,
     link: Annotated[
         float | None,
-        typer.Option(metavar="MBIT/S", help="Choose --recompute-layers for the shortest way back over such a link."),
+        typer.Option(
+            metavar="MBIT/S",
+            help="Choose --recompute-layers for the lowest time to the first token over such a link.",
+            rich_help_panel=RECOMPUTE,
+        ),
     ] = None,
-    model: Annotated[
+    plan: Annotated[
         str | None,
-        typer.Option(help="Model that --max-kl, --recompute-layers, --link and plans run. [default: the bundled one]"),
+        typer.Option(
+            help="auto: compare the plans of several scorers; quick: follow the first scorer; none: all tokens alike.",
+            show_default="none",
+            rich_help_panel=TOKENS,
+        ),
+    ] = None,
+    scorer: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Scorer that plans follow; repeat it to compare several.",
+            show_default="learned, context_reconstruction",
+            rich_help_panel=TOKENS,
+        ),
+    ] = None,
+    keep: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Regular expression: what it matches is coded fine, whatever its score.", rich_help_panel=TOKENS
+        ),
+    ] = None,
+    keep_message: Annotated[
+        list[int] | None,
+        typer.Option(help="Index of a message to be coded fine; negative from the end.", rich_help_panel=TOKENS),
+    ] = None,
+    keep_fraction: Annotated[
+        float | None,
+        typer.Option(
+            help="Share of the tokens that stays in memory; the others leave every layer.", rich_help_panel=TOKENS
+        ),
+    ] = None,
+    guarantee: Annotated[
+        list[str] | None,
+        typer.Option(help="KIND=TIER: tier below which anchors of a kind never fall.", rich_help_panel=TOKENS),
+    ] = None,
+    plan_table: Annotated[
+        Path | None,
+        typer.Option(
+            help="JSON file to write: token, tier, bits, anchors, score parts, candidates.", rich_help_panel=TOKENS
+        ),
+    ] = None,
+    races: Annotated[
+        Path | None,
+        typer.Option(help="JSON file of earlier comparisons, which steer this one.", rich_help_panel=TOKENS),
+    ] = None,
+    evidence: Annotated[
+        Path | None,
+        typer.Option(help="What scorers look at, as `kvcompress record --evidence` stored it.", rich_help_panel=TOKENS),
     ] = None,
     allow_other_weights: Annotated[
         bool,
         typer.Option(
             "--allow-other-weights",
             help="Take a session of other weights of the codec's model, measured: with --max-kl, or --quality.",
+            rich_help_panel=WEIGHTS,
         ),
     ] = False,
     sessions: Annotated[
         Path | None,
-        typer.Option(help="Sessions that --quality is measured on with other weights; not needed again later."),
+        typer.Option(
+            help="Sessions that --quality is measured on with other weights; not needed again later.",
+            rich_help_panel=WEIGHTS,
+        ),
     ] = None,
-    lossless: Annotated[bool, typer.Option("--lossless", help="Give the identical bits back; needs no codec.")] = False,
-    plan: Annotated[
-        str | None,
-        typer.Option(help="auto: tiers by token, by a race; quick: without one; none: one tier. [default: none]"),
-    ] = None,
-    scorer: Annotated[
-        list[str] | None, typer.Option(help="Scorer that plans follow; repeat it to let several race.")
-    ] = None,
-    keep: Annotated[
-        list[str] | None, typer.Option(help="Regular expression: what it matches is coded fine, whatever its score.")
-    ] = None,
-    keep_message: Annotated[
-        list[int] | None, typer.Option(help="Index of a message to be coded fine; negative from the end.")
-    ] = None,
-    keep_fraction: Annotated[
-        float | None, typer.Option(help="Share of the tokens that stays in memory; the others leave every layer.")
-    ] = None,
-    guarantee: Annotated[
-        list[str] | None, typer.Option(help="KIND=TIER: tier below which anchors of a kind never fall.")
-    ] = None,
-    plan_table: Annotated[
-        Path | None, typer.Option(help="JSON file to write: token, tier, bits, anchors, score parts, the race.")
-    ] = None,
-    races: Annotated[Path | None, typer.Option(help="JSON file of earlier races, which steer this one.")] = None,
-    evidence: Annotated[
-        Path | None, typer.Option(help="What scorers look at, as `kvcompress record --evidence` stored it.")
-    ] = None,
-    force: ForceOption = False,
-    as_json: JsonOption = False,
 ) -> None:
     """Compress a raw snapshot."""
-    plans = PlanWishes(
-        plan, scorer or [], keep or [], keep_message or [], keep_fraction, guarantee or [], plan_table, races, evidence
+    planned = _plan(plan, scorer, keep, keep_message, keep_fraction, guarantee, plan_table, races, evidence)
+    options = EncodeOptions(
+        quality=quality,
+        max_kl=max_kl,
+        size_ratio=size_ratio,
+        lossless=lossless,
+        recompute_layers=None if recompute_layers is None else _layers(recompute_layers, codec),
+        link_mbits=link,
+        plan=planned,
+        other_weights=allow_other_weights,
+        sessions=sessions,
     )
-    planned = plans.wanted()
-    layers = None if recompute_layers is None else _layers(recompute_layers, codec)
-    wish = Wish(
-        codec, quality, size_ratio, max_kl, lossless, layers, link, model, planned, allow_other_weights, sessions
-    )
-    wish.check()
-    from kvcompress.format.atomic import require_writable
-    from kvcompress.format.container import save
-    from kvcompress.format.raw_snapshot import load_raw
-
-    require_writable(output, force)
-    if plan_table is not None:
-        require_writable(plan_table, force)
-    snapshot = load_raw(raw)
-    start = time.perf_counter()
-    with about(raw):
-        encoded, choice, notes = _coded(wish, plans, snapshot, force)
-    seconds = time.perf_counter() - start
-    save(output, encoded, force=force)
-    file_bytes = output.stat().st_size
-    reached = snapshot.raw_bytes / file_bytes
-    data = {"output": str(output), "tokens": snapshot.tokens, "raw_bytes": snapshot.raw_bytes, "file_bytes": file_bytes}
-    data |= {"size_ratio": reached, "encode_seconds": seconds, "codec": encoded.codec}
-    for note in (*notes, *_notes(encoded, reached, choice, codec)):
+    if model is not None and not options.runs_model:
+        what = "--model needs --max-kl, --recompute-layers, --link, --allow-other-weights or a plan"
+        raise InputError(what, "Without them no model is run")
+    found, data = _encoded(raw, output, options, codec, model or DEFAULT_MODEL, plan_table, force)
+    encoded, choice = found.encoded, found.link
+    for note in (*found.notes, *_notes(encoded, data["size_ratio"], choice, codec)):
         sys.stderr.write(f"note: {note}.\n")
     if as_json:
-        show(data | {"settings": dict(encoded.settings)} | (_dial_json(choice) if choice else {}), as_json=True)
+        show(data | {"settings": dict(encoded.settings)} | (_link_json(choice) if choice else {}), as_json=True)
         return
     show(data | in_words(encoded.settings), as_json=False)
     if choice:
-        sys.stdout.write("\n" + "".join(f"{line}\n" for line in _dial_lines(choice)))
+        _show_link(choice)
 
 
-def _coded(
-    wish: Wish, plans: PlanWishes, snapshot: KVSnapshot, force: bool
-) -> tuple[Encoded, Choice | None, tuple[str, ...]]:
-    """Return the file, how all points of the dial did where a link chose, and what is to be told."""
-    if not wish.planned:
-        return *fulfil(wish, snapshot), ()
-    from kvcompress.cli.planning import encode_planned
+def _encoded(
+    raw: Path,
+    output: Path,
+    options: EncodeOptions,
+    codec: str | None,
+    model: str,
+    plan_table: Path | None,
+    force: bool,
+) -> tuple[Encoding, dict[str, Any]]:
+    """Encode, write the file and the table of its plan, and return what there is to show."""
+    from kvcompress.api.encoding import encode as encode_snapshot
+    from kvcompress.api.encoding import model_source
+    from kvcompress.format.atomic import require_writable
+    from kvcompress.format.container import save
+    from kvcompress.format.raw_snapshot import load_raw
+    from kvcompress.prune.table import save_table
 
-    target = {"quality": wish.quality, "size_ratio": wish.size_ratio, "max_kl_nats": wish.max_kl_nats}
-    model = wish.model or DEFAULT_MODEL
-    encoded, notes = encode_planned(snapshot, wish.codec, model, target, wish.lossless, plans, force)
-    return encoded, None, notes
+    for written in (output, *([plan_table] if plan_table is not None else [])):
+        require_writable(written, force)
+    snapshot = load_raw(raw)
+    start = time.perf_counter()
+    with about(raw), progress_bar("encode") as progress:
+        found = encode_snapshot(snapshot, options, codec=codec, model=model_source(model), progress=progress)
+    seconds = time.perf_counter() - start
+    if plan_table is not None and found.plan is not None:
+        save_table(plan_table, found.plan.table, found.plan.race(), force=force)
+    save(output, found.encoded, force=force)
+    file_bytes = output.stat().st_size
+    data = {"output": str(output), "tokens": snapshot.tokens, "raw_bytes": snapshot.raw_bytes, "file_bytes": file_bytes}
+    data |= {"size_ratio": snapshot.raw_bytes / file_bytes, "encode_seconds": seconds, "codec": found.encoded.codec}
+    return found, data
 
 
-def _layers(asked: str, codec: str) -> int:
+def _plan(
+    plan: str | None,
+    scorers: list[str] | None,
+    keep: list[str] | None,
+    messages: list[int] | None,
+    keep_fraction: float | None,
+    guarantees: list[str] | None,
+    table: Path | None,
+    races: Path | None,
+    evidence: Path | None,
+) -> PlanOptions | None:
+    """Return the plan that options ask for, None where they ask for none."""
+    if plan is not None and plan not in PLANS:
+        raise InputError(f"--plan {plan!r} is unknown", f"Use one of {', '.join(PLANS)}")
+    given: Mapping[str, object] = {
+        "--scorer": scorers,
+        "--keep": keep,
+        "--keep-message": messages,
+        "--keep-fraction": keep_fraction is not None,
+        "--guarantee": guarantees,
+        "--plan-table": table,
+        "--races": races,
+        "--evidence": evidence,
+    }
+    named = [name for name, value in given.items() if value]
+    if plan == NONE and named:
+        raise InputError(f"{named[0]} needs a plan", "Leave --plan none out")
+    if plan in (None, NONE) and not named:
+        return None
+    return PlanOptions(
+        search=plan in (None, SEARCH),
+        scorers=tuple(scorers or ()),
+        keep=tuple(keep or ()),
+        keep_messages=tuple(messages or ()),
+        keep_fraction=keep_fraction,
+        guarantees=tuple(guarantees or ()),
+        history=races,
+        evidence=evidence,
+    )
+
+
+def _layers(asked: str, codec: str | None) -> int:
     """Return a number of layers given as such or as a share of those of the codec's model."""
-    import json
-
     from kvcompress.codec.recompute import parse_layers
+    from kvcompress.hub.bundled import DEFAULT_CODEC, read_config
     from kvcompress.hub.places import find_codec
 
-    def count() -> int:
-        return len(json.loads((find_codec(codec) / "config.json").read_text(encoding="utf-8"))["shapes"])
-
-    return parse_layers(asked, count)
+    return parse_layers(asked, lambda: len(read_config(find_codec(codec or DEFAULT_CODEC))["shapes"]))
 
 
-def _dial_json(choice: Choice) -> dict[str, Any]:
+def _link_json(choice: Choice) -> dict[str, Any]:
     return {"dial": [way.to_json() for way in choice.ways], "prefill": choice.prefill.to_json()}
 
 
-def _dial_lines(choice: Choice) -> Iterator[str]:
-    """Yield the table of all ways back, the chosen one marked."""
-    yield f"  {'m':<8}{'bytes':>12}{'transfer':>12}{'restore':>12}{'total':>12}"
+def _show_link(choice: Choice) -> None:
+    """Print the table of all ways back, the chosen one marked."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False)
+    for name in ("layers recomputed", "bytes", "transfer", "restore", "to the first token", ""):
+        table.add_column(name, justify="right")
     for way in (*choice.ways, choice.prefill):
         name = "prefill" if way.recompute_layers is None else str(way.recompute_layers)
-        seconds = (way.transfer_seconds, way.restore_seconds, way.total_seconds)
-        mark = "  chosen" if way is choice.chosen else ""
-        yield f"  {name:<8}{way.file_bytes:>12,}" + "".join(f"{value:>10.3f} s" for value in seconds) + mark
+        seconds = (f"{value:.3f} s" for value in (way.transfer_seconds, way.restore_seconds, way.total_seconds))
+        table.add_row(name, f"{way.file_bytes:,}", *seconds, "chosen" if way is choice.chosen else "")
+    sys.stdout.write("\n")
+    Console(file=sys.stdout, width=100).print(table)
 
 
-def _notes(encoded: Encoded, reached: float, choice: Choice | None, codec: str) -> Iterator[str]:
+def _notes(encoded: Encoded, reached: float, choice: Choice | None, codec: str | None) -> Iterator[str]:
     """Yield what a user who looks at the size alone would miss, a line each."""
     settings = encoded.settings
     if choice:
@@ -184,16 +278,19 @@ def _notes(encoded: Encoded, reached: float, choice: Choice | None, codec: str) 
     if OTHER_WEIGHTS in settings:
         yield f"{other_weights_in_words(settings)}: only these can go on from it"
     if settings.get("stored") in ("residual", "lossless") and not settings.get("unlike"):
-        from kvcompress.codec.promise import promise_in_words, stated_promise
-        from kvcompress.hub.places import find_codec
-
-        promise = stated_promise(find_codec(codec), encoded.codec_fingerprint, settings)
-        told = promise_in_words(promise) if promise else f"stored as {settings['stored']}"
-        yield f"latents alone do not keep {settings['quality']!r} on this model: {told}"
+        yield f"latents alone do not keep {settings['quality']!r} on this model: {_stored_in_words(encoded, codec)}"
     if settings.get("unlike"):
-        told = f"this session is unlike those that the codec knows: stored at {settings['stored']!r}"
-        yield f"{told} instead of {settings['quality']!r}"
+        told = "this session differs from those that the codec was calibrated on"
+        yield f"{told}: stored at {settings['stored']!r} instead of {settings['quality']!r}"
     if "certificate" in settings and "rate" not in settings:
         certificate = settings["certificate"]
         told = f"no rate of the codec keeps a mean KL of {certificate['max_kl_nats']:g} nats"
         yield f"{told}: stored by the codec {encoded.codec!r}, which loses {certificate['kl_nats']:.2g}"
+
+
+def _stored_in_words(encoded: Encoded, codec: str | None) -> str:
+    from kvcompress.cli.inspect import promise_of_file
+    from kvcompress.codec.promise import promise_in_words
+
+    promise = promise_of_file(codec, encoded.codec_fingerprint, encoded.settings)
+    return promise_in_words(promise) if promise else f"stored as {encoded.settings['stored']}"

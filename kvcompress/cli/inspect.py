@@ -11,11 +11,10 @@ import typer
 
 from kvcompress.cli.console import CodecOption, JsonOption, KvzArgument, ModelOption, show
 from kvcompress.codec.promise import OTHER_WEIGHTS
-from kvcompress.hub.bundled import DEFAULT_CODEC, DEFAULT_MODEL
+from kvcompress.hub.bundled import DEFAULT_MODEL
 
 if TYPE_CHECKING:
     from kvcompress.codec.promise import Promise
-    from kvcompress.format.container import Header
 
 
 def in_words(settings: Mapping[str, Any]) -> dict[str, str]:
@@ -62,7 +61,7 @@ def inspect(
         Path | None, typer.Option(help="What encode --plan-table wrote: adds anchors and score parts.")
     ] = None,
     model: ModelOption = DEFAULT_MODEL,
-    codec: CodecOption = DEFAULT_CODEC,
+    codec: CodecOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Print model, tokens, bytes by section and size ratio; with --plan what is kept of each token."""
@@ -87,7 +86,7 @@ def inspect(
         "bits_per_value": 16 * file_bytes / header.raw_bytes if header.raw_bytes else 0.0,
         "settings": dict(header.settings),
     }
-    promise = _promise(codec, header)
+    promise = promise_of_file(codec, header.codec_fingerprint, header.settings)
     if as_json:
         data |= {"promise": promise.to_json()} if promise else {}
         fingerprint = dict(header.model)
@@ -103,13 +102,15 @@ def inspect(
         sys.stdout.write(f"  {name:<14} {size:>12,} bytes  {size / file_bytes:6.1%}\n")
 
 
-def _promise(codec: str, header: Header) -> Promise | None:
+def promise_of_file(codec: str | None, codec_fingerprint: str, settings: Mapping[str, Any]) -> Promise | None:
     """Return what is promised of a file, where the codec that made it is at hand."""
+    from kvcompress.codec.at_hand import directory_that_made
     from kvcompress.codec.promise import stated_promise
     from kvcompress.errors import CheckpointError
     from kvcompress.hub.places import find_codec
 
     try:
-        return stated_promise(find_codec(codec), header.codec_fingerprint, header.settings)
+        place = directory_that_made(codec_fingerprint) if codec is None else find_codec(codec)
+        return None if place is None else stated_promise(place, codec_fingerprint, settings)
     except CheckpointError:  # the file can be looked at without its codec
         return None

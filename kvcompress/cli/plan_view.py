@@ -15,14 +15,14 @@ from kvcompress.report.facts import visible
 from kvcompress.snapshot import KVSnapshot
 
 
-def show_plan(file: Path, plan_table: Path | None, model: str, codec: str, *, as_json: bool) -> None:
+def show_plan(file: Path, plan_table: Path | None, model: str, codec: str | None, *, as_json: bool) -> None:
     """Print the plan of a file: how many tokens each tier has, then a line for each token.
 
     Args:
         file: The `.kvz` file.
         plan_table: What `encode --plan-table` wrote with it, or None.
         model: Whose tokenizer says what the tokens are; without one they are numbers.
-        codec: Its codec.
+        codec: Its codec; None takes the one at hand that made it.
         as_json: Print one JSON object instead.
     """
     with about(file):

@@ -29,10 +29,11 @@ def record(
         Path | None, typer.Option(help="Also write what scorers look at, for `encode --evidence`.")
     ] = None,
     scorer: Annotated[
-        list[str] | None, typer.Option(help="Scorer that the evidence is for; repeat it for several. [default: all]")
+        list[str] | None,
+        typer.Option(help="Scorer that the evidence is for; repeat it for several.", show_default="all"),
     ] = None,
     codec: Annotated[
-        str | None, typer.Option(help="Codec that the evidence is for. [default: the bundled one for its model]")
+        str | None, typer.Option(help="Codec that the evidence is for.", show_default="the bundled one for its model")
     ] = None,
     force: ForceOption = False,
     as_json: JsonOption = False,

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from kvcompress.cli.console import CodecOption, JsonOption, KvzArgument, ModelOption, show
-from kvcompress.hub.bundled import DEFAULT_CODEC, DEFAULT_MODEL
+from kvcompress.hub.bundled import DEFAULT_MODEL
 
 
 def report(
@@ -17,7 +17,7 @@ def report(
     output: Annotated[Path, typer.Option("-o", "--output", help="Directory for report.json, .md and .html.")],
     session_id: Annotated[str | None, typer.Option("--id", help="Its id; found by its tokens if not given.")] = None,
     model: ModelOption = DEFAULT_MODEL,
-    codec: CodecOption = DEFAULT_CODEC,
+    codec: CodecOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Decode a file, resume from it, and compare with the exact cache: JSON, Markdown and HTML."""

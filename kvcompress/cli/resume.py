@@ -8,7 +8,7 @@ import typer
 
 from kvcompress.cli.console import CodecOption, DtypeOption, JsonOption, KvzArgument, ModelOption, show
 from kvcompress.errors import InputError
-from kvcompress.hub.bundled import DEFAULT_CODEC, DEFAULT_MODEL
+from kvcompress.hub.bundled import DEFAULT_MODEL
 
 if TYPE_CHECKING:
     from kvcompress.snapshot import KVSnapshot
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 def resume(
     file: KvzArgument,
     model: ModelOption = DEFAULT_MODEL,
-    codec: CodecOption = DEFAULT_CODEC,
+    codec: CodecOption = None,
     prompt: Annotated[str | None, typer.Option(help="Say this first, as the user's next turn.")] = None,
     plain: Annotated[
         bool, typer.Option("--plain", help="Append the prompt as it is, outside the chat template.")

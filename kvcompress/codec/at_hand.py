@@ -1,35 +1,35 @@
-"""Which codec at hand belongs to a model, and which one made a file: found by fingerprints, without being named."""
+"""Which codec at hand belongs to a model, and which one made a file: found by digests, read without torch."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict
 from pathlib import Path
 
-from kvcompress.codec.directory import load_tinyvae
-from kvcompress.codec.facts import CodecFacts, Part, read_facts
+from kvcompress.codec.facts import CodecFacts, read_facts
 from kvcompress.errors import CheckpointError, InputError, MismatchError
 from kvcompress.hub.bundled import require_intact
 from kvcompress.hub.places import all_codecs
-from kvcompress.snapshot import ModelFingerprint
+
+ARCHITECTURE = ("config", "rope")
+"""Parts of a model's fingerprint that other weights of the same model share."""
 
 
-def codec_for(model: ModelFingerprint, *, same_weights: bool = True) -> Path:
+def codec_for(model: Mapping[str, str | None], *, same_weights: bool = True) -> Path:
     """Return the directory of the first codec at hand that belongs to a model.
 
     Args:
-        model: The model's fingerprint.
+        model: The model's fingerprint, part -> digest, None where it is not known.
         same_weights: Whether its weights must be those that the codec was fitted to.
 
     Raises:
         InputError: There is none.
     """
-    mine = {name: digest for name, digest in asdict(model).items() if same_weights or name in ("config", "rope")}
+    mine = {name: digest for name, digest in model.items() if same_weights or name in ARCHITECTURE}
     for facts in _readable():
         if _agree(facts.model, mine):
             require_intact(facts.directory)
             return facts.directory
-    what = f"no codec at hand belongs to this model (weights {model.weights[:12]})"
+    what = f"no codec at hand belongs to this model (weights {str(model.get('weights'))[:12]})"
     raise InputError(what, "Make one with `kvcompress fit`, fetch one with `kvcompress codecs pull`, or name one")
 
 
@@ -39,13 +39,18 @@ def codec_that_made(codec_fingerprint: str) -> Path:
     Raises:
         MismatchError: There is none.
     """
-    for facts in _readable():
-        for part in facts.parts:
-            if _fingerprint(part) == codec_fingerprint:
-                require_intact(part.directory)
-                return part.directory
-    remedy = "Name the directory of its codec, or fetch it with `kvcompress codecs pull`"
-    raise MismatchError("the codec", codec_fingerprint[:16], "none at hand", remedy)
+    found = directory_that_made(codec_fingerprint)
+    if found is None:
+        remedy = "Name its directory with --codec, or fetch it with `kvcompress codecs pull`"
+        raise MismatchError("the codec", codec_fingerprint[:16], "none at hand", remedy)
+    require_intact(found)
+    return found
+
+
+def directory_that_made(codec_fingerprint: str) -> Path | None:
+    """Return where the codec with a fingerprint lies, None where it is not at hand."""
+    parts = (part for facts in _readable() for part in facts.parts)
+    return next((part.directory for part in parts if part.fingerprint == codec_fingerprint), None)
 
 
 def _readable() -> Iterator[CodecFacts]:
@@ -60,13 +65,3 @@ def _readable() -> Iterator[CodecFacts]:
 def _agree(theirs: Mapping[str, str | None], mine: Mapping[str, str | None]) -> bool:
     """Tell whether digests known on both sides are equal."""
     return all(theirs.get(name) in (None, digest) or digest is None for name, digest in mine.items())
-
-
-def _fingerprint(part: Part) -> str | None:
-    """Return a codec's fingerprint; older ones do not state it."""
-    if part.fingerprint is not None:
-        return part.fingerprint
-    try:
-        return load_tinyvae(part.directory).fingerprint
-    except CheckpointError:
-        return None

@@ -58,3 +58,12 @@ def load_tinyvae(directory: Path) -> TinyVAECodec:
         what = f"the codec is damaged: its digest is {codec.fingerprint[:16]}, its config.json says {str(stated)[:16]}"
         raise CheckpointError(what, "Fit or fetch it again", path=directory)
     return codec.eval()
+
+
+class AutoCodec:
+    """Loads a codec by whatever names it, as transformers' Auto classes load models."""
+
+    @staticmethod
+    def from_pretrained(name_or_path: str | Path, recompute_layers: int | None = None) -> TinyVAECodec:
+        """Return the codec of a bundled name, a directory or an id on the Hub; see `load_codec`."""
+        return load_codec(name_or_path, recompute_layers)

@@ -43,7 +43,7 @@ class Adopted:
         own: What it was fitted to.
         session: What its sessions are recorded with.
         promises: What was measured to hold with them, by quality word.
-        known: What sessions look like at these words, see `kvcompress.fit.out_of_distribution`.
+        known: What sessions look like at these words, see `kvcompress.codec.out_of_distribution`.
         nearest: What came nearest of words that do not hold; None before anything was measured.
     """
 

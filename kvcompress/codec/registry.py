@@ -34,13 +34,16 @@ def codec_of(encoded: Encoded, codec: str | Path | None = None, recompute: Recom
             return weightless()
     if encoded.codec != TinyVAECodec.kind:
         raise FormatError(f"the file was made by the unknown codec {encoded.codec!r}", "Upgrade kvcompress")
-    layers = recompute_layers_of(encoded)
-    if codec is None:
-        loaded = load_tinyvae(codec_that_made(encoded.codec_fingerprint))
-    else:
-        loaded = load_codec(codec, layers)
+    loaded = _tinyvae_of(encoded, codec)
     loaded.recompute = recompute
     return loaded
+
+
+def _tinyvae_of(encoded: Encoded, codec: str | Path | None) -> TinyVAECodec:
+    layers = recompute_layers_of(encoded)
+    if codec is None:
+        return load_tinyvae(codec_that_made(encoded.codec_fingerprint))
+    return load_codec(codec, layers)
 
 
 def recompute_layers_of(encoded: Encoded) -> int:

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, replace
+from collections.abc import Mapping
+from dataclasses import asdict
 from typing import Any, Protocol
 
 import numpy as np
@@ -17,36 +17,27 @@ import torch
 from huggingface_hub import PyTorchModelHubMixin
 from torch import Tensor, nn
 
-from kvcompress.codec.group_code import GroupCode
+from kvcompress.codec.analysis import HIGHEST_RATE, RESIDUAL_RATE, Analysis
+from kvcompress.codec.bitstream import read_codes, require_sections
 from kvcompress.codec.lower_groups import Lower
-from kvcompress.codec.other_weights import Adopted, require_recorded
-from kvcompress.codec.outliers import OUTLIERS, Outliers
+from kvcompress.codec.other_weights import Adopted
 from kvcompress.codec.promise import FALLBACK, LATENTS, OTHER_WEIGHTS, Promise, promises_from_json, unpromised
-from kvcompress.codec.recompute import PROBE, Known, checked_probe, pack_probe, recomputed
-from kvcompress.codec.residual import Residual
+from kvcompress.codec.quality import encode_at_quality
+from kvcompress.codec.recompute import Known, recomputed
+from kvcompress.codec.synthesis import synthesised
 from kvcompress.errors import FormatError, InputError, MismatchError
-from kvcompress.format.ans import TableBank, decode_choices, decode_symbols, encode_choices, encode_symbols
+from kvcompress.format.ans import TableBank
 from kvcompress.format.container import Encoded
 from kvcompress.format.json_section import canonical_json
-from kvcompress.format.session import Preset, encoded_session, own_sections, read_session
-from kvcompress.hf.channels import LayerShape, group_positions, layer_from_channels, layer_shapes, to_channels
+from kvcompress.format.session import Preset, encoded_session, read_session
+from kvcompress.hf.channels import LayerShape, layer_shapes, to_channels
 from kvcompress.hf.partial_prefill import Recompute
 from kvcompress.hf.rope import rope_of
-from kvcompress.snapshot import KVSnapshot, LayerKV, ModelFingerprint, Origin
+from kvcompress.snapshot import KVSnapshot, LayerKV, ModelFingerprint
 from tinyvae import Context, TinyVAE, TinyVAEConfig
 from tinyvae.offsets import PRIOR_ONLY
 from tinyvae.quantize import LEVELS
 from tinyvae.tables import TABLE_ENTRIES
-
-HIGHEST_RATE = 2 * LEVELS
-"""Largest rate index; the step is then 2**-20 of the coarsest, finer than any cache needs."""
-
-
-OFFSETS = "offsets"
-"""Section of a file whose tokens are not all coded alike."""
-
-RESIDUAL, RESIDUAL_RATE = "residual", "residual_rate"
-"""Sections of a file that also holds what no latent reaches, one a group, and the setting that says how fine."""
 
 
 class Codec(Protocol):
@@ -192,9 +183,10 @@ class TinyVAECodec(
         partner.require_match(snapshot.origin.fingerprint)
         if list(layer_shapes(snapshot)) != self.shapes:
             raise InputError("the cache's layers have another shape than those this codec was fitted to")
-        self._require_vocabulary(snapshot.token_ids)
+        self.require_vocabulary(snapshot.token_ids)
 
-    def _require_vocabulary(self, token_ids: Tensor) -> None:
+    def require_vocabulary(self, token_ids: Tensor) -> None:
+        """Raise `InputError` where a token id has no entry in the tables."""
         limit = self.vae(0).config.vocab_size
         if token_ids.numel() and int(token_ids.max()) >= limit:
             raise InputError(f"token id {int(token_ids.max())} lies outside the vocabulary of {limit}")
@@ -219,7 +211,7 @@ class TinyVAECodec(
 
     @property
     def ordinary_sessions(self) -> Any:
-        """What ordinary sessions look like, see `kvcompress.fit.out_of_distribution`; None where nothing is known."""
+        """What ordinary sessions look like, see `kvcompress.codec.out_of_distribution`; None where nothing is known."""
         return self.fitted.get("known") if self.adopted is None else self.adopted.known
 
     @property
@@ -269,43 +261,49 @@ class TinyVAECodec(
         return rates + offsets.to(torch.int32)
 
     @torch.inference_mode()
+    def analyse(self, snapshot: KVSnapshot) -> Analysis:
+        """Return the latents of a snapshot; who encodes it at several rates does this once.
+
+        Raises:
+            MismatchError: The snapshot comes from another model.
+            InputError: It has another geometry, or its layers hold different tokens.
+        """
+        self.require_partner(snapshot)
+        return Analysis(self, snapshot, [self.latents(snapshot, group) for group in range(len(self.groups))])
+
     def encode(
         self,
         snapshot: KVSnapshot,
-        rate: int,
-        settings: dict[str, Any] | None = None,
+        rate: int | None = None,
+        settings: Mapping[str, Any] | None = None,
         offsets: Tensor | None = None,
-        latents: Sequence[tuple[Tensor, Context]] | None = None,
         residual_rate: int | None = None,
+        *,
+        quality: str | None = None,
     ) -> Encoded:
-        """Code a snapshot at a rate index.
+        """Encode a snapshot at a rate index, or at a quality as calibration verified it.
 
         Args:
             snapshot: The cache.
             rate: Rate index; 16 more halve the quantisation step.
             settings: Goes into the header.
-            offsets: [N] integer, how much finer (positive) or coarser each token is, in rate indices; see
-                `rates`. The file keeps them.
-            latents: Of each group, as `latents` gives them, where they are known: encoding one session at several
-                rates takes them once.
-            residual_rate: Rate index of what no latent reaches, see `kvcompress.codec.residual`; None leaves it out.
+            offsets: See `Analysis`.
+            residual_rate: See `Analysis`.
+            quality: "transparent", "high" or "usable" instead of a rate.
 
         Raises:
             MismatchError: The snapshot comes from another model.
-            InputError: It has another geometry, its layers hold different tokens, or the offsets do not fit.
+            InputError: It has another geometry, its layers hold different tokens, the offsets do not fit, or neither
+                or both of rate and quality are given.
         """
-        latents = latents or self.analyse(snapshot)
-        for name, value in (("rate", rate), ("residual rate", residual_rate)):
-            if value is not None and not 0 <= value <= HIGHEST_RATE:
-                raise InputError(f"{name} {value} is not in 0..{HIGHEST_RATE}")
-        own = self._sections(snapshot, latents, self._codes(snapshot, rate, offsets, latents, residual_rate))
-        if offsets is not None:
-            own[OFFSETS] = encode_choices(offsets.numpy().astype(np.int16))
-        if self.recompute_layers:
-            own[PROBE] = checked_probe(snapshot, self.recompute_layers, self.recompute)
-        return self._encoded(snapshot, rate, residual_rate, settings or {}, own)
+        if (rate is None) == (quality is None):
+            raise InputError("encoding needs a rate index or a quality", "Name one, such as quality='high'")
+        if quality is not None:
+            return encode_at_quality(self, snapshot, quality)
+        assert rate is not None
+        return self.analyse(snapshot).encode(rate, settings, offsets, residual_rate)
 
-    def _encoded(
+    def file_of(
         self,
         snapshot: KVSnapshot,
         rate: int,
@@ -334,194 +332,38 @@ class TinyVAECodec(
         if encoded.codec != self.kind:
             raise FormatError(f"a file of the codec {encoded.codec!r} is not for {self.kind!r}")
         if encoded.codec_fingerprint != self.fingerprint:
-            raise MismatchError(
-                "the codec",
-                encoded.codec_fingerprint[:16],
-                self.fingerprint[:16],
-                "Name its codec with --codec DIR",
-            )
-        parts = ["latents", *([RESIDUAL] if RESIDUAL_RATE in encoded.settings else [])]
-        names = {f"{part}.{group}" for part in parts for group in range(len(self.groups))}
-        names |= {PROBE} if self.recompute_layers else set()
-        odd = names ^ (own_sections(encoded) - {OFFSETS, OUTLIERS})
-        if odd:
-            raise FormatError(f"the file's sections are not those of its codec: {', '.join(sorted(odd))}")
+            mine, theirs = self.fingerprint[:16], encoded.codec_fingerprint[:16]
+            raise MismatchError("the codec", theirs, mine, "Name its codec with --codec DIR")
+        require_sections(self, encoded)
         token_ids, origin, positions = read_session(encoded, self.preset)
-        codes = self._read(encoded, token_ids, origin, positions)
+        codes = read_codes(self, encoded, token_ids, origin, positions)
         known = recomputed(self.recompute, self.recompute_layers, token_ids, origin, positions, encoded.sections)
-        return self._rebuild(token_ids, origin, known, codes)
+        return synthesised(self, token_ids, origin, known, codes)
 
     @torch.inference_mode()
     def stored_bits(self, encoded: Encoded) -> list[float]:
         """Return the bits that a file spends on each token of its session; raises as `decode` does."""
         token_ids, origin, positions = read_session(encoded, self.preset)
         bits = torch.zeros(len(token_ids), dtype=torch.float64)
-        for code in self._read(encoded, token_ids, origin, positions):
+        for code in read_codes(self, encoded, token_ids, origin, positions):
             bits[code.places] += code.bits(self.bank)
         return [float(value) for value in bits]
 
-    def _read(
-        self, encoded: Encoded, token_ids: Tensor, origin: Origin, positions: Sequence[Tensor]
-    ) -> list[GroupCode]:
-        """Return what a file holds of each group."""
-        rate = _stated_rate(encoded, "rate")
-        finer = _stated_rate(encoded, RESIDUAL_RATE) - rate if RESIDUAL_RATE in encoded.settings else None
-        codes, all_rates = [], self._stored_rates(encoded, token_ids, rate)
-        lifts = self._stored_lifts(encoded, len(token_ids))
-        require_recorded(encoded.settings, self.model_fingerprint, self.preset.origin, origin)
-        for group, places in enumerate(self._places(token_ids, positions)):
-            rates, residual = all_rates[group][places], None
-            lifted = self.vae(group).lifts(token_ids, lifts)
-            lifted = None if lifted is None else lifted[places]
-            levels = self.vae(group).levels(token_ids[places], rates, lifted)
-            symbols = decode_symbols(encoded.sections[f"latents.{group}"], levels.numpy(), self.bank)
-            if finer is not None:
-                data, channels = encoded.sections[f"{RESIDUAL}.{group}"], self.vae(group).config.channels
-                residual = Residual.from_bytes(data, len(places), channels, self.bank)
-            codes.append(GroupCode(places, rates, torch.from_numpy(symbols), levels, residual, finer or 0, lifts))
-        return codes
-
-    def _stored_lifts(self, encoded: Encoded, tokens: int) -> Tensor | None:
-        """Return the lifts [N] of a file's outliers; None where it has none."""
-        if OUTLIERS not in encoded.sections:
-            return None
-        return Outliers.from_bytes(encoded.sections[OUTLIERS], tokens).spread(tokens)[0]
-
-    def _stored_rates(self, encoded: Encoded, token_ids: Tensor, rate: int) -> list[Tensor]:
-        """Return the rate index [N] of every token for each group, as the file says."""
-        offsets = None
-        if OFFSETS in encoded.sections:
-            offsets = torch.from_numpy(decode_choices(encoded.sections[OFFSETS], len(token_ids)))
-        try:
-            rates = [self.rates(group, token_ids, rate, offsets) for group in range(len(self.groups))]
-        except InputError as error:
-            raise FormatError(f"the section {OFFSETS!r}: {error.what}") from error
-        if OUTLIERS not in encoded.sections:
-            return rates
-        finer = Outliers.from_bytes(encoded.sections[OUTLIERS], len(token_ids)).spread(len(token_ids))[1]
-        return [of_group + finer for of_group in rates]
-
-    def _places(self, token_ids: Tensor, positions: Sequence[Tensor]) -> list[Tensor]:
-        """Return the positions of each group, refusing files that this codec cannot have made."""
-        if len(positions) != len(self.shapes):
-            raise FormatError(f"the file holds {len(positions)} layers, its codec codes {len(self.shapes)}")
-        self._require_vocabulary(token_ids)
-        for layers in self.groups:
-            if any(not torch.equal(positions[i], positions[layers[0]]) for i in layers):
-                raise FormatError("layers of one group hold different tokens")
-        return [positions[layers[0]] for layers in self.groups]
-
-    @torch.inference_mode()
     def reconstruct(
-        self,
-        snapshot: KVSnapshot,
-        rate: int,
-        offsets: Tensor | None = None,
-        latents: Sequence[tuple[Tensor, Context]] | None = None,
-        residual_rate: int | None = None,
+        self, snapshot: KVSnapshot, rate: int, offsets: Tensor | None = None, residual_rate: int | None = None
     ) -> KVSnapshot:
-        """Return what `decode` would, from the same symbols but without bytes; arguments as those of `encode`."""
-        self.require_partner(snapshot)
-        codes = self._codes(snapshot, rate, offsets, latents, residual_rate)
-        return self._rebuild(snapshot.token_ids, snapshot.origin, self.known_layers(snapshot), codes)
+        """Return what `decode` would of `encode`, see `Analysis`."""
+        return self.analyse(snapshot).reconstruct(rate, offsets, residual_rate)
 
-    @torch.inference_mode()
-    def tried(
-        self, snapshot: KVSnapshot, rate: int, latents: Sequence[tuple[Tensor, Context]], residual_rate: int | None
-    ) -> tuple[KVSnapshot, Encoded]:
-        """Return what a file would give back, and what it would hold, with nothing decoded from bytes."""
-        codes = self._codes(snapshot, rate, None, latents, residual_rate)
-        own = self._sections(snapshot, latents, codes)
-        if self.recompute_layers:
-            own[PROBE] = pack_probe(snapshot.layers[self.recompute_layers])
-        decoded = self._rebuild(snapshot.token_ids, snapshot.origin, self.known_layers(snapshot), codes)
-        return decoded, self._encoded(snapshot, rate, residual_rate, {}, own)
-
-    def _sections(
-        self, snapshot: KVSnapshot, latents: Sequence[tuple[Tensor, Context]], codes: Sequence[GroupCode]
-    ) -> dict[str, bytes]:
-        """Return the sections of latents, residuals and outliers."""
-        own = dict[str, bytes]()
-        for group, code in enumerate(codes):
-            own[f"latents.{group}"] = encode_symbols(code.symbols.numpy(), code.levels.numpy(), self.bank)
-            if code.residual is not None:
-                own[f"{RESIDUAL}.{group}"] = code.residual.to_bytes(self.bank)
-        outliers = self.outliers(snapshot, latents)
-        return own | ({OUTLIERS: outliers.to_bytes()} if len(outliers.tokens) else {})
-
-    @torch.inference_mode()
     def token_bits(self, snapshot: KVSnapshot, rate: int, offsets: Tensor | None = None) -> list[float]:
-        """Return the bits spent on each token, summed over groups; 0 where a window dropped it."""
-        bits = torch.zeros(snapshot.tokens, dtype=torch.float64)
-        for code in self._codes(snapshot, rate, offsets):
-            bits[code.places] += code.bits(self.bank)
-        return [float(value) for value in bits]
+        """Return the bits spent on each token, see `Analysis`."""
+        return self.analyse(snapshot).token_bits(rate, offsets)
 
     def symbols(
         self, snapshot: KVSnapshot, group: int, rate: int, offsets: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
-        """Return symbols and levels, both [T, r] int32, of the tokens that a group of layers holds."""
-        code = self._codes(snapshot, rate, offsets)[group]
-        return code.symbols, code.levels
-
-    def _codes(
-        self,
-        snapshot: KVSnapshot,
-        rate: int,
-        offsets: Tensor | None = None,
-        latents: Sequence[tuple[Tensor, Context]] | None = None,
-        residual_rate: int | None = None,
-    ) -> list[GroupCode]:
-        """Return the code of each group, lower groups first: what is decoded of them predicts the higher ones."""
-        found = latents or self.analyse(snapshot)
-        outliers = self.outliers(snapshot, found)
-        lifts, finer = outliers.spread(snapshot.tokens)
-        marked = lifts if len(outliers.tokens) else None
-        codes, decoded = list[GroupCode](), list[tuple[Tensor, Tensor]]()
-        for group, layers in enumerate(self.groups):
-            vae, places = self.vae(group), group_positions(snapshot, layers)
-            rates = (self.rates(group, snapshot.token_ids, rate, offsets) + finer)[places]
-            below = self.lower[group].rows(decoded, places, snapshot.tokens)
-            lifted = vae.lifts(snapshot.token_ids, marked)
-            context = replace(found[group][1], lifts=None if lifted is None else lifted[places])
-            context, wanted = vae.given(context, found[group][0], below)
-            symbols, levels, latent = vae.quantized(wanted, context, rates)
-            decoded.append((places, context.ordinary(latent)))
-            code = GroupCode(places, rates, symbols, levels, lifts=marked)
-            if residual_rate is not None:
-                exact = to_channels(snapshot, layers, rope_of(snapshot.origin))
-                code = code.with_residual(vae, exact - vae.synthesise(context, latent), residual_rate - rate)
-            codes.append(code)
-        return codes
-
-    @torch.inference_mode()
-    def analyse(self, snapshot: KVSnapshot) -> list[tuple[Tensor, Context]]:
-        """Return of each group the latents [T, R] float32 before quantisation and their context, see `latents`.
-
-        They do not depend on the rate, so who codes a session at several takes them once.
-        """
-        self.require_partner(snapshot)
-        return [self.latents(snapshot, group) for group in range(len(self.groups))]
-
-    def outliers(self, snapshot: KVSnapshot, latents: Sequence[tuple[Tensor, Context]]) -> Outliers:
-        """Return the tokens out of all proportion, given what `analyse` returns."""
-        vaes = [self.vae(group) for group in range(len(self.groups))]
-        places = [group_positions(snapshot, layers) for layers in self.groups]
-        return Outliers.find(vaes, latents, places, snapshot.tokens)
-
-    @torch.no_grad()  # not inference_mode: what is cached on the way is used in training
-    def below(self, snapshot: KVSnapshot, rate: int) -> list[Tensor | None]:
-        """Return of each group what is decoded of lower groups at a rate, [T, B] float32; None where there is none."""
-        if not any(lower.groups for lower in self.lower):
-            return [None] * len(self.groups)
-        found, decoded = list[Tensor | None](), list[tuple[Tensor, Tensor]]()
-        for group, layers in enumerate(self.groups):
-            (latents, context), places = self.latents(snapshot, group), group_positions(snapshot, layers)
-            found.append(self.lower[group].rows(decoded, places, snapshot.tokens))
-            context, wanted = self.vae(group).given(context, latents, found[-1])
-            rates = self.rates(group, snapshot.token_ids, rate)[places]
-            decoded.append((places, context.ordinary(self.vae(group).quantized(wanted, context, rates)[2])))
-        return found
+        """Return symbols and levels of a group, see `Analysis`."""
+        return self.analyse(snapshot).symbols(group, rate, offsets)
 
     def latents(self, snapshot: KVSnapshot, group: int) -> tuple[Tensor, Context]:
         """Return the latents [T, R] float32 of one group of layers, before quantisation, and their context.
@@ -541,36 +383,6 @@ class TinyVAECodec(
     def known_rows(self, snapshot: KVSnapshot, group: int) -> Tensor | None:
         """Return the channels [N, C'] of a snapshot that predict a group beside the tokens; None if there are none."""
         return self.known[group].rows(self.known_layers(snapshot), snapshot.tokens, rope_of(snapshot.origin))
-
-    def _rebuild(
-        self, token_ids: Tensor, origin: Origin, known: Mapping[int, LayerKV], codes: Sequence[GroupCode]
-    ) -> KVSnapshot:
-        """Return the snapshot of decoded symbols and their levels: the one path of `decode` and `reconstruct`."""
-        rope, layers, decoded = rope_of(origin), dict(known), list[tuple[Tensor, Tensor]]()
-        for group, code in enumerate(codes):
-            vae = self.vae(group)
-            rows = self.known[group].rows(known, len(token_ids), rope)
-            context = vae.context(token_ids, rows, code.places, code.lifts)
-            below = self.lower[group].rows(decoded, code.places, len(token_ids))
-            context = vae.below(context, below)
-            latents = vae.dequantize(code.symbols, context, code.rates, code.levels)
-            decoded.append((code.places, context.ordinary(latents)))
-            widths = [self.shapes[index].channels for index in self.groups[group]]
-            left = code.residual_channels(vae)
-            lefts = [None] * len(widths) if left is None else torch.split(left, widths, 1)
-            parts = zip(self.groups[group], vae.synthesise_parts(context, latents, widths), lefts, strict=True)
-            for index, part, rest in parts:
-                whole = part if rest is None else part + rest
-                layers[index] = layer_from_channels(whole, index, self.shapes[index], code.places, rope, origin.dtype)
-        return KVSnapshot(tuple(layers[i] for i in range(len(layers))), token_ids, origin)
-
-
-def _stated_rate(encoded: Encoded, name: str) -> int:
-    """Return a rate index that a file's settings name."""
-    rate = encoded.settings.get(name)
-    if not isinstance(rate, int) or isinstance(rate, bool) or not 0 <= rate <= HIGHEST_RATE:
-        raise FormatError(f"the file names the impossible {name.replace('_', ' ')} {rate!r}")
-    return rate
 
 
 __all__ = ["HIGHEST_RATE", "Codec", "TinyVAECodec"]

@@ -16,10 +16,10 @@ from pathlib import Path as FilePath
 from typing import Any
 
 from kvcompress.codec.other_weights import Nearest
+from kvcompress.codec.out_of_distribution import Figures, known_of
 from kvcompress.codec.promise import FALLBACK, INT8, LATENTS, LOSSLESS, RESIDUAL, Promise, Setting
 from kvcompress.codec.tinyvae import TinyVAECodec
 from kvcompress.errors import InputError
-from kvcompress.fit.out_of_distribution import Figures, known_of
 from kvcompress.fit.search import Path, Progress, Sessions
 from kvcompress.fit.trials import Bench, TrialSource, is_usable, trials_from_sessions
 from kvcompress.fit.verdict import nearest_of, promise_of
@@ -37,7 +37,7 @@ class Calibration:
 
     Attributes:
         promises: Each quality word, and a "fallback" where int8 is as good as transparent.
-        known: What sessions look like at each promised rate, see `kvcompress.fit.out_of_distribution`.
+        known: What sessions look like at each promised rate, see `kvcompress.codec.out_of_distribution`.
         nearest: What lost least of the settings with rates, whatever it promises.
     """
 

@@ -25,7 +25,7 @@ def unquantised(codec: TinyVAECodec, snapshot: KVSnapshot) -> KVSnapshot:
     """Return a snapshot as its latents would give it back if they were stored exactly."""
     rope, layers = rope_of(snapshot.origin), dict(codec.known_layers(snapshot))
     decoded: list[tuple[torch.Tensor, torch.Tensor]] = []
-    for group, (latents, context) in enumerate(codec.analyse(snapshot)):
+    for group, (latents, context) in enumerate(codec.analyse(snapshot).latents):
         vae, places = codec.vae(group), group_positions(snapshot, codec.groups[group])
         below = codec.lower[group].rows(decoded, places, snapshot.tokens)
         context, latents = vae.given(context, latents, below)

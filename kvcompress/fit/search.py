@@ -12,9 +12,9 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
+from kvcompress.codec.analysis import HIGHEST_RATE
 from kvcompress.codec.promise import RESIDUAL, Setting
 from kvcompress.codec.residual import RESIDUAL_FINER
-from kvcompress.codec.tinyvae import HIGHEST_RATE
 from kvcompress.fit.ledger import Facts, Losses
 from kvcompress.fit.trials import Bench
 from kvcompress.fit.verdict import foreseen, may_hold, means_foreseen, stresses

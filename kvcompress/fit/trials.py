@@ -17,20 +17,20 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from kvcompress.codec.analysis import Analysis
 from kvcompress.codec.int8 import Int8Codec
+from kvcompress.codec.out_of_distribution import figures_of
 from kvcompress.codec.promise import INT8, LOSSLESS, Setting
 from kvcompress.codec.tinyvae import TinyVAECodec
 from kvcompress.errors import InputError
 from kvcompress.fit.ledger import Facts, Ledger, Losses, token_digest
 from kvcompress.format.container import Encoded, to_bytes
 from kvcompress.format.raw_snapshot import load_raw, save_raw
-from kvcompress.format.session import own_sections
 from kvcompress.hf.capture import capture
 from kvcompress.hf.generation import feed
 from kvcompress.hf.restore import restore
 from kvcompress.metrics.fidelity import MIN_CONTINUATION_TOKENS, SHORT_CONTEXT_TOKENS, short_context_logits
 from kvcompress.snapshot import KVSnapshot
-from tinyvae import Context
 
 CONTINUATION_TOKENS = 128
 """Tokens over which a quality is verified: losses are largest right after a session is resumed. SmolLM2-135M loses half
@@ -135,11 +135,11 @@ class Bench:
             return
         snapshot, continuation = self.trials[session].snapshot, self.trials[session].continuation
         exact = self._exact_log_odds(session, snapshot, continuation)
-        latents: list[tuple[Tensor, Context]] = []
+        analysis: Analysis | None = None
         for setting in missing:
-            if setting.rate is not None and not latents:
-                latents = self.codec.analyse(snapshot)
-            decoded, file = stored_as(self.codec, snapshot, setting, latents)
+            if setting.rate is not None and analysis is None:
+                analysis = self.codec.analyse(snapshot)
+            decoded, file = stored_as(snapshot, setting, analysis)
             bits, error, ratio = 0.0, 0.0, 0.0
             if file is not None:
                 ratio = snapshot.raw_bytes / len(to_bytes(file))
@@ -164,16 +164,13 @@ class Bench:
         return exact
 
 
-def stored_as(
-    codec: TinyVAECodec, snapshot: KVSnapshot, setting: Setting, latents: Sequence[tuple[Tensor, Context]]
-) -> tuple[KVSnapshot, Encoded | None]:
+def stored_as(snapshot: KVSnapshot, setting: Setting, analysis: Analysis | None) -> tuple[KVSnapshot, Encoded | None]:
     """Return what comes back of a cache that is stored in a setting, and the file; None of a lossless one.
 
     Args:
-        codec: The codec.
         snapshot: The exact cache.
         setting: How it is stored.
-        latents: From `codec.analyse`; not needed without a rate.
+        analysis: Of this cache by the codec; not needed without a rate.
     """
     if setting.kind == LOSSLESS:
         return snapshot, None
@@ -181,19 +178,8 @@ def stored_as(
         eight = Int8Codec().encode(snapshot)
         return Int8Codec().decode(eight), eight
     assert setting.rate is not None
-    return codec.tried(snapshot, setting.rate, latents, setting.residual_rate)
-
-
-def figures_of(exact: KVSnapshot, decoded: KVSnapshot, file: Encoded) -> tuple[float, float]:
-    """Return the bits of a codec's own sections per token, and the squared error of the cache over its squares."""
-    lost = whole = 0.0
-    for ours, theirs in zip(exact.layers, decoded.layers, strict=True):
-        for part, guess in ((ours.keys, theirs.keys), (ours.values, theirs.values)):
-            wide = part.double()
-            whole += float(wide.square().sum())
-            lost += float((wide - guess.double()).square().sum())
-    coded_bytes = sum(len(file.sections[name]) for name in own_sections(file))
-    return 8 * coded_bytes / max(exact.tokens, 1), lost / whole if whole > 0 else 0.0
+    assert analysis is not None
+    return analysis.tried(setting.rate, residual_rate=setting.residual_rate)
 
 
 def context_worth(model: Any, token_ids: Tensor, continuation: Tensor, exact: Tensor) -> float:

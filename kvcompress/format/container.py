@@ -68,6 +68,28 @@ class Encoded:
     settings: Mapping[str, Any] = field(default_factory=dict)
     sections: Mapping[str, bytes] = field(default_factory=dict)
 
+    def __repr__(self) -> str:
+        size = sum(map(len, self.sections.values()))
+        return f"Encoded({self.codec}, {self.tokens:,} tokens of {self.model_name or 'a model'}, {size:,} bytes)"
+
+    def to_bytes(self) -> bytes:
+        """Return the whole file, see `to_bytes`."""
+        return to_bytes(self)
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> Encoded:
+        """Read a whole file from memory, see `from_bytes`."""
+        return from_bytes(data)
+
+    def save(self, path: PathLike, force: bool = False) -> None:
+        """Write a `.kvz` file, see `save`."""
+        save(path, self, force=force)
+
+    @classmethod
+    def load(cls, path: PathLike) -> Encoded:
+        """Read a `.kvz` file, see `load`."""
+        return load(path)
+
 
 @dataclass(frozen=True, slots=True)
 class Header:
@@ -123,6 +145,9 @@ def save(path: PathLike, encoded: Encoded, force: bool = False) -> None:
     Raises:
         InputError: The file exists and `force` is not given, it cannot be written, or a field does not fit the format.
     """
+    if not isinstance(encoded, Encoded):
+        what = f"save takes a path and what encode returned, not {type(path).__name__} and {type(encoded).__name__}"
+        raise InputError(what, "Give the path first")
     atomic_write(path, [_head(encoded), *encoded.sections.values()], force=force)
 
 

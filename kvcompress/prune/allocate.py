@@ -20,14 +20,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from kvcompress.codec.analysis import Latents
 from kvcompress.codec.tinyvae import TinyVAECodec
 from kvcompress.hf.channels import group_positions
 from kvcompress.prune.tiers import OFFSETS, Tier
 from kvcompress.snapshot import KVSnapshot
 from tinyvae import Context
-
-Latents = list[tuple[Tensor, Context]]
-"""Latents [T, R] of each group with their context, as `TinyVAECodec.latents` gives them."""
 
 CHOICES = (Tier.PRIOR, Tier.COARSE, Tier.FINE)
 """Tiers that a budget decides between; exact and dropped are asked for."""

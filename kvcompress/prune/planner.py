@@ -16,15 +16,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from kvcompress.codec.analysis import HIGHEST_RATE, Analysis, Latents
 from kvcompress.codec.exact_tokens import with_exact
-from kvcompress.codec.tinyvae import HIGHEST_RATE, TinyVAECodec
+from kvcompress.codec.tinyvae import TinyVAECodec
 from kvcompress.errors import InputError
 from kvcompress.format.container import Encoded, to_bytes
 from kvcompress.hf.channels import group_positions
 from kvcompress.prune.allocate import (
     CHOICES,
     Costs,
-    Latents,
     allocate,
     foreseen_bits,
     foreseen_damage,
@@ -119,7 +119,7 @@ class Planner:
         score = require_scores(self.score, self.snapshot.tokens, self.scorer)
         worth = profile_of(self.scorer).worth(score, own_worth_log2(self.codec, self.snapshot)) ** HEDGE
         self.worth = worth / worth.mean().clamp(min=1e-300) if len(worth) else worth
-        self._latents = self.codec.analyse(self.snapshot)
+        self._latents = self.codec.analyse(self.snapshot).latents
         if self.demand.keep_fraction is None:
             self.kept, self.pruned = torch.ones(self.snapshot.tokens, dtype=torch.bool), self.snapshot
             return
@@ -168,7 +168,7 @@ class Planner:
         offsets = offsets_of(plan.tiers)
         settings = {**self.settings, "plan": plan.scorer}
         told = offsets if bool(offsets.any()) else None
-        encoded = self.codec.encode(self.pruned, plan.rate, settings, told, self._latents)
+        encoded = Analysis(self.codec, self.pruned, self._latents).encode(plan.rate, settings, told)
         encoded = with_exact(encoded, self.pruned, plan.tiers == int(Tier.EXACT))
         return Planned(plan, encoded, len(to_bytes(encoded)))
 

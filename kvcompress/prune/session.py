@@ -7,8 +7,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from kvcompress.codec.analysis import HIGHEST_RATE
 from kvcompress.codec.exact_tokens import WithExact, with_exact
-from kvcompress.codec.tinyvae import HIGHEST_RATE, TinyVAECodec
+from kvcompress.codec.tinyvae import TinyVAECodec
 from kvcompress.errors import InputError
 from kvcompress.format.container import Encoded
 from kvcompress.metrics.fidelity import TIERS

@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from kvcompress.codec.analysis import OFFSETS
 from kvcompress.codec.exact_tokens import exact_layers
-from kvcompress.codec.tinyvae import OFFSETS
 from kvcompress.errors import InputError
 from kvcompress.format.ans import decode_choices
 from kvcompress.format.atomic import atomic_write

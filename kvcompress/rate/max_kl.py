@@ -25,17 +25,17 @@ from typing import Any
 
 from torch import Tensor
 
+from kvcompress.codec.analysis import HIGHEST_RATE, Analysis
 from kvcompress.codec.int8 import Int8Codec
 from kvcompress.codec.lossless import LosslessCodec
 from kvcompress.codec.residual import RESIDUAL_FINER
-from kvcompress.codec.tinyvae import HIGHEST_RATE, TinyVAECodec
+from kvcompress.codec.tinyvae import TinyVAECodec
 from kvcompress.errors import InputError
 from kvcompress.format.container import Encoded, to_bytes
 from kvcompress.hf.generation import feed
 from kvcompress.hf.restore import restore
 from kvcompress.metrics.fidelity import kl_nats
 from kvcompress.snapshot import KVSnapshot, LayerKV
-from tinyvae import Context
 
 MOST_TAIL_TOKENS = 128
 LEAST_TAIL_TOKENS = 16
@@ -209,7 +209,7 @@ class Race:
         """Tell whether the file of a rate keeps the bound, with a residual so much finer or without."""
         if (rate, finer) not in self.ran:
             residual_rate = None if finer is None else rate + finer
-            encoded = self.codec.encode(self.snapshot, rate, latents=self._latents, residual_rate=residual_rate)
+            encoded = self._analysis.encode(rate, residual_rate=residual_rate)
             self.ran[rate, finer] = self._measured(self.codec, encoded)
             ran, foreseen = sum(how == finer for _, how in self.ran), (HIGHEST_RATE // 2).bit_length() + NEIGHBOURS
             self.progress("rates" if finer is None else "residuals", ran, max(foreseen, ran))
@@ -228,7 +228,7 @@ class Race:
         return found
 
     @cached_property
-    def _latents(self) -> list[tuple[Tensor, Context]]:
+    def _analysis(self) -> Analysis:
         return self.codec.analyse(self.snapshot)
 
     def _measured(self, codec: TinyVAECodec | Int8Codec | LosslessCodec, encoded: Encoded) -> Candidate:

@@ -12,9 +12,10 @@ import torch
 from torch import Tensor
 
 from kvcompress import __version__
+from kvcompress.codec.analysis import RESIDUAL_RATE
 from kvcompress.codec.promise import OTHER_WEIGHTS, applying
 from kvcompress.codec.registry import codec_of
-from kvcompress.codec.tinyvae import RESIDUAL_RATE, Codec, TinyVAECodec
+from kvcompress.codec.tinyvae import Codec, TinyVAECodec
 from kvcompress.data.harvest import tokenized_sessions
 from kvcompress.data.sessions import Session
 from kvcompress.errors import InputError
@@ -98,7 +99,7 @@ def encode_seconds(codec: Any, encoded: Encoded, exact: KVSnapshot, tiers: Tenso
 
 
 def measure_file(
-    model: Any, tokenizer: Any, sessions: Path, session_id: str | None, path: Path, codec_name: str
+    model: Any, tokenizer: Any, sessions: Path, session_id: str | None, path: Path, codec_name: str | None
 ) -> dict[str, Any]:
     """Return the report of one file: sizes from disk, fidelity, recall, times, texts, and what pictures need."""
     encoded = load(path)

@@ -19,6 +19,7 @@ import kvcompress.fit.calibrate as calibration
 from kvcompress.codec.directory import load_codec
 from kvcompress.codec.lossless import LosslessCodec
 from kvcompress.codec.promise import Promise, Setting
+from kvcompress.codec.quality import weightless
 from kvcompress.codec.tinyvae import TinyVAECodec
 from kvcompress.data.harvest import tokenized_sessions
 from kvcompress.fit.calibrate import TooFewSessionsError, calibrate, trials_from_sessions
@@ -27,14 +28,20 @@ from kvcompress.fit.search import FINEST, Sessions
 from kvcompress.fit.search import Path as RatePath
 from kvcompress.fit.trials import Bench, compared, context_worth, stored_as
 from kvcompress.fit.verdict import stresses
-from kvcompress.format.container import to_bytes
+from kvcompress.format.container import Encoded, to_bytes
 from kvcompress.format.session import own_sections
 from kvcompress.hf import load_model, restore
 from kvcompress.hub.bundled import find_checkpoint
 from kvcompress.metrics.fidelity import TIERS, fidelity, kl_nats, short_context_logits
-from kvcompress.rate.targets import encode_in
 from kvcompress.snapshot import KVSnapshot
 from tests.codec.conftest import random_sessions
+
+
+def encoded_in(codec: TinyVAECodec, snapshot: KVSnapshot, setting: Setting) -> Encoded:
+    if setting.rate is None:
+        return weightless(snapshot, setting, {})
+    return codec.encode(snapshot, setting.rate, residual_rate=setting.residual_rate)
+
 
 Loser = Callable[[int, Setting], Losses]
 
@@ -194,9 +201,9 @@ def test_context_worth_is_that_of_every_eighth_position(model: Any, tokens: int)
 def test_what_is_measured_is_what_a_file_gives_back(
     codec: TinyVAECodec, snapshot: KVSnapshot, setting: Setting
 ) -> None:
-    encoded = encode_in(codec, snapshot, setting, {})
+    encoded = encoded_in(codec, snapshot, setting)
     decoded = (LosslessCodec() if setting.kind == "lossless" else codec).decode(encoded)
-    measured, file = stored_as(codec, snapshot, setting, codec.analyse(snapshot))
+    measured, file = stored_as(snapshot, setting, codec.analyse(snapshot))
     assert (file is None) == (setting.rate is None)
     if file is not None:
         assert {name: file.sections[name] for name in own_sections(file)} == {
@@ -238,7 +245,7 @@ def confirm(model: Any, codec: TinyVAECodec, promises: dict[str, Promise], sessi
         kept, worth, top1 = list[float](), list[float](), list[float]()
         for trial in trials_from_sessions(model, sessions):
             kv = trial.snapshot
-            encoded = encode_in(codec, kv, promises[tier.name].setting, {})
+            encoded = encoded_in(codec, kv, promises[tier.name].setting)
             decoded = (LosslessCodec() if encoded.codec == "lossless" else codec).decode(encoded)
             caches = (restore(kv, model), restore(decoded, model))
             report = fidelity(model, *caches, kv.token_ids, trial.continuation)

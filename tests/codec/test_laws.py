@@ -11,9 +11,11 @@ import numpy as np
 import pytest
 import torch
 
+from kvcompress.codec.analysis import HIGHEST_RATE
 from kvcompress.codec.directory import load_tinyvae
 from kvcompress.codec.promise import Setting
-from kvcompress.codec.tinyvae import HIGHEST_RATE, TinyVAECodec
+from kvcompress.codec.quality import encode_at_quality
+from kvcompress.codec.tinyvae import TinyVAECodec
 from kvcompress.errors import CheckpointError, FormatError, InputError, MismatchError
 from kvcompress.fit.checkpoint import save_codec
 from kvcompress.fit.fitter import FitSettings
@@ -23,7 +25,7 @@ from kvcompress.format.container import from_bytes, load, save, to_bytes
 from kvcompress.hf import capture
 from kvcompress.hf.channels import to_channels
 from kvcompress.hf.rope import rope_of
-from kvcompress.rate.targets import encode_at_quality, encode_at_size_ratio
+from kvcompress.rate.targets import encode_at_size_ratio
 from kvcompress.snapshot import CACHE_DTYPES, KVSnapshot, LayerKV
 from tests.codec.conftest import random_sessions, tiny_model
 from tinyvae.model import common_reach, reaches

@@ -17,6 +17,7 @@ import torch
 
 from kvcompress.codec.directory import load_tinyvae
 from kvcompress.codec.promise import Promise
+from kvcompress.codec.quality import encode_at_quality
 from kvcompress.codec.tinyvae import TinyVAECodec
 from kvcompress.data.sessions import plain_text_ids, read_sessions
 from kvcompress.fit.calibrate import calibrate, trials_from_sessions
@@ -25,7 +26,6 @@ from kvcompress.fit.run import FitSource, fit_checkpoint
 from kvcompress.format.container import to_bytes
 from kvcompress.hf import capture, fingerprint, load_model
 from kvcompress.metrics.fidelity import TIERS
-from kvcompress.rate.targets import encode_at_quality
 from tests.codec.test_calibrate import confirm
 from tests.conftest import ROOT
 from tests.hf.families import model_of

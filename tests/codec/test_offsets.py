@@ -10,7 +10,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kvcompress.codec.tinyvae import HIGHEST_RATE, TinyVAECodec
+from kvcompress.codec.analysis import HIGHEST_RATE
+from kvcompress.codec.tinyvae import TinyVAECodec
 from kvcompress.errors import FormatError, InputError
 from kvcompress.format.ans import decode_choices, encode_choices
 from kvcompress.format.container import load, save

@@ -17,6 +17,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from kvcompress.codec.directory import load_codec
 from kvcompress.codec.facts import read_facts
 from kvcompress.codec.promise import QUALITIES, applying
+from kvcompress.codec.quality import encode_at_quality
 from kvcompress.codec.tinyvae import TinyVAECodec
 from kvcompress.data.sessions import read_sessions, session_token_ids
 from kvcompress.errors import CheckpointError, FormatError, InputError, MismatchError
@@ -28,7 +29,6 @@ from kvcompress.hf.fingerprint import configured_rope_digest, rope_digest, vocab
 from kvcompress.hf.generation import feed
 from kvcompress.hub.bundled import find_checkpoint
 from kvcompress.metrics.fidelity import TIERS
-from kvcompress.rate.targets import encode_at_quality
 from kvcompress.snapshot import KVSnapshot
 
 SMALL, LARGE = 0.005, 0.5

@@ -63,7 +63,7 @@ def relative_errors(codec: TinyVAECodec, snapshot: KVSnapshot) -> torch.Tensor:
 
 def test_a_sink_in_the_middle_is_found_and_nothing_else(massive: tuple[object, TinyVAECodec, KVSnapshot]) -> None:
     _, codec, snapshot = massive
-    found = codec.outliers(snapshot, codec.analyse(snapshot))
+    found = codec.analyse(snapshot).outliers
     assert found.tokens.tolist() == [40]
     assert OUTLIERS in codec.encode(snapshot, RATE).sections
 
@@ -81,7 +81,7 @@ def test_an_outlier_is_coded_at_least_as_well_as_others(
 
 def test_what_is_decoded_of_an_outlier_predicts_no_other(massive: tuple[object, TinyVAECodec, KVSnapshot]) -> None:
     _, codec, snapshot = massive
-    latents, context = codec.analyse(snapshot)[0]
+    latents, context = codec.analyse(snapshot).latents[0]
     vae, rates = codec.vae(0), codec.rates(0, snapshot.token_ids, RATE)
     lifts = torch.zeros(snapshot.tokens, dtype=torch.int32)
     lifts[40] = 80
@@ -97,7 +97,7 @@ def test_what_is_decoded_of_an_outlier_predicts_no_other(massive: tuple[object, 
 
 def test_a_model_without_sinks_has_no_outliers(codec: TinyVAECodec, snapshot: KVSnapshot) -> None:
     assert not codec.vae(0).config.first
-    assert not len(codec.outliers(snapshot, codec.analyse(snapshot)).tokens)
+    assert not len(codec.analyse(snapshot).outliers.tokens)
     assert OUTLIERS not in codec.encode(snapshot, RATE).sections
 
 

@@ -15,16 +15,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from kvcompress.codec.analysis import HIGHEST_RATE, RESIDUAL_RATE
 from kvcompress.codec.directory import load_codec
 from kvcompress.codec.int8 import Int8Codec
-from kvcompress.codec.promise import Setting
-from kvcompress.codec.tinyvae import HIGHEST_RATE, RESIDUAL_RATE, TinyVAECodec
-from kvcompress.data.harvest import tokenized_sessions
-from kvcompress.errors import CheckpointError, InputError, MismatchError
-from kvcompress.fit.calibrate import calibrated
-from kvcompress.fit.checkpoint import kept_out_of_fit, save_codec
-from kvcompress.fit.fitter import FitSettings, fit_codec
-from kvcompress.fit.out_of_distribution import (
+from kvcompress.codec.out_of_distribution import (
     LEAST_SESSIONS,
     Figures,
     Limit,
@@ -35,6 +29,14 @@ from kvcompress.fit.out_of_distribution import (
     opens_unlike,
     usual_openings,
 )
+from kvcompress.codec.promise import QUALITIES, Setting
+from kvcompress.codec.quality import encode_at_quality
+from kvcompress.codec.tinyvae import TinyVAECodec
+from kvcompress.data.harvest import tokenized_sessions
+from kvcompress.errors import CheckpointError, InputError, MismatchError
+from kvcompress.fit.calibrate import calibrated
+from kvcompress.fit.checkpoint import kept_out_of_fit, save_codec
+from kvcompress.fit.fitter import FitSettings, fit_codec
 from kvcompress.fit.trials import Bench, SessionTrial, trials_from_sessions
 from kvcompress.format.container import Encoded, from_bytes, load, save, to_bytes
 from kvcompress.hf import capture, load_model
@@ -42,9 +44,7 @@ from kvcompress.hub.bundled import find_checkpoint
 from kvcompress.rate.max_kl import NEIGHBOURS, Candidate, Race, Tail, cut, hold_back, tail_kl_nats, tail_tokens
 from kvcompress.rate.targets import (
     FINEST_RATE,
-    QUALITIES,
     SIZE_RATIO_TOLERANCE,
-    encode_at_quality,
     encode_at_size_ratio,
     size_ratio_note,
 )

@@ -11,12 +11,13 @@ from typing import Any
 import pytest
 import torch
 
+from kvcompress.codec.analysis import HIGHEST_RATE
 from kvcompress.codec.directory import load_codec
 from kvcompress.codec.promise import MOST_RATE, QUALITIES, Loss, Promise, Setting, promises_from_json
-from kvcompress.codec.tinyvae import HIGHEST_RATE, TinyVAECodec
+from kvcompress.codec.quality import encode_at_quality
+from kvcompress.codec.tinyvae import TinyVAECodec
 from kvcompress.errors import CheckpointError, InputError
 from kvcompress.fit.checkpoint import save_codec
-from kvcompress.rate.targets import encode_at_quality
 from kvcompress.snapshot import KVSnapshot
 from tests.codec.conftest import promised
 

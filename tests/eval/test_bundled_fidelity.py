@@ -7,12 +7,12 @@ from pathlib import Path
 import torch
 
 from kvcompress.codec.directory import load_codec
+from kvcompress.codec.quality import encode_at_quality
 from kvcompress.data.harvest import tokenized_sessions
 from kvcompress.format.container import load, save
 from kvcompress.hf import capture, load_model, restore
 from kvcompress.hub.bundled import find_checkpoint
 from kvcompress.metrics.fidelity import TIERS, fidelity
-from kvcompress.rate.targets import encode_at_quality
 
 TOKENS, CONTINUATION_TOKENS, SESSIONS = 768, 192, 12
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from kvcompress.codec.analysis import Analysis
 from kvcompress.codec.tinyvae import TinyVAECodec
 from kvcompress.hf.channels import from_channels, group_positions, to_channels
 from kvcompress.hf.rope import rope_of
@@ -64,7 +65,7 @@ def coded_groups(
         context = vae.context(snapshot.token_ids, codec.known_rows(snapshot, group), places)
         channels = to_channels(snapshot, layers, rope)
         found.append((channels, _latents(vae, context, channels), context))
-    outliers = codec.outliers(snapshot, [(latents.detach(), context) for _, latents, context in found])
+    outliers = Analysis(codec, snapshot, [(latents.detach(), context) for _, latents, context in found]).outliers
     lifts, finer = outliers.spread(snapshot.tokens)
     below = list[tuple[Tensor, Tensor]]()
     for group, (channels, latents, context) in enumerate(found):

@@ -34,15 +34,17 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean, stdev
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from kvcompress.codec.tinyvae import TinyVAECodec
 from kvcompress.errors import CheckpointError
-from kvcompress.fit.trials import figures_of
 from kvcompress.format.container import Encoded
+from kvcompress.format.session import own_sections
 from kvcompress.snapshot import KVSnapshot
+
+if TYPE_CHECKING:
+    from kvcompress.codec.tinyvae import TinyVAECodec
 
 LEAST_SESSIONS = 8
 """Of fewer, the spread is not known. Over 24 sessions a deviation is off by 15 %, over 48 by 10 %; a session is unlike
@@ -89,6 +91,18 @@ class Figures:
 
     bits_per_token: float
     error: float
+
+
+def figures_of(exact: KVSnapshot, decoded: KVSnapshot, file: Encoded) -> tuple[float, float]:
+    """Return the bits of a codec's own sections per token, and the squared error of the cache over its squares."""
+    lost = whole = 0.0
+    for ours, theirs in zip(exact.layers, decoded.layers, strict=True):
+        for part, guess in ((ours.keys, theirs.keys), (ours.values, theirs.values)):
+            wide = part.double()
+            whole += float(wide.square().sum())
+            lost += float((wide - guess.double()).square().sum())
+    coded_bytes = sum(len(file.sections[name]) for name in own_sections(file))
+    return 8 * coded_bytes / max(exact.tokens, 1), lost / whole if whole > 0 else 0.0
 
 
 def figures_of_file(exact: KVSnapshot, encoded: Encoded, decoded: KVSnapshot) -> Figures:

@@ -1,0 +1,108 @@
+"""Sections of a file to the symbols of each group: everything that is read before a float is computed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from kvcompress.codec.analysis import HIGHEST_RATE, OFFSETS, RESIDUAL, RESIDUAL_RATE
+from kvcompress.codec.group_code import GroupCode
+from kvcompress.codec.other_weights import require_recorded
+from kvcompress.codec.outliers import OUTLIERS, Outliers
+from kvcompress.codec.recompute import PROBE
+from kvcompress.codec.residual import Residual
+from kvcompress.errors import FormatError, InputError
+from kvcompress.format.ans import decode_choices, decode_symbols
+from kvcompress.format.container import Encoded
+from kvcompress.format.session import own_sections
+from kvcompress.snapshot import Origin
+
+if TYPE_CHECKING:
+    from kvcompress.codec.tinyvae import TinyVAECodec
+
+
+def require_sections(codec: TinyVAECodec, encoded: Encoded) -> None:
+    """Raise `FormatError` unless a file has the sections of its codec and no others."""
+    parts = ["latents", *([RESIDUAL] if RESIDUAL_RATE in encoded.settings else [])]
+    names = {f"{part}.{group}" for part in parts for group in range(len(codec.groups))}
+    names |= {PROBE} if codec.recompute_layers else set()
+    odd = names ^ (own_sections(encoded) - {OFFSETS, OUTLIERS})
+    if odd:
+        raise FormatError(f"the file's sections are not those of its codec: {', '.join(sorted(odd))}")
+
+
+def read_codes(
+    codec: TinyVAECodec, encoded: Encoded, token_ids: Tensor, origin: Origin, positions: Sequence[Tensor]
+) -> list[GroupCode]:
+    """Return what a file holds of each group.
+
+    Args:
+        codec: The codec that made it.
+        encoded: The file.
+        token_ids: [N] int64, as its session's sections say.
+        origin: Likewise.
+        positions: Of each layer [T] int64, likewise.
+
+    Raises:
+        FormatError: A section is damaged, or the file is not one that this codec makes.
+        MismatchError: It was recorded with other weights than its header says.
+    """
+    rate = _stated_rate(encoded, "rate")
+    finer = _stated_rate(encoded, RESIDUAL_RATE) - rate if RESIDUAL_RATE in encoded.settings else None
+    codes, all_rates = [], _rates(codec, encoded, token_ids, rate)
+    lifts = _lifts(encoded, len(token_ids))
+    require_recorded(encoded.settings, codec.model_fingerprint, codec.preset.origin, origin)
+    for group, places in enumerate(_places(codec, token_ids, positions)):
+        vae, rates, residual = codec.vae(group), all_rates[group][places], None
+        lifted = vae.lifts(token_ids, lifts)
+        levels = vae.levels(token_ids[places], rates, None if lifted is None else lifted[places])
+        symbols = decode_symbols(encoded.sections[f"latents.{group}"], levels.numpy(), codec.bank)
+        if finer is not None:
+            data, channels = encoded.sections[f"{RESIDUAL}.{group}"], vae.config.channels
+            residual = Residual.from_bytes(data, len(places), channels, codec.bank)
+        codes.append(GroupCode(places, rates, torch.from_numpy(symbols), levels, residual, finer or 0, lifts))
+    return codes
+
+
+def _lifts(encoded: Encoded, tokens: int) -> Tensor | None:
+    """Return the lifts [N] of a file's outliers; None where it has none."""
+    if OUTLIERS not in encoded.sections:
+        return None
+    return Outliers.from_bytes(encoded.sections[OUTLIERS], tokens).spread(tokens)[0]
+
+
+def _rates(codec: TinyVAECodec, encoded: Encoded, token_ids: Tensor, rate: int) -> list[Tensor]:
+    """Return the rate index [N] of every token for each group, as the file says."""
+    offsets = None
+    if OFFSETS in encoded.sections:
+        offsets = torch.from_numpy(decode_choices(encoded.sections[OFFSETS], len(token_ids)))
+    try:
+        rates = [codec.rates(group, token_ids, rate, offsets) for group in range(len(codec.groups))]
+    except InputError as error:
+        raise FormatError(f"the section {OFFSETS!r}: {error.what}") from error
+    if OUTLIERS not in encoded.sections:
+        return rates
+    finer = Outliers.from_bytes(encoded.sections[OUTLIERS], len(token_ids)).spread(len(token_ids))[1]
+    return [of_group + finer for of_group in rates]
+
+
+def _places(codec: TinyVAECodec, token_ids: Tensor, positions: Sequence[Tensor]) -> list[Tensor]:
+    """Return the positions of each group, refusing files that this codec cannot have made."""
+    if len(positions) != len(codec.shapes):
+        raise FormatError(f"the file holds {len(positions)} layers, its codec codes {len(codec.shapes)}")
+    codec.require_vocabulary(token_ids)
+    for layers in codec.groups:
+        if any(not torch.equal(positions[i], positions[layers[0]]) for i in layers):
+            raise FormatError("layers of one group hold different tokens")
+    return [positions[layers[0]] for layers in codec.groups]
+
+
+def _stated_rate(encoded: Encoded, name: str) -> int:
+    """Return a rate index that a file's settings name."""
+    rate = encoded.settings.get(name)
+    if not isinstance(rate, int) or isinstance(rate, bool) or not 0 <= rate <= HIGHEST_RATE:
+        raise FormatError(f"the file names the impossible {name.replace('_', ' ')} {rate!r}")
+    return rate
