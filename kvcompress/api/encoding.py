@@ -201,7 +201,7 @@ def _stored_evidence(plan: PlanOptions, snapshot: KVSnapshot, codec: TinyVAECode
 
 def _pruned_lossless(model: Any, tokenizer: Any, snapshot: KVSnapshot, asked: Asked, known: Evidence | None) -> Encoded:
     if asked.keep_fraction is None or len(asked.scorers) != 1:
-        remedy = "Name a keep fraction, and one scorer"
+        remedy = "Give a keep fraction (--keep-fraction), and one scorer"
         raise InputError("a lossless file of a plan drops tokens by one scorer", remedy)
     scorer = find_scorer(asked.scorers[0])
     demand = anchored_demand(tokenizer, snapshot, asked)

@@ -23,13 +23,19 @@ def codec_for(model: Mapping[str, str | None], *, same_weights: bool = True) -> 
 
     Raises:
         InputError: There is none.
+        MismatchError: There is one of other weights of the same model.
     """
-    mine = {name: digest for name, digest in model.items() if same_weights or name in ARCHITECTURE}
-    for facts in _readable():
-        if _agree(facts.model, mine):
-            require_intact(facts.directory)
-            return facts.directory
-    what = f"no codec at hand belongs to this model (weights {str(model.get('weights'))[:12]})"
+    shared = {name: model.get(name) for name in ARCHITECTURE}
+    akin = [facts for facts in _readable() if _agree(facts.model, shared)]
+    fitting = [facts for facts in akin if not same_weights or _agree(facts.model, model)]
+    if fitting:
+        require_intact(fitting[0].directory)
+        return fitting[0].directory
+    mine = str(model.get("weights"))
+    if akin:
+        remedy = "Fit a codec for them with `kvcompress fit`, or see --allow-other-weights"
+        raise MismatchError("the model's weights", str(akin[0].model.get("weights"))[:16], mine[:16], remedy)
+    what = f"no codec at hand belongs to this model (weights {mine[:12]})"
     raise InputError(what, "Make one with `kvcompress fit`, fetch one with `kvcompress codecs pull`, or name one")
 
 

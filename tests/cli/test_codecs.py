@@ -16,7 +16,7 @@ from kvcompress.codec.directory import load_codec
 from kvcompress.codec.facts import read_facts
 from kvcompress.codec.pull import pull
 from kvcompress.errors import CheckpointError, InputError, KVCompressError
-from kvcompress.hub import places as codec_places
+from kvcompress.hub import places
 from kvcompress.hub.bundled import DEFAULT_CODEC, find_checkpoint
 from kvcompress.hub.places import find_codec, home
 from tests.cli.test_commands import refused as refused_in_a_process
@@ -157,8 +157,8 @@ def test_weights_of_the_checkout_are_those_of_its_index(
         shutil.copytree(find_checkpoint(DEFAULT_CODEC), root / name)
     index = {f"another-tinyvae{part}": "0" * 64 for part in ("", "/recompute-1", "/recompute-2")}
     (root / "index.json").write_text(json.dumps(index))
-    for module in ("zoo", "codec_places"):
-        monkeypatch.setattr(f"kvcompress.{module}.checkpoint_root", lambda: root)
+    for module in ("bundled", "places"):
+        monkeypatch.setattr(f"kvcompress.hub.{module}.checkpoint_root", lambda: root)
     assert listed().keys() >= {DEFAULT_CODEC, "another-tinyvae"}  # both appear because they are there
     for attempt in (lambda: load_codec("another-tinyvae", 1), lambda: pull("another-tinyvae")):
         with pytest.raises(CheckpointError, match="the bundled weights are damaged"):
@@ -221,11 +221,11 @@ def test_which_codecs_fit_a_model(own: Path) -> None:
 def test_the_users_place_follows_the_platform(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("KVCOMPRESS_HOME")
     monkeypatch.setenv("XDG_CACHE_HOME", "/somewhere")
-    monkeypatch.setattr(codec_places.sys, "platform", "linux")
+    monkeypatch.setattr(places.sys, "platform", "linux")
     assert home() == Path("/somewhere/kvcompress")
     monkeypatch.delenv("XDG_CACHE_HOME")
     assert home() == Path.home() / ".cache" / "kvcompress"
-    monkeypatch.setattr(codec_places.sys, "platform", "darwin")
+    monkeypatch.setattr(places.sys, "platform", "darwin")
     assert home() == Path.home() / "Library" / "Caches" / "kvcompress"
 
 

@@ -110,11 +110,11 @@ def test_weights_too_far_away_are_refused_with_the_figure(place: Path, tmp_path:
 @pytest.mark.parametrize(
     ("options", "told"),
     [
-        ((LEAVE, "--size-ratio", 20), "--size-ratio measures nothing"),
-        ((LEAVE, "--lossless"), "--lossless measures nothing"),
+        ((LEAVE, "--size-ratio", 20), "a size ratio measures nothing"),
+        ((LEAVE, "--lossless"), "a lossless file measures nothing"),
         ((LEAVE, "--plan", "quick"), "a plan measures nothing"),
-        ((LEAVE, "--max-kl", 0.1, "--sessions", "x.jsonl"), "--max-kl measures on the session itself"),
-        (("--sessions", "x.jsonl"), "--sessions is what --allow-other-weights is measured on"),
+        ((LEAVE, "--max-kl", 0.1, "--sessions", "x.jsonl"), "a max KL is measured on the session itself"),
+        (("--sessions", "x.jsonl"), "sessions are what other weights are measured on"),
     ],
 )
 def test_what_measures_nothing_is_refused(place: Path, tmp_path: Path, options: tuple[object, ...], told: str) -> None:

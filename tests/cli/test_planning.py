@@ -174,8 +174,8 @@ def test_the_report_colours_tokens_by_tier(planned: dict[str, Any], sessions_fil
         (("--plan", "best"), "'best' is unknown"),
         (("--plan", "none", "--keep", "a"), "--keep needs a plan"),
         (("--keep", ".", "--guarantee", "mark=exact", "--size-ratio", "50", "--scorer", "key_norm"), "alone make"),
-        (("--size-ratio", "-1", "--plan", "auto"), "size ratio of -1"),
-        (("--lossless", "--keep", "a"), "Give --keep-fraction"),
+        (("--size-ratio", "-1", "--plan", "auto"), "size ratio must be a positive number, not -1"),
+        (("--lossless", "--keep", "a"), "Give a keep fraction (--keep-fraction)"),
     ],
     ids=str,
 )

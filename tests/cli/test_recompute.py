@@ -132,10 +132,10 @@ def test_token_ids_alone_over_a_slow_link_are_told_of(place: Path, tmp_path: Pat
     result = CliRunner().invoke(app, list(map(str, options)))
     assert result.exit_code == 0
     assert "note: sending the token ids alone and prefilling takes" in result.stderr
-    table = [line.split() for line in result.stdout.splitlines() if line.startswith("  ")]
-    assert table[0] == ["m", "bytes", "transfer", "restore", "total"]
-    assert [line[0] for line in table[1:]] == ["0", "1", "prefill"]
-    assert sum(line[-1] == "chosen" for line in table[1:3]) == 1
+    header, *table = [line.split() for line in result.stdout.partition("\n\n")[2].splitlines()]
+    assert header[:5] == ["layers", "recomputed", "bytes", "transfer", "restore"]
+    assert [line[0] for line in table] == ["0", "1", "prefill"]
+    assert sum(line[-1] == "chosen" for line in table[:2]) == 1
 
 
 @pytest.mark.parametrize(
@@ -143,10 +143,10 @@ def test_token_ids_alone_over_a_slow_link_are_told_of(place: Path, tmp_path: Pat
     [
         (["--recompute-layers", "2"], "no codec here that recomputes 2 layers. It has: 0, 1;"),
         (["--recompute-layers", "-1"], "-1 layers cannot be recomputed. Choose 0 or more."),
-        (["--link", "0"], "a link of 0 Mbit/s carries nothing. Give its speed, such as 100."),
-        (["--link", "-3"], "carries nothing"),
-        (["--link", "nan"], "carries nothing"),
-        (["--link", "10", "--recompute-layers", "1"], "Give only one of them."),
+        (["--link", "0"], "a link's speed in Mbit/s must be a positive number, not 0."),
+        (["--link", "-3"], "must be a positive number"),
+        (["--link", "nan"], "must be a positive number"),
+        (["--link", "10", "--recompute-layers", "1"], "Name the layers or the link, not both."),
         (["--lossless", "--recompute-layers", "1"], "stores every layer"),
     ],
 )

@@ -64,7 +64,7 @@ def find_scorer(name: str) -> Scorer:
     module = name.replace("-", "_")
     if module not in SCORERS:
         raise InputError(f"unknown scorer {name!r}", f"Known are {', '.join(SCORERS)}")
-    scorer: Scorer = importlib.import_module(f"kvcompress.prune.{module}").SCORER
+    scorer: Scorer = importlib.import_module(f"kvcompress.prune.scorers.{module}").SCORER
     return scorer
 
 
