@@ -48,11 +48,11 @@ def bench(tokens: int, threads: int, out: Path) -> None:
         encoded = load(path)
         decoded = codec.decode(encoded)
         result["file_bytes"], result["raw_bytes"] = path.stat().st_size, snapshot.raw_bytes
-        vae, rate = codec.vae(0), int(encoded.settings["rate"])
-        width = vae.config.prior_width + vae.active_rank(codec.rates(0, snapshot.token_ids, rate))
+        vae, qp = codec.vae(0), int(encoded.settings["rate"])
+        width = vae.config.prior_width + vae.active_rank(codec.qps(0, snapshot.token_ids, qp))
         left, right = torch.randn(tokens, width), torch.randn(width, vae.config.channels)
         calls: dict[str, Callable[[], object]] = {
-            "encode": lambda: codec.encode(snapshot, rate),
+            "encode": lambda: codec.encode(snapshot, qp),
             "open": lambda: load(path),
             "decode": lambda: codec.decode(encoded),
             "build_cache": lambda: restore(decoded, model, copy=False),
@@ -72,14 +72,14 @@ def bench_planning(tokens: int, threads: int, out: Path) -> None:
     model, tokenizer = load_model(DEFAULT_MODEL)
     codec, asked = load_codec(), Asked(quality="high")
     snapshot = capture(model, long_session(model, tokenizer, tokens), tokenizer=tokenizer)
-    rate, needs = codec.rate_of("high"), find_scorer(asked.scorers[0]).needs
+    qp, needs = codec.qp_of("high"), find_scorer(asked.scorers[0]).needs
     known = collect(model, snapshot, needs, codec=codec)
 
     def plan() -> None:
         SessionPlanner(codec, model, tokenizer, snapshot, asked, evidence=known).run_quickly()
 
     calls: dict[str, Callable[[], object]] = {
-        "encode": lambda: codec.encode(snapshot, rate),
+        "encode": lambda: codec.encode(snapshot, qp),
         "evidence": lambda: collect(model, snapshot, needs, codec=codec),
         "quick_plan": plan,
     }

@@ -48,10 +48,10 @@ class TinyVAEConfig:
         prior_taps: Tokens the prior looks up, the current one included.
         prior_width: Hidden units of the prior.
         prior_layers: Learned causal layers of the prior; 0 where it is in closed form.
-        reference_step: Quantisation step of rate 0.
+        reference_step: Quantisation step of QP 0.
         predictor_width: Hidden units of the learned predictor; 0 where prediction is linear.
-        lowest_level: Latents below this level are not coded, nor below that of a token's rate where it is lower: too
-            narrow for their step to be worth a symbol. At coarse rates the few that are not 0 tell much.
+        lowest_level: Latents below this level are not coded, nor below that of a token's QP where it is lower: too
+            narrow for their step to be worth a symbol. At coarse QPs the few that are not 0 tell much.
         first: Whether the token at place 0 has a prior, a step and levels of its own.
         sharp_latents: Leading latents whose synthesis is stored in 8 bits, see `Transform`.
     """
@@ -130,13 +130,13 @@ class TinyVAE(nn.Module):
         table: The token table of another group, to be shared.
 
     Attributes:
-        base_level: [PHASES, R] int16 level of each latent at rate 0.
+        base_level: [PHASES, R] int16 level of each latent at QP 0.
         match_level: [PHASES, MATCHES] int16 added where the same token or pair was decoded before.
         token_level: [V] int8 added for each token id: how far above or below average the
             residual of that token lies. Free side information, since the ids are known.
         token_offset: [V] int8 and
-        age_offset: [AGES] int8: added to the rate of each token, see `tinyvae.offsets`.
-        first_place: [2] int16, there with `config.first`: what is added to the rate and to the levels of place 0.
+        age_offset: [AGES] int8: added to the QP of each token, see `tinyvae.offsets`.
+        first_place: [2] int16, there with `config.first`: what is added to the QP and to the levels of place 0.
         weights: [PHASES, MATCHES, SOURCES, R] float16: how much of each source's latent is expected again.
         centroids: [LEVELS, 2] float32: how far, in steps, the mean of bin 1 and of the bins above it
             lies below the bin's integer.
@@ -189,41 +189,41 @@ class TinyVAE(nn.Module):
             as_buffer(self, "weights", torch.float16)
         self._unmixed = self._moving = self._joined = None
 
-    def rates(self, token_ids: Tensor, rate: int) -> Tensor:
-        """Return the rate index [N] int32 of each token of a whole session, ids [N] int64, at a rate index."""
+    def qps(self, token_ids: Tensor, qp: int) -> Tensor:
+        """Return the QP [N] int32 of each token of a whole session, ids [N] int64, at a QP."""
         offsets = self.token_offset[token_ids].int() + self.age_offset[age_classes(len(token_ids))].int()
         if self.first_place is not None and len(offsets):
             offsets[0] = int(self.first_place[0])
-        return offsets + rate
+        return offsets + qp
 
-    def levels(self, token_ids: Tensor, rates: Tensor, lifts: Tensor | None = None) -> Tensor:
+    def levels(self, token_ids: Tensor, qps: Tensor, lifts: Tensor | None = None) -> Tensor:
         """Return the level of every symbol, [T, r] int32, from integers alone; negative is not coded.
 
         Args:
             token_ids: [T] int64.
-            rates: [T] int32 rate index of each token.
+            qps: [T] int32 QP of each token.
             lifts: [T] int32, see `Context`.
         """
-        active = self.active_rank(rates, lifts)
+        active = self.active_rank(qps, lifts)
         out = torch.empty(len(token_ids), active, dtype=torch.int32)
         for phase in phases(token_ids):
             of_token = (
                 self.token_level[token_ids[phase.span]].int()
                 + self.match_level[phase.number][phase.matches]
-                + rates[phase.span]
+                + qps[phase.span]
             )
             if lifts is not None:
                 of_token += lifts[phase.span]
             out[phase.span] = self.base_level[phase.number, :active].int() + of_token[:, None]
-        lowest = rates.clamp(0, self.config.lowest_level)[:, None]
+        lowest = qps.clamp(0, self.config.lowest_level)[:, None]
         return out.clamp_(max=LEVELS - 1).masked_fill_(out < lowest, -1)
 
-    def active_rank(self, rates: Tensor, lifts: Tensor | None = None) -> int:
-        """Return how many leading latents can be coded at rates and lifts [T]: the others are zero for every token."""
+    def active_rank(self, qps: Tensor, lifts: Tensor | None = None) -> int:
+        """Return how many leading latents can be coded at QPs and lifts [T]: the others are zero for every token."""
         highest = self.base_level.int() + self.match_level.int().amax(1, keepdim=True)
-        most = int(rates.max()) if len(rates) else 0
+        most = int(qps.max()) if len(qps) else 0
         lowest = min(max(most, 0), self.config.lowest_level)
-        lifted = int((rates if lifts is None else rates + lifts).max()) if len(rates) else 0
+        lifted = int((qps if lifts is None else qps + lifts).max()) if len(qps) else 0
         coded = torch.nonzero(highest.amax(0) + max(most, lifted) + int(self.token_level.max()) >= lowest)
         return int(coded[-1]) + 1 if len(coded) else 0
 
@@ -271,59 +271,59 @@ class TinyVAE(nn.Module):
         """Return latents [T, R] of channels [T, C] around the prior's expectation, float32."""
         return self.transform.analyse(channels - self.prior.expected(context.hidden))
 
-    def quantize(self, latents: Tensor, context: Context, rates: Tensor) -> tuple[Tensor, Tensor]:
-        """Return symbols and levels, both [T, r] int32, r the active rank, of latents [T, R] at rates [T]."""
-        return self.quantized(latents, context, rates)[:2]
+    def quantize(self, latents: Tensor, context: Context, qps: Tensor) -> tuple[Tensor, Tensor]:
+        """Return symbols and levels, both [T, r] int32, r the active rank, of latents [T, R] at QPs [T]."""
+        return self.quantized(latents, context, qps)[:2]
 
-    def quantized(self, latents: Tensor, context: Context, rates: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def quantized(self, latents: Tensor, context: Context, qps: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return the same and what is decoded of them, [T, r] float32."""
-        levels = self.levels(context.token_ids, rates, context.lifts)
-        symbols, step = torch.zeros_like(levels), steps_at(self.config.reference_step, rates)
+        levels = self.levels(context.token_ids, qps, context.lifts)
+        symbols, step = torch.zeros_like(levels), steps_at(self.config.reference_step, qps)
 
         def round_phase(phase: Phase, predicted: Tensor) -> Tensor:
             rest = latents[phase.span, : levels.shape[1]] - predicted
             symbols[phase.span] = found = quantize(rest, step[phase.span], levels[phase.span])
             return found
 
-        decoded = self.reconstruct(context, rates, levels, round_phase)
+        decoded = self.reconstruct(context, qps, levels, round_phase)
         return symbols, levels, decoded
 
-    def dequantize(self, symbols: Tensor, context: Context, rates: Tensor, levels: Tensor) -> Tensor:
-        """Return latents [T, r] float32 of symbols [T, r] int32, the context, rates [T] and levels [T, r] int32."""
-        return self.reconstruct(context, rates, levels, lambda phase, _: symbols[phase.span])
+    def dequantize(self, symbols: Tensor, context: Context, qps: Tensor, levels: Tensor) -> Tensor:
+        """Return latents [T, r] float32 of symbols [T, r] int32, the context, QPs [T] and levels [T, r] int32."""
+        return self.reconstruct(context, qps, levels, lambda phase, _: symbols[phase.span])
 
     def reconstruct(
-        self, context: Context, rates: Tensor, levels: Tensor, symbols_of: Callable[[Phase, Tensor], Tensor]
+        self, context: Context, qps: Tensor, levels: Tensor, symbols_of: Callable[[Phase, Tensor], Tensor]
     ) -> Tensor:
         """Return latents [T, r] float32, phase by phase: the one path of encoder and decoder.
 
         Args:
             context: Of the T tokens.
-            rates: [T] int32 rate index of each token.
+            qps: [T] int32 QP of each token.
             levels: [T, r] int32, as `levels` gives them.
             symbols_of: Called with a phase and what is expected of its latents, [N, r]; returns its symbols.
         """
         tokens, active = levels.shape
-        step = steps_at(self.config.reference_step, rates)
+        step = steps_at(self.config.reference_step, qps)
         decoded = torch.zeros(tokens + 1, active)  # the last row stands for sources that do not exist
         lifted = None if context.lifts is None or not bool(context.lifts.any()) else context.lifts != 0
         shown = decoded if lifted is None else torch.zeros_like(decoded)
         for phase in phases(context.token_ids):
-            predicted, span = self.predicted(shown, phase, context, rates), phase.span
+            predicted, span = self.predicted(shown, phase, context, qps), phase.span
             rest = dequantize(symbols_of(phase, predicted), step[span], levels[span], self.centroids)
             decoded[:-1][span] = predicted + rest
             if lifted is not None:
                 shown[:-1][span] = decoded[:-1][span].masked_fill(lifted[span][:, None], 0.0)
         return decoded[:-1]
 
-    def predicted(self, decoded: Tensor, phase: Phase, context: Context, rates: Tensor) -> Tensor:
+    def predicted(self, decoded: Tensor, phase: Phase, context: Context, qps: Tensor) -> Tensor:
         """Return what is told about the latents of a phase, [N, r] float32.
 
         Args:
             decoded: [T + 1, r] float32, latents of earlier phases; the last row is 0.
             phase: The phase.
             context: Of the T tokens.
-            rates: [T] int32.
+            qps: [T] int32.
         """
         active = decoded.shape[1]
         out = torch.zeros(len(phase.rows), active)
@@ -334,18 +334,18 @@ class TinyVAE(nn.Module):
             looked_up = decoded.index_select(0, phase.sources[source])
             out.addcmul_(looked_up, weights[:, source].index_select(0, phase.matches))
         if self.predictor is not None:
-            guess = self._guess(self.predictor, decoded, phase, context, rates)[:, :active]
+            guess = self._guess(self.predictor, decoded, phase, context, qps)[:, :active]
             out[:, : guess.shape[1]] += guess
         return out
 
-    def _guess(self, predictor: Predictor, decoded: Tensor, phase: Phase, context: Context, rates: Tensor) -> Tensor:
+    def _guess(self, predictor: Predictor, decoded: Tensor, phase: Phase, context: Context, qps: Tensor) -> Tensor:
         unit = self.config.reference_step
         leading = decoded[:, : predictor.sources] / unit
         missing = predictor.sources - leading.shape[1]
         if missing:
             leading = torch.nn.functional.pad(leading, (0, missing))
         expected = context.hidden[phase.span] @ (self.unmixed / unit)
-        guess: Tensor = predictor(leading[phase.sources], expected, rates[phase.span], phase)
+        guess: Tensor = predictor(leading[phase.sources], expected, qps[phase.span], phase)
         return guess * unit
 
     @property
@@ -374,7 +374,7 @@ class TinyVAE(nn.Module):
 
         Hidden units and latents go through one product, for each pass over the channels costs as much as a tenth of it.
         A part that fits the processor's cache is still there when its user rotates it, and all parts together never
-        ask the system for memory. Latents that are 0 for nearly all tokens, most of them at coarse rates, are spared.
+        ask the system for memory. Latents that are 0 for nearly all tokens, most of them at coarse QPs, are spared.
         """
         units, reach = context.hidden.shape[1], reaches(latents)
         learning = torch.is_grad_enabled() and (latents.requires_grad or self.joined.requires_grad)

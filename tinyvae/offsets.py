@@ -3,7 +3,7 @@
 A step that is the same for all tokens is best only where the model cares about all of them alike. It does not: what
 was said last, and tokens of some ids (delimiters, names, numbers), are looked at far more. Where a unit of squared
 error in token t costs w_t, the least cost at given bits has steps proportional to w_t ** -1/2 (reverse water-filling).
-So a token's step moves by an *offset*, an integer on the grid of rates, looked up by id and age.
+So a token's step moves by an *offset*, an integer on the grid of QPs, looked up by id and age.
 """
 
 from __future__ import annotations

@@ -26,7 +26,7 @@ GUESSED_LATENTS = 192
 """and those guessed: further ones are too narrow to gain from it."""
 
 LOWEST_TOLD, HIGHEST_TOLD = -48, 120
-"""Rates beyond these look like these: a token that is not coded at all has a rate no training saw."""
+"""Rates beyond these look like these: a token that is not coded at all has a QP no training saw."""
 
 _FLAGS = 1 + MATCHES + PHASES - 1
 
@@ -66,17 +66,17 @@ class Predictor(nn.Module):
         self.inward.end_training()
         self.outward.end_training()
 
-    def forward(self, sources: Tensor, expected: Tensor, rates: Tensor, phase: Phase) -> Tensor:
+    def forward(self, sources: Tensor, expected: Tensor, qps: Tensor, phase: Phase) -> Tensor:
         """Return guesses [N, G] float32 for the N tokens of a phase, in the unit of the inputs.
 
         Args:
             sources: [SOURCES, N, S] float32 leading latents decoded of each source, of about unit spread.
             expected: [N, E] float32 leading latents of the prior's expectation.
-            rates: [N] int32 rate index of each token: a coarse neighbour says less.
+            qps: [N] int32 QP of each token: a coarse neighbour says less.
             phase: The phase, not the first.
         """
         flags = expected.new_zeros(len(expected), _FLAGS)
-        flags[:, 0] = rates.clamp(LOWEST_TOLD, HIGHEST_TOLD) / (4 * LEVELS_PER_OCTAVE)
+        flags[:, 0] = qps.clamp(LOWEST_TOLD, HIGHEST_TOLD) / (4 * LEVELS_PER_OCTAVE)
         flags[:, 1 : 1 + MATCHES] = functional.one_hot(phase.matches, MATCHES)
         flags[:, MATCHES + phase.number] = 1.0
         inputs = torch.cat([*sources, expected, flags], 1)

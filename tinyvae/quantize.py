@@ -1,7 +1,7 @@
-"""Latents to integer symbols and back: one step per rate, a dead zone, centroids on the way back.
+"""Latents to integer symbols and back: one step per QP, a dead zone, centroids on the way back.
 
 Rates form a geometric grid, `LEVELS_PER_OCTAVE` to a factor of two of the step. A *level* says how
-wide a latent is, measured in steps, on the same grid; so a finer rate raises all levels alike.
+wide a latent is, measured in steps, on the same grid; so a finer QP raises all levels alike.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ def scale_of_level(level: int) -> float:
     return float(2.0 ** (level / LEVELS_PER_OCTAVE + LOWEST_SCALE_LOG2))
 
 
-def step_at(reference_step: float, rate: int) -> float:
-    """Return the quantisation step of a rate index (larger index, finer step)."""
-    return float(reference_step * 2.0 ** (-rate / LEVELS_PER_OCTAVE))
+def step_at(reference_step: float, qp: int) -> float:
+    """Return the quantisation step of a QP (larger index, finer step)."""
+    return float(reference_step * 2.0 ** (-qp / LEVELS_PER_OCTAVE))
 
 
-def steps_at(reference_step: float, rates: Tensor) -> Tensor:
-    """Return the quantisation steps [T, 1] float32 of rate indices [T] integer, one a token."""
-    return (reference_step * torch.exp2(rates.float() / -LEVELS_PER_OCTAVE))[:, None]
+def steps_at(reference_step: float, qps: Tensor) -> Tensor:
+    """Return the quantisation steps [T, 1] float32 of QPs [T] integer, one a token."""
+    return (reference_step * torch.exp2(qps.float() / -LEVELS_PER_OCTAVE))[:, None]
 
 
 def quantize(latents: Tensor, step: float | Tensor, levels: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Measure every variant at several rates, compare at equal KL, write the table."""
+"""Measure every variant at several QPs, compare at equal KL, write the table."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from kvcompress.format.container import to_bytes
 from kvcompress.hf import capture, load_model, restore
 from kvcompress.metrics.fidelity import continuation_logits, kl_nats
 
-RATES = (72, 60, 48, 36, 24, 12, 0)
+QPS = (72, 60, 48, 36, 24, 12, 0)
 TARGETS_NATS = (0.002, 0.01, 0.04)
 START, END = "<!-- ablation -->", "<!-- /ablation -->"
 CALIBRATION_SESSIONS = 32
@@ -74,7 +74,7 @@ def ablate(
     settings = FitSettings(**{**dials, "fisher_sessions": CALIBRATION_SESSIONS})
     measured: dict[str, list[Point]] = {}
     for variant in chain(variants(codec, calibration), _named(others), closed_forms(model, tokenizer, rest, settings)):
-        measured[variant.name] = [_point(model, variant.codec, subjects, rate) for rate in RATES]
+        measured[variant.name] = [_point(model, variant.codec, subjects, qp) for qp in QPS]
         sys.stderr.write(f"{variant.name}: {measured[variant.name]}\n")
     raw_bytes = sum(subject.snapshot.raw_bytes for subject in subjects) / len(subjects)
     table = table_of(measured, raw_bytes)
@@ -96,10 +96,10 @@ def _named(others: Sequence[str]) -> Iterator[Variant]:
 
 
 @torch.inference_mode()
-def _point(model: Any, codec: TinyVAECodec, subjects: Sequence[Subject], rate: int) -> Point:
+def _point(model: Any, codec: TinyVAECodec, subjects: Sequence[Subject], qp: int) -> Point:
     file_bytes = nats = 0.0
     for subject in subjects:
-        encoded = codec.encode(subject.snapshot, rate)
+        encoded = codec.encode(subject.snapshot, qp)
         file_bytes += len(to_bytes(encoded)) / len(subjects)
         cache = restore(codec.decode(encoded), model)
         decoded = continuation_logits(model, cache, subject.continuation, subject.snapshot.tokens)
@@ -108,7 +108,7 @@ def _point(model: Any, codec: TinyVAECodec, subjects: Sequence[Subject], rate: i
 
 
 def bytes_at(points: Sequence[Point], nats: float) -> float | None:
-    """Return the file bytes at a KL, interpolated between measured rates on logarithmic scales; None outside them."""
+    """Return the file bytes at a KL, interpolated between measured QPs on logarithmic scales; None outside them."""
     for (fine_bytes, fine), (coarse_bytes, coarse) in pairwise(points):
         if fine <= nats <= coarse and fine < coarse:
             share = math.log(nats / fine) / math.log(coarse / fine)

@@ -68,7 +68,7 @@ WIDE_SINKS = 1
 """A wide cache is a real model's, whose first token has massive activations: these would take axes of their own."""
 
 MOST_BLOCK_RANK = 3072
-"""Components of a wide cache that may get bits: at its rates hardly any beyond them would get some."""
+"""Components of a wide cache that may get bits: at its QPs hardly any beyond them would get some."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)

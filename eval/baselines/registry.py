@@ -41,7 +41,7 @@ class Own:
 
     Attributes:
         directory: Codec directory or bundled name that "tinyvae" stands for.
-        curve: Measure fixed rates too, not only the quality words that a codec promises.
+        curve: Measure fixed QPs too, not only the quality words that a codec promises.
         dial: Measure the codecs that leave layers to the model too.
     """
 

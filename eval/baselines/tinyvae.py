@@ -1,4 +1,4 @@
-"""This project's codec as one of the suite: its promised quality words, or a curve over rates."""
+"""This project's codec as one of the suite: its promised quality words, or a curve over QPs."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from kvcompress.codec.analysis import RESIDUAL_RATE
+from kvcompress.codec.analysis import RESIDUAL_QP
 from kvcompress.codec.directory import load_codec
 from kvcompress.codec.promise import QUALITIES
 from kvcompress.codec.quality import encode_at_quality
@@ -27,7 +27,7 @@ _OCTAVES_FINER = 2
 
 
 class TinyVAEPoint:
-    """A TinyVAE codec at one of its quality words, or at a rate.
+    """A TinyVAE codec at one of its quality words, or at a QP.
 
     A session is stored at a quality word as a user's would be: one unlike the codec's own finer, or in another way.
 
@@ -36,17 +36,17 @@ class TinyVAEPoint:
         name: Name in the report.
         family: Name of the curve.
         codec_bytes: Size of its checkpoint.
-        rate: Rate index; None at a quality word that latents alone do not keep.
-        quality: The quality word, None for a rate without one.
+        qp: Quantisation parameter; None at a quality word that latents alone do not keep.
+        quality: The quality word, None for a QP without one.
     """
 
     kind = TinyVAECodec.kind
 
     def __init__(
-        self, codec: TinyVAECodec, name: str, family: str, codec_bytes: int, rate: int | None, quality: str | None
+        self, codec: TinyVAECodec, name: str, family: str, codec_bytes: int, qp: int | None, quality: str | None
     ) -> None:
         self.codec, self.name, self.family, self.codec_bytes = codec, name, family, codec_bytes
-        self.rate, self.quality = rate, quality
+        self.qp, self.quality = qp, quality
 
     @property
     def fingerprint(self) -> str:
@@ -59,11 +59,11 @@ class TinyVAEPoint:
         return identity(self.codec)
 
     def encode(self, snapshot: KVSnapshot) -> Encoded:
-        """Code as this point's quality is stored, or at its rate."""
+        """Code as this point's quality is stored, or at its QP."""
         if self.quality is not None:
             return encode_at_quality(self.codec, snapshot, self.quality)
-        assert self.rate is not None
-        return self.codec.encode(snapshot, self.rate)
+        assert self.qp is not None
+        return self.codec.encode(snapshot, self.qp)
 
     def decode(self, encoded: Encoded) -> KVSnapshot:
         """Decode, whatever the session was stored with."""
@@ -77,21 +77,20 @@ def points(codec: TinyVAECodec, family: str, codec_bytes: int, *, curve: bool = 
         codec: The codec.
         family: Name of the curve.
         codec_bytes: Size of its checkpoint.
-        curve: Return a rate every half octave too, between the words and beyond; so of a codec without promises.
+        curve: Return a QP every half octave too, between the words and beyond; so of a codec without promises.
     """
     promised = [word for word in QUALITIES if word in codec.promises]
     named = [
-        TinyVAEPoint(codec, f"{family}-{word}", family, codec_bytes, codec.promises[word].rate, word)
-        for word in promised
+        TinyVAEPoint(codec, f"{family}-{word}", family, codec_bytes, codec.promises[word].qp, word) for word in promised
     ]
     if promised and not curve:
         return named
-    rates = [point.rate for point in named if point.rate is not None]
-    finest = max(rates, default=4 * LEVELS_PER_OCTAVE) + _OCTAVES_FINER * LEVELS_PER_OCTAVE
+    qps = [point.qp for point in named if point.qp is not None]
+    finest = max(qps, default=4 * LEVELS_PER_OCTAVE) + _OCTAVES_FINER * LEVELS_PER_OCTAVE
     between = range(0, finest + 1, LEVELS_PER_OCTAVE // 2)
-    free = [rate for rate in between if all(abs(rate - known) >= LEVELS_PER_OCTAVE // 4 for known in rates)]
-    others = [TinyVAEPoint(codec, f"{family}-r{rate}", family, codec_bytes, rate, None) for rate in free]
-    return sorted([*named, *others], key=lambda point: float("-inf") if point.rate is None else -point.rate)
+    free = [qp for qp in between if all(abs(qp - known) >= LEVELS_PER_OCTAVE // 4 for known in qps)]
+    others = [TinyVAEPoint(codec, f"{family}-r{qp}", family, codec_bytes, qp, None) for qp in free]
+    return sorted([*named, *others], key=lambda point: float("-inf") if point.qp is None else -point.qp)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -137,4 +136,4 @@ def stored_in_words(encoded: Encoded) -> str:
     """Return how a file holds its session: latents, residual (latents and what they do not reach), int8, lossless."""
     if encoded.codec != TinyVAECodec.kind:
         return encoded.codec
-    return "residual" if RESIDUAL_RATE in encoded.settings else "latents"
+    return "residual" if RESIDUAL_QP in encoded.settings else "latents"

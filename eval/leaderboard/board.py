@@ -62,7 +62,7 @@ def run_board(
     model, tokenizer = load_model(model_name)
     codec = load_codec(codec_name)
     for quality in settings.qualities:
-        codec.rate_of(quality)
+        codec.qp_of(quality)
     rows = tokenized_sessions(model, tokenizer, sessions)
     chosen, _ = choose_sessions(rows, settings.count, settings.tokens, settings.continuation_tokens)
     out.mkdir(parents=True, exist_ok=True)

@@ -27,12 +27,12 @@ from kvcompress.metrics.sampled_kl import Judge
 from kvcompress.prune.constraints import Demand, choose_kept, drop
 from kvcompress.prune.evidence.collect import collect
 from kvcompress.prune.evidence.record import KINDS, Evidence
-from kvcompress.prune.planner import Planner, require_rate
+from kvcompress.prune.planner import Planner, clamped_qp
 from kvcompress.prune.scorers.registry import SCORERS, find_scorer, scored
 from kvcompress.prune.session import Asked, SessionPlanner, anchored_demand
 from kvcompress.snapshot import KVSnapshot
 
-RATE_STEP = 12
+QP_STEP = 12
 """Rate of a scorer's coarse tier above that of one tier; the race tries others too."""
 
 SMALLER = (0.3, 0.5, 0.75)
@@ -171,20 +171,20 @@ def kept_only(case: Case, contender: str, fraction: float) -> KVSnapshot:
 
 def coded(case: Case, kind: str, quality: str, contender: str) -> Encoded:
     """Return one contender's file."""
-    rate = case.codec.rate_of(quality)
-    single = case.codec.encode(case.snapshot, rate)
+    qp = case.codec.qp_of(quality)
+    single = case.codec.encode(case.snapshot, qp)
     if kind == "quality":
         return case.race(quality=quality)
     if kind == "half":
         return case.race(quality=quality, keep_fraction=HALF)
     if contender.startswith(ONE_TIER):
         step = int(contender.partition("+")[2] or 0)
-        return case.codec.encode(case.snapshot, require_rate(rate + step)) if step else single
+        return case.codec.encode(case.snapshot, clamped_qp(qp + step)) if step else single
     if contender.startswith(RACE):
         latents = sum(len(data) for name, data in single.sections.items() if name.startswith("latents"))
         spared = (1 - float(contender.partition(" ")[2] or 1)) * latents
         return case.race(size_ratio=case.snapshot.raw_bytes / (len(to_bytes(single)) - spared))
-    found = case.planner(contender).within(require_rate(rate + RATE_STEP), len(to_bytes(single)))
+    found = case.planner(contender).within(clamped_qp(qp + QP_STEP), len(to_bytes(single)))
     if found is None:
         raise InputError("the guaranteed anchors alone are larger than the file of one tier")
     return found.encoded

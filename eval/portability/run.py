@@ -152,7 +152,7 @@ def _job(asked: Asked) -> Row:
     if asked.tokens < 1 or asked.session_count < 1:
         raise InputError(f"{asked.session_count} sessions of {asked.tokens} tokens cannot be compared", "Use 1 or more")
     codec = load_codec(asked.codec)
-    codec.rate_of(asked.quality)
+    codec.qp_of(asked.quality)
     directory = model_directory(asked.model)
     model, tokenizer = load_model(directory)
     codec.model_fingerprint.require_match(fingerprint(model, tokenizer), path=directory)
@@ -201,16 +201,16 @@ def _encodings(encoded: dict[Condition, Row], condition: Condition, job: Row, ph
 def _explanation(index: int, condition: Condition, job: Row, phases: Phases) -> Row:
     """Say why a condition made other bytes of the shared snapshot."""
     name, codec = f"{index}.shared.safetensors", load_codec(job["codec"])
-    rate, token_ids = codec.rate_of(job["quality"]), torch.tensor(job["sessions"][index]["stored"])
+    qp, token_ids = codec.qp_of(job["quality"]), torch.tensor(job["sessions"][index]["stored"])
     mine, theirs = (load_file(phases.place("encode", one) / name) for one in (REFERENCE, condition))
     symbols, other, outside, largest = list[torch.Tensor](), list[torch.Tensor](), list[torch.Tensor](), 1.0
     for group in range(len(codec.groups)):
         latents = mine[f"latents.{group}"]
         symbols.append(mine[f"symbols.{group}"])
         other.append(theirs[f"symbols.{group}"])
-        rates = codec.rates(group, token_ids, rate)
-        outside.append(outside_bins(codec, group, token_ids, rates, latents, other[-1]))
-        steps = steps_at(codec.vae(group).config.reference_step, rates)
+        qps = codec.qps(group, token_ids, qp)
+        outside.append(outside_bins(codec, group, token_ids, qps, latents, other[-1]))
+        steps = steps_at(codec.vae(group).config.reference_step, qps)
         largest = max(largest, float((latents.abs() / steps).max()))
     return explain_symbols(symbols, other, outside, condition.rounding_tolerance * largest)
 

@@ -27,7 +27,7 @@ def digest(symbols: Iterable[Tensor]) -> str:
 
 
 @torch.inference_mode()
-def quantised(codec: TinyVAECodec, snapshot: KVSnapshot, rate: int) -> tuple[list[Tensor], list[Tensor]]:
+def quantised(codec: TinyVAECodec, snapshot: KVSnapshot, qp: int) -> tuple[list[Tensor], list[Tensor]]:
     """Return what the encoder rounds and what it rounds it to; no bytes are involved.
 
     Returns:
@@ -36,16 +36,16 @@ def quantised(codec: TinyVAECodec, snapshot: KVSnapshot, rate: int) -> tuple[lis
     symbols, latents = [], []
     for group, layers in enumerate(codec.groups):
         place = group_positions(snapshot, layers)
-        rates = codec.rates(group, snapshot.token_ids, rate)[place]
+        qps = codec.qps(group, snapshot.token_ids, qp)[place]
         found, context = codec.latents(snapshot, group)
         latents.append(found)
-        symbols.append(codec.vae(group).quantize(found, context, rates)[0])
+        symbols.append(codec.vae(group).quantize(found, context, qps)[0])
     return symbols, latents
 
 
 @torch.inference_mode()
 def outside_bins(
-    codec: TinyVAECodec, group: int, token_ids: Tensor, rates: Tensor, latents: Tensor, symbols: Tensor
+    codec: TinyVAECodec, group: int, token_ids: Tensor, qps: Tensor, latents: Tensor, symbols: Tensor
 ) -> Tensor:
     """Return how far each latent lies outside the bin of its symbol, given the symbols decoded before it.
 
@@ -56,7 +56,7 @@ def outside_bins(
         codec: The codec.
         group: Group of layers.
         token_ids: [T] int64, all of the session, and all in the group's layers.
-        rates: [T] int32 rate index of each token.
+        qps: [T] int32 QP of each token.
         latents: [T, R] float32 of the reference.
         symbols: [T, r] int32 that another encoder chose.
 
@@ -64,14 +64,14 @@ def outside_bins(
         [T, r] float32 in steps; 0 inside, and where nothing is coded.
     """
     vae, out = codec.vae(group), torch.zeros(symbols.shape)
-    step, levels = steps_at(vae.config.reference_step, rates), vae.levels(token_ids, rates)
+    step, levels = steps_at(vae.config.reference_step, qps), vae.levels(token_ids, qps)
 
     def keep(phase: Phase, predicted: Tensor) -> Tensor:
         rest, chosen = latents[phase.rows, : symbols.shape[1]] - predicted, symbols[phase.rows]
         out[phase.rows] = torch.where(levels[phase.rows] < 0, 0.0, outside_bin(rest, chosen, step[phase.rows]))
         return chosen
 
-    vae.reconstruct(vae.context(token_ids), rates, levels, keep)
+    vae.reconstruct(vae.context(token_ids), qps, levels, keep)
     return out
 
 
@@ -83,9 +83,9 @@ def read_back(codec: TinyVAECodec, encoded: Encoded) -> list[Tensor]:
         FormatError: A section is damaged.
     """
     token_ids, _, positions = read_session(encoded, codec.preset)
-    rate, found = int(encoded.settings["rate"]), []
+    qp, found = int(encoded.settings["rate"]), []
     for group, layers in enumerate(codec.groups):
         place = positions[layers[0]]
-        levels = codec.vae(group).levels(token_ids[place], codec.rates(group, token_ids, rate)[place])
+        levels = codec.vae(group).levels(token_ids[place], codec.qps(group, token_ids, qp)[place])
         found.append(torch.from_numpy(decode_symbols(encoded.sections[f"latents.{group}"], levels.numpy(), codec.bank)))
     return found

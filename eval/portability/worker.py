@@ -62,7 +62,7 @@ class Bench:
             save_raw(shared_snapshot(self.job, index), snapshot)
         path = self.out / f"{index}.kvz"
         save(path, encode_at_quality(self.codec, snapshot, self.job["quality"]))
-        symbols, _ = quantised(self.codec, snapshot, self.codec.rate_of(self.job["quality"]))
+        symbols, _ = quantised(self.codec, snapshot, self.codec.qp_of(self.job["quality"]))
         tensors = [tensor for layer in snapshot.layers for tensor in (layer.keys, layer.values)]
         return {
             "path": str(path),
@@ -85,7 +85,7 @@ class Bench:
             return {"shared_sha256": None}
         snapshot = load_raw(path)
         data = to_bytes(encode_at_quality(self.codec, snapshot, self.job["quality"]))
-        symbols, latents = quantised(self.codec, snapshot, self.codec.rate_of(self.job["quality"]))
+        symbols, latents = quantised(self.codec, snapshot, self.codec.qp_of(self.job["quality"]))
         named = {f"symbols.{group}": part.contiguous() for group, part in enumerate(symbols)}
         named |= {f"latents.{group}": part.contiguous() for group, part in enumerate(latents)}
         save_file(named, self.out / f"{index}.shared.safetensors")

@@ -24,7 +24,7 @@ from eval.recompute.trial import Trial, prepare_trial
 from eval.suite.bootstrap import estimate_mean, estimate_ratio
 from eval.suite.chosen import choose_sessions
 from eval.suite.provenance import commit, package_versions
-from kvcompress.codec.analysis import HIGHEST_RATE
+from kvcompress.codec.analysis import HIGHEST_QP
 from kvcompress.codec.directory import load_codec
 from kvcompress.codec.tinyvae import TinyVAECodec
 from kvcompress.data.harvest import tokenized_sessions
@@ -41,8 +41,8 @@ from kvcompress.snapshot import KVSnapshot
 
 Row = dict[str, Any]
 Progress = Callable[[str, int, int], None]
-RATE_STEPS = (-12, -6, 6, 12)
-"""Beside a codec's own tiers these rates around transparent are measured, so that sizes at equal KL can be read off."""
+QP_STEPS = (-12, -6, 6, 12)
+"""Beside a codec's own tiers these QPs around transparent are measured, so that sizes at equal KL can be read off."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,20 +134,20 @@ def weights_bytes(directory: Path, layers: int = 0) -> int:
 
 @torch.inference_mode()
 def measure_codec(model: Any, layers: int, codec: TinyVAECodec, trials: Sequence[Trial]) -> Row:
-    """Measure a codec at its tiers and at rates around transparent, session by session."""
-    around = {codec.tiers["transparent"] + step for step in RATE_STEPS}
-    rates = sorted(set(codec.tiers.values()) | {rate for rate in around if 0 <= rate <= HIGHEST_RATE})
-    found: dict[int, list[Row]] = {rate: [] for rate in rates}
+    """Measure a codec at its tiers and at QPs around transparent, session by session."""
+    around = {codec.tiers["transparent"] + step for step in QP_STEPS}
+    qps = sorted(set(codec.tiers.values()) | {qp for qp in around if 0 <= qp <= HIGHEST_QP})
+    found: dict[int, list[Row]] = {qp: [] for qp in qps}
     with tempfile.TemporaryDirectory() as temporary:
         path = Path(temporary) / "session.kvz"
         for trial in trials:
-            for rate in rates:
-                save(path, codec.encode(trial.snapshot, rate), force=True)
-                found[rate].append(_measured(model, codec, trial, path))
+            for qp in qps:
+                save(path, codec.encode(trial.snapshot, qp), force=True)
+                found[qp].append(_measured(model, codec, trial, path))
     return {
         "recompute_layers": layers,
         "tiers": codec.tiers,
-        "rates": [{"rate": rate, **summary(rows, trials)} for rate, rows in found.items()],
+        "rates": [{"rate": qp, **summary(rows, trials)} for qp, rows in found.items()],
     }
 
 
@@ -181,7 +181,7 @@ def time_all(model: Any, codecs: Mapping[int, TinyVAECodec], snapshot: KVSnapsho
         sizes = {"prefill": tokens_only(snapshot, codecs.values())}
         for layers, codec in codecs.items():
             path = Path(temporary) / f"{layers}.kvz"
-            save(path, codec.encode(snapshot, codec.rate_of("transparent")))
+            save(path, codec.encode(snapshot, codec.qp_of("transparent")))
             sizes[str(layers)] = path.stat().st_size
             calls[str(layers)] = partial(bring_back, model, codec, path)
         seconds = in_turns(calls, rounds)
@@ -222,13 +222,13 @@ def at_tier(point: Row, tier: str) -> Row:
     return found
 
 
-def size_ratio_at(rates: Sequence[Row], wanted_kl_nats: float) -> float:
-    """Return the size ratio at a mean KL: a line in logarithms between neighbouring rates.
+def size_ratio_at(qps: Sequence[Row], wanted_kl_nats: float) -> float:
+    """Return the size ratio at a mean KL: a line in logarithms between neighbouring QPs.
 
     Beyond all of them it is the line through the first and the last, followed no further than these two lie apart:
     neighbours may differ by noise alone, and their line then leads anywhere.
     """
-    points = sorted((math.log(row["kl_nats"]["mean"]), math.log(row["size_ratio"]["mean"])) for row in rates)
+    points = sorted((math.log(row["kl_nats"]["mean"]), math.log(row["size_ratio"]["mean"])) for row in qps)
     wanted = math.log(wanted_kl_nats)
     after = next((index for index, (kl, _) in enumerate(points) if kl >= wanted), 0)
     (x0, y0), (x1, y1) = (points[after - 1], points[after]) if after else (points[0], points[-1])

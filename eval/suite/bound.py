@@ -98,7 +98,7 @@ class BoundOf:
         decoded = list[tuple[Tensor, Tensor]]()
         for group, layers in enumerate(codec.groups):
             vae, places = codec.vae(group), group_positions(snapshot, layers)
-            rates = codec.rates(group, snapshot.token_ids, self.rate)[places]
+            rates = codec.qps(group, snapshot.token_ids, self.rate)[places]
             below = codec.lower[group].rows(decoded, places, snapshot.tokens)
             context, latents = vae.given(*reversed(analysed.latents[group]), below)
             symbols, levels, predicted = vae.quantized(latents, context, rates)

@@ -46,7 +46,7 @@ def run_command(
     count: Annotated[int | None, typer.Option(help="Sessions measured.", min=1)] = None,
     hops: Annotated[int | None, typer.Option(help="Times a session is saved and resumed on its way.", min=0)] = None,
     curve: Annotated[
-        bool, typer.Option("--curve", help="Measure fixed rates of this project's codecs, not its promises only.")
+        bool, typer.Option("--curve", help="Measure fixed QPs of this project's codecs, not its promises only.")
     ] = False,
     dial: Annotated[
         bool, typer.Option("--dial", help="Measure the codecs of a directory that leave layers to the model, too.")

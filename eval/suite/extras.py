@@ -46,7 +46,7 @@ def extras(suite: Suite, settings: SuiteSettings, advance: Advance, *, show_text
         "original_formats": lambda: _original_formats(suite.sample),
         "bound": lambda: _bounds(suite, latent, settings.bound_sessions),
         "hops": lambda: drifts(suite, settings, drifting),
-        "bits_by_layer": lambda: {p.name: bits_by_layer(p.codec, suite.sample, p.rate or 0) for p in latent},
+        "bits_by_layer": lambda: {p.name: bits_by_layer(p.codec, suite.sample, p.qp or 0) for p in latent},
         "strip": lambda: _strip(suite, latent, show_text=show_text),
         "economics": lambda: economics(suite, settings, chosen),
     }
@@ -85,8 +85,8 @@ def featured(suite: Suite, most_rivals: int) -> list[Rival]:
 
 
 def is_latent(point: TinyVAEPoint) -> bool:
-    """Tell whether a point stores ordinary sessions as latents at a rate, and as nothing else."""
-    if point.rate is None:
+    """Tell whether a point stores ordinary sessions as latents at a QP, and as nothing else."""
+    if point.qp is None:
         return False
     return point.quality is None or point.codec.promises[point.quality].setting.kind == LATENTS
 
@@ -102,7 +102,7 @@ def _original_formats(snapshot: KVSnapshot) -> dict[str, float]:
 
 def _bounds(suite: Suite, points: Sequence[TinyVAEPoint], sessions: int) -> list[dict[str, Any]]:
     """Return the bound of each point over the first sessions; nothing where there is no point."""
-    bounds = {point.name: BoundOf(point.codec, point.rate or 0) for point in points}
+    bounds = {point.name: BoundOf(point.codec, point.qp or 0) for point in points}
     raw_bytes = count = 0
     for snapshot in _snapshots(suite, sessions if bounds else 0):
         for bound in bounds.values():
@@ -130,7 +130,7 @@ def _strip(suite: Suite, points: Sequence[TinyVAEPoint], *, show_text: bool) -> 
 
     Its texts are there only where they may be shown.
     """
-    # A session unlike the codec's own was stored at another rate than its quality's.
+    # A session unlike the codec's own was stored at another QP than its quality's.
     ordinary = [point for point in points if not suite.rows[point.name][0]["unlike"]]
     if not ordinary:
         return None
@@ -139,7 +139,7 @@ def _strip(suite: Suite, points: Sequence[TinyVAEPoint], *, show_text: bool) -> 
     found: dict[str, Any] = {
         "codec": point.name,
         "session": first.session.id,
-        "bits": point.codec.token_bits(suite.sample, point.rate or 0),
+        "bits": point.codec.token_bits(suite.sample, point.qp or 0),
         "damage_nats": row.get("whole", row)["per_token_kl_nats"],
     }
     if show_text and suite.tokenizer is not None:

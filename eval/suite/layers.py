@@ -15,17 +15,17 @@ from kvcompress.snapshot import KVSnapshot
 
 
 @torch.inference_mode()
-def bits_by_layer(codec: TinyVAECodec, snapshot: KVSnapshot, rate: int) -> list[float]:
+def bits_by_layer(codec: TinyVAECodec, snapshot: KVSnapshot, qp: int) -> list[float]:
     """Return the mean bits spent on a value of each layer.
 
     Args:
         codec: A TinyVAE codec of the snapshot's model.
         snapshot: A session's cache.
-        rate: Rate index.
+        qp: Quantisation parameter.
     """
     found = torch.zeros(len(snapshot.layers), dtype=torch.float64)
     for group, layers in enumerate(codec.groups):
-        symbols, levels = codec.symbols(snapshot, group, rate)
+        symbols, levels = codec.symbols(snapshot, group, qp)
         bits = torch.from_numpy(codec.bank.code_lengths(symbols.numpy(), levels.numpy()).sum(0))
         shares = layer_shares(codec, group)
         for column, layer in enumerate(layers):

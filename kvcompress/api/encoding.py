@@ -1,8 +1,8 @@
 """Encode a snapshot as options ask: one way in for programs and the command line.
 
 ```
-lossless ─► identical bits              quality ─► the rate that calibration verified, or finer
-plan ─────► tiers by token              size_ratio, max_kl ─► search over rates
+lossless ─► identical bits              quality ─► the QP that calibration verified, or finer
+plan ─────► tiers by token              size_ratio, max_kl ─► search over QPs
 link ─────► one of these with every number of recomputed layers; the lowest time to the first token wins
 ```
 """

@@ -284,7 +284,7 @@ def _notes(encoded: Encoded, reached: float, choice: Choice | None, codec: str |
         yield f"{told}: stored at {settings['stored']!r} instead of {settings['quality']!r}"
     if "certificate" in settings and "rate" not in settings:
         certificate = settings["certificate"]
-        told = f"no rate of the codec keeps a mean KL of {certificate['max_kl_nats']:g} nats"
+        told = f"no QP of the codec keeps a mean KL of {certificate['max_kl_nats']:g} nats"
         yield f"{told}: stored by the codec {encoded.codec!r}, which loses {certificate['kl_nats']:.2g}"
 
 

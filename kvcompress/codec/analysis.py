@@ -1,9 +1,9 @@
-"""A snapshot as latents, before any rate is chosen: what encodes of one session at several rates share.
+"""A snapshot as latents, before any QP is chosen: what encodes of one session at several QPs share.
 
 ```
-snapshot ──► analyse: RoPE undone, prior subtracted, transform ──► Analysis ──► encode(rate) ──► Encoded
-                                                                            ├─► reconstruct(rate) ──► KVSnapshot
-                                                                            └─► tried(rate) ──► both of them
+snapshot ──► analyse: RoPE undone, prior subtracted, transform ──► Analysis ──► encode(QP) ──► Encoded
+                                                                            ├─► reconstruct(QP) ──► KVSnapshot
+                                                                            └─► tried(QP) ──► both of them
 ```
 """
 
@@ -33,13 +33,14 @@ from tinyvae.quantize import LEVELS
 if TYPE_CHECKING:
     from kvcompress.codec.tinyvae import TinyVAECodec
 
-HIGHEST_RATE = 2 * LEVELS
-"""Largest rate index; the step is then 2**-20 of the coarsest, finer than any cache needs."""
+HIGHEST_QP = 2 * LEVELS
+"""Largest QP (quantisation parameter: index of the step, sixteen to the octave; unlike in video codecs a larger one is
+finer). The step is then 2**-20 of the coarsest, finer than any cache needs."""
 
 OFFSETS = "offsets"
 """Section of a file whose tokens are not all coded alike."""
 
-RESIDUAL, RESIDUAL_RATE = "residual", "residual_rate"
+RESIDUAL, RESIDUAL_QP = "residual", "residual_rate"
 """Sections of a file that also holds what no latent reaches, one a group, and the setting that says how fine."""
 
 Latents = list[tuple[Tensor, Context]]
@@ -57,11 +58,11 @@ class Analysis:
 
     The methods take the same arguments:
 
-    - rate: Rate index; 16 more halve the quantisation step.
-    - offsets: [N] integer, how much finer (positive) or coarser each token is, in rate indices; a file keeps them.
-    - residual_rate: Rate index of what no latent reaches, see `kvcompress.codec.residual`; None leaves it out.
+    - qp: Quantisation parameter; 16 more halve the quantisation step.
+    - offsets: [N] integer, how much finer (positive) or coarser each token is, in QPs; a file keeps them.
+    - residual_qp: QP of what no latent reaches, see `kvcompress.codec.residual`; None leaves it out.
 
-    and raise `InputError` where a rate is out of range or the offsets do not fit.
+    and raise `InputError` where a QP is out of range or the offsets do not fit.
     """
 
     codec: TinyVAECodec
@@ -78,74 +79,74 @@ class Analysis:
     @torch.inference_mode()
     def encode(
         self,
-        rate: int,
+        qp: int,
         settings: Mapping[str, Any] | None = None,
         offsets: Tensor | None = None,
-        residual_rate: int | None = None,
+        residual_qp: int | None = None,
     ) -> Encoded:
-        """Return the file at a rate; `settings` go into its header beside what decoding needs."""
-        own = self._sections(self.codes(rate, offsets, residual_rate))
+        """Return the file at a QP; `settings` go into its header beside what decoding needs."""
+        own = self._sections(self.codes(qp, offsets, residual_qp))
         if offsets is not None:
             own[OFFSETS] = encode_choices(offsets.to(torch.int16).numpy())
         own |= self._probe(checked=True)
-        return self.codec.file_of(self.snapshot, rate, residual_rate, settings or {}, own)
+        return self.codec.file_of(self.snapshot, qp, residual_qp, settings or {}, own)
 
     @torch.inference_mode()
-    def reconstruct(self, rate: int, offsets: Tensor | None = None, residual_rate: int | None = None) -> KVSnapshot:
-        """Return what decoding the file at a rate gives, from the same symbols but without bytes."""
-        return self._rebuilt(self.codes(rate, offsets, residual_rate))
+    def reconstruct(self, qp: int, offsets: Tensor | None = None, residual_qp: int | None = None) -> KVSnapshot:
+        """Return what decoding the file at a QP gives, from the same symbols but without bytes."""
+        return self._rebuilt(self.codes(qp, offsets, residual_qp))
 
     @torch.inference_mode()
     def tried(
         self,
-        rate: int,
+        qp: int,
         settings: Mapping[str, Any] | None = None,
-        residual_rate: int | None = None,
+        residual_qp: int | None = None,
         *,
         checked: bool = False,
     ) -> tuple[KVSnapshot, Encoded]:
-        """Return what decoding the file at a rate gives, and the file, from one quantisation.
+        """Return what decoding the file at a QP gives, and the file, from one quantisation.
 
         Whether the model computes the layers that the file leaves out is looked at only where `checked`.
         """
-        codes = self.codes(rate, None, residual_rate)
+        codes = self.codes(qp, None, residual_qp)
         own = self._sections(codes) | self._probe(checked=checked)
-        return self._rebuilt(codes), self.codec.file_of(self.snapshot, rate, residual_rate, settings or {}, own)
+        return self._rebuilt(codes), self.codec.file_of(self.snapshot, qp, residual_qp, settings or {}, own)
 
     @torch.inference_mode()
-    def token_bits(self, rate: int, offsets: Tensor | None = None) -> list[float]:
+    def token_bits(self, qp: int, offsets: Tensor | None = None) -> list[float]:
         """Return the bits spent on each token, summed over groups; 0 where a window dropped it."""
         bits = torch.zeros(self.snapshot.tokens, dtype=torch.float64)
-        for code in self.codes(rate, offsets):
+        for code in self.codes(qp, offsets):
             bits[code.places] += code.bits(self.codec.bank)
         return [float(value) for value in bits]
 
-    def symbols(self, group: int, rate: int, offsets: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def symbols(self, group: int, qp: int, offsets: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Return symbols and levels, both [T, r] int32, of the tokens that a group of layers holds."""
-        code = self.codes(rate, offsets)[group]
+        code = self.codes(qp, offsets)[group]
         return code.symbols, code.levels
 
-    def codes(self, rate: int, offsets: Tensor | None = None, residual_rate: int | None = None) -> list[GroupCode]:
+    def codes(self, qp: int, offsets: Tensor | None = None, residual_qp: int | None = None) -> list[GroupCode]:
         """Return the code of each group, lower groups first: what is decoded of them predicts the higher ones."""
-        _require_range(rate=rate, residual_rate=residual_rate)
+        _require_range(qp, residual_qp)
         codec, snapshot = self.codec, self.snapshot
         lifts, finer = self.outliers.spread(snapshot.tokens)
         marked = lifts if len(self.outliers.tokens) else None
         codes, decoded = list[GroupCode](), list[tuple[Tensor, Tensor]]()
         for group, layers in enumerate(codec.groups):
             vae, places = codec.vae(group), group_positions(snapshot, layers)
-            rates = (codec.rates(group, snapshot.token_ids, rate, offsets) + finer)[places]
+            qps = (codec.qps(group, snapshot.token_ids, qp, offsets) + finer)[places]
             below = codec.lower[group].rows(decoded, places, snapshot.tokens)
             lifted = vae.lifts(snapshot.token_ids, marked)
             latents, context = self.latents[group]
             context = replace(context, lifts=None if lifted is None else lifted[places])
             context, wanted = vae.given(context, latents, below)
-            symbols, levels, latent = vae.quantized(wanted, context, rates)
+            symbols, levels, latent = vae.quantized(wanted, context, qps)
             decoded.append((places, context.ordinary(latent)))
-            code = GroupCode(places, rates, symbols, levels, lifts=marked)
-            if residual_rate is not None:
+            code = GroupCode(places, qps, symbols, levels, lifts=marked)
+            if residual_qp is not None:
                 exact = to_channels(snapshot, layers, rope_of(snapshot.origin))
-                code = code.with_residual(vae, exact - vae.synthesise(context, latent), residual_rate - rate)
+                code = code.with_residual(vae, exact - vae.synthesise(context, latent), residual_qp - qp)
             codes.append(code)
         return codes
 
@@ -171,12 +172,11 @@ class Analysis:
         return own | ({OUTLIERS: self.outliers.to_bytes()} if len(self.outliers.tokens) else {})
 
 
-def _require_range(**rates: object) -> None:
-    for name, value in rates.items():
-        if value is None and name != "rate":
-            continue
+def _require_range(qp: int, residual_qp: int | None) -> None:
+    named: dict[str, object] = {"QP": qp} | ({} if residual_qp is None else {"residual QP": residual_qp})
+    for name, value in named.items():
         if not isinstance(value, int) or isinstance(value, bool):
             remedy = "Name a quality word with quality=..." if isinstance(value, str) else ""
-            raise InputError(f"{name.replace('_', ' ')} {value!r} is not an integer", remedy)
-        if not 0 <= value <= HIGHEST_RATE:
-            raise InputError(f"{name.replace('_', ' ')} {value} is not in 0..{HIGHEST_RATE}")
+            raise InputError(f"{name} {value!r} is not an integer", remedy)
+        if not 0 <= value <= HIGHEST_QP:
+            raise InputError(f"{name} {value} is not in 0..{HIGHEST_QP}")

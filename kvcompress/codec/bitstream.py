@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from kvcompress.codec.analysis import HIGHEST_RATE, OFFSETS, RESIDUAL, RESIDUAL_RATE
+from kvcompress.codec.analysis import HIGHEST_QP, OFFSETS, RESIDUAL, RESIDUAL_QP
 from kvcompress.codec.group_code import GroupCode
 from kvcompress.codec.other_weights import require_recorded
 from kvcompress.codec.outliers import OUTLIERS, Outliers
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 def require_sections(codec: TinyVAECodec, encoded: Encoded) -> None:
     """Raise `FormatError` unless a file has the sections of its codec and no others."""
-    parts = ["latents", *([RESIDUAL] if RESIDUAL_RATE in encoded.settings else [])]
+    parts = ["latents", *([RESIDUAL] if RESIDUAL_QP in encoded.settings else [])]
     names = {f"{part}.{group}" for part in parts for group in range(len(codec.groups))}
     names |= {PROBE} if codec.recompute_layers else set()
     odd = names ^ (own_sections(encoded) - {OFFSETS, OUTLIERS})
@@ -50,20 +50,20 @@ def read_codes(
         FormatError: A section is damaged, or the file is not one that this codec makes.
         MismatchError: It was recorded with other weights than its header says.
     """
-    rate = _stated_rate(encoded, "rate")
-    finer = _stated_rate(encoded, RESIDUAL_RATE) - rate if RESIDUAL_RATE in encoded.settings else None
-    codes, all_rates = [], _rates(codec, encoded, token_ids, rate)
+    qp = _stated_qp(encoded, "rate")
+    finer = _stated_qp(encoded, RESIDUAL_QP) - qp if RESIDUAL_QP in encoded.settings else None
+    codes, all_qps = [], _qps(codec, encoded, token_ids, qp)
     lifts = _lifts(encoded, len(token_ids))
     require_recorded(encoded.settings, codec.model_fingerprint, codec.preset.origin, origin)
     for group, places in enumerate(_places(codec, token_ids, positions)):
-        vae, rates, residual = codec.vae(group), all_rates[group][places], None
+        vae, qps, residual = codec.vae(group), all_qps[group][places], None
         lifted = vae.lifts(token_ids, lifts)
-        levels = vae.levels(token_ids[places], rates, None if lifted is None else lifted[places])
+        levels = vae.levels(token_ids[places], qps, None if lifted is None else lifted[places])
         symbols = decode_symbols(encoded.sections[f"latents.{group}"], levels.numpy(), codec.bank)
         if finer is not None:
             data, channels = encoded.sections[f"{RESIDUAL}.{group}"], vae.config.channels
             residual = Residual.from_bytes(data, len(places), channels, codec.bank)
-        codes.append(GroupCode(places, rates, torch.from_numpy(symbols), levels, residual, finer or 0, lifts))
+        codes.append(GroupCode(places, qps, torch.from_numpy(symbols), levels, residual, finer or 0, lifts))
     return codes
 
 
@@ -74,19 +74,19 @@ def _lifts(encoded: Encoded, tokens: int) -> Tensor | None:
     return Outliers.from_bytes(encoded.sections[OUTLIERS], tokens).spread(tokens)[0]
 
 
-def _rates(codec: TinyVAECodec, encoded: Encoded, token_ids: Tensor, rate: int) -> list[Tensor]:
-    """Return the rate index [N] of every token for each group, as the file says."""
+def _qps(codec: TinyVAECodec, encoded: Encoded, token_ids: Tensor, qp: int) -> list[Tensor]:
+    """Return the QP [N] of every token for each group, as the file says."""
     offsets = None
     if OFFSETS in encoded.sections:
         offsets = torch.from_numpy(decode_choices(encoded.sections[OFFSETS], len(token_ids)))
     try:
-        rates = [codec.rates(group, token_ids, rate, offsets) for group in range(len(codec.groups))]
+        qps = [codec.qps(group, token_ids, qp, offsets) for group in range(len(codec.groups))]
     except InputError as error:
         raise FormatError(f"the section {OFFSETS!r}: {error.what}") from error
     if OUTLIERS not in encoded.sections:
-        return rates
+        return qps
     finer = Outliers.from_bytes(encoded.sections[OUTLIERS], len(token_ids)).spread(len(token_ids))[1]
-    return [of_group + finer for of_group in rates]
+    return [of_group + finer for of_group in qps]
 
 
 def _places(codec: TinyVAECodec, token_ids: Tensor, positions: Sequence[Tensor]) -> list[Tensor]:
@@ -100,9 +100,9 @@ def _places(codec: TinyVAECodec, token_ids: Tensor, positions: Sequence[Tensor])
     return [positions[layers[0]] for layers in codec.groups]
 
 
-def _stated_rate(encoded: Encoded, name: str) -> int:
-    """Return a rate index that a file's settings name."""
-    rate = encoded.settings.get(name)
-    if not isinstance(rate, int) or isinstance(rate, bool) or not 0 <= rate <= HIGHEST_RATE:
-        raise FormatError(f"the file names the impossible {name.replace('_', ' ')} {rate!r}")
-    return rate
+def _stated_qp(encoded: Encoded, name: str) -> int:
+    """Return a QP that a file's settings name."""
+    qp = encoded.settings.get(name)
+    if not isinstance(qp, int) or isinstance(qp, bool) or not 0 <= qp <= HIGHEST_QP:
+        raise FormatError(f"the file names the impossible {name.replace('_', ' ')} {qp!r}")
+    return qp

@@ -19,16 +19,16 @@ class GroupCode:
 
     Attributes:
         places: [T] int64, the positions that the group holds.
-        rates: [T] int32, rate index of each of these tokens.
+        qps: [T] int32, QP of each of these tokens.
         symbols: [T, r] int32.
         levels: [T, r] int32.
         residual: What no latent reaches, where the file has it,
-        finer: and how many rate indices finer than the latents it is.
+        finer: and how many QPs finer than the latents it is.
         lifts: [N] int32 of all tokens of the session, see `Context`; None where no token is an outlier.
     """
 
     places: Tensor
-    rates: Tensor
+    qps: Tensor
     symbols: Tensor
     levels: Tensor
     residual: Residual | None = None
@@ -36,16 +36,16 @@ class GroupCode:
     lifts: Tensor | None = None
 
     def with_residual(self, vae: TinyVAE, left: Tensor, finer: int) -> GroupCode:
-        """Return this code with the residual that its symbols leave, channels [T, C], so many rates finer."""
+        """Return this code with the residual that its symbols leave, channels [T, C], so many QPs finer."""
         weighted = left * vae.transform.channel_weights
-        residual = Residual.of(weighted, steps_at(vae.config.reference_step, self.rates + finer))
+        residual = Residual.of(weighted, steps_at(vae.config.reference_step, self.qps + finer))
         return replace(self, residual=residual, finer=finer)
 
     def residual_channels(self, vae: TinyVAE) -> Tensor | None:
         """Return the residual as channels [T, C] float32, None where there is none."""
         if self.residual is None:
             return None
-        steps = steps_at(vae.config.reference_step, self.rates + self.finer)
+        steps = steps_at(vae.config.reference_step, self.qps + self.finer)
         return self.residual.weighted(steps, vae.centroids) / vae.transform.channel_weights.clamp(min=1e-12)
 
     def bits(self, bank: TableBank) -> Tensor:

@@ -5,7 +5,7 @@ a codec of dialogues, another language, noise) is coded at the same step, but lo
 out, and what the model cares about, were learnt elsewhere. Two figures of the coded session tell, without the model:
 the bits of its latents per token and the relative error of its cache.
 
-Seen with the bundled model and its first codec, in closed form, 1,024 tokens at the rate of "high", in deviations above
+Seen with the bundled model and its first codec, in closed form, 1,024 tokens at the QP of "high", in deviations above
 the mean of the calibration sessions (the highest of each kind), beside the mean KL of resuming over 128 further tokens,
 of which "high" promises at most .02:
 
@@ -24,7 +24,7 @@ one token repeated                -0.5   9.7   .35
 ```
 
 The two figures do not see how a session opens. Where all sessions open with one token, the model may hang its attention
-on it: Gemma-3-270m without its opening token loses .06 nats at the rate of "transparent", which promises .005, and
+on it: Gemma-3-270m without its opening token loses .06 nats at the QP of "transparent", which promises .005, and
 takes no more bits than many an ordinary session. So a codec knows the opening tokens, too.
 """
 
@@ -176,7 +176,7 @@ def is_unlike(codec: TinyVAECodec, quality: str, figures: Figures, tokens: int) 
     Args:
         codec: The codec.
         quality: One of its tiers.
-        figures: Of the session, coded at the tier's rate.
+        figures: Of the session, coded at the tier's QP.
         tokens: Length of the session.
 
     Raises:

@@ -6,7 +6,7 @@ so an error in them costs more than one elsewhere, and under the tables of ordin
 escape. The file names them: how many levels each lies above ordinary tokens, and how much finer its step is.
 
 ```
-u32 count, then for each: u32 index of the token, u8 levels above ordinary tokens, u8 rate indices finer
+u32 count, then for each: u32 index of the token, u8 levels above ordinary tokens, u8 QPs finer
 ```
 """
 
@@ -31,7 +31,7 @@ PROPORTION = 6.0
 SmolLM2-135M reach 2.5, its sink 8 to 40."""
 
 FINER = 32
-"""Rate indices by which an outlier is finer: a quarter of the step."""
+"""QPs by which an outlier is finer: a quarter of the step."""
 
 MOST_LIFT = 255
 _ROW = np.dtype([("token", "<u4"), ("lift", "u1"), ("finer", "u1")])
@@ -44,7 +44,7 @@ class Outliers:
     Attributes:
         tokens: [K] int64, ascending indices of tokens.
         lifts: [K] int32, levels above ordinary tokens.
-        finer: [K] int32, rate indices that each is finer.
+        finer: [K] int32, QPs that each is finer.
     """
 
     tokens: Tensor
@@ -93,7 +93,7 @@ class Outliers:
         return cls(index, lifts, finer)
 
     def spread(self, tokens: int) -> tuple[Tensor, Tensor]:
-        """Return lifts and finer rates of all N tokens, [N] int32 each, 0 for ordinary ones."""
+        """Return lifts and finer QPs of all N tokens, [N] int32 each, 0 for ordinary ones."""
         zeros = torch.zeros(tokens, dtype=torch.int32)
         return zeros.index_copy(0, self.tokens, self.lifts), zeros.index_copy(0, self.tokens, self.finer)
 

@@ -20,8 +20,8 @@ from kvcompress.metrics.conformal import beyond_allowed, sessions_needed
 
 QUALITIES = ("transparent", "high", "usable")
 LATENTS, RESIDUAL, INT8, LOSSLESS = "latents", "residual", "int8", "lossless"
-MOST_RATE = 320
-"""The codec's highest rate index, known here without torch."""
+MOST_QP = 320
+"""The codec's highest QP, known here without torch."""
 
 FALLBACK = "fallback"
 """Name of the promise for sessions unlike those that a codec knows: as good as transparent, by int8."""
@@ -42,26 +42,26 @@ class Setting:
 
     Attributes:
         kind: "latents"; "residual", which is latents and what they do not reach; "int8"; or "lossless".
-        rate: Rate index of the latents, None without them.
-        residual_rate: Rate index of the residual, None without one.
+        qp: Quantisation parameter of the latents, None without them.
+        residual_qp: QP of the residual, None without one.
 
     Raises:
-        ValueError: The rates are not those of the kind, or out of range.
+        ValueError: The QPs are not those of the kind, or out of range.
     """
 
     kind: str
-    rate: int | None = None
-    residual_rate: int | None = None
+    qp: int | None = None
+    residual_qp: int | None = None
 
     def __post_init__(self) -> None:
         """Refuse what cannot be stored."""
         wanted = {LATENTS: (True, False), RESIDUAL: (True, True), INT8: (False, False), LOSSLESS: (False, False)}
-        given = (self.rate, self.residual_rate)
-        if wanted.get(self.kind) != tuple(rate is not None for rate in given):
-            raise ValueError(f"rates {given} do not belong to {self.kind!r}")
-        for rate in given:
-            if rate is not None and (type(rate) is not int or not 0 <= rate <= MOST_RATE):
-                raise ValueError(f"{rate!r} is no rate index")
+        given = (self.qp, self.residual_qp)
+        if wanted.get(self.kind) != tuple(qp is not None for qp in given):
+            raise ValueError(f"QPs {given} do not belong to {self.kind!r}")
+        for qp in given:
+            if qp is not None and (type(qp) is not int or not 0 <= qp <= MOST_QP):
+                raise ValueError(f"{qp!r} is no QP")
 
     def words(self) -> str:
         """Return it in words, for cards."""
@@ -71,7 +71,16 @@ class Setting:
 
     def to_json(self) -> dict[str, Any]:
         """Return what is not None."""
-        return {name: value for name, value in asdict(self).items() if value is not None}
+        stated = {"kind": self.kind, "rate": self.qp, "residual_rate": self.residual_qp}
+        return {name: value for name, value in stated.items() if value is not None}
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Setting:
+        """Read what `to_json` returned; raises `TypeError` or `ValueError` where it is something else."""
+        odd = set(data) - {"kind", "rate", "residual_rate"}
+        if odd:
+            raise TypeError(f"a setting has no {sorted(odd)[0]!r}")
+        return cls(data["kind"], data.get("rate"), data.get("residual_rate"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,14 +146,14 @@ class Promise:
                 raise ValueError(f"{name} of {loss.measured:g} does not keep {loss.bound:g}")
 
     @property
-    def rate(self) -> int | None:
-        """Rate index of the latents."""
-        return self.setting.rate
+    def qp(self) -> int | None:
+        """QP of the latents."""
+        return self.setting.qp
 
     @property
-    def residual_rate(self) -> int | None:
-        """Rate index of the residual."""
-        return self.setting.residual_rate
+    def residual_qp(self) -> int | None:
+        """QP of the residual."""
+        return self.setting.residual_qp
 
     def losses(self) -> dict[str, Loss]:
         """Return the three losses by name."""
@@ -172,7 +181,9 @@ class Promise:
             ratio = _number(data["size_ratio"]) if "size_ratio" in data else None
             if len(data) != 1 + len(_COUNTS) + len(_LOSSES) + ("size_ratio" in data):
                 raise ValueError("further parts")
-            return cls(quality, Setting(**data["stored"]), sessions, prefix, following, kl, context, top1, ratio)
+            return cls(
+                quality, Setting.from_json(data["stored"]), sessions, prefix, following, kl, context, top1, ratio
+            )
         except (KeyError, TypeError, ValueError) as error:
             told = f"the part {error} is missing" if isinstance(error, KeyError) else str(error)
             raise CheckpointError(f"the codec's promise {quality!r} is damaged ({told})", RECALIBRATE) from error
@@ -238,13 +249,13 @@ def applying(promises: Mapping[str, Promise], settings: Mapping[str, Any]) -> Pr
 
     None covers sessions unlike those known or of other weights, plans, and files without a quality.
     """
-    quality, rate = settings.get("quality"), settings.get("rate")
+    quality, qp = settings.get("quality"), settings.get("rate")
     if OTHER_WEIGHTS in settings:
         return None
     if not isinstance(quality, str) or quality == FALLBACK or settings.get("unlike") or "plan" in settings:
         return None
     promise = promises.get(quality)
-    return promise if promise is not None and promise.rate == rate else None
+    return promise if promise is not None and promise.qp == qp else None
 
 
 def promise_in_words(promise: Promise) -> str:

@@ -38,10 +38,10 @@ def encode_at_quality(codec: TinyVAECodec, snapshot: KVSnapshot, quality: str) -
     for stored in (name for name in finer if name in codec.promises):
         setting = codec.promises[stored].setting
         settings = {"quality": quality} if stored == quality else {"quality": quality, "stored": stored, "unlike": True}
-        if setting.rate is None:
+        if setting.qp is None:
             return weightless(snapshot, setting, settings)
         analysis = analysis or codec.analyse(snapshot)
-        decoded, encoded = analysis.tried(setting.rate, _stated(setting, settings), setting.residual_rate, checked=True)
+        decoded, encoded = analysis.tried(setting.qp, _stated(setting, settings), setting.residual_qp, checked=True)
         if not knows(codec, stored) or not is_unlike(
             codec, stored, figures_of_file(snapshot, encoded, decoded), snapshot.tokens
         ):

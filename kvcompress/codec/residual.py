@@ -5,7 +5,7 @@ however fine the latents are. Where a file is to come nearer, it also holds the 
 
     n = (exact - synthesised channels) * root of the metric's diagonal
 
-in steps of a rate of its own, a symbol a channel, under the codec's frozen tables. The diagonal makes an error of one
+in steps of a QP of its own, a symbol a channel, under the codec's frozen tables. The diagonal makes an error of one
 step cost about the same in every channel. How wide a channel's residual is the file says itself, for it depends on the
 session: a level a channel, an integer, so no float decides a bit.
 

@@ -36,7 +36,7 @@ def synthesised(
         context = vae.context(token_ids, rows, code.places, code.lifts)
         below = codec.lower[group].rows(decoded, code.places, len(token_ids))
         context = vae.below(context, below)
-        latents = vae.dequantize(code.symbols, context, code.rates, code.levels)
+        latents = vae.dequantize(code.symbols, context, code.qps, code.levels)
         decoded.append((code.places, context.ordinary(latents)))
         widths = [codec.shapes[index].channels for index in codec.groups[group]]
         left = code.residual_channels(vae)

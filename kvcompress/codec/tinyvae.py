@@ -17,7 +17,7 @@ import torch
 from huggingface_hub import PyTorchModelHubMixin
 from torch import Tensor, nn
 
-from kvcompress.codec.analysis import HIGHEST_RATE, RESIDUAL_RATE, Analysis
+from kvcompress.codec.analysis import HIGHEST_QP, RESIDUAL_QP, Analysis
 from kvcompress.codec.bitstream import read_codes, require_sections
 from kvcompress.codec.lower_groups import Lower
 from kvcompress.codec.other_weights import Adopted
@@ -68,7 +68,7 @@ class TinyVAECodec(
         groups: For each group its `layers` and the fields of its `TinyVAEConfig`.
         shapes: For each layer its heads and head sizes.
         model: Fingerprint of the model whose caches it codes.
-        tiers: What older versions kept of quality words, unverified rates; not regarded.
+        tiers: What older versions kept of quality words, unverified QPs; not regarded.
         fitted: How it was fitted: sessions, tokens and other facts for the card.
         recompute_layers: m. With m > 0 layers 0 to m are not coded: the model runs its first m layers when a session is
             restored, see `kvcompress.codec.recompute`. A group then says which `known` layer predicts it.
@@ -216,12 +216,10 @@ class TinyVAECodec(
 
     @property
     def tiers(self) -> dict[str, int]:
-        """Rate index of each quality word that latents alone are promised to keep."""
+        """QP of each quality word that latents alone are promised to keep."""
         found = {name: promise.setting for name, promise in self.promises.items() if name != FALLBACK}
         return {
-            name: setting.rate
-            for name, setting in found.items()
-            if setting.kind == LATENTS and setting.rate is not None
+            name: setting.qp for name, setting in found.items() if setting.kind == LATENTS and setting.qp is not None
         }
 
     def promise_of(self, quality: str) -> Promise:
@@ -231,38 +229,38 @@ class TinyVAECodec(
             raise unpromised(quality, promises) if self.adopted is None else self.adopted.refusal(quality)
         return promises[quality]
 
-    def rate_of(self, quality: str) -> int:
-        """Return the rate index at which latents alone keep a quality word; raises `InputError` where none does."""
+    def qp_of(self, quality: str) -> int:
+        """Return the QP at which latents alone keep a quality word; raises `InputError` where none does."""
         promise = self.promise_of(quality)
         if quality not in self.tiers:
             what = f"latents alone do not keep {quality!r} on this model: it is stored as {promise.setting.words()}"
             raise InputError(what, "Use --max-kl or --size-ratio here")
         return self.tiers[quality]
 
-    def rates(self, group: int, token_ids: Tensor, rate: int, offsets: Tensor | None = None) -> Tensor:
-        """Return the rate index [N] int32 of every token of a session for a group of layers, outliers not regarded.
+    def qps(self, group: int, token_ids: Tensor, qp: int, offsets: Tensor | None = None) -> Tensor:
+        """Return the QP [N] int32 of every token of a session for a group of layers, outliers not regarded.
 
         Args:
             group: Index of the group.
             token_ids: [N] int64, all tokens seen.
-            rate: Rate index of the session.
+            qp: Quantisation parameter of the session.
             offsets: [N] integer, added for each token, in levels; `PRIOR_ONLY` codes nothing of it.
 
         Raises:
             InputError: The offsets are not one a token, or beyond their range.
         """
-        rates = self.vae(group).rates(token_ids, rate)
+        qps = self.vae(group).qps(token_ids, qp)
         if offsets is None:
-            return rates
+            return qps
         if offsets.shape != token_ids.shape:
             raise InputError(f"{tuple(offsets.shape)} offsets do not fit {len(token_ids)} tokens")
-        if offsets.numel() and (int(offsets.min()) < PRIOR_ONLY or int(offsets.max()) > HIGHEST_RATE):
-            raise InputError(f"offsets must lie in {PRIOR_ONLY}..{HIGHEST_RATE}")
-        return rates + offsets.to(torch.int32)
+        if offsets.numel() and (int(offsets.min()) < PRIOR_ONLY or int(offsets.max()) > HIGHEST_QP):
+            raise InputError(f"offsets must lie in {PRIOR_ONLY}..{HIGHEST_QP}")
+        return qps + offsets.to(torch.int32)
 
     @torch.inference_mode()
     def analyse(self, snapshot: KVSnapshot) -> Analysis:
-        """Return the latents of a snapshot; who encodes it at several rates does this once.
+        """Return the latents of a snapshot; who encodes it at several QPs does this once.
 
         Raises:
             MismatchError: The snapshot comes from another model.
@@ -274,47 +272,47 @@ class TinyVAECodec(
     def encode(
         self,
         snapshot: KVSnapshot,
-        rate: int | None = None,
+        qp: int | None = None,
         settings: Mapping[str, Any] | None = None,
         offsets: Tensor | None = None,
-        residual_rate: int | None = None,
+        residual_qp: int | None = None,
         *,
         quality: str | None = None,
     ) -> Encoded:
-        """Encode a snapshot at a rate index, or at a quality as calibration verified it.
+        """Encode a snapshot at a QP, or at a quality as calibration verified it.
 
         Args:
             snapshot: The cache.
-            rate: Rate index; 16 more halve the quantisation step.
+            qp: Quantisation parameter; 16 more halve the quantisation step.
             settings: Goes into the header.
             offsets: See `Analysis`.
-            residual_rate: See `Analysis`.
-            quality: "transparent", "high" or "usable" instead of a rate.
+            residual_qp: See `Analysis`.
+            quality: "transparent", "high" or "usable" instead of a QP.
 
         Raises:
             MismatchError: The snapshot comes from another model.
             InputError: It has another geometry, its layers hold different tokens, the offsets do not fit, or neither
-                or both of rate and quality are given.
+                or both of QP and quality are given.
         """
-        if (rate is None) == (quality is None):
-            raise InputError("encoding needs a rate index or a quality", "Name one, such as quality='high'")
+        if (qp is None) == (quality is None):
+            raise InputError("encoding needs a QP or a quality", "Name one, such as quality='high'")
         if quality is not None:
             return encode_at_quality(self, snapshot, quality)
-        assert rate is not None
-        return self.analyse(snapshot).encode(rate, settings, offsets, residual_rate)
+        assert qp is not None
+        return self.analyse(snapshot).encode(qp, settings, offsets, residual_qp)
 
     def file_of(
         self,
         snapshot: KVSnapshot,
-        rate: int,
-        residual_rate: int | None,
+        qp: int,
+        residual_qp: int | None,
         settings: Mapping[str, Any],
         own: Mapping[str, bytes],
     ) -> Encoded:
-        """Return the file of sections that were made at a rate, which its settings say."""
-        stated: dict[str, Any] = {"rate": rate}
-        if residual_rate is not None:
-            stated[RESIDUAL_RATE] = residual_rate
+        """Return the file of sections that were made at a QP, which its settings say."""
+        stated: dict[str, Any] = {"rate": qp}
+        if residual_qp is not None:
+            stated[RESIDUAL_QP] = residual_qp
         if self.recompute_layers:
             stated["recompute_layers"] = self.recompute_layers
         if self.adopted is not None:
@@ -350,20 +348,20 @@ class TinyVAECodec(
         return [float(value) for value in bits]
 
     def reconstruct(
-        self, snapshot: KVSnapshot, rate: int, offsets: Tensor | None = None, residual_rate: int | None = None
+        self, snapshot: KVSnapshot, qp: int, offsets: Tensor | None = None, residual_qp: int | None = None
     ) -> KVSnapshot:
         """Return what `decode` would of `encode`, see `Analysis`."""
-        return self.analyse(snapshot).reconstruct(rate, offsets, residual_rate)
+        return self.analyse(snapshot).reconstruct(qp, offsets, residual_qp)
 
-    def token_bits(self, snapshot: KVSnapshot, rate: int, offsets: Tensor | None = None) -> list[float]:
+    def token_bits(self, snapshot: KVSnapshot, qp: int, offsets: Tensor | None = None) -> list[float]:
         """Return the bits spent on each token, see `Analysis`."""
-        return self.analyse(snapshot).token_bits(rate, offsets)
+        return self.analyse(snapshot).token_bits(qp, offsets)
 
     def symbols(
-        self, snapshot: KVSnapshot, group: int, rate: int, offsets: Tensor | None = None
+        self, snapshot: KVSnapshot, group: int, qp: int, offsets: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
         """Return symbols and levels of a group, see `Analysis`."""
-        return self.analyse(snapshot).symbols(group, rate, offsets)
+        return self.analyse(snapshot).symbols(group, qp, offsets)
 
     def latents(self, snapshot: KVSnapshot, group: int) -> tuple[Tensor, Context]:
         """Return the latents [T, R] float32 of one group of layers, before quantisation, and their context.
@@ -385,4 +383,4 @@ class TinyVAECodec(
         return self.known[group].rows(self.known_layers(snapshot), snapshot.tokens, rope_of(snapshot.origin))
 
 
-__all__ = ["HIGHEST_RATE", "Codec", "TinyVAECodec"]
+__all__ = ["Codec", "TinyVAECodec"]

@@ -91,7 +91,7 @@ def measured(
     place.parent.mkdir(parents=True, exist_ok=True)
     rows = kept_out_of_fit(codec.fitted, usable_sessions(model, tokenizer, sessions))
     trials, resume_file = trials_from_sessions(model, rows, tokenizer), place.with_suffix(".trials.jsonl")
-    residual = any(promise.residual_rate for promise in codec.own_promises.values())
+    residual = any(promise.residual_qp for promise in codec.own_promises.values())
     kinds = (LATENTS, RESIDUAL) if residual else (LATENTS,)
     found = calibrated(model, codec, trials, progress=progress, resume_file=resume_file, kinds=kinds)
     data = _to_json(codec, found)

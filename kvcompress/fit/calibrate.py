@@ -1,10 +1,10 @@
 """Find how each quality word is stored: the coarsest setting measured to keep it, on sessions that fitted nothing.
 
-Settings go from coarse to fine along two paths, latents by rate and then latents with a residual by rate, and end with
+Settings go from coarse to fine along two paths, latents by QP and then latents with a residual by QP, and end with
 the lossless codec, which holds by construction. `kvcompress.fit.search` measures the candidates of a path on all
-sessions; what "holds" means is in `kvcompress.metrics.conformal`. Of the rates of a path that were measured on all
-sessions the promised one holds and so does every finer one (fixed-sequence testing): losses fall with the rate only on
-the whole, and a rate that holds between others that do not is luck. Nothing is assumed of the finest rate: where none
+sessions; what "holds" means is in `kvcompress.metrics.conformal`. Of the QPs of a path that were measured on all
+sessions the promised one holds and so does every finer one (fixed-sequence testing): losses fall with the QP only on
+the whole, and a QP that holds between others that do not is luck. Nothing is assumed of the finest QP: where none
 of a path holds, the next path is taken.
 """
 
@@ -37,8 +37,8 @@ class Calibration:
 
     Attributes:
         promises: Each quality word, and a "fallback" where int8 is as good as transparent.
-        known: What sessions look like at each promised rate, see `kvcompress.codec.out_of_distribution`.
-        nearest: What lost least of the settings with rates, whatever it promises.
+        known: What sessions look like at each promised QP, see `kvcompress.codec.out_of_distribution`.
+        nearest: What lost least of the settings with QPs, whatever it promises.
     """
 
     promises: dict[str, Promise]
@@ -102,8 +102,8 @@ def calibrated(
 
 
 def _figures(sessions: Sessions, chosen: Mapping[str, Setting]) -> dict[str, list[Figures]]:
-    """Return what all sessions look like at each promised rate."""
-    rated = {name: setting for name, setting in chosen.items() if setting.rate is not None}
+    """Return what all sessions look like at each promised QP."""
+    rated = {name: setting for name, setting in chosen.items() if setting.qp is not None}
     return {
         name: [Figures(one.bits_per_token, one.error) for one in sessions.losses(setting, range(sessions.count))]
         for name, setting in rated.items()

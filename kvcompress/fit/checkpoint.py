@@ -130,7 +130,7 @@ def stored_in_words(codec: TinyVAECodec) -> dict[str, str]:
     """Return how each promised quality is stored."""
     found = {name: promise for name, promise in codec.promises.items() if name != FALLBACK}
     return {
-        name: promise.setting.words() + ("" if promise.rate is None else f" at rate {promise.rate}")
+        name: promise.setting.words() + ("" if promise.qp is None else f" at QP {promise.qp}")
         for name, promise in found.items()
     }
 
@@ -183,14 +183,14 @@ def _promises_in_words(codec: TinyVAECodec) -> str:
             f"{loss.measured:.4g} of {loss.bound:g}, {loss.beyond} beyond"
             for loss in (promise.kl_nats, promise.context_lost, promise.top1_lost)
         ]
-        rate = "" if promise.rate is None else f" at {promise.rate}"
+        qp = "" if promise.qp is None else f" at {promise.qp}"
         ratio = "" if promise.size_ratio is None else f"{promise.size_ratio:.4g}"
-        stored = f"{promise.setting.words()}{rate}"
+        stored = f"{promise.setting.words()}{qp}"
         rows.append(f"| {name} | {stored} | {ratio} | {promise.sessions} | {' | '.join(losses)} |")
     first = next(iter(promises.values()))
     return "\n".join(
         [
-            "| quality | stored as, at rate index | size ratio | sessions | KL (nats) | context lost | top-1 lost |",
+            "| quality | stored as, at QP | size ratio | sessions | KL (nats) | context lost | top-1 lost |",
             "| --- | --- | ---: | ---: | --- | --- | --- |",
             *rows,
             "",
@@ -233,8 +233,8 @@ def _trained_in_words(fitted: dict[str, Any]) -> str:
     ]
     return f"""
 The closed form was trained on (`python -m train fit`): {steps[0]:,} steps of prior and prediction on bits,
-{steps[1]:,} of these and the synthesis on bits and the KL divergence of the resumed model, at rate indices
-{recipe["lowest_rate"]} to {recipe["highest_rate"]}.
+{steps[1]:,} of these and the synthesis on bits and the KL divergence of the resumed model, at QPs
+{recipe["lowest_qp"]} to {recipe["highest_qp"]}.
 """
 
 

@@ -26,7 +26,7 @@ LOWER_GROUPS = 2
 """of which the nearest count. A group of another kind of layers may hold fewer tokens; it tells of those."""
 
 LOWER_STEP = 0.18
-"""Lower latents are taken as they are decoded at a middling rate: steps of this many spreads of the widest."""
+"""Lower latents are taken as they are decoded at a middling QP: steps of this many spreads of the widest."""
 
 OUT_OF_PROPORTION = 36.0
 """A token is left out of the sums where a layer's squared channels are so many times those of ordinary tokens."""

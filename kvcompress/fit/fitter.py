@@ -37,7 +37,7 @@ from kvcompress.hf.gradients import cache_gradients
 from kvcompress.hf.rope import rope_of
 from kvcompress.snapshot import KVSnapshot
 from tinyvae import Context, TinyVAEConfig
-from tinyvae.fit.calibration import CALIBRATION_RATE, calibrate_group
+from tinyvae.fit.calibration import CALIBRATION_QP, calibrate_group
 from tinyvae.fit.moments import Coherence, Gram
 from tinyvae.offsets import age_classes, fit_offsets
 from tinyvae.prior import TokenTable
@@ -45,8 +45,8 @@ from tinyvae.quantize import LEVELS_PER_OCTAVE
 from tinyvae.tables import build_tables
 from tinyvae.transform import SHARP_LATENTS, Metric, sensitivity_weight
 
-COARSER_RATES = 32
-"""Where known layers or lower groups tell of a latent, rate 0 has a step of four spreads of the widest, two octaves
+COARSER_QPS = 32
+"""Where known layers or lower groups tell of a latent, QP 0 has a step of four spreads of the widest, two octaves
 coarser than elsewhere: they leave so little that a step of one spread still holds "high"."""
 
 COMMON_SHARE = 0.01
@@ -278,20 +278,20 @@ class Fitter:
         found = self._calibration_latents(codec)
         decoded: list[list[tuple[Tensor, Tensor]]] = [[] for _ in self.levels.rows]
         samples = []
-        rate = CALIBRATION_RATE + self._coarser
+        qp = CALIBRATION_QP + self._coarser
         for number in range(len(codec.groups)):
             vae, rows = codec.vae(number), list[tuple[Tensor, Context]]()
             for session, (latents, context, places, tokens) in enumerate(found[number]):
                 below = codec.lower[number].rows(decoded[session], places, tokens)
                 context, latents = vae.given(context, latents.float(), below)
                 rows.append((latents, context))
-            samples.append(calibrate_group(vae, rows, self.settings.sample_rows, rate=rate, sink=self.sink))
+            samples.append(calibrate_group(vae, rows, self.settings.sample_rows, qp=qp, sink=self.sink))
             for session, (latents, context) in enumerate(rows):
-                rates = torch.full_like(context.token_ids, rate, dtype=torch.int32)
+                qps = torch.full_like(context.token_ids, qp, dtype=torch.int32)
                 places = found[number][session][2]
                 kept = max((count for lower in codec.lower for at, count in lower.groups if at == number), default=0)
                 if kept:
-                    shown = vae.quantized(latents, replace(context, lifts=None), rates)[2][:, :kept].clone()
+                    shown = vae.quantized(latents, replace(context, lifts=None), qps)[2][:, :kept].clone()
                     decoded[session].append((places, shown))
                 else:
                     decoded[session].append((places, latents[:, :0]))
@@ -350,8 +350,8 @@ class Fitter:
 
     @property
     def _coarser(self) -> int:
-        """How many rate indices coarser rate 0 is than the spread of the widest latent."""
-        return COARSER_RATES if self.settings.recompute_layers or len(self.groups) > 1 else 0
+        """How many QPs coarser QP 0 is than the spread of the widest latent."""
+        return COARSER_QPS if self.settings.recompute_layers or len(self.groups) > 1 else 0
 
     def _openings(self) -> Tensor:
         """Return the token id [n] that each session opens with."""

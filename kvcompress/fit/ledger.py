@@ -38,7 +38,7 @@ class Losses:
     Attributes:
         kl_nats: Mean KL(exact || decoded).
         top1_lost: 1 - agreement of the most likely token.
-        bits_per_token: Of the codec's own sections; 0 where the setting has no rate.
+        bits_per_token: Of the codec's own sections; 0 where the setting has no QP.
         error: Relative squared error of the cache; 0 likewise.
         size_ratio: Raw 16-bit bytes over those of the whole file; 0 where no file was made.
     """
@@ -77,7 +77,7 @@ class Ledger:
         if "facts" in line:
             self.facts[session] = Facts(*line["facts"])
         else:
-            self.losses[session, Setting(**line["stored"])] = Losses(*line["losses"])
+            self.losses[session, Setting.from_json(line["stored"])] = Losses(*line["losses"])
 
     def add_facts(self, session: int, facts: Facts) -> None:
         """Note what a session is."""

@@ -1,7 +1,7 @@
-"""Search the rates of a path for the coarsest that holds on all sessions; sessions are visited in the outer loop.
+"""Search the QPs of a path for the coarsest that holds on all sessions; sessions are visited in the outer loop.
 
-A few sessions, the scouts, run a ladder of rates and then the rates where their stress seems to cross 1. From there on
-only measurements of all sessions count: a rate that does not hold is followed by a finer one, one that holds with room
+A few sessions, the scouts, run a ladder of QPs and then the QPs where their stress seems to cross 1. From there on
+only measurements of all sessions count: a QP that does not hold is followed by a finer one, one that holds with room
 to spare by a coarser one. Everything follows from the measurements alone, so a search that goes on from a ledger ends
 where an uninterrupted one does.
 """
@@ -12,7 +12,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from kvcompress.codec.analysis import HIGHEST_RATE
+from kvcompress.codec.analysis import HIGHEST_QP
 from kvcompress.codec.promise import RESIDUAL, Setting
 from kvcompress.codec.residual import RESIDUAL_FINER
 from kvcompress.fit.ledger import Facts, Losses
@@ -20,7 +20,7 @@ from kvcompress.fit.trials import Bench
 from kvcompress.fit.verdict import foreseen, may_hold, means_foreseen, stresses
 from kvcompress.metrics.fidelity import Tier
 
-FINEST = HIGHEST_RATE // 2
+FINEST = HIGHEST_QP // 2
 LADDER = tuple(range(0, FINEST + 1, 40))
 SCOUTS = 6
 """A measurement decodes a session and runs the model: a fit spends a third of its time on them."""
@@ -29,14 +29,14 @@ HOPELESS, SEEN = 1.15, 12
 """A candidate whose first so many sessions, if all were like them, would break a bound by so much is given up."""
 
 FALL = 0.05
-"""Stress falls by about this much of itself from rate to rate: KL by 3 to 6 %."""
+"""Stress falls by about this much of itself from QP to QP: KL by 3 to 6 %."""
 
 HEAD_START = 3
 """Candidates are so much finer than where the scouts cross: few sessions miss the worst ones, and a failed pass costs
 more than the bytes. On SmolLM2-135M all three that began at the crossing failed, after 27, 38 and 12 sessions of 40."""
 
 MOST_COARSER = 2
-"""Coarser rates tried where one holds; each costs a measurement of all sessions."""
+"""Coarser QPs tried where one holds; each costs a measurement of all sessions."""
 
 LEAST_STEP, LEAST_COARSER = 3, 4
 """Smaller steps change a file by less than a session differs from the next; a quarter octave is worth a coarser try."""
@@ -50,14 +50,14 @@ class Search:
 
     Attributes:
         tier: The quality and its bounds.
-        rate: Candidate to be measured on all sessions, None where the search is over.
+        qp: Candidate to be measured on all sessions, None where the search is over.
         step: How far to go if it does not hold.
         coarser: How many coarser ones were tried.
         failed: Rates that do not hold.
     """
 
     tier: Tier
-    rate: int | None
+    qp: int | None
     step: int = LEAST_STEP
     coarser: int = 0
     failed: set[int] = field(default_factory=set)
@@ -138,7 +138,7 @@ class Sessions:
 
 
 class Path:
-    """The rates of one kind of setting.
+    """The QPs of one kind of setting.
 
     Args:
         kind: "latents" or "residual".
@@ -149,72 +149,72 @@ class Path:
         self.kind, self.sessions = kind, sessions
         self.ran: set[int] = set()
 
-    def setting(self, rate: int) -> Setting:
-        """Return the setting of a rate."""
-        return Setting(self.kind, rate, rate + RESIDUAL_FINER if self.kind == RESIDUAL else None)
+    def setting(self, qp: int) -> Setting:
+        """Return the setting of a QP."""
+        return Setting(self.kind, qp, qp + RESIDUAL_FINER if self.kind == RESIDUAL else None)
 
     def coarsest(self, tiers: Sequence[Tier]) -> dict[str, Setting]:
         """Return the coarsest setting found to hold of each tier, by name; those without one are left out."""
-        searches = [Search(tier, rate) for tier, rate in zip(tiers, self._located(tiers), strict=True)]
-        while open_ones := [search for search in searches if search.rate is not None]:
+        searches = [Search(tier, qp) for tier, qp in zip(tiers, self._located(tiers), strict=True)]
+        while open_ones := [search for search in searches if search.qp is not None]:
             wanted: dict[Setting, list[Tier]] = {}
             for search in open_ones:
-                assert search.rate is not None
-                wanted.setdefault(self.setting(search.rate), []).append(search.tier)
-                self.ran.add(search.rate)
+                assert search.qp is not None
+                wanted.setdefault(self.setting(search.qp), []).append(search.tier)
+                self.ran.add(search.qp)
             self.sessions.verify(wanted)
             for search in open_ones:
                 self._move(search)
         held = {search.tier.name: self._held(search) for search in searches}
-        return {name: self.setting(rate) for name, rate in held.items() if rate is not None}
+        return {name: self.setting(qp) for name, qp in held.items() if qp is not None}
 
     def _located(self, tiers: Sequence[Tier]) -> list[int | None]:
-        """Return where to begin for each tier, None where the scouts say that not even the finest rate holds."""
-        self.sessions.scout([self.setting(rate) for rate in LADDER])
+        """Return where to begin for each tier, None where the scouts say that not even the finest QP holds."""
+        self.sessions.scout([self.setting(qp) for qp in LADDER])
         first = [self._crossing(tier, LADDER) for tier in tiers]
-        more = sorted({rate for rate in first if rate is not None} - set(LADDER))
-        self.sessions.scout([self.setting(rate) for rate in more])
+        more = sorted({qp for qp in first if qp is not None} - set(LADDER))
+        self.sessions.scout([self.setting(qp) for qp in more])
         found = [self._crossing(tier, sorted({*LADDER, *more})) for tier in tiers]
-        return [None if rate is None else min(FINEST, rate + HEAD_START) for rate in found]
+        return [None if qp is None else min(FINEST, qp + HEAD_START) for qp in found]
 
-    def _crossing(self, tier: Tier, rates: Sequence[int]) -> int | None:
-        """Return the rate where the scouts' stress comes down to 1, on a line in logarithms; None where it does not."""
+    def _crossing(self, tier: Tier, qps: Sequence[int]) -> int | None:
+        """Return the QP where the scouts' stress comes down to 1, on a line in logarithms; None where it does not."""
         held: tuple[int, float] | None = None
-        for rate in reversed(rates):
-            stress = self.sessions.foreseen(self.setting(rate), tier)
+        for qp in reversed(qps):
+            stress = self.sessions.foreseen(self.setting(qp), tier)
             if stress > 1:
-                return None if held is None else between(rate, stress, *held)
-            held = (rate, stress)
+                return None if held is None else between(qp, stress, *held)
+            held = (qp, stress)
         return None if held is None else held[0]
 
     def _move(self, search: Search) -> None:
-        """Go finer after a rate that does not hold, coarser after one that holds with room to spare."""
-        assert search.rate is not None
-        stress = self.sessions.stress(self.setting(search.rate), search.tier)
-        if stress > 1 or self.setting(search.rate) not in self.sessions.complete:
-            search.failed.add(search.rate)
+        """Go finer after a QP that does not hold, coarser after one that holds with room to spare."""
+        assert search.qp is not None
+        stress = self.sessions.stress(self.setting(search.qp), search.tier)
+        if stress > 1 or self.setting(search.qp) not in self.sessions.complete:
+            search.failed.add(search.qp)
         held, low = self._held(search), max(search.failed, default=-1)
         if held is None:
             told = math.ceil(math.log(max(stress, 1.0)) / FALL) if math.isfinite(stress) else 0
-            search.rate = None if low >= FINEST else min(FINEST, low + max(search.step, told))
+            search.qp = None if low >= FINEST else min(FINEST, low + max(search.step, told))
             search.step *= 2
             return
         spare = self.sessions.stress(self.setting(held), search.tier)
-        rate = max(0, held - round(-math.log(max(spare, 1e-9)) / FALL), (low + held) // 2)
+        qp = max(0, held - round(-math.log(max(spare, 1e-9)) / FALL), (low + held) // 2)
         search.coarser += 1
-        search.rate = None if held - rate < LEAST_COARSER or search.coarser > MOST_COARSER else rate
+        search.qp = None if held - qp < LEAST_COARSER or search.coarser > MOST_COARSER else qp
 
     def _held(self, search: Search) -> int | None:
-        """Return the coarsest rate that holds on all sessions, as far as no finer one that ran was seen to fail."""
+        """Return the coarsest QP that holds on all sessions, as far as no finer one that ran was seen to fail."""
         found = None
-        for rate in sorted(self.ran, reverse=True):
-            if rate in search.failed or self.sessions.stress(self.setting(rate), search.tier) > 1:
+        for qp in sorted(self.ran, reverse=True):
+            if qp in search.failed or self.sessions.stress(self.setting(qp), search.tier) > 1:
                 break
-            found = rate if self.setting(rate) in self.sessions.complete else found
+            found = qp if self.setting(qp) in self.sessions.complete else found
         return found
 
 
 def between(failed: int, above: float, held: int, below: float) -> int:
-    """Return the rate where the logarithm of the stress crosses 0, on the line between two rates; rounded finer."""
+    """Return the QP where the logarithm of the stress crosses 0, on the line between two QPs; rounded finer."""
     share = math.log(above) / (math.log(above) - math.log(max(below, 1e-9))) if math.isfinite(above) else 1.0
     return min(held, failed + math.ceil(share * (held - failed)))

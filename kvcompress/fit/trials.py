@@ -137,13 +137,13 @@ class Bench:
         exact = self._exact_log_odds(session, snapshot, continuation)
         analysis: Analysis | None = None
         for setting in missing:
-            if setting.rate is not None and analysis is None:
+            if setting.qp is not None and analysis is None:
                 analysis = self.codec.analyse(snapshot)
             decoded, file = stored_as(snapshot, setting, analysis)
             bits, error, ratio = 0.0, 0.0, 0.0
             if file is not None:
                 ratio = snapshot.raw_bytes / len(to_bytes(file))
-            if file is not None and setting.rate is not None:
+            if file is not None and setting.qp is not None:
                 bits, error = figures_of(snapshot, decoded, file)
             cache = restore(decoded, self.model, copy=setting.kind == LOSSLESS)
             kl, top1 = compared(exact, feed(self.model, cache, continuation, snapshot.tokens))
@@ -170,16 +170,16 @@ def stored_as(snapshot: KVSnapshot, setting: Setting, analysis: Analysis | None)
     Args:
         snapshot: The exact cache.
         setting: How it is stored.
-        analysis: Of this cache by the codec; not needed without a rate.
+        analysis: Of this cache by the codec; not needed without a QP.
     """
     if setting.kind == LOSSLESS:
         return snapshot, None
     if setting.kind == INT8:
         eight = Int8Codec().encode(snapshot)
         return Int8Codec().decode(eight), eight
-    assert setting.rate is not None
+    assert setting.qp is not None
     assert analysis is not None
-    return analysis.tried(setting.rate, residual_rate=setting.residual_rate)
+    return analysis.tried(setting.qp, residual_qp=setting.residual_qp)
 
 
 def context_worth(model: Any, token_ids: Tensor, continuation: Tensor, exact: Tensor) -> float:

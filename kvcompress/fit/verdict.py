@@ -76,10 +76,10 @@ def promise_of(quality: str, tier: Tier, setting: Setting, losses: Sequence[Loss
 
 
 def nearest_of(ledger: Ledger) -> Nearest:
-    """Return the means of the setting with rates that lost least, over the sessions that it was measured on."""
+    """Return the means of the setting with QPs that lost least, over the sessions that it was measured on."""
     runs = dict[Setting, list[int]]()
     for session, setting in ledger.losses:
-        if setting.rate is not None:
+        if setting.qp is not None:
             runs.setdefault(setting, []).append(session)
 
     def means(setting: Setting) -> Nearest:

@@ -55,7 +55,7 @@ class Encoded:
         model_name: A label.
         tokens: Number of tokens of the session.
         raw_bytes: Cache size at 16 bits a number.
-        settings: JSON-able settings of the codec (rate index, quality word, ...).
+        settings: JSON-able settings of the codec (QP, quality word, ...).
         sections: Section name -> bytes, in file order.
     """
 

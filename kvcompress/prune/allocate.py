@@ -39,33 +39,33 @@ def own_worth_log2(codec: TinyVAECodec, snapshot: KVSnapshot) -> Tensor:
     """Return [N] float32: log2 of what the codec itself expects each token to be worth, by id and age."""
     total = torch.zeros(snapshot.tokens)
     for group in range(len(codec.groups)):
-        total += codec.vae(group).rates(snapshot.token_ids, 0).float() / LEVELS_PER_WORTH_OCTAVE / len(codec.groups)
+        total += codec.vae(group).qps(snapshot.token_ids, 0).float() / LEVELS_PER_WORTH_OCTAVE / len(codec.groups)
     return total - total.mean() if snapshot.tokens else total
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Costs:
-    """What each tier costs each token at one rate.
+    """What each tier costs each token at one QP.
 
     Attributes:
-        rate: Rate index of the coarse tier.
+        qp: Quantisation parameter of the coarse tier.
         bits: [len(CHOICES), N] float64.
         errors: [len(CHOICES), N] float64, squared error of the latents, summed over groups.
     """
 
-    rate: int
+    qp: int
     bits: Tensor
     errors: Tensor
 
 
 @torch.inference_mode()
-def measure_costs(codec: TinyVAECodec, snapshot: KVSnapshot, rate: int, latents: Latents | None = None) -> Costs:
+def measure_costs(codec: TinyVAECodec, snapshot: KVSnapshot, qp: int, latents: Latents | None = None) -> Costs:
     """Try every tier on every token.
 
     Args:
         codec: The codec.
         snapshot: The cache, whole or pruned.
-        rate: Rate index of the coarse tier.
+        qp: Quantisation parameter of the coarse tier.
         latents: Of each group, as `codec.latents` gives them; computed if not given.
     """
     bits = torch.zeros(len(CHOICES), snapshot.tokens, dtype=torch.float64)
@@ -76,20 +76,20 @@ def measure_costs(codec: TinyVAECodec, snapshot: KVSnapshot, rate: int, latents:
         errors[0, place] += found[0].double().square().sum(1)  # prior only: no bits, and all is lost
         for row, tier in enumerate(CHOICES[1:], 1):
             offsets = torch.full((snapshot.tokens,), OFFSETS[tier], dtype=torch.int64)
-            rates = codec.rates(group, snapshot.token_ids, rate, offsets)[place]
-            spent, lost = _tried(codec, group, *found, rates)
+            qps = codec.qps(group, snapshot.token_ids, qp, offsets)[place]
+            spent, lost = _tried(codec, group, *found, qps)
             bits[row, place] += spent
             errors[row, place] += lost
-    return Costs(rate, bits, errors)
+    return Costs(qp, bits, errors)
 
 
-def _tried(codec: TinyVAECodec, group: int, latents: Tensor, context: Context, rates: Tensor) -> tuple[Tensor, Tensor]:
-    """Return bits and squared errors [T] float64 of tokens at their rates."""
+def _tried(codec: TinyVAECodec, group: int, latents: Tensor, context: Context, qps: Tensor) -> tuple[Tensor, Tensor]:
+    """Return bits and squared errors [T] float64 of tokens at their QPs."""
     vae = codec.vae(group)
-    symbols, levels = vae.quantize(latents, context, rates)
+    symbols, levels = vae.quantize(latents, context, qps)
     bits = torch.from_numpy(codec.bank.code_lengths(symbols.numpy(), levels.numpy()).sum(1))
     lost = latents.double().clone()
-    lost[:, : symbols.shape[1]] -= vae.dequantize(symbols, context, rates, levels).double()
+    lost[:, : symbols.shape[1]] -= vae.dequantize(symbols, context, qps, levels).double()
     return bits, lost.square().sum(1)
 
 
@@ -130,5 +130,5 @@ def _row(tiers: Tensor) -> Tensor:
 
 
 def offsets_of(tiers: Tensor) -> Tensor:
-    """Return the rate offsets [N] int64 of tiers [N]."""
+    """Return the QP offsets [N] int64 of tiers [N]."""
     return torch.tensor([OFFSETS[tier] for tier in Tier])[tiers]

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kvcompress.codec.analysis import HIGHEST_RATE, Analysis, Latents
+from kvcompress.codec.analysis import HIGHEST_QP, Analysis, Latents
 from kvcompress.codec.exact_tokens import with_exact
 from kvcompress.codec.tinyvae import TinyVAECodec
 from kvcompress.errors import InputError
@@ -60,7 +60,7 @@ class Plan:
 
     Attributes:
         scorer: Whose worth it follows.
-        rate: Rate index of the coarse tier.
+        qp: Quantisation parameter of the coarse tier.
         weight: Lagrange multiplier: bits that losing an average token is worth.
         tiers: [N] int64, the tier of each token.
         damage: Foreseen loss, as a share of that of coding nothing.
@@ -68,7 +68,7 @@ class Plan:
     """
 
     scorer: str
-    rate: int
+    qp: int
     weight: float
     tiers: Tensor
     damage: float
@@ -143,48 +143,48 @@ class Planner:
             found.append((latents[stays], context[stays]))
         return found
 
-    def costs(self, rate: int) -> Costs:
-        """Return what each tier costs each token at a rate; tried once."""
-        if rate not in self._costs:
-            self._costs[rate] = measure_costs(self.codec, self.pruned, rate, self._latents)
-        return self._costs[rate]
+    def costs(self, qp: int) -> Costs:
+        """Return what each tier costs each token at a QP; tried once."""
+        if qp not in self._costs:
+            self._costs[qp] = measure_costs(self.codec, self.pruned, qp, self._latents)
+        return self._costs[qp]
 
-    def plan(self, rate: int, weight: float) -> Plan:
-        """Return the plan of a rate and a Lagrange multiplier.
+    def plan(self, qp: int, weight: float) -> Plan:
+        """Return the plan of a QP and a Lagrange multiplier.
 
         Args:
-            rate: Rate index of the coarse tier.
+            qp: Quantisation parameter of the coarse tier.
             weight: Bits that losing an average token is worth.
         """
-        costs = self.costs(rate)
+        costs = self.costs(qp)
         unit = float((costs.errors[0] * self.worth).mean()) if len(self.worth) else 1.0
         tiers = allocate(costs, self.worth, weight / max(unit, 1e-300), self.demand.floor)
         tiers = torch.where(self.kept, torch.maximum(tiers, self.demand.floor), int(Tier.DROPPED))
         share = foreseen_damage(costs, self.worth, tiers) / max(unit * max(len(tiers), 1), 1e-300)
-        return Plan(self.scorer, rate, weight, tiers, share, foreseen_bits(costs, tiers))
+        return Plan(self.scorer, qp, weight, tiers, share, foreseen_bits(costs, tiers))
 
     def encode(self, plan: Plan) -> Planned:
         """Return the file of a plan."""
         offsets = offsets_of(plan.tiers)
         settings = {**self.settings, "plan": plan.scorer}
         told = offsets if bool(offsets.any()) else None
-        encoded = Analysis(self.codec, self.pruned, self._latents).encode(plan.rate, settings, told)
+        encoded = Analysis(self.codec, self.pruned, self._latents).encode(plan.qp, settings, told)
         encoded = with_exact(encoded, self.pruned, plan.tiers == int(Tier.EXACT))
         return Planned(plan, encoded, len(to_bytes(encoded)))
 
-    def within(self, rate: int, most_bytes: int) -> Planned | None:
+    def within(self, qp: int, most_bytes: int) -> Planned | None:
         """Return the largest file found of at most `most_bytes`, None where even the smallest is larger.
 
         Foreseen bits say where to look; the file's size is measured. What is coded of a token costs more where its
         neighbours are not, so files are larger than foreseen, and the aim is read off between one that fits and one
         that does not.
         """
-        least = self.smallest(rate)
+        least = self.smallest(qp)
         if least.file_bytes > most_bytes:
             return None
         best, below, above = least, least, None
         for _ in range(TRIES):
-            tried = self.encode(self.plan(rate, self._weight_of(rate, _aim(below, above, AIMED * most_bytes))))
+            tried = self.encode(self.plan(qp, self._weight_of(qp, _aim(below, above, AIMED * most_bytes))))
             if tried.file_bytes > most_bytes:
                 above = tried
                 continue
@@ -194,34 +194,34 @@ class Planner:
                 break
         return best
 
-    def _weight_of(self, rate: int, latents_bytes: float) -> float:
+    def _weight_of(self, qp: int, latents_bytes: float) -> float:
         """Return the multiplier whose foreseen bits are about so many bytes (bisection on its logarithm)."""
         low, high = math.log2(LEAST_WEIGHT), math.log2(MOST_WEIGHT)
         for _ in range(18):
             middle = (low + high) / 2
-            bits = float(self.plan(rate, 2.0**middle).bits.sum())
+            bits = float(self.plan(qp, 2.0**middle).bits.sum())
             low, high = (middle, high) if bits < 8 * latents_bytes else (low, middle)
         return float(2.0 ** ((low + high) / 2))
 
-    def losing(self, rate: int, damage: float) -> Planned:
+    def losing(self, qp: int, damage: float) -> Planned:
         """Return the file of the plan that is foreseen to lose about `damage`, in the unit of `Plan.damage`."""
         low, high = math.log2(LEAST_WEIGHT), math.log2(MOST_WEIGHT)
         for _ in range(18):
             middle = (low + high) / 2
-            low, high = (low, middle) if self.plan(rate, 2.0**middle).damage <= damage else (middle, high)
-        return self.encode(self.plan(rate, 2.0**high))
+            low, high = (low, middle) if self.plan(qp, 2.0**middle).damage <= damage else (middle, high)
+        return self.encode(self.plan(qp, 2.0**high))
 
-    def one_tier_damage(self, rate: int) -> float:
-        """Return what the file of one tier at a rate is foreseen to lose, in the unit of `Plan.damage`."""
-        costs = self.costs(rate)
+    def one_tier_damage(self, qp: int) -> float:
+        """Return what the file of one tier at a QP is foreseen to lose, in the unit of `Plan.damage`."""
+        costs = self.costs(qp)
         whole = float((costs.errors[0] * self.worth).sum())
         return float((costs.errors[CHOICES.index(Tier.COARSE)] * self.worth).sum()) / max(whole, 1e-300)
 
-    def smallest(self, rate: int) -> Planned:
+    def smallest(self, qp: int) -> Planned:
         """Return the file of the least that the demand allows; made once."""
-        if rate not in self._least:
-            self._least[rate] = self.encode(self.plan(rate, LEAST_WEIGHT))
-        return self._least[rate]
+        if qp not in self._least:
+            self._least[qp] = self.encode(self.plan(qp, LEAST_WEIGHT))
+        return self._least[qp]
 
 
 def _aim(below: Planned, above: Planned | None, wanted_bytes: float) -> float:
@@ -234,9 +234,9 @@ def _aim(below: Planned, above: Planned | None, wanted_bytes: float) -> float:
     return foreseen + min(max(share, 0.1), 0.9) * (float(above.plan.bits.sum()) / 8 - foreseen)
 
 
-def require_rate(rate: int) -> int:
-    """Return a rate index brought into its range."""
-    return max(0, min(rate, HIGHEST_RATE))
+def clamped_qp(qp: int) -> int:
+    """Return a QP brought into its range."""
+    return max(0, min(qp, HIGHEST_QP))
 
 
 def cannot_be_met(most_bytes: int, least: Planned) -> InputError:

@@ -1,6 +1,6 @@
 """Race and trace: candidate plans run side by side, the best by measured rate and damage is committed.
 
-A runner is a scorer at a base rate. All run at equal bytes and each is judged by the KL of resuming from its decoded
+A runner is a scorer at a base QP. All run at equal bytes and each is judged by the KL of resuming from its decoded
 file along sampled futures (`kvcompress.metrics.sampled_kl`); the plan of one tier for all runs too, so a race never
 loses to not planning. Where the aim is a damage and not a size, the leader of the history is brought to it first, the
 others run at its bytes, and the winner is brought to the aim. Of equal damages the smaller file wins, then the earlier
@@ -20,10 +20,10 @@ from kvcompress.codec.tinyvae import TinyVAECodec
 from kvcompress.errors import InputError
 from kvcompress.format.container import Encoded, to_bytes
 from kvcompress.prune.history import History
-from kvcompress.prune.planner import LEAST_WEIGHT, MOST_WEIGHT, Planned, Planner, cannot_be_met, require_rate
+from kvcompress.prune.planner import LEAST_WEIGHT, MOST_WEIGHT, Planned, Planner, cannot_be_met, clamped_qp
 from kvcompress.snapshot import KVSnapshot
 
-RATE_STEPS = (0, 12)
+QP_STEPS = (0, 12)
 """Rates of the coarse tier above that of one tier: where most tokens fall to prior only, the others can be finer. At 20
 so many fall that what is lost lies beyond the judge's futures: on 16 sessions at "high" a race with these runners, too,
 lost .0122 nats instead of .0068."""
@@ -51,15 +51,15 @@ class Damage(Protocol):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Runner:
-    """A planner at a base rate."""
+    """A planner at a base QP."""
 
     planner: Planner
-    rate: int
+    qp: int
     step: int
 
     @property
     def name(self) -> str:
-        """How the history knows it: the scorer, and how far its rate lies above that of one tier."""
+        """How the history knows it: the scorer, and how far its QP lies above that of one tier."""
         return f"{self.planner.scorer}+{self.step}"
 
 
@@ -79,7 +79,7 @@ class Race:
         codec: Codec of all plans.
         planners: One a scorer, with the same session and demand.
         damage: The judge.
-        rate: Rate index of the file of one tier that the race is about.
+        qp: Quantisation parameter of the file of one tier that the race is about.
         history: What earlier races found; this one is noted in it.
         progress: Called after each file with "plans", how many ran, how many are foreseen.
     """
@@ -89,7 +89,7 @@ class Race:
         codec: TinyVAECodec,
         planners: Sequence[Planner],
         damage: Damage,
-        rate: int,
+        qp: int,
         history: History | None = None,
         progress: Progress = lambda stage, done, total: None,
     ) -> None:
@@ -98,7 +98,7 @@ class Race:
         runners = {
             runner.name: runner
             for planner in planners
-            for runner in (Runner(planner, require_rate(rate + step), step) for step in RATE_STEPS)
+            for runner in (Runner(planner, clamped_qp(qp + step), step) for step in QP_STEPS)
         }
         self.runners = [runners[name] for name in self.history.order(list(runners))[:MOST_RUNNERS]]
         self.finishes: list[Finish] = []
@@ -114,7 +114,7 @@ class Race:
         found = [self._run(runner, most_bytes) for runner in self.runners]
         finishes = [finish for finish in found if finish is not None]
         if not finishes:
-            least = min((r.planner.smallest(r.rate) for r in self.runners), key=lambda planned: planned.file_bytes)
+            least = min((r.planner.smallest(r.qp) for r in self.runners), key=lambda planned: planned.file_bytes)
             raise cannot_be_met(most_bytes, least)
         self.finishes = finishes
         self.history.note({finish.name: finish.kl_nats for finish in finishes})
@@ -131,12 +131,12 @@ class Race:
         try:
             winner = self.at_bytes(about_bytes)
         except InputError:
-            most = max(runner.planner.smallest(runner.rate).file_bytes for runner in self.runners)
+            most = max(runner.planner.smallest(runner.qp).file_bytes for runner in self.runners)
             winner = self.at_bytes(most + about_bytes)
         return self._brought_to(winner, most_kl_nats)
 
     def _run(self, runner: Runner, most_bytes: int) -> Finish | None:
-        planned = runner.planner.within(runner.rate, most_bytes)
+        planned = runner.planner.within(runner.qp, most_bytes)
         return None if planned is None else self._judged(runner, planned)
 
     def _judged(self, runner: Runner, planned: Planned) -> Finish:
@@ -171,7 +171,7 @@ class Race:
                 log, step = (log - step, 2 * step) if broken is None else (log + step, 2 * step)
             if not LEAST_LOG <= log <= MOST_LOG:
                 break
-            tried = self._judged(runner, runner.planner.encode(runner.planner.plan(runner.rate, 2.0**log)))
+            tried = self._judged(runner, runner.planner.encode(runner.planner.plan(runner.qp, 2.0**log)))
             if tried.kl_nats > most_kl_nats:
                 broken = log
                 continue
@@ -182,7 +182,7 @@ class Race:
         return best
 
 
-def one_tier_kl(codec: TinyVAECodec, snapshot: KVSnapshot, rate: int, damage: Damage) -> tuple[Encoded, int, float]:
-    """Return the file of one tier at a rate, its size, and what it loses."""
-    encoded = codec.encode(snapshot, rate)
+def one_tier_kl(codec: TinyVAECodec, snapshot: KVSnapshot, qp: int, damage: Damage) -> tuple[Encoded, int, float]:
+    """Return the file of one tier at a QP, its size, and what it loses."""
+    encoded = codec.encode(snapshot, qp)
     return encoded, len(to_bytes(encoded)), damage.kl(codec.decode(encoded))

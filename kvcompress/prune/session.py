@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from kvcompress.codec.analysis import HIGHEST_RATE
+from kvcompress.codec.analysis import HIGHEST_QP
 from kvcompress.codec.exact_tokens import WithExact, with_exact
 from kvcompress.codec.tinyvae import TinyVAECodec
 from kvcompress.errors import InputError
@@ -19,7 +19,7 @@ from kvcompress.prune.constraints import GUARANTEES, Demand, choose_kept, drop, 
 from kvcompress.prune.evidence.collect import collect
 from kvcompress.prune.evidence.record import Evidence
 from kvcompress.prune.history import History
-from kvcompress.prune.planner import Planner, cannot_be_met, require_rate
+from kvcompress.prune.planner import Planner, cannot_be_met, clamped_qp
 from kvcompress.prune.scorers.registry import Scorer, find_scorer, parts_of, scored
 from kvcompress.prune.search import ONE_TIER, Finish, Progress, Race, one_tier_kl
 from kvcompress.prune.table import Table, kinds_of, table_of
@@ -160,9 +160,9 @@ class SessionPlanner:
             InputError: The budget cannot be met with the guaranteed anchors.
         """
         judge = self._judge or Judge(self.model, self.snapshot)
-        rate = self._rate(judge)
-        single, single_bytes, single_kl = one_tier_kl(self.codec, self.snapshot, rate, judge)
-        race = Race(self.codec, self._planners(), judge, rate, self.history, self.progress)
+        qp = self._qp(judge)
+        single, single_bytes, single_kl = one_tier_kl(self.codec, self.snapshot, qp, judge)
+        race = Race(self.codec, self._planners(), judge, qp, self.history, self.progress)
         notes = list[str]()
         if self.asked.size_ratio is not None:
             best = race.at_bytes(int(self.snapshot.raw_bytes / self.asked.size_ratio))
@@ -194,15 +194,15 @@ class SessionPlanner:
         """
         if self.asked.max_kl_nats is not None:
             raise InputError("a bound on the KL is kept by measuring, which a quick plan does not", "Use --plan auto")
-        rate, planner = self._rate(None), self._planners()[0]
-        coarse = require_rate(rate + QUICK_STEP)
+        qp, planner = self._qp(None), self._planners()[0]
+        coarse = clamped_qp(qp + QUICK_STEP)
         if self.asked.size_ratio is not None:
             most = int(self.snapshot.raw_bytes / self.asked.size_ratio)
             found = planner.within(coarse, most)
             if found is None:
                 raise cannot_be_met(most, planner.smallest(coarse))
         else:
-            found = planner.losing(coarse, planner.one_tier_damage(rate))
+            found = planner.losing(coarse, planner.one_tier_damage(qp))
         return PlannedSession(found.encoded, self._table(found.encoded, planner.scorer), (), planner.scorer)
 
     def _settings(self) -> dict[str, Any]:
@@ -222,21 +222,21 @@ class SessionPlanner:
             for scorer in self.scorers
         ]
 
-    def _rate(self, judge: Judge | None) -> int:
-        """Return the rate of the file of one tier that answers what was asked, as nearly as one tier can."""
+    def _qp(self, judge: Judge | None) -> int:
+        """Return the QP of the file of one tier that answers what was asked, as nearly as one tier can."""
         if self.asked.size_ratio is not None:
             try:
                 return int(encode_at_size_ratio(self.codec, self.snapshot, self.asked.size_ratio).settings["rate"])
             except InputError:  # one tier cannot be so small; a plan may
                 return 0
         if self.asked.max_kl_nats is not None and judge is not None:
-            low, high = 0, HIGHEST_RATE // 2
+            low, high = 0, HIGHEST_QP // 2
             while low < high:
                 middle = (low + high) // 2
                 kept = one_tier_kl(self.codec, self.snapshot, middle, judge)[2] <= self.asked.max_kl_nats
                 low, high = (low, middle) if kept else (middle + 1, high)
             return low
-        return self.codec.rate_of(str(self.asked.quality))
+        return self.codec.qp_of(str(self.asked.quality))
 
     def _allowed(self, one_tier_kl_nats: float) -> float:
         if self.asked.max_kl_nats is not None:

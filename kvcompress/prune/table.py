@@ -95,7 +95,7 @@ def stored_tiers(encoded: Encoded, decoded: KVSnapshot) -> Tensor:
 
 
 def stored_offsets(encoded: Encoded) -> Tensor | None:
-    """Return the rate offsets [N] of a file's tokens, None where all are coded alike."""
+    """Return the QP offsets [N] of a file's tokens, None where all are coded alike."""
     if OFFSETS not in encoded.sections:
         return None
     return torch.from_numpy(decode_choices(encoded.sections[OFFSETS], encoded.tokens))

@@ -13,7 +13,7 @@ class Tier(IntEnum):
 
     DROPPED: It leaves every layer, in the file and in memory; its position stays free.
     PRIOR: Nothing is coded; its entry is what the codec expects from the tokens and from decoded neighbours.
-    COARSE: Coded at the session's rate.
+    COARSE: Coded at the session's QP.
     FINE: Coded finer than that.
     EXACT: Beside all this its numbers are stored as they are, in the cache's own data type.
     """

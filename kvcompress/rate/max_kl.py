@@ -1,4 +1,4 @@
-"""Closed loop: code a session at several rates, resume from each, keep the smallest file that holds a bound on KL.
+"""Closed loop: code a session at several QPs, resume from each, keep the smallest file that holds a bound on KL.
 
 ```
 session     0 ............ c ....... N           the last T = N - c tokens are held back
@@ -8,9 +8,9 @@ decoded     cache of [0, c), fed c .. N-1  ──┴─► mean KL(exact || deco
 The file holds the whole session; only what is measured is cut. An entry of a cache depends on no token behind it, so
 the exact one is what it was when the session had c tokens, and the tail is text that really followed.
 
-KL falls with the rate, but not at every step: neighbouring rates round other latents. So bisection only finds the
-place; then the coarser neighbours run as well, until `NEIGHBOURS` of them in a row break the bound, and of all rates
-that ran and kept it the smallest file wins. Where no rate keeps it, or none in a file of few bytes, rates with a
+KL falls with the QP, but not at every step: neighbouring QPs round other latents. So bisection only finds the
+place; then the coarser neighbours run as well, until `NEIGHBOURS` of them in a row break the bound, and of all QPs
+that ran and kept it the smallest file wins. Where no QP keeps it, or none in a file of few bytes, QPs with a
 residual (`kvcompress.codec.residual`) run in the same way; where none of these does in less than a byte a value, int8
 runs, and last the lossless codec.
 """
@@ -25,7 +25,7 @@ from typing import Any
 
 from torch import Tensor
 
-from kvcompress.codec.analysis import HIGHEST_RATE, Analysis
+from kvcompress.codec.analysis import HIGHEST_QP, Analysis
 from kvcompress.codec.int8 import Int8Codec
 from kvcompress.codec.lossless import LosslessCodec
 from kvcompress.codec.residual import RESIDUAL_FINER
@@ -43,8 +43,8 @@ TAIL_SHARE = 4
 """One token in so many is held back."""
 
 NEIGHBOURS = 8
-"""Measured on 128 tokens, KL falls by 3 to 6 % from rate to rate on average, and rises at two of five. On three
-sessions of 1,024 tokens and 46 bounds from .0004 to .07 nats, files were larger than the smallest of all rates by 9 %
+"""Measured on 128 tokens, KL falls by 3 to 6 % from QP to QP on average, and rises at two of five. On three
+sessions of 1,024 tokens and 46 bounds from .0004 to .07 nats, files were larger than the smallest of all QPs by 9 %
 on average without neighbours, by 4 % with 4, by 1 % with 8 and with 12."""
 
 VALUES_A_BYTE = 32
@@ -140,7 +140,7 @@ def tail_kl_nats(model: Any, tail: Tail, decoded: KVSnapshot) -> float:
 
 
 class Race:
-    """Codes a session at one rate after the other, each at most once, and resumes from each.
+    """Codes a session at one QP after the other, each at most once, and resumes from each.
 
     Args:
         codec: Codec of the model's caches.
@@ -148,7 +148,7 @@ class Race:
         snapshot: The session.
         tail: From `hold_back`, with the same model and session.
         max_kl_nats: The bound on the mean KL over the tail, more than 0.
-        progress: Called after each candidate with "rates", "residuals", "int8" or "lossless", how many ran, how many
+        progress: Called after each candidate with "QPs", "residuals", "int8" or "lossless", how many ran, how many
             are foreseen.
 
     Raises:
@@ -178,42 +178,42 @@ class Race:
             MismatchError: The codec is not of the snapshot's model.
             InputError: The codec cannot code this session.
         """
-        best = self.best_rate()
+        best = self.best_qp()
         if best is None or best.file_bytes > self.snapshot.values_count / VALUES_A_BYTE:
-            best = _smaller(best, self.best_rate(RESIDUAL_FINER))
+            best = _smaller(best, self.best_qp(RESIDUAL_FINER))
         if best is None or best.file_bytes > self.snapshot.values_count:  # int8 takes a byte a value
             eight = self.eight_bits()
             best = _smaller(best, eight if eight.kl_nats <= self.max_kl_nats else None) or self.lossless()
         return replace(best.encoded, settings={**best.encoded.settings, "certificate": self._certificate(best)})
 
-    def best_rate(self, finer: int | None = None) -> Candidate | None:
-        """Return the smallest file of those rates that ran and kept the bound, or None where none did.
+    def best_qp(self, finer: int | None = None) -> Candidate | None:
+        """Return the smallest file of those QPs that ran and kept the bound, or None where none did.
 
         Args:
             finer: How much finer than the latents a residual is; None for files without one.
         """
-        low, high = 0, HIGHEST_RATE // 2
+        low, high = 0, HIGHEST_QP // 2
         while low < high:
             middle = (low + high) // 2
             low, high = (low, middle) if self.keeps(middle, finer) else (middle + 1, high)
         if not self.keeps(low, finer):
             return None
-        rate, broken = low - 1, 0
-        while rate >= 0 and broken < NEIGHBOURS:
-            broken = 0 if self.keeps(rate, finer) else broken + 1
-            rate -= 1
+        qp, broken = low - 1, 0
+        while qp >= 0 and broken < NEIGHBOURS:
+            broken = 0 if self.keeps(qp, finer) else broken + 1
+            qp -= 1
         kept = [run for (_, how), run in self.ran.items() if how == finer and run.kl_nats <= self.max_kl_nats]
         return min(kept, key=lambda candidate: candidate.file_bytes)
 
-    def keeps(self, rate: int, finer: int | None = None) -> bool:
-        """Tell whether the file of a rate keeps the bound, with a residual so much finer or without."""
-        if (rate, finer) not in self.ran:
-            residual_rate = None if finer is None else rate + finer
-            encoded = self._analysis.encode(rate, residual_rate=residual_rate)
-            self.ran[rate, finer] = self._measured(self.codec, encoded)
-            ran, foreseen = sum(how == finer for _, how in self.ran), (HIGHEST_RATE // 2).bit_length() + NEIGHBOURS
+    def keeps(self, qp: int, finer: int | None = None) -> bool:
+        """Tell whether the file of a QP keeps the bound, with a residual so much finer or without."""
+        if (qp, finer) not in self.ran:
+            residual_qp = None if finer is None else qp + finer
+            encoded = self._analysis.encode(qp, residual_qp=residual_qp)
+            self.ran[qp, finer] = self._measured(self.codec, encoded)
+            ran, foreseen = sum(how == finer for _, how in self.ran), (HIGHEST_QP // 2).bit_length() + NEIGHBOURS
             self.progress("rates" if finer is None else "residuals", ran, max(foreseen, ran))
-        return self.ran[rate, finer].kl_nats <= self.max_kl_nats
+        return self.ran[qp, finer].kl_nats <= self.max_kl_nats
 
     def eight_bits(self) -> Candidate:
         """Return the int8 file."""

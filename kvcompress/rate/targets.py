@@ -1,4 +1,4 @@
-"""A size ratio to a rate: the finest one whose file is small enough."""
+"""A size ratio to a QP: the finest one whose file is small enough."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import math
 
 import torch
 
-from kvcompress.codec.analysis import HIGHEST_RATE, Analysis
+from kvcompress.codec.analysis import HIGHEST_QP, Analysis
 from kvcompress.codec.tinyvae import TinyVAECodec
 from kvcompress.errors import InputError
 from kvcompress.format.container import Encoded, to_bytes
@@ -14,27 +14,27 @@ from kvcompress.snapshot import KVSnapshot
 from tinyvae.quantize import LEVELS_PER_OCTAVE
 
 SIZE_RATIO_TOLERANCE = 0.03
-FINEST_RATE = HIGHEST_RATE // 2
+FINEST_QP = HIGHEST_QP // 2
 
 
 def encode_at_size_ratio(codec: TinyVAECodec, snapshot: KVSnapshot, size_ratio: float) -> Encoded:
-    """Encode at the finest rate whose file is at least `size_ratio` times smaller than the raw cache.
+    """Encode at the finest QP whose file is at least `size_ratio` times smaller than the raw cache.
 
     Where that overshoots by more than 3 % the closest of the next finer file and files between is returned.
 
     Raises:
-        InputError: The ratio is not positive, or even the coarsest rate is larger.
+        InputError: The ratio is not positive, or even the coarsest QP is larger.
     """
     if not size_ratio > 0:
         raise InputError(f"size ratio {size_ratio} is not positive", "Ask for a ratio such as 20")
     files, analysis = dict[int, Encoded](), codec.analyse(snapshot)
 
-    def reached(rate: int) -> float:
-        if rate not in files:
-            files[rate] = analysis.encode(rate, {"size_ratio": size_ratio})
-        return snapshot.raw_bytes / len(to_bytes(files[rate]))
+    def reached(qp: int) -> float:
+        if qp not in files:
+            files[qp] = analysis.encode(qp, {"size_ratio": size_ratio})
+        return snapshot.raw_bytes / len(to_bytes(files[qp]))
 
-    best, low, high = -1, 0, FINEST_RATE
+    best, low, high = -1, 0, FINEST_QP
     while low <= high:
         middle = (low + high) // 2
         if reached(middle) >= size_ratio:
@@ -44,7 +44,7 @@ def encode_at_size_ratio(codec: TinyVAECodec, snapshot: KVSnapshot, size_ratio: 
     if best < 0:
         raise InputError(f"size ratio {size_ratio:g} cannot be met", f"The coarsest file reaches {reached(0):.1f}")
     overshoot = reached(best) / size_ratio
-    if overshoot <= 1 + SIZE_RATIO_TOLERANCE or best == FINEST_RATE:
+    if overshoot <= 1 + SIZE_RATIO_TOLERANCE or best == FINEST_QP:
         return files[best]
     if size_ratio / reached(best + 1) < min(overshoot, 1 + SIZE_RATIO_TOLERANCE):
         return files[best + 1]
@@ -53,8 +53,8 @@ def encode_at_size_ratio(codec: TinyVAECodec, snapshot: KVSnapshot, size_ratio: 
     return min(candidates, key=lambda file: abs(math.log(snapshot.raw_bytes / len(to_bytes(file)) / size_ratio)))
 
 
-def _newest_finer(analysis: Analysis, size_ratio: float, rate: int) -> list[Encoded]:
-    """Return files between two rates, where the grid is too coarse: as many of the newest tokens as fit are finer.
+def _newest_finer(analysis: Analysis, size_ratio: float, qp: int) -> list[Encoded]:
+    """Return files between two QPs, where the grid is too coarse: as many of the newest tokens as fit are finer.
 
     Only few tokens are, by a whole octave, because a file has to say which.
     """
@@ -64,7 +64,7 @@ def _newest_finer(analysis: Analysis, size_ratio: float, rate: int) -> list[Enco
         count = (low + high) // 2
         offsets = torch.zeros(snapshot.tokens, dtype=torch.int64)
         offsets[-count:] = LEVELS_PER_OCTAVE
-        found.append(analysis.encode(rate, {"size_ratio": size_ratio}, offsets))
+        found.append(analysis.encode(qp, {"size_ratio": size_ratio}, offsets))
         if snapshot.raw_bytes / len(to_bytes(found[-1])) >= size_ratio:
             low = count + 1
         else:
@@ -77,6 +77,6 @@ def size_ratio_note(encoded: Encoded, reached: float) -> str | None:
     asked = encoded.settings["size_ratio"]
     if abs(reached / asked - 1) <= SIZE_RATIO_TOLERANCE:
         return None
-    finest = encoded.settings["rate"] >= FINEST_RATE
-    reason = "the codec has no finer rate" if finest else "the grid of rates is coarser here"
+    finest = encoded.settings["rate"] >= FINEST_QP
+    reason = "the codec has no finer QP" if finest else "the grid of QPs is coarser here"
     return f"asked {asked:g}, reached {reached:.4g}: {reason}"

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from kvcompress import __version__
-from kvcompress.codec.analysis import RESIDUAL_RATE
+from kvcompress.codec.analysis import RESIDUAL_QP
 from kvcompress.codec.promise import OTHER_WEIGHTS, applying
 from kvcompress.codec.registry import codec_of
 from kvcompress.codec.tinyvae import Codec, TinyVAECodec
@@ -94,7 +94,7 @@ def encode_seconds(codec: Any, encoded: Encoded, exact: KVSnapshot, tiers: Tenso
     held = drop(exact, tiers > int(Tier.DROPPED)) if exact.tokens else exact
     if "rate" not in encoded.settings:
         return median_seconds(lambda: codec.encode(held))
-    dials = {"offsets": stored_offsets(encoded), "residual_rate": encoded.settings.get(RESIDUAL_RATE)}
+    dials = {"offsets": stored_offsets(encoded), "residual_qp": encoded.settings.get(RESIDUAL_QP)}
     return median_seconds(lambda: codec.encode(held, encoded.settings["rate"], **dials))
 
 

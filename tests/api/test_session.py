@@ -108,7 +108,7 @@ def test_a_codec_encodes_at_a_quality(bundled: tuple[Any, Any], ids: torch.Tenso
     assert codec.encode(snapshot, quality="high").to_bytes() == saved.read_bytes()
 
 
-@pytest.mark.parametrize("arguments", [{}, {"rate": 40, "quality": "high"}, {"rate": "high"}, {"rate": True}])
+@pytest.mark.parametrize("arguments", [{}, {"qp": 40, "quality": "high"}, {"qp": "high"}, {"qp": True}])
 def test_a_codec_says_what_it_needs(bundled: tuple[Any, Any], ids: torch.Tensor, arguments: dict[str, Any]) -> None:
     codec = kv.load_codec()
     with pytest.raises(InputError, match=r"quality|integer"):

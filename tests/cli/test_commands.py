@@ -107,7 +107,7 @@ def test_a_size_ratio_that_is_out_of_reach_of_the_finest_rate_is_told(stored: di
     data = json.loads(result.stdout)
     assert data["settings"]["size_ratio"] == 2
     assert data["size_ratio"] > 2.06
-    assert f"asked 2, reached {data['size_ratio']:.4g}: the codec has no finer rate" in result.stderr
+    assert f"asked 2, reached {data['size_ratio']:.4g}: the codec has no finer QP" in result.stderr
 
 
 def test_raw_bytes_count_two_bytes_a_value(stored: dict[str, Path]) -> None:
@@ -197,7 +197,7 @@ def test_a_bound_below_what_latents_reach_is_kept_by_a_residual(stored: dict[str
     assert data["codec"] == "tinyvae"
     assert data["settings"]["residual_rate"] > data["settings"]["rate"]
     assert data["settings"]["certificate"]["kl_nats"] <= 1e-4
-    assert "no rate of the codec" not in told
+    assert "no QP of the codec" not in told
     assert {run("verify", tmp_path / "a.kvz")[part] for part in ("checksums", "decodes")} == {"ok"}
     assert run("resume", tmp_path / "a.kvz", "--max-new-tokens", 2)["tokens"] == TOKENS
 
@@ -208,7 +208,7 @@ def test_a_bound_below_every_rate_is_kept_by_a_codec_without_one_and_the_note_sa
     path = tmp_path / "a.kvz"
     data, told = bounded(stored["raw.safetensors"], path, "1e-12")
     assert data["codec"] == "lossless"
-    assert "no rate of the codec keeps a mean KL of 1e-12 nats: stored by the codec 'lossless'" in told
+    assert "no QP of the codec keeps a mean KL of 1e-12 nats: stored by the codec 'lossless'" in told
     assert {run("verify", path)[part] for part in ("checksums", "decodes")} == {"ok"}
     assert run("decode", path, "-o", tmp_path / "again.safetensors", "--codec", "no-such-codec")["tokens"] == TOKENS
     assert run("resume", path, "--codec", "no-such-codec", "--max-new-tokens", 2)["tokens"] == TOKENS

@@ -38,10 +38,10 @@ def random_sessions(count: int, tokens: int, seed: int = 1) -> list[torch.Tensor
     return [torch.randint(0, VOCAB, (tokens,), generator=generator) for _ in range(count)]
 
 
-def promised(rates: dict[str, int | None]) -> dict[str, Promise]:
-    """Promises as calibration gives them: latents at a rate, or int8 without one."""
+def promised(qps: dict[str, int | None]) -> dict[str, Promise]:
+    """Promises as calibration gives them: latents at a QP, or int8 without one."""
     loss = Loss(0.02, 0.01, 0)
-    settings = {name: Setting("int8") if rate is None else Setting("latents", rate) for name, rate in rates.items()}
+    settings = {name: Setting("int8") if qp is None else Setting("latents", qp) for name, qp in qps.items()}
     return {name: Promise(name, setting, 20, 128, 64, loss, loss, loss) for name, setting in settings.items()}
 
 

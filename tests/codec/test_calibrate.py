@@ -38,9 +38,9 @@ from tests.codec.conftest import random_sessions
 
 
 def encoded_in(codec: TinyVAECodec, snapshot: KVSnapshot, setting: Setting) -> Encoded:
-    if setting.rate is None:
+    if setting.qp is None:
         return weightless(snapshot, setting, {})
-    return codec.encode(snapshot, setting.rate, residual_rate=setting.residual_rate)
+    return codec.encode(snapshot, setting.qp, residual_qp=setting.residual_qp)
 
 
 Loser = Callable[[int, Setting], Losses]
@@ -68,12 +68,12 @@ def rehearsed(loser: Loser, sessions: int = 40) -> tuple[dict[str, Promise], Reh
 
 
 def falling(session: int, setting: Setting, floor: float = 0.0, noise: float = 0.2) -> Losses:
-    """KL that halves every eight rates down to a floor, sessions and neighbouring rates apart by noise."""
-    if setting.rate is None:
+    """KL that halves every eight QPs down to a floor, sessions and neighbouring QPs apart by noise."""
+    if setting.qp is None:
         return Losses(0.0, 0.0)
     rough = random.Random(f"{session} {setting}").lognormvariate(0, noise) * (1 + session % 5) / 3
     residual = 0.02 if setting.kind == "residual" else 1.0
-    kl = residual * (0.2 * 2 ** (-setting.rate / 8) + floor) * rough
+    kl = residual * (0.2 * 2 ** (-setting.qp / 8) + floor) * rough
     return Losses(kl, min(1.0, 0.25 * math.sqrt(kl)))
 
 
@@ -94,14 +94,14 @@ def test_a_good_codec_is_promised_latents_near_the_coarsest_rate_that_holds() ->
         setting = found[tier.name].setting
         assert setting.kind == "latents"
         assert holds(bench, setting, place)
-        assert setting.rate is not None
-        coarser = Setting("latents", max(0, setting.rate - 12))
+        assert setting.qp is not None
+        coarser = Setting("latents", max(0, setting.qp - 12))
         for session in range(40):
             bench.measure(session, [coarser])
         assert not holds(bench, coarser, place)
     assert found["fallback"].setting == Setting("int8")
-    rates = [found[tier.name].rate or 0 for tier in TIERS]
-    assert rates == sorted(rates, reverse=True)
+    qps = [found[tier.name].qp or 0 for tier in TIERS]
+    assert qps == sorted(qps, reverse=True)
 
 
 @pytest.mark.parametrize("floor", [0.008, 0.03, 0.12])
@@ -110,7 +110,7 @@ def test_what_latents_do_not_reach_is_kept_with_a_residual(floor: float) -> None
     for place, tier in enumerate(TIERS):
         assert holds(bench, found[tier.name].setting, place)
     assert found["transparent"].setting.kind == "residual"
-    assert found["transparent"].residual_rate == (found["transparent"].rate or 0) + 12
+    assert found["transparent"].residual_qp == (found["transparent"].qp or 0) + 12
     assert found["usable"].setting.kind == ("residual" if floor == 0.12 else "latents")
 
 
@@ -142,13 +142,13 @@ def test_whatever_the_losses_what_is_promised_holds_on_all_sessions(
 
 def test_a_rate_that_holds_between_others_that_do_not_is_not_taken() -> None:
     def lucky(session: int, setting: Setting) -> Losses:
-        good = setting.rate is None or setting.rate in (40, 57, 60) or setting.rate > 90
+        good = setting.qp is None or setting.qp in (40, 57, 60) or setting.qp > 90
         return Losses(0.001 if good else 0.5, 0.01)
 
     sessions = Sessions(Rehearsal(40, lucky), lambda stage, done, total: None)  # type: ignore[arg-type]
     chosen = RatePath("latents", sessions).coarsest(TIERS)
-    assert all((setting.rate or 0) > 90 for setting in chosen.values())
-    assert all((setting.rate or 0) <= FINEST for setting in chosen.values())
+    assert all((setting.qp or 0) > 90 for setting in chosen.values())
+    assert all((setting.qp or 0) <= FINEST for setting in chosen.values())
 
 
 @pytest.mark.parametrize(("count", "tokens", "said"), [(3, 128, "Give 16 more of at least 128"), (30, 127, "Give 19")])
@@ -204,7 +204,7 @@ def test_what_is_measured_is_what_a_file_gives_back(
     encoded = encoded_in(codec, snapshot, setting)
     decoded = (LosslessCodec() if setting.kind == "lossless" else codec).decode(encoded)
     measured, file = stored_as(snapshot, setting, codec.analyse(snapshot))
-    assert (file is None) == (setting.rate is None)
+    assert (file is None) == (setting.qp is None)
     if file is not None:
         assert {name: file.sections[name] for name in own_sections(file)} == {
             name: encoded.sections[name] for name in own_sections(encoded)
@@ -216,7 +216,7 @@ def test_what_is_measured_is_what_a_file_gives_back(
 
 
 def ruined(codec: TinyVAECodec) -> TinyVAECodec:
-    """A codec whose latents span directions that mean nothing: none of its rates comes near the cache."""
+    """A codec whose latents span directions that mean nothing: none of its QPs comes near the cache."""
     state, generator = codec.state_dict(), torch.Generator().manual_seed(0)
     for name, tensor in state.items():
         if "synthesis" in name and name.endswith("packed"):

@@ -29,8 +29,8 @@ def test_golden_symbols_are_identical_on_every_machine() -> None:
     codec, encoded = load_codec(), load(GOLDEN / "tinyvae.kvz")
     known = json.loads((GOLDEN / "tinyvae.json").read_text())
     token_ids, _, _ = read_session(encoded, codec.preset)
-    rate, vae = encoded.settings["rate"], codec.vae(0)
-    levels = vae.levels(token_ids, codec.rates(0, token_ids, rate)).numpy()
+    qp, vae = encoded.settings["rate"], codec.vae(0)
+    levels = vae.levels(token_ids, codec.qps(0, token_ids, qp)).numpy()
     symbols = decode_symbols(encoded.sections["latents.0"], levels, codec.bank)
     assert symbols.shape == tuple(known["shape"])
     assert digest_of(torch.from_numpy(symbols)) == known["symbols_sha256"]

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from kvcompress.codec.analysis import HIGHEST_RATE
+from kvcompress.codec.analysis import HIGHEST_QP
 from kvcompress.codec.directory import load_tinyvae
 from kvcompress.codec.promise import Setting
 from kvcompress.codec.quality import encode_at_quality
@@ -32,7 +32,7 @@ from tinyvae.model import common_reach, reaches
 from tinyvae.quantize import LEVELS
 
 KINDS = (torch.int8, torch.uint8, torch.int16, torch.bfloat16, torch.float16, torch.float32)
-RATES = (0, 40, 80, 120, 200)
+QPS = (0, 40, 80, 120, 200)
 
 
 def same(left: KVSnapshot, right: KVSnapshot) -> bool:
@@ -49,20 +49,20 @@ def weighted_error(codec: TinyVAECodec, exact: KVSnapshot, decoded: KVSnapshot) 
     return float((difference @ codec.vae(0).transform.analysis).square().sum())
 
 
-@pytest.mark.parametrize("rate", RATES)
+@pytest.mark.parametrize("qp", QPS)
 def test_symbols_survive_bytes_and_decode_equals_reconstruct(
-    codec: TinyVAECodec, snapshot: KVSnapshot, tmp_path: Path, rate: int
+    codec: TinyVAECodec, snapshot: KVSnapshot, tmp_path: Path, qp: int
 ) -> None:
-    save(tmp_path / "a.kvz", codec.encode(snapshot, rate))
+    save(tmp_path / "a.kvz", codec.encode(snapshot, qp))
     decoded = codec.decode(load(tmp_path / "a.kvz"))
-    assert same(decoded, codec.reconstruct(snapshot, rate))
+    assert same(decoded, codec.reconstruct(snapshot, qp))
     assert torch.equal(decoded.token_ids, snapshot.token_ids)
     assert decoded.origin == snapshot.origin
 
 
-@pytest.mark.parametrize("rate", RATES)
-def test_encode_is_deterministic(codec: TinyVAECodec, snapshot: KVSnapshot, rate: int) -> None:
-    assert to_bytes(codec.encode(snapshot, rate)) == to_bytes(codec.encode(snapshot, rate))
+@pytest.mark.parametrize("qp", QPS)
+def test_encode_is_deterministic(codec: TinyVAECodec, snapshot: KVSnapshot, qp: int) -> None:
+    assert to_bytes(codec.encode(snapshot, qp)) == to_bytes(codec.encode(snapshot, qp))
 
 
 def test_no_float_decides_a_bit(codec: TinyVAECodec, snapshot: KVSnapshot) -> None:
@@ -76,24 +76,24 @@ def test_no_float_decides_a_bit(codec: TinyVAECodec, snapshot: KVSnapshot) -> No
         assert tensor.dtype in KINDS, name
     symbols = []
     for decoder in (vae, disturbed):
-        levels = decoder.levels(snapshot.token_ids, decoder.rates(snapshot.token_ids, 100))
+        levels = decoder.levels(snapshot.token_ids, decoder.qps(snapshot.token_ids, 100))
         assert levels.dtype == torch.int32
         symbols.append(decode_symbols(encoded.sections["latents.0"], levels.numpy(), codec.bank))
     assert np.array_equal(*symbols)
     assert np.abs(symbols[0]).sum() > 0
 
 
-@pytest.mark.parametrize("rate", [0, 12, 40, 90])
-def test_latents_below_the_lowest_level_are_not_coded(codec: TinyVAECodec, snapshot: KVSnapshot, rate: int) -> None:
+@pytest.mark.parametrize("qp", [0, 12, 40, 90])
+def test_latents_below_the_lowest_level_are_not_coded(codec: TinyVAECodec, snapshot: KVSnapshot, qp: int) -> None:
     config, ids, vae = codec.vae(0).config, snapshot.token_ids, copy.deepcopy(codec.vae(0))
     assert config.lowest_level == FitSettings().lowest_level > 0
     vae.base_level[:, ::2] -= 60  # every other latent is narrow
-    rates = vae.rates(ids, rate)
-    levels, lowest = vae.levels(ids, rates), rates.clamp(0, config.lowest_level)[:, None]
+    qps = vae.qps(ids, qp)
+    levels, lowest = vae.levels(ids, qps), qps.clamp(0, config.lowest_level)[:, None]
     vae.config = dataclasses.replace(config, lowest_level=0)
-    every = vae.levels(ids, rates)[:, : levels.shape[1]]
+    every = vae.levels(ids, qps)[:, : levels.shape[1]]
     assert torch.equal(levels, torch.where(every < lowest, -1, every))
-    symbols, _ = vae.quantize(*codec.latents(snapshot, 0), rates)
+    symbols, _ = vae.quantize(*codec.latents(snapshot, 0), qps)
     assert symbols.shape[1] >= levels.shape[1]
     with pytest.raises(ValueError, match="lowest level"):
         dataclasses.replace(config, lowest_level=LEVELS)
@@ -106,10 +106,10 @@ def test_a_codec_that_codes_every_level_names_none_as_versions_before_did(codec:
 
 def test_finer_rates_are_closer_and_larger(codec: TinyVAECodec, snapshot: KVSnapshot) -> None:
     errors, sizes = [], []
-    for rate in RATES:
-        decoded = codec.reconstruct(snapshot, rate)
+    for qp in QPS:
+        decoded = codec.reconstruct(snapshot, qp)
         errors.append(weighted_error(codec, snapshot, decoded))
-        sizes.append(len(to_bytes(codec.encode(snapshot, rate))))
+        sizes.append(len(to_bytes(codec.encode(snapshot, qp))))
     assert errors == sorted(errors, reverse=True)
     assert sizes == sorted(sizes)
     assert errors[-1] < 0.3 * errors[0]
@@ -181,12 +181,12 @@ def test_wrong_partner_refused_other_codec(codec: TinyVAECodec, snapshot: KVSnap
     assert other.fingerprint[:16] in str(caught.value)
 
 
-@pytest.mark.parametrize("rate", [-1, HIGHEST_RATE + 1])
-def test_impossible_rates_are_refused(codec: TinyVAECodec, snapshot: KVSnapshot, rate: int) -> None:
-    with pytest.raises(InputError, match="rate"):
-        codec.encode(snapshot, rate)
+@pytest.mark.parametrize("qp", [-1, HIGHEST_QP + 1])
+def test_impossible_rates_are_refused(codec: TinyVAECodec, snapshot: KVSnapshot, qp: int) -> None:
+    with pytest.raises(InputError, match="QP"):
+        codec.encode(snapshot, qp)
     encoded = codec.encode(snapshot, 100)
-    lied = dataclasses.replace(encoded, settings={"rate": rate})
+    lied = dataclasses.replace(encoded, settings={"rate": qp})
     with pytest.raises(FormatError, match="rate"):
         codec.decode(lied)
 
@@ -281,13 +281,13 @@ def test_unknown_quality_is_refused(codec: TinyVAECodec, snapshot: KVSnapshot) -
         encode_at_quality(codec, snapshot, "excellent")
 
 
-@pytest.mark.parametrize("rate", RATES)
+@pytest.mark.parametrize("qp", QPS)
 def test_latents_that_are_zero_are_spared_and_change_nothing(
-    codec: TinyVAECodec, snapshot: KVSnapshot, rate: int
+    codec: TinyVAECodec, snapshot: KVSnapshot, qp: int
 ) -> None:
     vae = codec.vae(0)
     exact, context = codec.latents(snapshot, 0)
-    latents = vae.quantized(exact, context, codec.rates(0, snapshot.token_ids, rate))[2]
+    latents = vae.quantized(exact, context, codec.qps(0, snapshot.token_ids, qp))[2]
     latents[0] = 1.0  # as a place that is coded far finer than the others
     whole = vae.prior.expected(context.hidden) + latents @ vae.transform.synthesis.dense[: latents.shape[1]]
     assert torch.allclose(vae.synthesise(context, latents), whole, atol=1e-4 * float(whole.abs().max()))

@@ -10,7 +10,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kvcompress.codec.analysis import HIGHEST_RATE
+from kvcompress.codec.analysis import HIGHEST_QP
 from kvcompress.codec.tinyvae import TinyVAECodec
 from kvcompress.errors import FormatError, InputError
 from kvcompress.format.ans import decode_choices, encode_choices
@@ -19,7 +19,7 @@ from kvcompress.snapshot import KVSnapshot
 from tests.codec.test_laws import same, weighted_error
 from tinyvae.offsets import AGES, LARGEST_OFFSET, PRIOR_ONLY, age_classes, fit_offsets
 
-RATE = 100
+QP = 100
 
 
 @given(st.lists(st.sampled_from([PRIOR_ONLY, -16, 0, 7, 16]), max_size=300))
@@ -53,10 +53,10 @@ def test_offsets_survive_bytes_and_decode_equals_reconstruct(
     codec: TinyVAECodec, snapshot: KVSnapshot, tmp_path: Path
 ) -> None:
     offsets = torch.tensor([0, 16, -16, PRIOR_ONLY]).repeat(20)[: snapshot.tokens]
-    save(tmp_path / "a.kvz", codec.encode(snapshot, RATE, offsets=offsets))
+    save(tmp_path / "a.kvz", codec.encode(snapshot, QP, offsets=offsets))
     decoded = codec.decode(load(tmp_path / "a.kvz"))
-    assert same(decoded, codec.reconstruct(snapshot, RATE, offsets))
-    assert not same(decoded, codec.reconstruct(snapshot, RATE))
+    assert same(decoded, codec.reconstruct(snapshot, QP, offsets))
+    assert not same(decoded, codec.reconstruct(snapshot, QP))
 
 
 def test_a_finer_token_is_nearer_and_costs_more_and_prior_only_costs_nothing(
@@ -65,8 +65,8 @@ def test_a_finer_token_is_nearer_and_costs_more_and_prior_only_costs_nothing(
     def cost_and_error(offset: int) -> tuple[float, float]:
         offsets = torch.zeros(snapshot.tokens, dtype=torch.int64)
         offsets[40] = offset
-        bits = codec.token_bits(snapshot, RATE, offsets)[40]
-        return bits, weighted_error(codec, snapshot, codec.reconstruct(snapshot, RATE, offsets))
+        bits = codec.token_bits(snapshot, QP, offsets)[40]
+        return bits, weighted_error(codec, snapshot, codec.reconstruct(snapshot, QP, offsets))
 
     costs, errors = zip(*(cost_and_error(offset) for offset in (PRIOR_ONLY, -48, 0, 48)), strict=True)
     assert costs[0] == 0
@@ -74,10 +74,10 @@ def test_a_finer_token_is_nearer_and_costs_more_and_prior_only_costs_nothing(
     assert list(errors) == sorted(errors, reverse=True)
 
 
-@pytest.mark.parametrize("offsets", [torch.zeros(3), torch.full((80,), HIGHEST_RATE + 1), torch.full((80,), -5000)])
+@pytest.mark.parametrize("offsets", [torch.zeros(3), torch.full((80,), HIGHEST_QP + 1), torch.full((80,), -5000)])
 def test_offsets_that_do_not_fit_are_refused(codec: TinyVAECodec, snapshot: KVSnapshot, offsets: torch.Tensor) -> None:
     with pytest.raises(InputError):
-        codec.encode(snapshot, RATE, offsets=offsets)
+        codec.encode(snapshot, QP, offsets=offsets)
 
 
 def test_offsets_follow_the_worth_of_ids_and_ages() -> None:

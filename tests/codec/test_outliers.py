@@ -20,7 +20,7 @@ from kvcompress.snapshot import KVSnapshot
 from tests.codec.conftest import random_sessions, tiny_model
 
 MASSIVE_TOKEN = 7
-RATE = 120
+QP = 120
 
 
 def massive_model() -> LlamaForCausalLM:
@@ -52,7 +52,7 @@ def massive() -> tuple[LlamaForCausalLM, TinyVAECodec, KVSnapshot]:
 
 def relative_errors(codec: TinyVAECodec, snapshot: KVSnapshot) -> torch.Tensor:
     """Return [T] the relative error of each token's keys and values after encode and decode."""
-    decoded = codec.decode(from_bytes(to_bytes(codec.encode(snapshot, RATE))))
+    decoded = codec.decode(from_bytes(to_bytes(codec.encode(snapshot, QP))))
     lost, whole = torch.zeros(snapshot.tokens), torch.zeros(snapshot.tokens)
     for exact, found in zip(snapshot.layers, decoded.layers, strict=True):
         for part, other in ((exact.keys, found.keys), (exact.values, found.values)):
@@ -65,45 +65,45 @@ def test_a_sink_in_the_middle_is_found_and_nothing_else(massive: tuple[object, T
     _, codec, snapshot = massive
     found = codec.analyse(snapshot).outliers
     assert found.tokens.tolist() == [40]
-    assert OUTLIERS in codec.encode(snapshot, RATE).sections
+    assert OUTLIERS in codec.encode(snapshot, QP).sections
 
 
 def test_an_outlier_is_coded_at_least_as_well_as_others(
     massive: tuple[object, TinyVAECodec, KVSnapshot], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     _, codec, snapshot = massive
-    errors, found = relative_errors(codec, snapshot), len(to_bytes(codec.encode(snapshot, RATE)))
+    errors, found = relative_errors(codec, snapshot), len(to_bytes(codec.encode(snapshot, QP)))
     assert float(errors[40]) <= float(errors.median())
     monkeypatch.setattr(outliers_module, "PROPORTION", float("inf"))
-    assert OUTLIERS not in codec.encode(snapshot, RATE).sections
-    assert len(to_bytes(codec.encode(snapshot, RATE))) > found  # each symbol of it is an escape then
+    assert OUTLIERS not in codec.encode(snapshot, QP).sections
+    assert len(to_bytes(codec.encode(snapshot, QP))) > found  # each symbol of it is an escape then
 
 
 def test_what_is_decoded_of_an_outlier_predicts_no_other(massive: tuple[object, TinyVAECodec, KVSnapshot]) -> None:
     _, codec, snapshot = massive
     latents, context = codec.analyse(snapshot).latents[0]
-    vae, rates = codec.vae(0), codec.rates(0, snapshot.token_ids, RATE)
+    vae, qps = codec.vae(0), codec.qps(0, snapshot.token_ids, QP)
     lifts = torch.zeros(snapshot.tokens, dtype=torch.int32)
     lifts[40] = 80
     marked, others = dataclasses.replace(context, lifts=lifts), torch.arange(snapshot.tokens) != 40
     wider = latents.clone()
     wider[40] *= 3
-    one, two = (vae.quantized(rows, marked, rates)[2] for rows in (latents, wider))
+    one, two = (vae.quantized(rows, marked, qps)[2] for rows in (latents, wider))
     assert torch.equal(one[others], two[others])
     assert not torch.equal(one[40], two[40])
-    plain = [vae.quantized(rows, context, rates)[2] for rows in (latents, wider)]
+    plain = [vae.quantized(rows, context, qps)[2] for rows in (latents, wider)]
     assert not torch.equal(plain[0][others], plain[1][others])  # unmarked it would
 
 
 def test_a_model_without_sinks_has_no_outliers(codec: TinyVAECodec, snapshot: KVSnapshot) -> None:
     assert not codec.vae(0).config.first
     assert not len(codec.analyse(snapshot).outliers.tokens)
-    assert OUTLIERS not in codec.encode(snapshot, RATE).sections
+    assert OUTLIERS not in codec.encode(snapshot, QP).sections
 
 
 def test_decode_equals_reconstruct_with_outliers(massive: tuple[object, TinyVAECodec, KVSnapshot]) -> None:
     _, codec, snapshot = massive
-    decoded, plain = codec.decode(codec.encode(snapshot, RATE)), codec.reconstruct(snapshot, RATE)
+    decoded, plain = codec.decode(codec.encode(snapshot, QP)), codec.reconstruct(snapshot, QP)
     for ours, theirs in zip(decoded.layers, plain.layers, strict=True):
         assert torch.equal(ours.keys, theirs.keys)
         assert torch.equal(ours.values, theirs.values)

@@ -15,7 +15,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kvcompress.codec.analysis import HIGHEST_RATE, RESIDUAL_RATE
+from kvcompress.codec.analysis import HIGHEST_QP, RESIDUAL_QP
 from kvcompress.codec.directory import load_codec
 from kvcompress.codec.int8 import Int8Codec
 from kvcompress.codec.out_of_distribution import (
@@ -43,7 +43,7 @@ from kvcompress.hf import capture, load_model
 from kvcompress.hub.bundled import find_checkpoint
 from kvcompress.rate.max_kl import NEIGHBOURS, Candidate, Race, Tail, cut, hold_back, tail_kl_nats, tail_tokens
 from kvcompress.rate.targets import (
-    FINEST_RATE,
+    FINEST_QP,
     SIZE_RATIO_TOLERANCE,
     encode_at_size_ratio,
     size_ratio_note,
@@ -126,60 +126,60 @@ def test_looser_bounds_give_smaller_files(full: TinyVAECodec, model: Any, long: 
 class Scripted(Race):
     """A race whose candidates have the KL and the size that a script says; no residual keeps a bound."""
 
-    def __init__(self, kl_of_rate: Any, max_kl_nats: float) -> None:
+    def __init__(self, kl_of_qp: Any, max_kl_nats: float) -> None:
         tail = Tail(0, torch.zeros(16, dtype=torch.int64), torch.zeros(16, 4))
         super().__init__(None, None, None, tail, max_kl_nats)  # type: ignore[arg-type]
-        self.kl_of_rate = kl_of_rate
+        self.kl_of_qp = kl_of_qp
 
-    def keeps(self, rate: int, finer: int | None = None) -> bool:
-        encoded = Encoded("tinyvae", "", {}, "", 0, 0, {"rate": rate})
-        kl = self.kl_of_rate(rate) if finer is None else math.inf
-        self.ran[rate, finer] = Candidate(encoded, 1000 + 10 * rate, kl)
+    def keeps(self, qp: int, finer: int | None = None) -> bool:
+        encoded = Encoded("tinyvae", "", {}, "", 0, 0, {"rate": qp})
+        kl = self.kl_of_qp(qp) if finer is None else math.inf
+        self.ran[qp, finer] = Candidate(encoded, 1000 + 10 * qp, kl)
         return kl <= self.max_kl_nats
 
 
-@given(st.floats(1e-4, 0.5), st.lists(st.floats(0.75, 1.3), min_size=FINEST_RATE + 1, max_size=FINEST_RATE + 1))
+@given(st.floats(1e-4, 0.5), st.lists(st.floats(0.75, 1.3), min_size=FINEST_QP + 1, max_size=FINEST_QP + 1))
 @settings(max_examples=200, deadline=None)
 def test_however_noisy_the_winner_kept_the_bound_and_its_coarser_neighbours_ran(
     bound: float, noise: list[float]
 ) -> None:
-    race = Scripted(lambda rate: noise[rate] * 2.0 ** (-rate / 8), bound)
-    best = race.best_rate()
+    race = Scripted(lambda qp: noise[qp] * 2.0 ** (-qp / 8), bound)
+    best = race.best_qp()
     if best is None:
-        assert race.kl_of_rate(FINEST_RATE) > bound
+        assert race.kl_of_qp(FINEST_QP) > bound
         return
-    rate = best.encoded.settings["rate"]
-    assert best.kl_nats == race.kl_of_rate(rate) <= bound
-    for coarser in range(max(0, rate - NEIGHBOURS), rate):
+    qp = best.encoded.settings["rate"]
+    assert best.kl_nats == race.kl_of_qp(qp) <= bound
+    for coarser in range(max(0, qp - NEIGHBOURS), qp):
         assert race.ran[coarser, None].kl_nats > bound
-    assert all(other >= rate for (other, _), candidate in race.ran.items() if candidate.kl_nats <= bound)
+    assert all(other >= qp for (other, _), candidate in race.ran.items() if candidate.kl_nats <= bound)
     assert len(race.ran) <= 40
 
 
 def test_without_noise_the_race_finds_the_very_rate_in_few_steps() -> None:
-    for place in (0, 1, 77, FINEST_RATE):
-        race = Scripted(lambda rate: 2.0 ** (-rate / 8), 2.0 ** (-place / 8))
-        best = race.best_rate()
+    for place in (0, 1, 77, FINEST_QP):
+        race = Scripted(lambda qp: 2.0 ** (-qp / 8), 2.0 ** (-place / 8))
+        best = race.best_qp()
         assert best is not None
         assert best.encoded.settings["rate"] == place
-        assert len(race.ran) <= FINEST_RATE.bit_length() + NEIGHBOURS
+        assert len(race.ran) <= FINEST_QP.bit_length() + NEIGHBOURS
 
 
 def test_bounds_below_every_rate_fall_to_residuals_to_int8_and_then_to_lossless(
     codec: TinyVAECodec, model: Any, long: KVSnapshot
 ) -> None:
     floor = Race(codec, model, long, hold_back(model, long), 1.0)
-    floor.keeps(FINEST_RATE)
-    eight_bits, floor_kl = floor.eight_bits(), floor.ran[FINEST_RATE, None].kl_nats
+    floor.keeps(FINEST_QP)
+    eight_bits, floor_kl = floor.eight_bits(), floor.ran[FINEST_QP, None].kl_nats
     assert eight_bits.kl_nats < floor_kl
     found = {}
     for bound in (0.3 * floor_kl, 1.01 * eight_bits.kl_nats, 0.5 * eight_bits.kl_nats, 5e-324):
         encoded = found[bound] = raced(codec, model, long, bound)
         assert encoded.settings["certificate"]["kl_nats"] <= bound
         assert len(to_bytes(encoded)) <= eight_bits.file_bytes or bound < eight_bits.kl_nats
-        assert (encoded.codec == codec.kind) == ("rate" in encoded.settings) == (RESIDUAL_RATE in encoded.settings)
+        assert (encoded.codec == codec.kind) == ("rate" in encoded.settings) == (RESIDUAL_QP in encoded.settings)
     first, *_, last = found.values()
-    assert RESIDUAL_RATE in first.settings
+    assert RESIDUAL_QP in first.settings
     assert last.codec == "lossless"
     assert last.settings["certificate"]["kl_nats"] == 0
 
@@ -190,7 +190,7 @@ def test_bounds_below_every_rate_fall_to_residuals_to_int8_and_then_to_lossless(
 def test_int8_runs_against_rates_that_take_more_than_a_byte_a_value(
     values_count: int, int8_kl_nats: float, winner: str
 ) -> None:
-    race = Scripted(lambda rate: 2.0 ** (-rate / 8), 0.1)
+    race = Scripted(lambda qp: 2.0 ** (-qp / 8), 0.1)
     race.snapshot = SimpleNamespace(values_count=values_count)  # type: ignore[assignment]
     race.eight_bits = lambda: Candidate(Encoded("int8", "", {}, "", 0, 0), 950, int8_kl_nats)  # type: ignore[method-assign]
     assert race.winner().codec == winner
@@ -293,7 +293,7 @@ def test_the_bundled_model_keeps_bounds_of_every_size(
         encoded = load(tmp_path / f"{bound}.kvz")
         assert encoded.settings["certificate"]["kl_nats"] <= bound
         # What the codec's latents do not reach is an error of about .001 nats here: below that it takes a residual.
-        assert (RESIDUAL_RATE in encoded.settings) or bound > 0.001
+        assert (RESIDUAL_QP in encoded.settings) or bound > 0.001
         assert kl_from_scratch(model, snapshot, codec.decode(encoded), 512) == pytest.approx(
             encoded.settings["certificate"]["kl_nats"], rel=0.02
         )
@@ -328,10 +328,10 @@ def test_a_size_ratio_is_exceeded_unless_that_would_be_too_much(codec: TinyVAECo
     """The finest file that is small enough, or, where it overshoots by more than 3 %, a closer one just below."""
     for asked in (3.5, 4.0, 6.0, 9.0):  # the finest file of this codec is 3.3 times smaller
         encoded = encode_at_size_ratio(codec, long, asked)
-        rate = encoded.settings["rate"]
+        qp = encoded.settings["rate"]
         reached, finer, coarser = (
             long.raw_bytes / len(to_bytes(codec.encode(long, near, {"size_ratio": asked})))
-            for near in (rate, rate + 1, rate - 1)
+            for near in (qp, qp + 1, qp - 1)
         )
         if reached >= asked:
             assert finer < asked
@@ -342,10 +342,10 @@ def test_a_size_ratio_is_exceeded_unless_that_would_be_too_much(codec: TinyVAECo
 
 def test_ratios_below_the_finest_file_say_so(codec: TinyVAECodec, long: KVSnapshot) -> None:
     encoded = encode_at_size_ratio(codec, long, 0.5)
-    assert encoded.settings["rate"] == FINEST_RATE
-    assert size_ratio_note(encoded, 2.0) == "asked 0.5, reached 2: the codec has no finer rate"
+    assert encoded.settings["rate"] == FINEST_QP
+    assert size_ratio_note(encoded, 2.0) == "asked 0.5, reached 2: the codec has no finer QP"
     coarse = dataclasses.replace(encoded, settings={"size_ratio": 20.0, "rate": 9})
-    assert size_ratio_note(coarse, 21.1) == "asked 20, reached 21.1: the grid of rates is coarser here"
+    assert size_ratio_note(coarse, 21.1) == "asked 20, reached 21.1: the grid of QPs is coarser here"
     assert size_ratio_note(coarse, 20.5) is None
 
 
@@ -390,10 +390,10 @@ def known_trials(model: Any) -> list[SessionTrial]:
 def known_from(model: Any, codec: TinyVAECodec, trials: list[SessionTrial]) -> dict[str, Any]:
     """What a codec learns of ordinary sessions while its promises are measured."""
     bench, found = Bench(model, codec, trials), dict[str, list[Figures]]()
-    for name, rate in codec.tiers.items():
+    for name, qp in codec.tiers.items():
         for number in range(len(trials)):
-            bench.measure(number, [Setting("latents", rate)])
-            losses = bench.ledger.losses[number, Setting("latents", rate)]
+            bench.measure(number, [Setting("latents", qp)])
+            losses = bench.ledger.losses[number, Setting("latents", qp)]
             found.setdefault(name, []).append(Figures(losses.bits_per_token, losses.error))
     return known_of(found)
 
@@ -408,10 +408,10 @@ def knowing(codec: TinyVAECodec, model: Any) -> TinyVAECodec:
 def test_what_is_known_is_means_and_deviations_over_sessions(knowing: TinyVAECodec, model: Any) -> None:
     known = json.loads(json.dumps(knowing.fitted["known"]))
     assert known["sessions"] == LEAST_SESSIONS
-    rate, numbers = knowing.tiers["high"], []
+    qp, numbers = knowing.tiers["high"], []
     for ids in random_sessions(LEAST_SESSIONS, 214, seed=21):
         kv = capture(model, ids[:150])
-        encoded = knowing.encode(kv, rate)
+        encoded = knowing.encode(kv, qp)
         numbers.append(figures_of_file(kv, encoded, knowing.decode(encoded)).error)
     error = torch.tensor(numbers, dtype=torch.float64)
     assert known["tiers"]["high"]["error"] == pytest.approx([float(error.mean()), float(error.std())], rel=1e-4)
@@ -530,7 +530,7 @@ def test_sessions_kept_out_of_the_fit_are_recognised(model: Any) -> None:
 
 
 def test_the_finest_rate_is_one_of_the_codec() -> None:
-    assert 0 < FINEST_RATE < HIGHEST_RATE
+    assert 0 < FINEST_QP < HIGHEST_QP
 
 
 @pytest.mark.parametrize(

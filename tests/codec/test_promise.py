@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 import torch
 
-from kvcompress.codec.analysis import HIGHEST_RATE
+from kvcompress.codec.analysis import HIGHEST_QP
 from kvcompress.codec.directory import load_codec
-from kvcompress.codec.promise import MOST_RATE, QUALITIES, Loss, Promise, Setting, promises_from_json
+from kvcompress.codec.promise import MOST_QP, QUALITIES, Loss, Promise, Setting, promises_from_json
 from kvcompress.codec.quality import encode_at_quality
 from kvcompress.codec.tinyvae import TinyVAECodec
 from kvcompress.errors import CheckpointError, InputError
@@ -34,7 +34,7 @@ def test_a_promise_survives_json() -> None:
 
 
 def test_the_highest_rate_is_the_codecs() -> None:
-    assert MOST_RATE == HIGHEST_RATE
+    assert MOST_QP == HIGHEST_QP
 
 
 DAMAGES: list[dict[str, Any]] = [
@@ -118,7 +118,7 @@ def test_rates_of_older_versions_promise_nothing(codec: TinyVAECodec, snapshot: 
     assert old.tiers == {}
     assert old.fingerprint == codec.fingerprint
     for quality in QUALITIES:
-        for wish in (old.rate_of, lambda word: encode_at_quality(old, snapshot, word)):
+        for wish in (old.qp_of, lambda word: encode_at_quality(old, snapshot, word)):
             with pytest.raises(InputError, match=rf"'{quality}' was never verified.*kvcompress calibrate.*--max-kl"):
                 wish(quality)
 
@@ -139,7 +139,7 @@ def test_what_is_promised_is_how_it_is_stored(codec: TinyVAECodec, snapshot: KVS
     whole = encode_at_quality(mixed, snapshot, "transparent")
     assert (whole.codec, whole.settings) == ("lossless", {"quality": "transparent", "stored": "lossless"})
     with pytest.raises(InputError, match="latents alone do not keep 'high'"):
-        mixed.rate_of("high")
+        mixed.qp_of("high")
 
 
 def test_only_what_is_known_to_be_as_good_stands_in_for_unlike_sessions(

@@ -47,13 +47,13 @@ def test_only_layers_above_the_known_ones_are_coded(partial: TinyVAECodec) -> No
     assert partial.known == [Known((0, 1))]
 
 
-@pytest.mark.parametrize("rate", [0, 60, 120])
+@pytest.mark.parametrize("qp", [0, 60, 120])
 def test_decode_equals_reconstruct_and_known_layers_are_exact(
-    partial: TinyVAECodec, snapshot: KVSnapshot, tmp_path: Path, rate: int
+    partial: TinyVAECodec, snapshot: KVSnapshot, tmp_path: Path, qp: int
 ) -> None:
-    save(tmp_path / "a.kvz", partial.encode(snapshot, rate))
+    save(tmp_path / "a.kvz", partial.encode(snapshot, qp))
     decoded = partial.decode(load(tmp_path / "a.kvz"))
-    assert same(decoded, partial.reconstruct(snapshot, rate))
+    assert same(decoded, partial.reconstruct(snapshot, qp))
     for ours, theirs in zip(decoded.layers[:2], snapshot.layers[:2], strict=True):
         assert torch.equal(ours.keys, theirs.keys)
         assert torch.equal(ours.values, theirs.values)

@@ -13,7 +13,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kvcompress.codec.analysis import HIGHEST_RATE, RESIDUAL_RATE
+from kvcompress.codec.analysis import HIGHEST_QP, RESIDUAL_QP
 from kvcompress.codec.residual import Residual
 from kvcompress.codec.tinyvae import TinyVAECodec
 from kvcompress.errors import FormatError, InputError
@@ -23,7 +23,7 @@ from kvcompress.snapshot import KVSnapshot, LayerKV
 from tests.codec.conftest import random_sessions
 from tinyvae.quantize import LEVELS
 
-RATE = 80
+QP = 80
 
 
 def error(exact: KVSnapshot, decoded: KVSnapshot) -> float:
@@ -32,8 +32,8 @@ def error(exact: KVSnapshot, decoded: KVSnapshot) -> float:
 
 
 def test_finer_residuals_come_nearer_and_are_larger(codec: TinyVAECodec, snapshot: KVSnapshot) -> None:
-    files = [codec.encode(snapshot, RATE)]
-    files += [codec.encode(snapshot, RATE, residual_rate=finer) for finer in (60, 90, 120, 200, HIGHEST_RATE)]
+    files = [codec.encode(snapshot, QP)]
+    files += [codec.encode(snapshot, QP, residual_qp=finer) for finer in (60, 90, 120, 200, HIGHEST_QP)]
     errors = [error(snapshot, codec.decode(from_bytes(to_bytes(file)))) for file in files]
     sizes = [len(to_bytes(file)) for file in files]
     assert errors == sorted(errors, reverse=True)
@@ -57,22 +57,22 @@ def test_symbols_survive_bytes(codec: TinyVAECodec) -> None:
 @pytest.mark.parametrize("tokens", [0, 1, 3])
 def test_short_sessions_have_residuals_too(codec: TinyVAECodec, model: Any, tokens: int) -> None:
     short = capture(model, random_sessions(1, 64)[0][:tokens])
-    decoded = codec.decode(from_bytes(to_bytes(codec.encode(short, RATE, residual_rate=200))))
+    decoded = codec.decode(from_bytes(to_bytes(codec.encode(short, QP, residual_qp=200))))
     assert decoded.tokens == tokens
     if tokens:
-        assert error(short, decoded) < error(short, codec.decode(codec.encode(short, RATE)))
+        assert error(short, decoded) < error(short, codec.decode(codec.encode(short, QP)))
 
 
 def test_bits_of_tokens_count_the_residual(codec: TinyVAECodec, snapshot: KVSnapshot) -> None:
-    file = codec.encode(snapshot, RATE, residual_rate=100)
+    file = codec.encode(snapshot, QP, residual_qp=100)
     coded = sum(len(data) for name, data in file.sections.items() if name.startswith(("latents", "residual")))
     assert sum(codec.stored_bits(file)) / 8 == pytest.approx(coded, rel=0.1)
 
 
 def test_rates_that_are_none_are_refused(codec: TinyVAECodec, snapshot: KVSnapshot) -> None:
-    for rate in (-1, HIGHEST_RATE + 1):
-        with pytest.raises(InputError, match=f"residual rate {rate} is not in"):
-            codec.encode(snapshot, RATE, residual_rate=rate)
+    for qp in (-1, HIGHEST_QP + 1):
+        with pytest.raises(InputError, match=f"residual QP {qp} is not in"):
+            codec.encode(snapshot, QP, residual_qp=qp)
 
 
 def changed(file: Encoded, sections: dict[str, bytes] | None = None, **told: Any) -> Encoded:
@@ -80,12 +80,12 @@ def changed(file: Encoded, sections: dict[str, bytes] | None = None, **told: Any
 
 
 def test_files_whose_setting_and_sections_disagree_are_refused(codec: TinyVAECodec, snapshot: KVSnapshot) -> None:
-    file, plain = codec.encode(snapshot, RATE, residual_rate=100), codec.encode(snapshot, RATE)
+    file, plain = codec.encode(snapshot, QP, residual_qp=100), codec.encode(snapshot, QP)
     for bad in (
         dataclasses.replace(file, settings=plain.settings),
         dataclasses.replace(file, sections=plain.sections),
         changed(plain, {}, residual_rate=100),
-        *(changed(file, {}, residual_rate=rate) for rate in (-1, HIGHEST_RATE + 1, 1.5, True, "100", None)),
+        *(changed(file, {}, residual_rate=qp) for qp in (-1, HIGHEST_QP + 1, 1.5, True, "100", None)),
     ):
         with pytest.raises(FormatError):
             codec.decode(bad)
@@ -95,7 +95,7 @@ def test_files_whose_setting_and_sections_disagree_are_refused(codec: TinyVAECod
 @settings(max_examples=60, deadline=None)
 def test_cut_sections_and_noise_are_refused(codec: TinyVAECodec, snapshot: KVSnapshot, data: st.DataObject) -> None:
     """Checksums of the container find damage first; what gets past them must not crash."""
-    file = codec.encode(snapshot, RATE, residual_rate=100)
+    file = codec.encode(snapshot, QP, residual_qp=100)
     whole = file.sections["residual.0"]
     cut = data.draw(st.integers(0, len(whole) - 1))
     with pytest.raises(FormatError):
@@ -117,6 +117,6 @@ def test_a_layer_of_huge_values_comes_back(codec: TinyVAECodec, snapshot: KVSnap
     first, *others = snapshot.layers
     huge = LayerKV(first.keys, first.values * 1e4, first.positions)
     loud = dataclasses.replace(snapshot, layers=(huge, *others))
-    plain, near = codec.encode(loud, RATE), codec.encode(loud, RATE, residual_rate=RATE)
-    assert RESIDUAL_RATE in near.settings
+    plain, near = codec.encode(loud, QP), codec.encode(loud, QP, residual_qp=QP)
+    assert RESIDUAL_QP in near.settings
     assert error(loud, codec.decode(near)) < error(loud, codec.decode(plain))

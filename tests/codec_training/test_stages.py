@@ -33,7 +33,7 @@ from train.codec.recipe import CodecRecipe, Stage, read_recipe
 from train.codec.run import with_learned_parts
 from train.codec.tiers import mixed_tiers
 
-RATE = 60
+QP = 60
 
 
 def fresh(codec: TinyVAECodec, layers: int = 1) -> TinyVAECodec:
@@ -55,18 +55,18 @@ def test_fresh_parts_change_nothing(codec: TinyVAECodec, snapshot: KVSnapshot) -
     assert deeper.vae(0).config.prior_layers == 2
     ids = snapshot.token_ids
     assert torch.equal(deeper.vae(0).prior(ids), codec.vae(0).prior(ids))
-    assert torch.equal(deeper.symbols(snapshot, 0, RATE)[0], codec.symbols(snapshot, 0, RATE)[0])
+    assert torch.equal(deeper.symbols(snapshot, 0, QP)[0], codec.symbols(snapshot, 0, QP)[0])
 
 
 def test_what_a_predictor_guesses_is_taken_away_and_added_back(codec: TinyVAECodec, snapshot: KVSnapshot) -> None:
     """A guess moves symbols, and at fine steps no reconstruction, however wrong; files decode to the same bits."""
     guessing = loud(codec)
-    assert not torch.equal(guessing.symbols(snapshot, 0, RATE)[0], codec.symbols(snapshot, 0, RATE)[0])
+    assert not torch.equal(guessing.symbols(snapshot, 0, QP)[0], codec.symbols(snapshot, 0, QP)[0])
     fine, plain = (one.reconstruct(snapshot, 200).layers[0].keys for one in (guessing, codec))
     assert torch.allclose(fine, plain, atol=1e-2 * float(plain.abs().max()))
     again = TinyVAECodec(**guessing.config_json())
     again.load_state_dict(guessing.state_dict())
-    decoded, direct = again.decode(guessing.encode(snapshot, RATE)), guessing.reconstruct(snapshot, RATE)
+    decoded, direct = again.decode(guessing.encode(snapshot, QP)), guessing.reconstruct(snapshot, QP)
     assert all(torch.equal(a.keys, b.keys) for a, b in zip(decoded.layers, direct.layers, strict=True))
 
 
@@ -74,16 +74,16 @@ def test_a_guess_stays_sane_at_rates_no_training_saw(codec: TinyVAECodec, snapsh
     """A plan leaves tokens out by an offset below every level: their guess is that of the coarsest tokens."""
     guessing, ids = loud(codec).vae(0), snapshot.token_ids
     context = guessing.context(ids)
-    lowest, none = (torch.full_like(ids, rate, dtype=torch.int32) for rate in (LOWEST_TOLD, PRIOR_ONLY))
+    lowest, none = (torch.full_like(ids, qp, dtype=torch.int32) for qp in (LOWEST_TOLD, PRIOR_ONLY))
     decoded = torch.zeros(len(ids) + 1, guessing.config.rank)
     for phase in phases(ids):
-        coarse, left_out = (guessing.predicted(decoded, phase, context, rates) for rates in (lowest, none))
+        coarse, left_out = (guessing.predicted(decoded, phase, context, qps) for qps in (lowest, none))
         assert torch.equal(coarse, left_out)
 
 
 def test_levels_do_not_depend_on_a_predictor(codec: TinyVAECodec, snapshot: KVSnapshot) -> None:
     """No float decides a bit: what the network says never chooses a table."""
-    assert torch.equal(loud(codec).symbols(snapshot, 0, RATE)[1], codec.symbols(snapshot, 0, RATE)[1])
+    assert torch.equal(loud(codec).symbols(snapshot, 0, QP)[1], codec.symbols(snapshot, 0, QP)[1])
 
 
 def test_a_codec_without_a_predictor_names_none(codec: TinyVAECodec) -> None:
@@ -96,8 +96,8 @@ def test_training_sees_what_the_decoder_gives(codec: TinyVAECodec, snapshot: KVS
     """The channels that the loss is taken of are those of the decoded cache, whatever gradients pass."""
     trained = loud(codec)
     DivergenceStage(trained, unused_model(), CodecRecipe(), Stage(1, 1e-3, 1e-3))
-    channels = channels_of(trained, snapshot, RATE)
-    decoded = to_channels(loud(codec).reconstruct(snapshot, RATE), codec.groups[0], rope_of(snapshot.origin))
+    channels = channels_of(trained, snapshot, QP)
+    decoded = to_channels(loud(codec).reconstruct(snapshot, QP), codec.groups[0], rope_of(snapshot.origin))
     assert torch.allclose(channels.detach(), decoded, atol=1e-3 * float(decoded.abs().max()))
 
 
@@ -105,8 +105,8 @@ def unused_model() -> torch.nn.Module:
     return torch.nn.Linear(1, 1)
 
 
-def channels_of(codec: TinyVAECodec, snapshot: KVSnapshot, rate: int) -> torch.Tensor:
-    (coded,) = coded_groups(codec, snapshot, rate)
+def channels_of(codec: TinyVAECodec, snapshot: KVSnapshot, qp: int) -> torch.Tensor:
+    (coded,) = coded_groups(codec, snapshot, qp)
     return codec.vae(0).synthesise(coded.context, coded.decoded)
 
 
@@ -115,11 +115,11 @@ def test_a_latent_of_symbol_zero_teaches_the_prior_and_a_coded_one_does_not(
     snapshot: KVSnapshot,
 ) -> None:
     gradients = []
-    for rate in (0, 300):  # nothing is coded, everything is
+    for qp in (0, 300):  # nothing is coded, everything is
         trained = fresh(codec)
         module = DivergenceStage(trained, unused_model(), CodecRecipe(), Stage(1, 1e-3, 1e-3))
-        channels = channels_of(trained, snapshot, rate)
-        # In the span of the latents: what lies beyond them the prior answers for at every rate.
+        channels = channels_of(trained, snapshot, qp)
+        # In the span of the latents: what lies beyond them the prior answers for at every QP.
         seen = channels @ trained.vae(0).transform.analysis
         seen.square().sum().backward()
         gradients.append(float(trained.vae(0).prior.outward.sharp.master.grad.norm()))
@@ -174,7 +174,7 @@ def test_without_a_seed_sessions_are_as_harvested(shards: Shards) -> None:
 def test_both_stages_lower_their_loss(
     codec: TinyVAECodec, model: LlamaForCausalLM, shards: Shards, mixed: bool
 ) -> None:
-    """A few steps on one session at one rate: the gradients point downhill, also where tiers are mixed."""
+    """A few steps on one session at one QP: the gradients point downhill, also where tiers are mixed."""
     session, recipe = ShardSessions(shards, 16)[0], CodecRecipe()
     for make in (
         lambda one: RateStage(one, recipe, Stage(8, 3e-3)),
@@ -185,7 +185,7 @@ def test_both_stages_lower_their_loss(
         for _ in range(8):
             chance = torch.Generator().manual_seed(3) if mixed else None
             optimizer.zero_grad()
-            loss = module.loss(session, RATE, chance)["loss"]
+            loss = module.loss(session, QP, chance)["loss"]
             loss.backward()
             optimizer.step()
             losses.append(float(loss))
@@ -213,7 +213,7 @@ def test_what_a_stage_is_judged_by_does_not_hang_on_what_was_usual(
     for usual in (1e-4, 1.0):
         module.usual_nats.fill_(usual)
         with torch.no_grad():
-            found.append((float(module.judged(session, RATE)["loss"]), float(module.loss(session, RATE, None)["loss"])))
+            found.append((float(module.judged(session, QP)["loss"]), float(module.loss(session, QP, None)["loss"])))
     assert found[0][0] == found[1][0]
     assert found[0][1] != found[1][1]
 
@@ -239,7 +239,7 @@ def test_dropped_tokens_are_not_coded(
         int(mixed_tiers(session.snapshot.tokens, torch.Generator().manual_seed(seed)).kept.sum()) for seed in range(6)
     ]
     for seed in range(6):
-        module.loss(session, RATE, torch.Generator().manual_seed(seed))
+        module.loss(session, QP, torch.Generator().manual_seed(seed))
     assert held == kept
     assert min(kept) < session.snapshot.tokens
 
@@ -303,7 +303,7 @@ def test_the_recipe_of_the_project_is_the_default() -> None:
         ("colour: blue", "colour"),
         ("rate_stage: {steps: many, learning_rate: 0.1}", "rate_stage.steps"),
         ("rate_stage: {learning_rate: 0.1}", "lacks"),
-        ("lowest_rate: 90", "lowest rate"),
+        ("lowest_qp: 90", "lowest QP"),
         ("logger: paper", "paper"),
         ("[1, 2]", "mapping"),
         ("a: [", "YAML"),

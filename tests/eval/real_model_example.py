@@ -25,7 +25,7 @@ SETTINGS = RealModelSettings(
     timed_sessions=1,
     rounds=1,
 )
-RATES = {"transparent": 58, "high": 30}
+QPS = {"transparent": 58, "high": 30}
 FIT_FACTS = {"fit_seconds": 1234.5, "peak_bytes": 2_100_000_000, "promises": {"high": "latents"}}
 
 
@@ -57,12 +57,12 @@ def build(root: Path, sessions_file: Path) -> Path:
 
 
 def _promise(config: Path) -> None:
-    """Let a codec promise its rates, on evidence that is invented; sessions unlike any are not looked for."""
+    """Let a codec promise its QPs, on evidence that is invented; sessions unlike any are not looked for."""
     data = json.loads(config.read_text(encoding="utf-8"))
     nothing = Loss(1.0, 0.0, 0)
     data["promises"] = {
-        word: Promise(word, Setting("latents", rate), 19, 1024, 256, nothing, nothing, nothing).to_json()
-        for word, rate in RATES.items()
+        word: Promise(word, Setting("latents", qp), 19, 1024, 256, nothing, nothing, nothing).to_json()
+        for word, qp in QPS.items()
     }
     data["fitted"] = {name: value for name, value in data["fitted"].items() if name != "known"}
     config.write_text(json.dumps(data), encoding="utf-8")

@@ -144,24 +144,24 @@ def test_only_rounding_explains_other_symbols(other: int, outside: float, explai
 def test_own_symbols_lie_in_their_bins_and_others_show() -> None:
     codec, snapshot = load_codec(), load_raw(GOLDEN / "tinyvae.safetensors")
     symbols, latents = quantised(codec, snapshot, 48)
-    rates = codec.rates(0, snapshot.token_ids, 48)
-    assert float(outside_bins(codec, 0, snapshot.token_ids, rates, latents[0], symbols[0]).max()) <= 1e-4
+    qps = codec.qps(0, snapshot.token_ids, 48)
+    assert float(outside_bins(codec, 0, snapshot.token_ids, qps, latents[0], symbols[0]).max()) <= 1e-4
     other = symbols[0].clone()
     other[-1, 0] += 1  # the last token: nothing is predicted from it
-    outside = outside_bins(codec, 0, snapshot.token_ids, rates, latents[0], other)
+    outside = outside_bins(codec, 0, snapshot.token_ids, qps, latents[0], other)
     assert 0 < float(outside[-1, 0]) <= 1
     assert int((outside > 1e-4).sum()) == 1
 
 
 def test_symbols_read_back_are_those_that_were_quantised() -> None:
     codec, snapshot = load_codec(), load_raw(GOLDEN / "tinyvae.safetensors")
-    for rate in (1, 48):
-        symbols, latents = quantised(codec, snapshot, rate)
-        again = read_back(codec, codec.encode(snapshot, rate))
+    for qp in (1, 48):
+        symbols, latents = quantised(codec, snapshot, qp)
+        again = read_back(codec, codec.encode(snapshot, qp))
         assert digest(symbols) == digest(again)
         assert all(torch.equal(one, two) for one, two in zip(symbols, again, strict=True))
-        rates = codec.rates(0, snapshot.token_ids, rate)
-        assert float(outside_bins(codec, 0, snapshot.token_ids, rates, latents[0], symbols[0]).max()) <= 1e-4
+        qps = codec.qps(0, snapshot.token_ids, qp)
+        assert float(outside_bins(codec, 0, snapshot.token_ids, qps, latents[0], symbols[0]).max()) <= 1e-4
         changed = [symbols[0].clone()]
         changed[0][0, 0] += 1
         assert digest(changed) != digest(again)

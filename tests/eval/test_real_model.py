@@ -35,7 +35,7 @@ from kvcompress.hf import capture, load_model, recompute_with, restore
 from kvcompress.hub.bundled import DEFAULT_MODEL, find_checkpoint
 from kvcompress.metrics.fidelity import continuation_logits, kl_nats, short_context_logits, top_agreement
 from tests.codec.conftest import random_sessions, tiny_model
-from tests.eval.real_model_example import FIT_FACTS, RATES, SETTINGS, build, job
+from tests.eval.real_model_example import FIT_FACTS, QPS, SETTINGS, build, job
 
 Result = dict[str, Any]
 
@@ -70,7 +70,7 @@ def test_a_row_is_what_a_second_computation_finds(rows: list[Result], place: Pat
     snapshot = capture(model, stored, tokenizer=tokenizer)
     codec = load_codec(place / "codec", layers)
     codec.recompute = recompute_with(model, tokenizer)
-    save(tmp_path / "file.kvz", codec.encode(snapshot, RATES["high"], {"quality": "high"}))
+    save(tmp_path / "file.kvz", codec.encode(snapshot, QPS["high"], {"quality": "high"}))
     exact = continuation_logits(model, restore(snapshot, model), following, len(stored))
     resumed = continuation_logits(
         model, restore(codec.decode(load(tmp_path / "file.kvz")), model), following, len(stored)
@@ -94,7 +94,7 @@ def test_a_row_is_what_a_second_computation_finds(rows: list[Result], place: Pat
 
 def test_every_codec_quality_and_source_is_there(result: Result) -> None:
     found = {(point["source"], point["codec"], point["quality"]): point for point in result["points"]}
-    assert set(found) == {(s, m, q) for s in ("test", "other") for m in ("m=0", "m=1") for q in RATES}
+    assert set(found) == {(s, m, q) for s in ("test", "other") for m in ("m=0", "m=1") for q in QPS}
     assert {point["sessions"] for key, point in found.items() if key[0] == "test"} == {SETTINGS.count}
     assert {point["sessions"] for key, point in found.items() if key[0] == "other"} == {SETTINGS.other_count}
     for codec in result["codecs"]:

@@ -53,9 +53,9 @@ def test_every_point_of_the_dial_is_measured(result: dict[str, Any], place: Path
     assert whole["gain_at_equal_kl"] == pytest.approx(1.0)
     for point in (whole, one):
         assert {"transparent", "high", "usable"} == set(point["tiers"])
-        assert all(rate in {found["rate"] for found in point["rates"]} for rate in point["tiers"].values())
-        bytes_by_rate = [found["file_bytes"] for found in sorted(point["rates"], key=lambda found: found["rate"])]
-        assert bytes_by_rate == sorted(bytes_by_rate)
+        assert all(qp in {found["rate"] for found in point["rates"]} for qp in point["tiers"].values())
+        bytes_by_qp = [found["file_bytes"] for found in sorted(point["rates"], key=lambda found: found["rate"])]
+        assert bytes_by_qp == sorted(bytes_by_qp)
         speed = result["prefill"]["prefill_seconds"] / point["restore_seconds"]
         assert point["prefill_over_restore"] == pytest.approx(speed)
     assert result["prefill"]["file_bytes"] < min(found["file_bytes"] for found in one["rates"])

@@ -327,9 +327,9 @@ def test_kvtc_has_the_ratio_at_which_it_loses_what_we_lose(result: Result) -> No
     assert beside
     for word in beside:
         found = result["kvtc"][word]
-        curve = sorted((rate, kl) for kl, rate in found["curve"])
-        below = [kl for rate, kl in curve if rate <= found["aimed_ratio"]]
-        above = [kl for rate, kl in curve if rate >= found["aimed_ratio"]]
+        curve = sorted((qp, kl) for kl, qp in found["curve"])
+        below = [kl for qp, kl in curve if qp <= found["aimed_ratio"]]
+        above = [kl for qp, kl in curve if qp >= found["aimed_ratio"]]
         if below and above:
             assert below[-1] <= found["kl_nats"] * 1.001
             assert above[0] >= found["kl_nats"] * 0.999

@@ -8,6 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from kvcompress.hf import load_model
+from kvcompress.hf.forward import cache_name
+
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
@@ -18,7 +21,7 @@ def test_python_of_the_readme_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert blocks
     namespace: dict[str, object] = {}
     for block in blocks:
-        exec(block, namespace)
+        exec(block.replace("past_key_values=", f"{cache_name(load_model('reference-lm')[0])}="), namespace)
     assert os.path.getsize("session.kvz") > 0
 
 

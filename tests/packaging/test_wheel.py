@@ -48,7 +48,7 @@ def test_wheel_brings_the_bundled_checkpoints(wheel: zipfile.ZipFile) -> None:
         assert f"kvcompress/checkpoints/{checkpoint}/README.md" in names
     assert "kvcompress/checkpoints/index.json" in names
     assert "kvcompress/py.typed" in names
-    assert "kvcompress/prune/fitted.json" in names
+    assert "kvcompress/prune/scorers/fitted.json" in names
 
 
 def test_wheel_holds_no_checkpoint_but_the_bundled_ones(wheel: zipfile.ZipFile) -> None:

@@ -27,7 +27,7 @@ from kvcompress.prune.evidence.collect import collect
 from kvcompress.prune.history import History, Record, load_history, save_history
 from kvcompress.prune.planner import Planner
 from kvcompress.prune.scorers.registry import find_scorer, scored
-from kvcompress.prune.search import ONE_TIER, RATE_STEPS, Race, one_tier_kl
+from kvcompress.prune.search import ONE_TIER, QP_STEPS, Race, one_tier_kl
 from kvcompress.prune.session import Asked, SessionPlanner, named_guarantees
 from kvcompress.prune.table import load_table, save_table, stored_tiers, table_of
 from kvcompress.prune.tiers import Tier, tier_named
@@ -35,7 +35,7 @@ from kvcompress.snapshot import KVSnapshot
 from tests.codec.conftest import random_sessions
 from tests.hf.families import model_of, session
 
-RATE = 60
+QP = 60
 
 
 def no_floor(tokens: int) -> Tensor:
@@ -75,7 +75,7 @@ def test_no_plan_of_as_few_bits_has_less_damage(rows: list[tuple[float, float, f
 
 
 def test_more_weight_costs_more_bits_and_loses_less(codec: TinyVAECodec, snapshot: KVSnapshot, score: Tensor) -> None:
-    plans = [planner(codec, snapshot, score).plan(RATE, weight) for weight in (1.0, 8.0, 64.0, 4096.0)]
+    plans = [planner(codec, snapshot, score).plan(QP, weight) for weight in (1.0, 8.0, 64.0, 4096.0)]
     bits = [float(plan.bits.sum()) for plan in plans]
     damages = [plan.damage for plan in plans]
     assert bits == sorted(bits)
@@ -90,10 +90,10 @@ def test_tokens_of_equal_cost_and_worth_get_the_lower_tier() -> None:
 
 
 def test_what_is_foreseen_is_what_a_file_of_one_tier_costs(codec: TinyVAECodec, snapshot: KVSnapshot) -> None:
-    tried = measure_costs(codec, snapshot, RATE)
+    tried = measure_costs(codec, snapshot, QP)
     for row, tier in enumerate(CHOICES):
         offsets = offsets_of(torch.full((snapshot.tokens,), int(tier)))
-        assert tried.bits[row].tolist() == pytest.approx(codec.token_bits(snapshot, RATE, offsets))
+        assert tried.bits[row].tolist() == pytest.approx(codec.token_bits(snapshot, QP, offsets))
     assert float(tried.bits[0].sum()) == 0
 
 
@@ -101,13 +101,13 @@ def test_what_is_foreseen_is_what_a_file_of_one_tier_costs(codec: TinyVAECodec, 
 def test_a_file_keeps_to_its_bytes_and_comes_near(
     share: float, codec: TinyVAECodec, snapshot: KVSnapshot, score: Tensor
 ) -> None:
-    single = len(to_bytes(codec.encode(snapshot, RATE)))
-    least = planner(codec, snapshot, score).smallest(RATE).file_bytes
+    single = len(to_bytes(codec.encode(snapshot, QP)))
+    least = planner(codec, snapshot, score).smallest(QP).file_bytes
     most = least + int(share * (single - least))
-    found = planner(codec, snapshot, score).within(RATE + 12, most)
+    found = planner(codec, snapshot, score).within(QP + 12, most)
     assert found is not None
     assert 0.95 * most <= len(to_bytes(found.encoded)) == found.file_bytes <= most
-    again = planner(codec, snapshot, score).within(RATE + 12, most)
+    again = planner(codec, snapshot, score).within(QP + 12, most)
     assert again is not None
     assert to_bytes(again.encoded) == to_bytes(found.encoded)
 
@@ -119,7 +119,7 @@ def test_a_planned_file_says_its_plan_and_decodes(
     floor = no_floor(80)
     floor[5:9], floor[20] = int(Tier.FINE), int(Tier.EXACT)
     runner = planner(codec, snapshot, score, Demand(floor, keep_fraction))
-    plan = runner.plan(RATE, 20.0)
+    plan = runner.plan(QP, 20.0)
     found = runner.encode(plan)
     save(tmp_path / "a.kvz", found.encoded)
     stored = load(tmp_path / "a.kvz")
@@ -134,7 +134,7 @@ def test_a_planned_file_says_its_plan_and_decodes(
         assert torch.equal(ours.keys[:, place], exact.keys[:, 20])
         assert torch.equal(ours.values[:, place], exact.values[:, 20])
     assert table_of(stored, codec, decoded).bits == pytest.approx(
-        codec.token_bits(runner.pruned, RATE, offsets_of(plan.tiers)), abs=1e-6
+        codec.token_bits(runner.pruned, QP, offsets_of(plan.tiers)), abs=1e-6
     )
 
 
@@ -201,20 +201,20 @@ def judge(model: Any, snapshot: KVSnapshot) -> Judge:
 def test_the_exact_cache_loses_nothing_and_a_coarser_one_more(
     judge: Judge, codec: TinyVAECodec, snapshot: KVSnapshot
 ) -> None:
-    fine, coarse = (one_tier_kl(codec, snapshot, rate, judge)[2] for rate in (140, 0))
+    fine, coarse = (one_tier_kl(codec, snapshot, qp, judge)[2] for qp in (140, 0))
     assert judge.kl(snapshot) == 0 < fine < coarse
 
 
 def racing(codec: TinyVAECodec, snapshot: KVSnapshot, judge: Judge, score: Tensor, **options: Any) -> Race:
     noise = scored(find_scorer("random"), collect(None, snapshot, []))
     planners = [planner(codec, snapshot, score), Planner(codec, snapshot, "random", noise, Demand(no_floor(80)))]
-    return Race(codec, planners, judge, RATE, **options)
+    return Race(codec, planners, judge, QP, **options)
 
 
 def test_the_winner_of_a_race_is_its_best_by_measured_damage(
     codec: TinyVAECodec, snapshot: KVSnapshot, judge: Judge, score: Tensor
 ) -> None:
-    most = len(to_bytes(codec.encode(snapshot, RATE)))
+    most = len(to_bytes(codec.encode(snapshot, QP)))
     history = History()
     race = racing(codec, snapshot, judge, score, history=history)
     winner = race.at_bytes(most)
@@ -231,7 +231,7 @@ def test_the_winner_of_a_race_is_its_best_by_measured_damage(
 def test_a_race_to_a_damage_keeps_it_in_fewer_bytes_than_it_began_with(
     codec: TinyVAECodec, snapshot: KVSnapshot, judge: Judge, score: Tensor
 ) -> None:
-    _, size, kl = one_tier_kl(codec, snapshot, RATE, judge)
+    _, size, kl = one_tier_kl(codec, snapshot, QP, judge)
     race = racing(codec, snapshot, judge, score)
     found = race.at_damage(kl, size)
     if found is None:  # on a random model no plan need be better than one tier
@@ -244,8 +244,8 @@ def test_budgets_below_the_anchors_are_refused_with_what_these_cost(
     codec: TinyVAECodec, snapshot: KVSnapshot, judge: Judge, score: Tensor
 ) -> None:
     floor = torch.full((80,), int(Tier.FINE))
-    race = Race(codec, [planner(codec, snapshot, score, Demand(floor))], judge, RATE)
-    least = planner(codec, snapshot, score, Demand(floor)).smallest(RATE + RATE_STEPS[0]).file_bytes
+    race = Race(codec, [planner(codec, snapshot, score, Demand(floor))], judge, QP)
+    least = planner(codec, snapshot, score, Demand(floor)).smallest(QP + QP_STEPS[0]).file_bytes
     with pytest.raises(InputError, match=f"the 80 guaranteed tokens alone make {least:,}"):
         race.at_bytes(least // 2)
 
@@ -288,10 +288,10 @@ def test_a_quick_plan_is_foreseen_to_lose_what_one_tier_does(
     asked = Asked(scorers=("output_sensitivity",), quality="usable")
     found = SessionPlanner(codec, model, None, snapshot, asked).run_quickly()
     runner = planner(codec, snapshot, score, Demand(floor_of([Anchor("sink", 0, 4)], 80)))
-    rate = codec.rate_of("usable")
-    plan = runner.losing(rate + 12, runner.one_tier_damage(rate)).plan
+    qp = codec.qp_of("usable")
+    plan = runner.losing(qp + 12, runner.one_tier_damage(qp)).plan
     assert torch.equal(found.table.tiers, plan.tiers)
-    assert plan.damage <= runner.one_tier_damage(rate) < runner.plan(rate + 12, plan.weight * 0.9).damage * 1.1
+    assert plan.damage <= runner.one_tier_damage(qp) < runner.plan(qp + 12, plan.weight * 0.9).damage * 1.1
     with pytest.raises(InputError, match="kept by measuring"):
         SessionPlanner(codec, model, None, snapshot, Asked(scorers=("key_norm",), max_kl_nats=0.1)).run_quickly()
 
@@ -308,7 +308,7 @@ def test_tables_are_read_back_only_beside_their_file(
     codec: TinyVAECodec, snapshot: KVSnapshot, score: Tensor, tmp_path: Path
 ) -> None:
     runner = planner(codec, snapshot, score)
-    found = runner.encode(runner.plan(RATE, 20.0))
+    found = runner.encode(runner.plan(QP, 20.0))
     decoded = codec.decode(found.encoded)
     table = dataclasses.replace(table_of(found.encoded, codec, decoded), parts={"worth": runner.worth.tolist()})
     save_table(tmp_path / "plan.json", table, {})

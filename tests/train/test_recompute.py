@@ -24,10 +24,10 @@ def test_channels_in_training_are_those_of_the_decoder(partial: TinyVAECodec) ->
     from train.codec.coding import coded_groups
 
     snapshot = capture(tiny_model(), random_sessions(1, 60, seed=4)[0])
-    for rate in (20, 80):
-        (coded,) = coded_groups(partial, snapshot, rate)
+    for qp in (20, 80):
+        (coded,) = coded_groups(partial, snapshot, qp)
         channels = partial.vae(0).synthesise(coded.context, coded.decoded)
-        decoded = to_channels(partial.reconstruct(snapshot, rate), (2,), rope_of(snapshot.origin))
+        decoded = to_channels(partial.reconstruct(snapshot, qp), (2,), rope_of(snapshot.origin))
         assert torch.allclose(channels, decoded, atol=1e-4)
 
 
@@ -41,9 +41,9 @@ def test_both_stages_train_what_known_layers_tell(partial: TinyVAECodec) -> None
     model, recipe = tiny_model(), CodecRecipe()
     ids = random_sessions(1, 80, seed=5)[0]
     session = CachedSession(capture(model, ids[:60]), ids[60:])
-    rate = RateStage(copy.deepcopy(partial), recipe, Stage(1, 1e-3))
+    qp = RateStage(copy.deepcopy(partial), recipe, Stage(1, 1e-3))
     divergence = DivergenceStage(copy.deepcopy(partial), model, recipe, Stage(1, 1e-3, 1e-3))
-    for stage in (rate, divergence):
+    for stage in (qp, divergence):
         stage.loss(session, 40, None)["loss"].backward()
         known = stage.codec.vae(0).prior.known
         assert known is not None

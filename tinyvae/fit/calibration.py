@@ -1,6 +1,6 @@
 """How latents are predicted and how wide the rest is: the closed-form calibration of one group.
 
-All of it is measured on latents of real sessions, decoded phase by phase as the decoder will, at one middling rate.
+All of it is measured on latents of real sessions, decoded phase by phase as the decoder will, at one middling QP.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from tinyvae.quantize import LEVELS, LEVELS_PER_OCTAVE, LOWEST_SCALE_LOG2, quant
 Rows = Sequence[tuple[Tensor, Context]]
 """Latents [T, R] float32 and context of each session."""
 
-CALIBRATION_RATE = 40
+CALIBRATION_QP = 40
 """Rate at which neighbours are decoded here, in the middle of what is used."""
 
 RIDGE = 0.01
@@ -33,7 +33,7 @@ def calibrate_group(
     sample_rows: int,
     *,
     predict: bool = True,
-    rate: int = CALIBRATION_RATE,
+    qp: int = CALIBRATION_QP,
     sink: bool = False,
 ) -> Tensor:
     """Fit weights and levels of a group in place and return normalised samples [S] float32 for the tables.
@@ -44,7 +44,7 @@ def calibrate_group(
         sessions: Latents and context of sessions that those have not seen.
         sample_rows: Rows of latents whose values are returned.
         predict: Whether latents are predicted from decoded ones; without, each stands for itself.
-        rate: Rate at which neighbours are decoded here.
+        qp: Rate at which neighbours are decoded here.
         sink: Whether the first token of each session stands at place 0 and is like no other: it has a level of its own.
     """
     openings = [(latents[:1], context.token_ids[:1]) for latents, context in sessions] if sink else []
@@ -54,7 +54,7 @@ def calibrate_group(
             (latents[rows], Context(context.token_ids[rows], context.hidden[rows]))
             for (latents, context), rows in zip(sessions, later, strict=True)
         ]
-    vae.base_level.fill_(LEVELS - rate - 1)  # nothing is dropped while it is measured
+    vae.base_level.fill_(LEVELS - qp - 1)  # nothing is dropped while it is measured
     vae.match_level.zero_()
     vae.token_level.zero_()
     vae.centroids.zero_()
@@ -63,8 +63,8 @@ def calibrate_group(
         if vae.predictor is not None:
             vae.predictor.silence()
     elif vae.predictor is None:
-        vae.weights.copy_(prediction_weights(vae, sessions, rate))
-    rest, ids, places = _innovations(vae, sessions, rate)
+        vae.weights.copy_(prediction_weights(vae, sessions, qp))
+    rest, ids, places = _innovations(vae, sessions, qp)
     power = [rest[places[:, 0] == phase].square().mean(0).clamp(min=1e-24) for phase in range(PHASES)]
     normal = rest * torch.stack(power).rsqrt()[places[:, 0]]
     token_level = token_levels(normal, ids, vae.config.vocab_size)
@@ -98,7 +98,7 @@ def opening_level(vae: TinyVAE, openings: Sequence[tuple[Tensor, Tensor]]) -> in
     return round(min(max(found, -LOWEST_OPENING), HIGHEST_OPENING))
 
 
-def prediction_weights(vae: TinyVAE, sessions: Rows, rate: int = CALIBRATION_RATE) -> Tensor:
+def prediction_weights(vae: TinyVAE, sessions: Rows, qp: int = CALIBRATION_QP) -> Tensor:
     """Return [PHASES, MATCHES, SOURCES, R] float32: for each latent the ridge regression on the same latent's sources.
 
     One number a source and latent: a full matrix gains a further tenth of what this gains and is larger than the codec.
@@ -107,7 +107,7 @@ def prediction_weights(vae: TinyVAE, sessions: Rows, rate: int = CALIBRATION_RAT
     gram = torch.zeros(PHASES, MATCHES, rank, SOURCES, SOURCES)
     cross = torch.zeros(PHASES, MATCHES, rank, SOURCES)
     for latents, context in sessions:
-        step = step_at(vae.config.reference_step, rate)
+        step = step_at(vae.config.reference_step, qp)
         rounded = quantize(latents, step, torch.zeros(1, 1)).float() * step
         decoded = torch.cat([rounded, torch.zeros(1, rank)])
         for phase in phases(context.token_ids):
@@ -126,10 +126,10 @@ def _add(gram: Tensor, cross: Tensor, phase: Phase, sources: Tensor, latents: Te
         cross[phase.number, match] += torch.einsum("snr,nr->rs", values, latents[chosen])
 
 
-def _innovations(vae: TinyVAE, sessions: Rows, rate: int) -> tuple[Tensor, Tensor, Tensor]:
+def _innovations(vae: TinyVAE, sessions: Rows, qp: int) -> tuple[Tensor, Tensor, Tensor]:
     """Return what prediction leaves [N, R], token ids [N], and phase and match [N, 2] of all tokens."""
     rest, ids, places = list[Tensor](), list[Tensor](), list[Tensor]()
-    step = step_at(vae.config.reference_step, rate)
+    step = step_at(vae.config.reference_step, qp)
     for latents, context in sessions:
         token_ids = context.token_ids
 
@@ -139,8 +139,8 @@ def _innovations(vae: TinyVAE, sessions: Rows, rate: int) -> tuple[Tensor, Tenso
             places.append(torch.stack([torch.full_like(phase.matches, phase.number), phase.matches], 1))
             return quantize(rest[-1], step, torch.zeros(1, 1))
 
-        rates = torch.full_like(token_ids, rate, dtype=torch.int32)
-        vae.reconstruct(context, rates, vae.levels(token_ids, rates), keep)
+        qps = torch.full_like(token_ids, qp, dtype=torch.int32)
+        vae.reconstruct(context, qps, vae.levels(token_ids, qps), keep)
     return torch.cat(rest), torch.cat(ids), torch.cat(places)
 
 

@@ -30,7 +30,7 @@ class Coded:
         innovations: [T, R] float32, what prior and prediction leave to code.
         decoded: [T, R] float32, latents that the decoder has.
         spoken: [T, R] bool, latents whose symbol is not 0.
-        rates: [T] int32.
+        qps: [T] int32.
         levels: [T, R] int32, negative where nothing is coded.
     """
 
@@ -41,13 +41,11 @@ class Coded:
     innovations: Tensor
     decoded: Tensor
     spoken: Tensor
-    rates: Tensor
+    qps: Tensor
     levels: Tensor
 
 
-def coded_groups(
-    codec: TinyVAECodec, snapshot: KVSnapshot, rate: int, offsets: Tensor | None = None
-) -> Iterator[Coded]:
+def coded_groups(codec: TinyVAECodec, snapshot: KVSnapshot, qp: int, offsets: Tensor | None = None) -> Iterator[Coded]:
     """Yield the groups of a session, lower ones first, as `TinyVAECodec.encode` codes them.
 
     What is decoded of lower groups is a constant to higher ones: each group is trained for itself, and the gradients of
@@ -56,8 +54,8 @@ def coded_groups(
     Args:
         codec: The codec, in training or not.
         snapshot: The session.
-        rate: Rate index.
-        offsets: [N] integer, added to the rate of each token.
+        qp: Quantisation parameter.
+        offsets: [N] integer, added to the QP of each token.
     """
     rope, found = rope_of(snapshot.origin), list[tuple[Tensor, Tensor, Context]]()
     for group, layers in enumerate(codec.groups):
@@ -70,14 +68,14 @@ def coded_groups(
     below = list[tuple[Tensor, Tensor]]()
     for group, (channels, latents, context) in enumerate(found):
         vae, places = codec.vae(group), group_positions(snapshot, codec.groups[group])
-        rates = (codec.rates(group, snapshot.token_ids, rate, offsets) + finer)[places]
+        qps = (codec.qps(group, snapshot.token_ids, qp, offsets) + finer)[places]
         lifted = vae.lifts(snapshot.token_ids, lifts if len(outliers.tokens) else None)
         context = replace(context, lifts=None if lifted is None else lifted[places])
         context, wanted = vae.given(context, latents, codec.lower[group].rows(below, places, snapshot.tokens))
-        levels = _levels(vae, context, rates, latents.shape[1])
-        innovations, decoded, spoken = coded_latents(vae, wanted, context, rates, levels)
+        levels = _levels(vae, context, qps, latents.shape[1])
+        innovations, decoded, spoken = coded_latents(vae, wanted, context, qps, levels)
         below.append((places, context.ordinary(decoded.detach())))
-        yield Coded(group, context, channels, wanted, innovations, decoded, spoken, rates, levels)
+        yield Coded(group, context, channels, wanted, innovations, decoded, spoken, qps, levels)
 
 
 def _latents(vae: TinyVAE, context: Context, channels: Tensor) -> Tensor:
@@ -87,13 +85,13 @@ def _latents(vae: TinyVAE, context: Context, channels: Tensor) -> Tensor:
     return whole + moved - context.hidden @ vae.moving
 
 
-def _levels(vae: TinyVAE, context: Context, rates: Tensor, latents: int) -> Tensor:
-    levels = vae.levels(context.token_ids, rates, context.lifts)
+def _levels(vae: TinyVAE, context: Context, qps: Tensor, latents: int) -> Tensor:
+    levels = vae.levels(context.token_ids, qps, context.lifts)
     return torch.nn.functional.pad(levels, (0, latents - levels.shape[1]), value=-1)
 
 
 def coded_latents(
-    vae: TinyVAE, latents: Tensor, context: Context, rates: Tensor, levels: Tensor
+    vae: TinyVAE, latents: Tensor, context: Context, qps: Tensor, levels: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Code latents [T, R] as the codec does, phase by phase, with gradients past the quantiser.
 
@@ -104,13 +102,13 @@ def coded_latents(
     Returns:
         What prediction leaves to code, what the decoder has, and where symbols are not 0, all [T, R].
     """
-    step = steps_at(vae.config.reference_step, rates)
+    step = steps_at(vae.config.reference_step, qps)
     ordinary = torch.ones(len(latents), 1) if context.lifts is None else (context.lifts == 0).float()[:, None]
     shown, decoded = latents.new_zeros(len(latents) + 1, latents.shape[1]), torch.zeros_like(latents)
     innovations, told = torch.zeros_like(latents), torch.zeros(latents.shape, dtype=torch.bool)
     for phase in phases(context.token_ids):
         span = phase.span
-        predicted = vae.predicted(shown, phase, context, rates)
+        predicted = vae.predicted(shown, phase, context, qps)
         innovation = latents[span] - predicted
         symbols = quantize(innovation.detach(), step[span], levels[span])
         spoken = predicted + dequantize(symbols, step[span], levels[span], vae.centroids)

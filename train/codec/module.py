@@ -39,7 +39,7 @@ from train.codec.recipe import CodecRecipe, Stage
 from train.codec.tiers import mixed_tiers
 
 WARMUP_SHARE = 0.05
-VALIDATED_RATES = 3
+VALIDATED_QPS = 3
 """Rates at which sessions kept apart are looked at, spread evenly over those trained for."""
 
 
@@ -101,22 +101,22 @@ class StageModule(lightning.LightningModule, ABC):
         return 0.5 * (1 + math.cos(math.pi * min(1.0, (step - warm) / max(1, self.stage.steps - warm))))
 
     @abstractmethod
-    def loss(self, session: CachedSession, rate: int, chance: torch.Generator | None) -> dict[str, Tensor]:
+    def loss(self, session: CachedSession, qp: int, chance: torch.Generator | None) -> dict[str, Tensor]:
         """Return the `loss` of a session, `bits` a token, those of an `octave` of the step, and what else there is.
 
         Args:
             session: The session.
-            rate: Rate index.
-            chance: Draws tiers for its tokens; None codes all at the rate.
+            qp: Quantisation parameter.
+            chance: Draws tiers for its tokens; None codes all at the QP.
         """
 
     def training_step(self, batch: list[CachedSession], batch_idx: int) -> Tensor:
         """Return the mean loss over the sessions of a step."""
         chance = torch.Generator().manual_seed(hash((self.recipe.seed, self.global_step, self.global_rank)) % 2**31)
-        low, high = self.recipe.lowest_rate, self.recipe.highest_rate
-        rate = int(torch.randint(low, high + 1, (1,), generator=chance))
+        low, high = self.recipe.lowest_qp, self.recipe.highest_qp
+        qp = int(torch.randint(low, high + 1, (1,), generator=chance))
         mixed = float(torch.rand(1, generator=chance)) < self.recipe.mixed_share
-        found = _meaned([self.loss(session, rate, chance if mixed else None) for session in batch])
+        found = _meaned([self.loss(session, qp, chance if mixed else None) for session in batch])
         now = time.perf_counter()
         self.last = {name: float(value.detach()) for name, value in found.items()}
         self.last |= {"seconds": now - self._since, "peak_gigabytes": peak_bytes() / 1e9}
@@ -129,23 +129,23 @@ class StageModule(lightning.LightningModule, ABC):
         self._since = time.perf_counter()
 
     def validation_step(self, batch: list[CachedSession], batch_idx: int) -> None:
-        """Log the loss on sessions that are not trained on, at fixed rates."""
+        """Log the loss on sessions that are not trained on, at fixed QPs."""
         for name, value in self.looked_at(batch).items():
             self.log(f"validation_{name}", value, prog_bar=name == "loss", batch_size=len(batch), sync_dist=True)
 
     def looked_at(self, batch: list[CachedSession]) -> dict[str, Tensor]:
-        """Return the figures of sessions, meaned over them and over fixed rates."""
-        low, high = self.recipe.lowest_rate, self.recipe.highest_rate
-        rates = [low + (high - low) * (2 * number + 1) // (2 * VALIDATED_RATES) for number in range(VALIDATED_RATES)]
-        return _meaned([self.judged(session, rate) for session in batch for rate in rates])
+        """Return the figures of sessions, meaned over them and over fixed QPs."""
+        low, high = self.recipe.lowest_qp, self.recipe.highest_qp
+        qps = [low + (high - low) * (2 * number + 1) // (2 * VALIDATED_QPS) for number in range(VALIDATED_QPS)]
+        return _meaned([self.judged(session, qp) for session in batch for qp in qps])
 
-    def judged(self, session: CachedSession, rate: int) -> dict[str, Tensor]:
+    def judged(self, session: CachedSession, qp: int) -> dict[str, Tensor]:
         """Return the figures of a session kept apart; its `loss` compares one state of training with another."""
-        return self.loss(session, rate, None)
+        return self.loss(session, qp, None)
 
 
 def treated(session: CachedSession, chance: torch.Generator | None) -> tuple[KVSnapshot, Tensor | None]:
-    """Return the cache as it is stored and what is added to the rate of each token [N]; None adds nothing."""
+    """Return the cache as it is stored and what is added to the QP of each token [N]; None adds nothing."""
     if chance is None:
         return session.snapshot, None
     tiers = mixed_tiers(session.snapshot.tokens, chance)
@@ -168,16 +168,16 @@ class RateStage(StageModule):
         super().__init__(codec, recipe, stage)
         self._grams = [_gram(codec.vae(group).transform) for group in range(len(codec.groups))]
 
-    def loss(self, session: CachedSession, rate: int, chance: torch.Generator | None) -> dict[str, Tensor]:
+    def loss(self, session: CachedSession, qp: int, chance: torch.Generator | None) -> dict[str, Tensor]:
         """Return bits and priced error a token, meaned over the session."""
         held, offsets = treated(session, chance)
-        parts = [self._priced(coded) for coded in coded_groups(self.codec, held, rate, offsets)]
+        parts = [self._priced(coded) for coded in coded_groups(self.codec, held, qp, offsets)]
         bits, octave, error = (torch.stack([part[k] for part in parts]).sum() for k in range(3))
         return {"loss": bits + error, "bits": bits, "octave": octave, "error_bits": error}
 
     def _priced(self, coded: Coded) -> tuple[Tensor, Tensor, Tensor]:
         vae = self.codec.vae(coded.group)
-        step = steps_at(vae.config.reference_step, coded.rates)
+        step = steps_at(vae.config.reference_step, coded.qps)
         bits, octave = self.prices.bits(coded.innovations, step, coded.levels)
         left = coded.channels - vae.prior.expected(coded.context.hidden)
         whole = (times_block_metric(left, vae.transform.metric.dense, vae.config.blocks) * left).sum(1)
@@ -200,32 +200,32 @@ class DivergenceStage(StageModule):
     def __init__(self, codec: TinyVAECodec, model: Any, recipe: CodecRecipe, stage: Stage) -> None:
         super().__init__(codec, recipe, stage)
         self._frozen = [model.eval().requires_grad_(False)]  # in a list: no part of the module, its checkpoints or DDP
-        count = recipe.highest_rate - recipe.lowest_rate + 1
+        count = recipe.highest_qp - recipe.lowest_qp + 1
         self.register_buffer("usual_nats", torch.zeros(count))
 
-    def loss(self, session: CachedSession, rate: int, chance: torch.Generator | None) -> dict[str, Tensor]:
+    def loss(self, session: CachedSession, qp: int, chance: torch.Generator | None) -> dict[str, Tensor]:
         """Return bits and the worth of the divergence, meaned over the session."""
         model, snapshot = self._frozen[0], session.snapshot
         exact = feed(model, restore(snapshot, model), session.continuation, snapshot.tokens)
         held, offsets = treated(session, chance)
-        coded = list(coded_groups(self.codec, held, rate, offsets))
+        coded = list(coded_groups(self.codec, held, qp, offsets))
         bits, octave = self._spent(coded, snapshot.tokens)
         cache = self._cache(as_cached(self.codec, held, coded), snapshot.tokens)
         ids = session.continuation[None]
         positions = torch.arange(snapshot.tokens, snapshot.tokens + ids.shape[1])[None]
         decoded = run(model, ids, cache, position_ids=positions, attention_mask=open_mask(cache, ids))[0]
         divergence = divergence_nats(exact, decoded)
-        usual = self._usual(rate, float(divergence.detach()), learn=self.training and offsets is None)
+        usual = self._usual(qp, float(divergence.detach()), learn=self.training and offsets is None)
         return {"loss": trade(bits, octave, divergence, usual), "bits": bits, "octave": octave, "kl_nats": divergence}
 
-    def judged(self, session: CachedSession, rate: int) -> dict[str, Tensor]:
+    def judged(self, session: CachedSession, qp: int) -> dict[str, Tensor]:
         """Return the figures with a loss that does not hang on what divergence is usual at this point of training."""
-        found = self.loss(session, rate, None)
+        found = self.loss(session, qp, None)
         nats = found["kl_nats"].clamp(min=1e-12)
         return found | {"loss": found["bits"] + 0.5 * found["octave"] * torch.log2(nats)}
 
     def _spent(self, coded: list[Coded], tokens: int) -> tuple[Tensor, Tensor]:
-        steps = [steps_at(self.codec.vae(one.group).config.reference_step, one.rates) for one in coded]
+        steps = [steps_at(self.codec.vae(one.group).config.reference_step, one.qps) for one in coded]
         found = [self.prices.bits(one.innovations, step, one.levels) for one, step in zip(coded, steps, strict=True)]
         bits, octave = (torch.stack([part[k].sum() for part in found]).sum() / tokens for k in (0, 1))
         return bits, octave
@@ -240,9 +240,9 @@ class DivergenceStage(StageModule):
                 slot.cumulative_length = tokens
         return cache
 
-    def _usual(self, rate: int, now: float, *, learn: bool) -> Tensor:
-        """Return the running mean of the divergence around a rate; what is learnt includes this step."""
-        usual, place = self.usual_nats, rate - self.recipe.lowest_rate
+    def _usual(self, qp: int, now: float, *, learn: bool) -> Tensor:
+        """Return the running mean of the divergence around a QP; what is learnt includes this step."""
+        usual, place = self.usual_nats, qp - self.recipe.lowest_qp
         if learn or float(usual[place]) == 0:
             span = slice(max(0, place - 4), place + 5)
             usual[span] = torch.where(usual[span] == 0, now, 0.9 * usual[span] + 0.1 * now)

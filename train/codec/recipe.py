@@ -42,8 +42,8 @@ class CodecRecipe:
         predictor_width: Hidden units of the learned predictor; 0 keeps prediction linear.
         rate_stage: Prior and prediction, on bits and on the error of what is not coded.
         divergence_stage: These and the synthesis, on bits and the KL divergence of the resumed model.
-        lowest_rate: Coarsest rate index trained for.
-        highest_rate: Finest rate index trained for.
+        lowest_qp: Coarsest rate index trained for.
+        highest_qp: Finest rate index trained for.
         train_table: Whether the token table is trained. One that comes from a model's own embeddings knows tokens that
             no session holds: trained, the others would move away from them.
         continuation_tokens: Tokens predicted from a cache, at most.
@@ -61,8 +61,8 @@ class CodecRecipe:
     predictor_width: int = 96
     rate_stage: Stage = field(default_factory=lambda: Stage(2000, 2e-3))
     divergence_stage: Stage = field(default_factory=lambda: Stage(1300, 2e-4, synthesis_rate=2e-3))
-    lowest_rate: int = 0
-    highest_rate: int = 72
+    lowest_qp: int = 0
+    highest_qp: int = 72
     train_table: bool = True
     continuation_tokens: int = 192
     mixed_share: float = 0.3
@@ -125,8 +125,8 @@ def _built(kind: type[Any], data: Any, path: Path, where: str) -> Any:
 
 def _require(recipe: CodecRecipe, path: Path) -> None:
     learned = (recipe.prior_layers, recipe.predictor_width)
-    counts = (recipe.rate_stage.steps, recipe.divergence_stage.steps, *learned, recipe.lowest_rate)
-    if min(counts) < 0 or recipe.highest_rate < recipe.lowest_rate:
+    counts = (recipe.rate_stage.steps, recipe.divergence_stage.steps, *learned, recipe.lowest_qp)
+    if min(counts) < 0 or recipe.highest_qp < recipe.lowest_qp:
         raise InputError(
             "steps, layers, widths and rates must not be negative, nor the lowest rate above the highest", path=path
         )

@@ -15,7 +15,7 @@ from tinyvae.offsets import PRIOR_ONLY
 from tinyvae.quantize import LEVELS_PER_OCTAVE
 
 COARSER = (0, 1, 2, 4)
-"""Octaves that the tiers of coded tokens lie below the session's rate."""
+"""Octaves that the tiers of coded tokens lie below the session's QP."""
 
 CODED_SHARE, PRIOR_SHARE = 0.6, 0.25
 """Shares of tokens that are coded, and that are left to the prior; the others are dropped."""
@@ -24,7 +24,7 @@ SPAN_TOKENS = 8
 """Tokens come in spans of about this length, as words and sentences do."""
 
 KEPT_FIRST, KEPT_LAST = 4, 16
-"""At both ends all tokens are coded at the session's rate."""
+"""At both ends all tokens are coded at the session's QP."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -32,7 +32,7 @@ class Tiers:
     """How each token of a session is treated.
 
     Attributes:
-        offsets: [N] int32, added to the rate of each token.
+        offsets: [N] int32, added to the QP of each token.
         kept: [N] bool, tokens that stay in the cache.
     """
 

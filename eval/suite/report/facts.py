@@ -77,7 +77,7 @@ def keeps(codec: Codec, tier: str) -> bool:
 def smallest_file(codecs: Sequence[Codec], tier: str) -> Codec | None:
     """Return the codec with the largest size ratio among those that keep the tier.
 
-    A point of ours that bears the tier's name stands before all others that do as well: its rate was chosen on other
+    A point of ours that bears the tier's name stands before all others that do as well: its QP was chosen on other
     sessions, so it is not the luckiest of many. Rivals have the luck.
     """
     kept = [codec for codec in codecs if keeps(codec, tier)]
