@@ -185,6 +185,17 @@ def recompute_command(
     typer.echo((out / "report.md").read_text(encoding="utf-8"))
 
 
+@app.command("layers")
+def layers_command(
+    root: Annotated[Path, typer.Option(help="Checkout to read.")] = Path(),
+) -> None:
+    """Draw the packages of kvcompress and who imports whom."""
+    from eval.layers import layers_of
+
+    for line in layers_of(root).lines():
+        typer.echo(line)
+
+
 app.command("real-model")(real_model_command)
 
 

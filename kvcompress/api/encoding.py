@@ -16,7 +16,7 @@ from typing import Any
 
 from kvcompress.api.options import DEFAULT_QUALITY, EncodeOptions, PlanOptions
 from kvcompress.codec.at_hand import codec_for
-from kvcompress.codec.directory import load_codec
+from kvcompress.codec.directory import load_codec, load_parts
 from kvcompress.codec.lossless import LosslessCodec
 from kvcompress.codec.quality import encode_at_quality
 from kvcompress.codec.tinyvae import TinyVAECodec
@@ -24,8 +24,6 @@ from kvcompress.errors import InputError
 from kvcompress.fit.adopt import adopt, measured
 from kvcompress.format.container import Encoded
 from kvcompress.hf import load_model, recompute_with
-from kvcompress.hub.bundled import recompute_choices
-from kvcompress.hub.places import find_codec
 from kvcompress.prune.evidence.collect import collect
 from kvcompress.prune.evidence.file import load_evidence
 from kvcompress.prune.evidence.record import Evidence
@@ -125,9 +123,7 @@ def _source(model: ModelSource | None) -> ModelSource:
 def _codecs(snapshot: KVSnapshot, options: EncodeOptions, codec: str | Path | None) -> list[TinyVAECodec]:
     """Return the codec that is asked for, or all of its directory where a link chooses."""
     place = codec or _codec_of(snapshot, same_weights=not options.other_weights)
-    if options.link_mbits is None:
-        return [load_codec(place, options.recompute_layers)]
-    return [load_codec(place, layers) for layers in recompute_choices(find_codec(place))]
+    return load_parts(place) if options.link_mbits is not None else [load_codec(place, options.recompute_layers)]
 
 
 def _codec_of(snapshot: KVSnapshot, *, same_weights: bool = True) -> Path:

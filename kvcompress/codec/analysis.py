@@ -173,8 +173,10 @@ class Analysis:
 
 
 def _require_range(qp: int, residual_qp: int | None) -> None:
-    named: dict[str, object] = {"QP": qp} | ({} if residual_qp is None else {"residual QP": residual_qp})
-    for name, value in named.items():
+    named: list[tuple[str, object]] = [("QP", qp)]
+    if residual_qp is not None:
+        named.append(("residual QP", residual_qp))
+    for name, value in named:
         if not isinstance(value, int) or isinstance(value, bool):
             remedy = "Name a quality word with quality=..." if isinstance(value, str) else ""
             raise InputError(f"{name} {value!r} is not an integer", remedy)

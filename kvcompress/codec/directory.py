@@ -39,6 +39,11 @@ def load_codec(name_or_path: str | Path = DEFAULT_CODEC, recompute_layers: int |
     return load_tinyvae(parts[recompute_layers])
 
 
+def load_parts(name_or_path: str | Path) -> list[TinyVAECodec]:
+    """Load every codec of a directory, by how many layers each recomputes, ascending; named as for `load_codec`."""
+    return [load_codec(name_or_path, layers) for layers in codec_parts(find_codec(name_or_path))]
+
+
 def load_tinyvae(directory: Path) -> TinyVAECodec:
     """Load a codec directory.
 
