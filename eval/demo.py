@@ -28,7 +28,7 @@ def first_question(session_id: str) -> str:
     """Return the question about the first fact that the session planted."""
     session = find_session(SESSIONS, session_id)
     fact = min(session.facts, key=lambda fact: fact["stated_message"])
-    return session.messages[fact["question_message"]]["content"]
+    return str(session.messages[fact["question_message"]]["content"])
 
 
 def demo(out: Path, session_id: str, tokens: int) -> None:

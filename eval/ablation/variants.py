@@ -15,6 +15,7 @@ from kvcompress.fit.fitter import FitSettings, fit_codec
 from kvcompress.snapshot import KVSnapshot
 from tinyvae import TinyVAE
 from tinyvae.fit.calibration import calibrate_group
+from tinyvae.prior import CausalBlock
 from tinyvae.tables import build_tables
 
 SAMPLE_ROWS = 4096
@@ -107,6 +108,7 @@ def _no_predictor(vae: TinyVAE) -> None:
 
 def _no_layers(vae: TinyVAE) -> None:
     for block in vae.prior.blocks:
+        assert isinstance(block, CausalBlock)
         block.outward.store(torch.zeros_like(block.outward.dense))
 
 

@@ -23,9 +23,9 @@ def targets_of(result: Result) -> list[str]:
         found += [paragraph("KVTC's files over ours at equal KL, KVTC in its best form:"), table(head, rows)]
     bounds = [[*key, *cells] for key, cells in _bounds(checks["bounds"]).items()]
     far = result["settings"]["continuation_tokens"]
-    head = ("codec", "quality", "source", "KL", "lost", "top-1", f"KL of {far}")
+    columns = ("codec", "quality", "source", "KL", "lost", "top-1", f"KL of {far}")
     legend = "Bounds (KL .005 / .02 / .08 nats, context lost 1 / 4 / 15 %, top-1 97 / 94 / 88 %):"
-    return [*found, paragraph(legend), table(head, bounds), *_failed(result)]
+    return [*found, paragraph(legend), table(columns, bounds), *_failed(result)]
 
 
 def _bounds(checks: Sequence[Mapping[str, Any]]) -> dict[tuple[str, str, str], list[str]]:

@@ -100,7 +100,8 @@ class BoundOf:
             vae, places = codec.vae(group), group_positions(snapshot, layers)
             rates = codec.qps(group, snapshot.token_ids, self.rate)[places]
             below = codec.lower[group].rows(decoded, places, snapshot.tokens)
-            context, latents = vae.given(*reversed(analysed.latents[group]), below)
+            found, context = analysed.latents[group]
+            context, latents = vae.given(context, found, below)
             symbols, levels, predicted = vae.quantized(latents, context, rates)
             decoded.append((places, context.ordinary(predicted)))
             coded = torch.zeros_like(latents)

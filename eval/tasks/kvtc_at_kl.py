@@ -17,10 +17,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from eval.baselines.kvtc import MOST_ROWS, WIDE_CHANNELS, Transform, fit
+from eval.baselines.kvtc import MOST_ROWS, WIDE_CHANNELS, WIDE_ROWS, Transform, fit
 from eval.baselines.kvtc_ideal import KvtcIdeal, Tables
+from eval.baselines.shards import ShardCalibration
 from eval.real_model.equal_kl import ratio_at
-from eval.real_model.kvtc import WIDE_ROWS, ShardCalibration, fingerprint
+from eval.real_model.kvtc import fingerprint
 from eval.suite.damage import NEAR_TOKENS, damage
 from eval.suite.rows import digest
 from eval.tasks.contenders import KVTC, Contender

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from eval.real_model.measure import stored_in_words
+from eval.baselines.tinyvae import stored_in_words
 from eval.suite.rows import Row, digest
 from eval.tasks.contenders import EXACT, Contender
 from eval.tasks.protocol import Example, Judged, Resumed

@@ -242,7 +242,7 @@ class DivergenceStage(StageModule):
 
     def _usual(self, qp: int, now: float, *, learn: bool) -> Tensor:
         """Return the running mean of the divergence around a QP; what is learnt includes this step."""
-        usual, place = self.usual_nats, qp - self.recipe.lowest_qp
+        usual, place = self.get_buffer("usual_nats"), qp - self.recipe.lowest_qp
         if learn or float(usual[place]) == 0:
             span = slice(max(0, place - 4), place + 5)
             usual[span] = torch.where(usual[span] == 0, now, 0.9 * usual[span] + 0.1 * now)

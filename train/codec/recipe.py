@@ -110,11 +110,14 @@ def _checked(kind: type[Any], data: Any, path: Path, where: str) -> dict[str, An
     return dict(data)
 
 
+_KINDS: dict[str, tuple[type, ...]] = {"int": (int,), "float": (int, float), "str": (str,)}
+
+
 def _built(kind: type[Any], data: Any, path: Path, where: str) -> Any:
     values = _checked(kind, data, path, where) if isinstance(data, dict) else data
     types = {item.name: item.type for item in fields(kind)}
     for name, value in values.items():
-        wanted = {"int": int, "float": (int, float), "str": str}.get(str(types[name]))
+        wanted = _KINDS.get(str(types[name]))
         if wanted is not None and (not isinstance(value, wanted) or isinstance(value, bool)):
             raise InputError(f"{where}{name} must be of type {types[name]}, not {value!r}", path=path)
     try:

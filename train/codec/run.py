@@ -43,6 +43,7 @@ from kvcompress.fit.run import PASSES, peak_bytes, verify
 from kvcompress.fit.working import Working
 from kvcompress.format.atomic import atomic_write
 from kvcompress.hf import fingerprint, load_model
+from tinyvae.prior import CausalBlock
 from train.codec.data import ShardSessions
 from train.codec.guard import Guard
 from train.codec.module import DivergenceStage, RateStage, StageModule
@@ -277,6 +278,7 @@ def with_learned_parts(codec: TinyVAECodec, recipe: CodecRecipe) -> TinyVAECodec
     for group in range(len(deeper.groups)):
         vae = deeper.vae(group)
         for block in vae.prior.blocks:
+            assert isinstance(block, CausalBlock)
             block.start(generator)
         if vae.predictor is not None:
             vae.predictor.start(generator)

@@ -19,7 +19,7 @@ def orthogonalise(matrix: Tensor, steps: int = 5) -> Tensor:
     """Return about U V^T of the singular value decomposition of `matrix` [rows, columns] (Newton-Schulz)."""
     a, b, c = _COEFFICIENTS
     x = matrix / (matrix.norm() + 1e-7)
-    wide = x if x.shape[0] <= x.shape[1] else x.mT
+    wide: Tensor = x if x.shape[0] <= x.shape[1] else x.mT
     for _ in range(steps):
         gram = wide @ wide.mT
         wide = a * wide + (b * gram + c * gram @ gram) @ wide

@@ -7,7 +7,7 @@ import math
 import random
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import lightning
 import torch
@@ -27,7 +27,7 @@ from train.lm.tokenizer import render, train_tokenizer
 def make_tokenizer(corpus: Corpus, recipe: Recipe, directory: Path) -> PreTrainedTokenizerFast:
     """Load the run's tokenizer, or train it on a sample of the corpus and save it."""
     if (directory / "tokenizer.json").exists():
-        return AutoTokenizer.from_pretrained(directory)
+        return cast(PreTrainedTokenizerFast, AutoTokenizer.from_pretrained(directory))
     chats = corpus.dialogues[:6000] + corpus.problems[:3000]
     sample = [m["content"] for chat in chats for m in chat] + [text[50_000:150_000] for text in corpus.texts]
     rng = random.Random(recipe.seed)
@@ -49,14 +49,15 @@ def bits_per_byte(
         ids = torch.tensor([tokenizer(text, add_special_tokens=False)["input_ids"][:512]])
         logits = model(input_ids=ids[:, :-1], use_cache=False).logits
         nats += float(torch.nn.functional.cross_entropy(logits[0], ids[0, 1:], reduction="sum"))
-        size_bytes += len(tokenizer.decode(ids[0], skip_special_tokens=True).encode())
+        size_bytes += len(str(tokenizer.decode(ids[0], skip_special_tokens=True)).encode())
     return nats / math.log(2) / size_bytes
 
 
 def save_model(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, directory: Path) -> None:
     """Write bfloat16 safetensors with tokenizer, for `AutoModelForCausalLM.from_pretrained`."""
     weights = {name: tensor.detach().to(torch.bfloat16) for name, tensor in model.state_dict().items()}
-    half = LlamaForCausalLM(model.config).to(torch.bfloat16)
+    half: Any = LlamaForCausalLM(model.config)
+    half.to(torch.bfloat16)
     half.load_state_dict(weights)
     half.save_pretrained(directory)
     tokenizer.save_pretrained(directory)
