@@ -6,12 +6,31 @@ import sys
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
-
-import typer
+from typing import TYPE_CHECKING, Any
 
 from kvcompress.api.options import NONE, PLANS, SEARCH, EncodeOptions, PlanOptions
 from kvcompress.cli.console import CodecOption, ForceOption, JsonOption, RecomputeLayersOption, progress_bar, show
+from kvcompress.cli.encode_options import (
+    EncodeModelOption,
+    EvidenceOption,
+    GuaranteeOption,
+    KeepFractionOption,
+    KeepMessageOption,
+    KeepOption,
+    LinkOption,
+    LosslessOption,
+    MaxKlOption,
+    OtherWeightsOption,
+    OutputOption,
+    PlanOption,
+    PlanTableOption,
+    QualityOption,
+    RacesOption,
+    RawArgument,
+    ScorerOption,
+    SessionsOption,
+    SizeRatioOption,
+)
 from kvcompress.cli.inspect import in_words, other_weights_in_words
 from kvcompress.codec.promise import OTHER_WEIGHTS
 from kvcompress.errors import InputError, about
@@ -22,112 +41,31 @@ if TYPE_CHECKING:
     from kvcompress.format.container import Encoded
     from kvcompress.rate.link import Choice
 
-RECOMPUTE, TOKENS, WEIGHTS = "Recomputed layers", "Tiers by token (a plan)", "Other weights"
-
 
 def encode(
-    raw: Annotated[Path, typer.Argument(help="Raw snapshot (.safetensors).", metavar="RAW.safetensors")],
-    output: Annotated[Path, typer.Option("-o", "--output", help="File to write (.kvz).")],
-    quality: Annotated[
-        str | None,
-        typer.Option(
-            help="transparent, high or usable: fidelity as the codec's calibration measured it.",
-            show_default="transparent",
-        ),
-    ] = None,
-    size_ratio: Annotated[
-        float | None, typer.Option(help="Or: raw 16-bit size over file size, at least this or within 3 % of it.")
-    ] = None,
-    max_kl: Annotated[
-        float | None,
-        typer.Option(help="Or: the smallest file whose mean KL (nats), resumed on the session's own end, is so much."),
-    ] = None,
-    lossless: Annotated[
-        bool, typer.Option("--lossless", help="Or: give the identical bits back; needs no codec.")
-    ] = False,
+    raw: RawArgument,
+    output: OutputOption,
+    quality: QualityOption = None,
+    size_ratio: SizeRatioOption = None,
+    max_kl: MaxKlOption = None,
+    lossless: LosslessOption = False,
     codec: CodecOption = None,
-    model: Annotated[
-        str | None,
-        typer.Option(
-            help="Model that --max-kl, plans, recomputed layers and other weights run.", show_default=DEFAULT_MODEL
-        ),
-    ] = None,
+    model: EncodeModelOption = None,
     force: ForceOption = False,
     as_json: JsonOption = False,
     recompute_layers: RecomputeLayersOption = None,
-    link: Annotated[
-        float | None,
-        typer.Option(
-            metavar="MBIT/S",
-            help="Choose --recompute-layers for the lowest time to the first token over such a link.",
-            rich_help_panel=RECOMPUTE,
-        ),
-    ] = None,
-    plan: Annotated[
-        str | None,
-        typer.Option(
-            help="auto: compare the plans of several scorers; quick: follow the first scorer; none: all tokens alike.",
-            show_default="none",
-            rich_help_panel=TOKENS,
-        ),
-    ] = None,
-    scorer: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="Scorer that plans follow; repeat it to compare several.",
-            show_default="learned, context_reconstruction",
-            rich_help_panel=TOKENS,
-        ),
-    ] = None,
-    keep: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="Regular expression: what it matches is coded fine, whatever its score.", rich_help_panel=TOKENS
-        ),
-    ] = None,
-    keep_message: Annotated[
-        list[int] | None,
-        typer.Option(help="Index of a message to be coded fine; negative from the end.", rich_help_panel=TOKENS),
-    ] = None,
-    keep_fraction: Annotated[
-        float | None,
-        typer.Option(
-            help="Share of the tokens that stays in memory; the others leave every layer.", rich_help_panel=TOKENS
-        ),
-    ] = None,
-    guarantee: Annotated[
-        list[str] | None,
-        typer.Option(help="KIND=TIER: tier below which anchors of a kind never fall.", rich_help_panel=TOKENS),
-    ] = None,
-    plan_table: Annotated[
-        Path | None,
-        typer.Option(
-            help="JSON file to write: token, tier, bits, anchors, score parts, candidates.", rich_help_panel=TOKENS
-        ),
-    ] = None,
-    races: Annotated[
-        Path | None,
-        typer.Option(help="JSON file of earlier comparisons, which steer this one.", rich_help_panel=TOKENS),
-    ] = None,
-    evidence: Annotated[
-        Path | None,
-        typer.Option(help="What scorers look at, as `kvcompress record --evidence` stored it.", rich_help_panel=TOKENS),
-    ] = None,
-    allow_other_weights: Annotated[
-        bool,
-        typer.Option(
-            "--allow-other-weights",
-            help="Take a session of other weights of the codec's model, measured: with --max-kl, or --quality.",
-            rich_help_panel=WEIGHTS,
-        ),
-    ] = False,
-    sessions: Annotated[
-        Path | None,
-        typer.Option(
-            help="Sessions that --quality is measured on with other weights; not needed again later.",
-            rich_help_panel=WEIGHTS,
-        ),
-    ] = None,
+    link: LinkOption = None,
+    plan: PlanOption = None,
+    scorer: ScorerOption = None,
+    keep: KeepOption = None,
+    keep_message: KeepMessageOption = None,
+    keep_fraction: KeepFractionOption = None,
+    guarantee: GuaranteeOption = None,
+    plan_table: PlanTableOption = None,
+    races: RacesOption = None,
+    evidence: EvidenceOption = None,
+    allow_other_weights: OtherWeightsOption = False,
+    sessions: SessionsOption = None,
 ) -> None:
     """Compress a raw snapshot."""
     planned = _plan(plan, scorer, keep, keep_message, keep_fraction, guarantee, plan_table, races, evidence)
