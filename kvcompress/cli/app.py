@@ -11,6 +11,7 @@ from kvcompress import __version__
 from kvcompress.cli.calibrate import calibrate
 from kvcompress.cli.codecs import codecs
 from kvcompress.cli.decode import decode
+from kvcompress.cli.doctor import doctor
 from kvcompress.cli.encode import encode
 from kvcompress.cli.fit import fit
 from kvcompress.cli.harvest import harvest
@@ -21,7 +22,7 @@ from kvcompress.cli.resume import resume
 from kvcompress.cli.verify import verify
 from kvcompress.errors import KVCompressError
 
-app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, add_completion=False)
+app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False)
 
 
 def _print_version(wanted: bool) -> None:
@@ -39,7 +40,7 @@ def _root(
     """Store, move and resume the KV cache of a transformer session in a file many times smaller."""
 
 
-for _command in (record, encode, decode, resume, inspect, verify, report, fit, calibrate, harvest):
+for _command in (record, encode, decode, resume, inspect, verify, report, fit, calibrate, harvest, doctor):
     app.command()(_command)
 app.add_typer(codecs, name="codecs")
 

@@ -13,6 +13,7 @@ from kvcompress.errors import InputError
 from kvcompress.hub.bundled import DEFAULT_CODEC, DEFAULT_MODEL
 
 if TYPE_CHECKING:
+    from kvcompress.hf.conversation import Conversation
     from kvcompress.snapshot import KVSnapshot
 
 
@@ -47,7 +48,7 @@ def record(
         raise InputError(f"{'--scorer' if scorer else '--codec'} is about evidence", "Name its file with --evidence")
     from kvcompress.format.atomic import require_writable
     from kvcompress.format.raw_snapshot import save_raw
-    from kvcompress.hf import load_model
+    from kvcompress.hf import capture, load_model
 
     require_writable(output, force)
     if evidence is not None:
@@ -55,8 +56,13 @@ def record(
     language_model, tokenizer = load_model(model, dtype)
     if tokenizer is None:
         raise InputError("the model has no tokenizer", "Save one beside the model", path=model)
-    ids, ages = _said(language_model, tokenizer, session, session_id, text)
-    snapshot = _snapshot(language_model, tokenizer, ids[:tokens])
+    ages: list[float] | None
+    if chat:
+        ids, ages, talk = _chat(language_model, tokenizer)
+        snapshot = talk.snapshot(ids[:tokens], tokenizer)
+    else:
+        ids, ages = _said(tokenizer, session, session_id, text)
+        snapshot = capture(language_model, ids[:tokens], tokenizer=tokenizer)
     if evidence is not None:
         chosen = codec or (DEFAULT_CODEC if model == DEFAULT_MODEL else None)
         _write_evidence(evidence, language_model, tokenizer, snapshot, scorer, chosen, ages, force)
@@ -97,55 +103,38 @@ def _write_evidence(
 
 
 def _said(
-    model: Any, tokenizer: Any, session: Path | None, session_id: str | None, text: Path | None
+    tokenizer: Any, session: Path | None, session_id: str | None, text: Path | None
 ) -> tuple[list[int], list[float] | None]:
-    """Return the token ids of what is recorded, and the age of each in seconds where a clock ran."""
-    if session is not None:
-        from kvcompress.data.sessions import find_session, session_token_ids, token_ages
+    """Return the token ids of a session or a text, and the age of each in seconds where a clock ran."""
+    from kvcompress.data.sessions import find_session, plain_text_ids, session_token_ids, token_ages
 
+    if session is not None:
         found = find_session(session, session_id)
         return session_token_ids(found, tokenizer), token_ages(found, tokenizer)
-    if text is not None:
-        try:
-            content = text.read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise InputError(f"cannot be read as text ({error})", path=text) from error
-        from kvcompress.data.sessions import plain_text_ids
-
-        return plain_text_ids(tokenizer, content), None
-    return _chat(model, tokenizer)
+    assert text is not None
+    try:
+        content = text.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"cannot be read as text ({error})", path=text) from error
+    return plain_text_ids(tokenizer, content), None
 
 
-def _snapshot(model: Any, tokenizer: Any, ids: list[int]) -> KVSnapshot:
-    from kvcompress.hf import capture
-
-    return capture(model, ids, tokenizer=tokenizer)
-
-
-def _chat(model: Any, tokenizer: Any) -> tuple[list[int], list[float]]:
-    """Talk until an empty line; return the token ids of the whole conversation and their ages in seconds."""
+def _chat(model: Any, tokenizer: Any) -> tuple[list[int], list[float], Conversation]:
+    """Talk until an empty line; return the tokens of all that was said, their ages in seconds, and the conversation."""
     from kvcompress.data.sessions import Session, session_token_ids
-    from kvcompress.hf import capture, restore
-    from kvcompress.hf.generation import TextStream, generate_from
+    from kvcompress.hf.conversation import Conversation
+    from kvcompress.hf.generation import TextStream
 
     messages: list[dict[str, str]] = []
     ids: list[int] = []
     stamps: list[float] = []
+    talk = Conversation(model)
     while line := _line():
         messages.append({"role": "user", "content": line})
         ids = session_token_ids(Session("chat", messages), tokenizer, ask=True)
-        stamps += [time.time()] * (len(ids) - len(stamps))
-        cache = restore(capture(model, ids[:-1]), model)
+        stamps = [*stamps[: len(ids)], *[time.time()] * (len(ids) - len(stamps))]
         stream = TextStream(tokenizer, lambda piece: typer.echo(piece, nl=False), ids)
-        new_ids = generate_from(
-            model,
-            cache,
-            ids[-1:],
-            next_position=len(ids) - 1,
-            max_new_tokens=80,
-            stop_ids=[tokenizer.eos_token_id],
-            on_token=stream,
-        )
+        new_ids = talk.reply(ids, max_new_tokens=80, stop_ids=[tokenizer.eos_token_id], on_token=stream)
         stream.close()
         typer.echo()
         messages.append({"role": "assistant", "content": tokenizer.decode(new_ids, skip_special_tokens=True)})
@@ -153,7 +142,7 @@ def _chat(model: Any, tokenizer: Any) -> tuple[list[int], list[float]]:
         stamps += [time.time()] * len(new_ids)
     if not ids:
         raise InputError("nothing was said, so there is nothing to record")
-    return ids, [stamps[-1] - stamp for stamp in stamps[: len(ids)]]
+    return ids, [stamps[-1] - stamp for stamp in stamps], talk
 
 
 def _line() -> str:

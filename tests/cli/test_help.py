@@ -1,0 +1,68 @@
+"""Help says every default, and what a machine has is told by the doctor."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import click
+import pytest
+import typer
+from typer.testing import CliRunner
+
+from kvcompress.cli.app import app
+
+COMMANDS: dict[str, click.Command] = {}
+
+
+def _collect(group: Any, prefix: tuple[str, ...] = ()) -> None:
+    for name, command in group.commands.items():
+        if hasattr(command, "commands"):
+            _collect(command, (*prefix, name))
+        else:
+            COMMANDS[" ".join((*prefix, name))] = command
+
+
+_collect(typer.main.get_command(app))
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_help_shows_every_default(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    told = CliRunner().invoke(app, [*name.split(), "--help"]).stdout
+    for option in COMMANDS[name].params:
+        assert option.param_type_name == "argument" or max(option.opts, key=len) in told
+        assert "[default" not in (getattr(option, "help", "") or ""), "rich takes it for markup and shows nothing"
+        shown = getattr(option, "show_default", None)
+        if isinstance(shown, str):
+            assert shown.split()[0] in told
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_and_option_is_described(name: str) -> None:
+    assert COMMANDS[name].help
+    for option in COMMANDS[name].params:
+        assert getattr(option, "help", None) or option.param_type_name == "argument", f"{name} {option.name}"
+
+
+def test_encode_shows_a_dozen_options_before_the_groups() -> None:
+    panels = [getattr(option, "rich_help_panel", None) for option in COMMANDS["encode"].params]
+    assert panels.count(None) <= 13  # the argument among them
+
+
+def test_the_doctor_tells_versions_and_codecs() -> None:
+    found = json.loads(CliRunner().invoke(app, ["doctor", "--json"]).stdout)
+    assert found["torch"] != "missing"
+    assert "reference-lm-tinyvae" in found["codecs"]
+    assert found["broken"] == []
+
+
+def test_the_doctor_looks_at_a_model() -> None:
+    told = CliRunner().invoke(app, ["doctor", "--model", "reference-lm"]).stdout
+    assert "supported, 6 layers, codec reference-lm-tinyvae" in told
+    refused = CliRunner().invoke(app, ["doctor", "--model", "no-such-model"])
+    assert refused.exit_code == 1
+
+
+def test_completion_is_offered() -> None:
+    assert "--install-completion" in CliRunner().invoke(app, ["--help"]).stdout
