@@ -10,6 +10,7 @@ from kvcompress.codec.tinyvae import TinyVAECodec
 from kvcompress.errors import CheckpointError, InputError
 from kvcompress.hub.bundled import DEFAULT_CODEC, codec_parts, require_intact
 from kvcompress.hub.places import find_codec
+from tinyvae.bitstream import bitstream_marker
 
 
 def load_codec(name_or_path: str | Path = DEFAULT_CODEC, recompute_layers: int | None = None) -> TinyVAECodec:
@@ -60,7 +61,8 @@ def load_tinyvae(directory: Path) -> TinyVAECodec:
         raise CheckpointError(f"the codec does not load ({error})", "Fit or fetch it again", path=directory) from error
     stated = codec.fitted.get("fingerprint")
     if stated is not None and stated != codec.fingerprint:
-        what = f"the codec is damaged: its digest is {codec.fingerprint[:16]}, its config.json says {str(stated)[:16]}"
+        told = "the codec is damaged" if bitstream_marker() is None else "this version reads bits in another way"
+        what = f"{told}: its digest is {codec.fingerprint[:16]}, its config.json says {str(stated)[:16]}"
         raise CheckpointError(what, "Fit or fetch it again", path=directory)
     return codec.eval()
 

@@ -35,6 +35,7 @@ from kvcompress.hf.partial_prefill import Recompute
 from kvcompress.hf.rope import rope_of
 from kvcompress.snapshot import KVSnapshot, LayerKV, ModelFingerprint
 from tinyvae import Context, TinyVAE, TinyVAEConfig
+from tinyvae.bitstream import bitstream_marker
 from tinyvae.offsets import PRIOR_ONLY
 from tinyvae.quantize import LEVELS
 from tinyvae.tables import TABLE_ENTRIES
@@ -142,12 +143,14 @@ class TinyVAECodec(
 
     @property
     def fingerprint(self) -> str:
-        """sha256 over geometry, weights and tables."""
+        """sha256 over geometry, weights and tables, and over how bits are read, see `tinyvae.bitstream`."""
         if self._fingerprint is None:
             config = self.config_json()
             # A codec that codes all layers names none, so that its fingerprint is that of versions before the dial.
             named = ("groups", "shapes", "model", "recompute_layers", "shared_table")
             geometry = {name: config[name] for name in named if name in config}
+            marker = bitstream_marker()
+            geometry |= {} if marker is None else {"bitstream": marker}
             digest = hashlib.sha256(json.dumps(geometry, sort_keys=True).encode())
             for name, tensor in sorted(self.state_dict().items()):
                 digest.update(name.encode())
