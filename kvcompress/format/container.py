@@ -14,34 +14,31 @@ from __future__ import annotations
 
 import hashlib
 import io
-import struct
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, BinaryIO
 
 from kvcompress.errors import FormatError, InputError, IntegrityError
 from kvcompress.format.atomic import PathLike, atomic_write, open_regular
-from kvcompress.format.header import pack_header, unpack_header
+from kvcompress.format.header import pack_header
+from kvcompress.format.header_fields import (
+    CHECKSUM_CHARACTERS,
+    HASH_CHARACTERS,
+    MAX_HEADER_BYTES,
+    PREFIX,
+    VERSION,
+    Header,
+    parse_header,
+)
 from kvcompress.format.json_section import (
-    MAX_NUMBER,
     canonical_json,
     pack_origin,
     pack_positions,
-    parse_json,
     unpack_origin,
     unpack_positions,
 )
 
 MAGIC = b"\x89KVZ\r\n\x1a\n"
-VERSION = 2
-HASH_CHARACTERS = 32
-CHECKSUM_CHARACTERS = {1: 32, 2: 16}
-"""Hexadecimal digits of a section's checksum, by version of the format."""
-MAX_HEADER_BYTES = 1 << 20
-MAX_NAME_CHARACTERS = 255
-
-_PREFIX = struct.Struct("<8sII")
-_FIELDS = ("codec", "codec_fingerprint", "model", "model_name", "raw_bytes", "sections", "settings", "tokens")
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,31 +86,6 @@ class Encoded:
     def load(cls, path: PathLike) -> Encoded:
         """Read a `.kvz` file, see `load`."""
         return load(path)
-
-
-@dataclass(frozen=True, slots=True)
-class Header:
-    """What a `.kvz` file says about itself before its sections; the other fields are those of `Encoded`.
-
-    Attributes:
-        sections: Name, bytes and the first digits of the SHA-256 (hexadecimal) of each section, in file order.
-        header_bytes: Everything before the first section.
-    """
-
-    codec: str
-    codec_fingerprint: str
-    model: Mapping[str, str | None]
-    model_name: str
-    tokens: int
-    raw_bytes: int
-    settings: Mapping[str, Any]
-    sections: tuple[tuple[str, int, str], ...]
-    header_bytes: int
-
-    @property
-    def file_bytes(self) -> int:
-        """Size of the whole file."""
-        return self.header_bytes + sum(size_bytes for _, size_bytes, _ in self.sections)
 
 
 def to_bytes(encoded: Encoded) -> bytes:
@@ -200,10 +172,10 @@ def _head(encoded: Encoded) -> bytes:
     if header_bytes > MAX_HEADER_BYTES:
         raise InputError(f"the header has {header_bytes} bytes, more than {MAX_HEADER_BYTES}", "Store less in settings")
     try:
-        _parse_header(body, VERSION, None)
+        parse_header(body, VERSION, None)
     except FormatError as error:
         raise InputError(f"cannot be stored: {error.what}", error.remedy) from error
-    head = _PREFIX.pack(MAGIC, VERSION, len(body)) + body
+    head = PREFIX.pack(MAGIC, VERSION, len(body)) + body
     return head + hashlib.sha256(head).digest()
 
 
@@ -235,97 +207,31 @@ def _read_header(file: BinaryIO, size: int, path: PathLike | None) -> Header:
     """Read and check everything before the sections, and that the sections would end where the file ends."""
     if size == 0:
         raise FormatError("the file is empty", path=path, offset=0)
-    start = file.read(_PREFIX.size)
+    start = file.read(PREFIX.size)
     if start[: len(MAGIC)] != MAGIC[: len(start)]:
         raise FormatError("not a .kvz file", "Name a file written by kvcompress", path=path, offset=0)
-    if len(start) < _PREFIX.size:
+    if len(start) < PREFIX.size:
         raise _truncated("the start of the file", size, path)
-    _, version, length = _PREFIX.unpack(start)
+    _, version, length = PREFIX.unpack(start)
     if version not in CHECKSUM_CHARACTERS:
         remedy = "Upgrade kvcompress" if version > VERSION else ""
         raise FormatError(f"version {version} of the format is not supported", remedy, path=path, offset=8)
     if length > MAX_HEADER_BYTES:
         what = f"the header claims {length} bytes, more than {MAX_HEADER_BYTES}"
         raise FormatError(what, path=path, offset=12)
-    if _PREFIX.size + length + 32 > size:
+    if PREFIX.size + length + 32 > size:
         raise _truncated("the header", size, path)
-    body = _take(file, length, _PREFIX.size, "the header", path)
-    digest = _take(file, 32, _PREFIX.size + length, "the header's checksum", path)
+    body = _take(file, length, PREFIX.size, "the header", path)
+    digest = _take(file, 32, PREFIX.size + length, "the header's checksum", path)
     if hashlib.sha256(start + body).digest() != digest:
         what = "the checksum of the header does not match"
-        raise IntegrityError(what, "Copy the file again", path=path, offset=_PREFIX.size + length)
-    header = _parse_header(body, version, path)
+        raise IntegrityError(what, "Copy the file again", path=path, offset=PREFIX.size + length)
+    header = parse_header(body, version, path)
     if header.file_bytes > size:
         raise _truncated("the sections", size, path)
     if header.file_bytes < size:
         raise FormatError(f"{size - header.file_bytes} bytes follow the end", path=path, offset=header.file_bytes)
     return header
-
-
-def _parse_header(body: bytes, version: int, path: PathLike | None) -> Header:
-    """Check each field of the header."""
-    text = body if version == 1 else unpack_header(body, MAX_HEADER_BYTES, path, _PREFIX.size)
-    value = parse_json(text, "the header", path, _PREFIX.size)
-    if not isinstance(value, dict) or tuple(sorted(value)) != _FIELDS:
-        found = f"fields {', '.join(sorted(map(repr, value)))}" if isinstance(value, dict) else "no JSON object"
-        raise _bad(f"the header must have exactly the fields {', '.join(_FIELDS)}; found {found[:200]}", path)
-    model = value["model"]
-    if not isinstance(model, dict):
-        raise _bad("the header field 'model' is not an object", path)
-    for part, digest in model.items():
-        _label(part, "model", path)
-        if digest is not None and len(_label(digest, "model", path)) > HASH_CHARACTERS:
-            raise _bad(f"a hash in the header field 'model' is longer than {HASH_CHARACTERS} characters", path)
-    if not isinstance(value["settings"], dict):
-        raise _bad("the header field 'settings' is not an object", path)
-    return Header(
-        codec=_label(value["codec"], "codec", path, least=1),
-        codec_fingerprint=_label(value["codec_fingerprint"], "codec_fingerprint", path),
-        model=model,
-        model_name=_label(value["model_name"], "model_name", path),
-        tokens=_number(value["tokens"], "tokens", path),
-        raw_bytes=_number(value["raw_bytes"], "raw_bytes", path),
-        settings=value["settings"],
-        sections=tuple(_sections(value["sections"], CHECKSUM_CHARACTERS[version], path)),
-        header_bytes=_PREFIX.size + len(body) + 32,
-    )
-
-
-def _sections(entries: Any, digits: int, path: PathLike | None) -> Iterator[tuple[str, int, str]]:
-    """Check the header's list of sections."""
-    if not isinstance(entries, list):
-        raise _bad("the header field 'sections' is not a list", path)
-    seen: set[str] = set()
-    for entry in entries:
-        if not isinstance(entry, list) or len(entry) != 3:
-            raise _bad("an entry of the header field 'sections' is not [name, bytes, checksum]", path)
-        name, size_bytes = _label(entry[0], "sections", path, least=1), _number(entry[1], "sections", path)
-        checksum = _label(entry[2], "sections", path)
-        if len(checksum) != digits or set(checksum) - set("0123456789abcdef"):
-            raise _bad(f"the checksum of the section {name!r} is not {digits} hexadecimal digits", path)
-        if name in seen:
-            raise _bad(f"the section {name!r} is listed twice", path)
-        seen.add(name)
-        yield name, size_bytes, checksum
-
-
-def _label(value: Any, name: str, path: PathLike | None, least: int = 0) -> str:
-    """Check a short text. Unprintable characters are refused: these texts end up on a terminal."""
-    if not isinstance(value, str) or not least <= len(value) <= MAX_NAME_CHARACTERS or not value.isprintable():
-        wanted = f"a printable text of {least} to {MAX_NAME_CHARACTERS} characters"
-        raise _bad(f"the header field {name!r} must hold {wanted}", path)
-    return value
-
-
-def _number(value: Any, name: str, path: PathLike | None) -> int:
-    """Check an integer; a boolean is none."""
-    if type(value) is not int or not 0 <= value <= MAX_NUMBER:
-        raise _bad(f"the header field {name!r} must hold an integer from 0 to {MAX_NUMBER}", path)
-    return value
-
-
-def _bad(what: str, path: PathLike | None) -> FormatError:
-    return FormatError(what, path=path, offset=_PREFIX.size)
 
 
 def _truncated(what: str, size: int, path: PathLike | None) -> FormatError:
@@ -345,6 +251,7 @@ def _checksum(data: bytes, digits: int) -> str:
 
 
 __all__ = [
+    "HASH_CHARACTERS",
     "MAGIC",
     "VERSION",
     "Encoded",
