@@ -1,5 +1,6 @@
 """Tensors and integers of the conditional KV codec. No files, no bytes, no transformers."""
 
-from tinyvae.model import Context, TinyVAE, TinyVAEConfig
+from tinyvae.config import Context, TinyVAEConfig
+from tinyvae.model import TinyVAE
 
 __all__ = ["Context", "TinyVAE", "TinyVAEConfig"]

@@ -20,7 +20,7 @@ from kvcompress.codec.directory import load_codec
 from kvcompress.codec.tinyvae import TinyVAECodec
 from kvcompress.data.harvest import tokenized_sessions
 from kvcompress.errors import InputError
-from kvcompress.fit.fitter import FitSettings
+from kvcompress.fit.settings import FitSettings
 from kvcompress.format.container import to_bytes
 from kvcompress.hf import capture, load_model, restore
 from kvcompress.metrics.fidelity import continuation_logits, kl_nats

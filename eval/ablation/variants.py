@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from kvcompress.codec.tinyvae import TinyVAECodec
-from kvcompress.fit.fitter import FitSettings, fit_codec
+from kvcompress.fit.fitter import fit_codec
+from kvcompress.fit.settings import FitSettings
 from kvcompress.snapshot import KVSnapshot
 from tinyvae import TinyVAE
 from tinyvae.fit.calibration import calibrate_group

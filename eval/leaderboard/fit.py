@@ -21,8 +21,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from kvcompress.codec.sensitivity import token_worth
 from kvcompress.codec.tinyvae import TinyVAECodec
-from kvcompress.fit.fitter import token_worth
 from kvcompress.format.atomic import atomic_write
 from kvcompress.hf import capture
 from kvcompress.prune.allocate import own_worth_log2

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from kvcompress.fit.dry_run import PassCost
-    from kvcompress.fit.fitter import FitSettings
     from kvcompress.fit.run import FitSource
+    from kvcompress.fit.settings import FitSettings
 
 GIGABYTE = 1e9
 NAME_WIDTH = 32

@@ -63,8 +63,8 @@ def fit(
     """
     import torch
 
-    from kvcompress.fit.fitter import FitSettings
     from kvcompress.fit.run import FitSource, fit_checkpoint
+    from kvcompress.fit.settings import FitSettings
 
     if threads:
         torch.set_num_threads(threads)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from kvcompress.codec.lossless import pack_cache, unpack_cache
-from kvcompress.codec.tinyvae import Codec
+from kvcompress.codec.protocol import Codec
 from kvcompress.errors import FormatError
 from kvcompress.format.container import Encoded
 from kvcompress.format.json_section import pack_positions, unpack_positions

@@ -9,7 +9,8 @@ from kvcompress.codec.directory import load_codec, load_tinyvae
 from kvcompress.codec.exact_tokens import EXACT, WithExact, without_exact
 from kvcompress.codec.int8 import Int8Codec
 from kvcompress.codec.lossless import LosslessCodec
-from kvcompress.codec.tinyvae import Codec, TinyVAECodec
+from kvcompress.codec.protocol import Codec
+from kvcompress.codec.tinyvae import TinyVAECodec
 from kvcompress.errors import FormatError, about
 from kvcompress.format.container import MAGIC, Encoded, load
 from kvcompress.format.raw_snapshot import load_raw

@@ -10,7 +10,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,7 +21,8 @@ from kvcompress.codec.analysis import HIGHEST_QP, RESIDUAL_QP, Analysis
 from kvcompress.codec.bitstream import read_codes, require_sections
 from kvcompress.codec.lower_groups import Lower
 from kvcompress.codec.other_weights import Adopted
-from kvcompress.codec.promise import FALLBACK, LATENTS, OTHER_WEIGHTS, Promise, promises_from_json, unpromised
+from kvcompress.codec.promise import OTHER_WEIGHTS
+from kvcompress.codec.promising import Promising
 from kvcompress.codec.quality import encode_at_quality
 from kvcompress.codec.recompute import Known, recomputed
 from kvcompress.codec.synthesis import synthesised
@@ -41,22 +42,8 @@ from tinyvae.quantize import LEVELS
 from tinyvae.tables import TABLE_ENTRIES
 
 
-class Codec(Protocol):
-    """What every codec offers."""
-
-    kind: str
-
-    @property
-    def fingerprint(self) -> str:
-        """What a file must name to be this codec's."""
-        ...
-
-    def decode(self, encoded: Encoded) -> KVSnapshot:
-        """Return the snapshot that an encoded one stands for."""
-        ...
-
-
 class TinyVAECodec(
+    Promising,
     nn.Module,
     PyTorchModelHubMixin,
     library_name="kvcompress",
@@ -193,52 +180,6 @@ class TinyVAECodec(
         limit = self.vae(0).config.vocab_size
         if token_ids.numel() and int(token_ids.max()) >= limit:
             raise InputError(f"token id {int(token_ids.max())} lies outside the vocabulary of {limit}")
-
-    @property
-    def promises(self) -> dict[str, Promise]:
-        """What is promised of each quality word, with other weights what was measured with them.
-
-        Read when it is asked for, so that a codec whose promises are damaged, a `CheckpointError`, still decodes and
-        can be calibrated again.
-        """
-        return self.own_promises if self.adopted is None else dict(self.adopted.promises)
-
-    @promises.setter
-    def promises(self, promises: Mapping[str, Promise]) -> None:
-        self._promises = {name: promise.to_json() for name, promise in promises.items()}
-
-    @property
-    def own_promises(self) -> dict[str, Promise]:
-        """The same with the weights that it was fitted to, whatever it is tried on."""
-        return promises_from_json(self._promises)
-
-    @property
-    def ordinary_sessions(self) -> Any:
-        """What ordinary sessions look like, see `kvcompress.codec.out_of_distribution`; None where nothing is known."""
-        return self.fitted.get("known") if self.adopted is None else self.adopted.known
-
-    @property
-    def tiers(self) -> dict[str, int]:
-        """QP of each quality word that latents alone are promised to keep."""
-        found = {name: promise.setting for name, promise in self.promises.items() if name != FALLBACK}
-        return {
-            name: setting.qp for name, setting in found.items() if setting.kind == LATENTS and setting.qp is not None
-        }
-
-    def promise_of(self, quality: str) -> Promise:
-        """Return what is promised of a quality word; raises `InputError` where it was never verified."""
-        promises = self.promises
-        if quality not in promises or quality == FALLBACK:
-            raise unpromised(quality, promises) if self.adopted is None else self.adopted.refusal(quality)
-        return promises[quality]
-
-    def qp_of(self, quality: str) -> int:
-        """Return the QP at which latents alone keep a quality word; raises `InputError` where none does."""
-        promise = self.promise_of(quality)
-        if quality not in self.tiers:
-            what = f"latents alone do not keep {quality!r} on this model: it is stored as {promise.setting.words()}"
-            raise InputError(what, "Use --max-kl or --size-ratio here")
-        return self.tiers[quality]
 
     def qps(self, group: int, token_ids: Tensor, qp: int, offsets: Tensor | None = None) -> Tensor:
         """Return the QP [N] int32 of every token of a session for a group of layers, outliers not regarded.
@@ -386,4 +327,4 @@ class TinyVAECodec(
         return self.known[group].rows(self.known_layers(snapshot), snapshot.tokens, rope_of(snapshot.origin))
 
 
-__all__ = ["Codec", "TinyVAECodec"]
+__all__ = ["TinyVAECodec"]

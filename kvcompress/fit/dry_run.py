@@ -16,7 +16,7 @@ import torch
 from kvcompress.codec.recompute import Known
 from kvcompress.fit.budget import MOST_COLUMNS, UNITS_A_CHANNEL, Budget, prior_columns
 from kvcompress.fit.closed_form import LOWER_LATENTS, Group
-from kvcompress.fit.fitter import FitSettings
+from kvcompress.fit.settings import FitSettings
 from kvcompress.fit.token_table import REGRESSION_SESSIONS, SKETCH_CHANNELS, table_pays
 from kvcompress.hf.channels import group_layers
 from kvcompress.hf.geometry import ModelGeometry

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -25,24 +25,21 @@ from torch import Tensor
 from kvcompress.codec.recompute import Known
 from kvcompress.codec.tinyvae import TinyVAECodec
 from kvcompress.data.harvest import harvest
-from kvcompress.data.shards import CALIBRATION, FIT, LEVELS, HarvestSettings, Shards, opening_digest
+from kvcompress.data.shards import CALIBRATION, FIT, LEVELS, Shards, opening_digest
 from kvcompress.errors import InputError
 from kvcompress.fit.budget import Budget, model_bytes, prior_columns, prior_units, ranks
 from kvcompress.fit.closed_form import Group, Solved, solve_group
-from kvcompress.fit.first_place import fit_first_place, fit_opening, is_sink
+from kvcompress.fit.first_place import fit_opening, is_sink
+from kvcompress.fit.refit import Refit
+from kvcompress.fit.settings import FitSettings
 from kvcompress.fit.token_table import embedding_table, mean_table, table_pays
 from kvcompress.fit.working import Working
-from kvcompress.hf.channels import LayerShape, Rope, group_layers, group_positions
-from kvcompress.hf.gradients import cache_gradients
+from kvcompress.hf.channels import LayerShape, Rope, group_layers
 from kvcompress.hf.rope import rope_of
-from kvcompress.snapshot import KVSnapshot
-from tinyvae import Context, TinyVAEConfig
-from tinyvae.fit.calibration import CALIBRATION_QP, calibrate_group
+from tinyvae import TinyVAEConfig
 from tinyvae.fit.moments import Coherence, Gram
-from tinyvae.offsets import age_classes, fit_offsets
 from tinyvae.prior import TokenTable
 from tinyvae.quantize import LEVELS_PER_OCTAVE
-from tinyvae.tables import build_tables
 from tinyvae.transform import SHARP_LATENTS, Metric, sensitivity_weight
 
 COARSER_QPS = 32
@@ -56,53 +53,6 @@ LEAST_SESSIONS = 4
 
 Progress = Callable[[str, int, int], None]
 """Called with the pass, the sessions done and their number."""
-
-
-@dataclass(frozen=True, slots=True)
-class FitSettings:
-    """Dials of the closed-form fit.
-
-    Attributes:
-        rank: Latents per group; None chooses them from the spectra under the budget.
-        prior_rank: Columns of the token table; None as many as the budget allows.
-        prior_taps: Tokens the prior looks up.
-        prior_width: Hidden units of the prior; None chooses them.
-        codec_share: Budget for the codec's size, as a share of the model's 16-bit weights.
-        lowest_level: Level below which a latent is not coded: at 24 the standard deviation is .18 of the step.
-        recompute_layers: Layers that the model runs when a session is restored, m; with m > 0 only those above m are
-            coded, see `kvcompress.codec.recompute`.
-        fisher_exponent: See `tinyvae.transform.sensitivity_weight`.
-        fisher_sessions: Sessions whose gradients are taken.
-        continuation_tokens: Tokens at the end of each session that stand for the future.
-        worth_exponent: See `tinyvae.offsets.fit_offsets`.
-        calibration_share: Share of the sessions that fit nothing: promises are measured on them.
-        sample_rows: Rows of latents kept for the tables.
-        seed: Of sampled tokens and of the split.
-    """
-
-    rank: int | None = None
-    prior_rank: int | None = None
-    prior_taps: int = 4
-    prior_width: int | None = None
-    codec_share: float = 0.08
-    lowest_level: int = 24
-    recompute_layers: int = 0
-    fisher_exponent: float = 0.7
-    fisher_sessions: int = 64
-    continuation_tokens: int = 256
-    worth_exponent: float = 0.75
-    calibration_share: float = 0.25
-    sample_rows: int = 4096
-    seed: int = 0
-
-    def harvest_settings(self) -> HarvestSettings:
-        """Return how the sessions of a fit are cut and split."""
-        return HarvestSettings(
-            continuation_tokens=self.continuation_tokens,
-            calibration_share=self.calibration_share,
-            gradient_sessions=self.fisher_sessions,
-            seed=self.seed,
-        )
 
 
 class Fitter:
@@ -244,75 +194,11 @@ class Fitter:
 
     def refit(self, codec: TinyVAECodec) -> None:
         """Fit what follows from prior and transform: offsets; on sessions kept out prediction, levels, tables."""
-        self._fit_offsets(codec)
-        samples = self._calibrate_groups(codec)
-        pooled = torch.cat(samples)
-        pick = torch.randperm(len(pooled), generator=torch.Generator().manual_seed(self.settings.seed))
-        codec.store_tables(*build_tables(pooled[pick[:400_000]]))
-
-    def _fit_offsets(self, codec: TinyVAECodec) -> None:
-        """What an error in each token costs, from gradients with respect to latents -> steps by age, id, place 0."""
-        chosen, first = self.shards.with_gradients, 1 if self.sink else 0
-        for number in range(len(codec.groups)):
-            vae, rows = codec.vae(number), list[tuple[Tensor, Tensor, Tensor]]()
-            opening = list[float]()
-            for done, session in enumerate(chosen, 1):
-                ids = self.shards.token_ids(session)
-                gradients = self.shards.gradients(session, codec.groups[number])
-                of_token = (gradients @ vae.transform.synthesis.dense.T).square().sum(1)
-                place = torch.arange(len(ids) - len(of_token), len(ids))
-                later = place >= first
-                rows.append((ids[place][later], age_classes(len(ids))[place][later], of_token[later]))
-                if first and int(place[0]) == 0:
-                    opening.append(float(of_token[0] / of_token[1:].mean().clamp(min=1e-30)))
-                self.progress(f"worth of tokens, group {number + 1}", done, len(chosen))
-            of_id, of_age = fit_offsets(rows, vae.config.vocab_size, self.settings.worth_exponent)
-            vae.token_offset.copy_(of_id)
-            vae.age_offset.copy_(of_age)
-            if vae.first_place is not None:
-                fit_first_place(vae, opening, self.settings.worth_exponent)
-
-    @torch.inference_mode()
-    def _calibrate_groups(self, codec: TinyVAECodec) -> list[Tensor]:
-        """Fit prediction and levels of each group on sessions kept out; return normalised samples for the tables."""
-        found = self._calibration_latents(codec)
-        decoded: list[list[tuple[Tensor, Tensor]]] = [[] for _ in self.levels.rows]
-        samples = []
-        qp = CALIBRATION_QP + self._coarser
-        for number in range(len(codec.groups)):
-            vae, rows = codec.vae(number), list[tuple[Tensor, Context]]()
-            for session, (latents, context, places, tokens) in enumerate(found[number]):
-                below = codec.lower[number].rows(decoded[session], places, tokens)
-                context, latents = vae.given(context, latents.float(), below)
-                rows.append((latents, context))
-            samples.append(calibrate_group(vae, rows, self.settings.sample_rows, qp=qp, sink=self.sink))
-            for session, (latents, context) in enumerate(rows):
-                qps = torch.full_like(context.token_ids, qp, dtype=torch.int32)
-                places = found[number][session][2]
-                kept = max((count for lower in codec.lower for at, count in lower.groups if at == number), default=0)
-                if kept:
-                    shown = vae.quantized(latents, replace(context, lifts=None), qps)[2][:, :kept].clone()
-                    decoded[session].append((places, shown))
-                else:
-                    decoded[session].append((places, latents[:, :0]))
-            found[number].clear()
-        return samples
-
-    def _calibration_latents(self, codec: TinyVAECodec) -> list[list[tuple[Tensor, Context, Tensor, int]]]:
-        """Return of each group and session kept out: latents [T, R], context, positions [T] and tokens."""
-        found: list[list[tuple[Tensor, Context, Tensor, int]]] = [[] for _ in codec.groups]
-        for session in range(len(self.levels)):
-            snapshot = self.levels.snapshot(session)
-            for number in range(len(codec.groups)):
-                latents, context = codec.latents(snapshot, number)
-                places = group_positions(snapshot, codec.groups[number])
-                found[number].append((latents, context, places, snapshot.tokens))
-            self.progress("latents of sessions kept out", session + 1, len(self.levels))
-        return found
+        Refit(self.shards, self.levels, self.settings, self.sink, self.coarser, self.progress).run(codec)
 
     def _assemble(self, solved: Sequence[Solved]) -> TinyVAECodec:
         # One step for all groups: their latents are in the same unit, the model's output.
-        step = 2.0 ** (self._coarser / LEVELS_PER_OCTAVE) * max(part.spread for part in solved)
+        step = 2.0 ** (self.coarser / LEVELS_PER_OCTAVE) * max(part.spread for part in solved)
         groups = []
         for group, part in zip(self.groups, solved, strict=True):
             config = TinyVAEConfig(
@@ -349,7 +235,7 @@ class Fitter:
         return codec
 
     @property
-    def _coarser(self) -> int:
+    def coarser(self) -> int:
         """How many QPs coarser QP 0 is than the spread of the widest latent."""
         return COARSER_QPS if self.settings.recompute_layers or len(self.groups) > 1 else 0
 
@@ -382,30 +268,6 @@ def require_coded_layers(recompute_layers: int, layers: int) -> None:
     if not 0 <= recompute_layers <= max(0, layers - 2):
         what = f"{recompute_layers} layers cannot be recomputed of a model that has {layers}"
         raise InputError(what, f"Choose 0 to {max(0, layers - 2)}")
-
-
-def token_worth(
-    model: Any,
-    codec: TinyVAECodec,
-    snapshot: KVSnapshot,
-    continuation: Tensor,
-    generator: torch.Generator,
-    draws: int,
-) -> list[tuple[Tensor, Tensor]]:
-    """Return for each group the positions [T] and what a unit of squared error in each token's latents costs, [T].
-
-    The squared gradient of sampled log-likelihoods with respect to a token's latents, summed over these and averaged
-    over draws: the diagonal of the Fisher matrix, token by token.
-    """
-    totals: dict[int, Tensor] = {}
-    rope = rope_of(snapshot.origin)
-    for _ in range(draws):
-        gradients = cache_gradients(model, snapshot, continuation, rope, generator)
-        for group, layers in enumerate(codec.groups):
-            rows = torch.cat([t.transpose(0, 1).flatten(1) for i in layers for t in gradients[i]], 1)
-            energy = (rows @ codec.vae(group).transform.synthesis.dense.T).square().sum(1) / draws
-            totals[group] = totals.get(group, 0.0) + energy
-    return [(group_positions(snapshot, layers), totals[group]) for group, layers in enumerate(codec.groups)]
 
 
 def fit_codec(

@@ -24,8 +24,9 @@ from kvcompress.data.shards import INDEX, Shards, opening_digest
 from kvcompress.errors import InputError
 from kvcompress.fit.calibrate import TooFewSessionsError
 from kvcompress.fit.checkpoint import finish_codec, save_codec, stored_in_words
-from kvcompress.fit.fitter import FitSettings, Fitter, require_coded_layers
+from kvcompress.fit.fitter import Fitter, require_coded_layers
 from kvcompress.fit.floor import floor_nats
+from kvcompress.fit.settings import FitSettings
 from kvcompress.fit.trials import CONTINUATION_TOKENS
 from kvcompress.fit.working import Working
 from kvcompress.hf import fingerprint, load_model

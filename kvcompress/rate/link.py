@@ -14,8 +14,9 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from kvcompress.codec.protocol import Codec
 from kvcompress.codec.registry import WITHOUT_WEIGHTS
-from kvcompress.codec.tinyvae import Codec, TinyVAECodec
+from kvcompress.codec.tinyvae import TinyVAECodec
 from kvcompress.errors import InputError
 from kvcompress.format.container import Encoded, from_bytes, to_bytes
 from kvcompress.format.session import encoded_session

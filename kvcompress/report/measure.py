@@ -14,8 +14,9 @@ from torch import Tensor
 from kvcompress import __version__
 from kvcompress.codec.analysis import RESIDUAL_QP
 from kvcompress.codec.promise import OTHER_WEIGHTS, applying
+from kvcompress.codec.protocol import Codec
 from kvcompress.codec.registry import codec_of
-from kvcompress.codec.tinyvae import Codec, TinyVAECodec
+from kvcompress.codec.tinyvae import TinyVAECodec
 from kvcompress.data.harvest import tokenized_sessions
 from kvcompress.data.sessions import Session
 from kvcompress.errors import InputError

@@ -8,7 +8,8 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from kvcompress.codec.promise import Loss, Promise, Setting
 from kvcompress.codec.tinyvae import TinyVAECodec
-from kvcompress.fit.fitter import FitSettings, fit_codec
+from kvcompress.fit.fitter import fit_codec
+from kvcompress.fit.settings import FitSettings
 from kvcompress.hf import capture
 from kvcompress.snapshot import KVSnapshot
 

@@ -11,7 +11,7 @@ import pytest
 from transformers import LlamaConfig
 
 from kvcompress.fit.dry_run import groups_of, pass_costs
-from kvcompress.fit.fitter import FitSettings
+from kvcompress.fit.settings import FitSettings
 from kvcompress.hf.geometry import geometry_of
 
 LLAMA_8B = {

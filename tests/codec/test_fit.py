@@ -13,7 +13,8 @@ from kvcompress.data.shards import Shards
 from kvcompress.errors import InputError
 from kvcompress.fit.budget import NAMES_BYTES, SCALE_BYTES
 from kvcompress.fit.checkpoint import save_codec
-from kvcompress.fit.fitter import FitSettings, Fitter, fit_codec
+from kvcompress.fit.fitter import Fitter, fit_codec
+from kvcompress.fit.settings import FitSettings
 from kvcompress.hf import capture
 from kvcompress.hf.channels import LayerShape, from_channels, group_layers, layer_shapes, to_channels
 from kvcompress.hf.gradients import cache_gradients

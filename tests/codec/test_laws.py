@@ -18,7 +18,7 @@ from kvcompress.codec.quality import encode_at_quality
 from kvcompress.codec.tinyvae import TinyVAECodec
 from kvcompress.errors import CheckpointError, FormatError, InputError, MismatchError
 from kvcompress.fit.checkpoint import save_codec
-from kvcompress.fit.fitter import FitSettings
+from kvcompress.fit.settings import FitSettings
 from kvcompress.fit.trials import Bench, trials_from_sessions
 from kvcompress.format.ans import decode_symbols
 from kvcompress.format.container import from_bytes, load, save, to_bytes

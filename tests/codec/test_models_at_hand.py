@@ -21,8 +21,9 @@ from kvcompress.codec.quality import encode_at_quality
 from kvcompress.codec.tinyvae import TinyVAECodec
 from kvcompress.data.sessions import plain_text_ids, read_sessions
 from kvcompress.fit.calibrate import calibrate, trials_from_sessions
-from kvcompress.fit.fitter import FitSettings, fit_codec
+from kvcompress.fit.fitter import fit_codec
 from kvcompress.fit.run import FitSource, fit_checkpoint
+from kvcompress.fit.settings import FitSettings
 from kvcompress.format.container import to_bytes
 from kvcompress.hf import capture, fingerprint, load_model
 from kvcompress.metrics.fidelity import TIERS

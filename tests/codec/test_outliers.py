@@ -13,7 +13,8 @@ from kvcompress.codec.outliers import OUTLIERS, Outliers
 from kvcompress.codec.tinyvae import TinyVAECodec
 from kvcompress.errors import FormatError
 from kvcompress.fit.first_place import is_sink
-from kvcompress.fit.fitter import FitSettings, fit_codec
+from kvcompress.fit.fitter import fit_codec
+from kvcompress.fit.settings import FitSettings
 from kvcompress.format.container import from_bytes, to_bytes
 from kvcompress.hf import capture
 from kvcompress.snapshot import KVSnapshot

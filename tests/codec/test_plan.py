@@ -36,7 +36,8 @@ from kvcompress.data.harvest import tokenized_sessions
 from kvcompress.errors import CheckpointError, InputError, MismatchError
 from kvcompress.fit.calibrate import calibrated
 from kvcompress.fit.checkpoint import kept_out_of_fit, save_codec
-from kvcompress.fit.fitter import FitSettings, fit_codec
+from kvcompress.fit.fitter import fit_codec
+from kvcompress.fit.settings import FitSettings
 from kvcompress.fit.trials import Bench, SessionTrial, trials_from_sessions
 from kvcompress.format.container import Encoded, from_bytes, load, save, to_bytes
 from kvcompress.hf import capture, load_model

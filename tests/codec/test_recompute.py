@@ -17,7 +17,8 @@ from kvcompress.codec.recompute import PROBE, PROBE_ENTRIES, Known
 from kvcompress.codec.tinyvae import TinyVAECodec
 from kvcompress.errors import FormatError, InputError, IntegrityError, MismatchError
 from kvcompress.fit.checkpoint import save_codec
-from kvcompress.fit.fitter import FitSettings, fit_codec
+from kvcompress.fit.fitter import fit_codec
+from kvcompress.fit.settings import FitSettings
 from kvcompress.format.container import load, save, to_bytes
 from kvcompress.hf import capture, recompute_with
 from kvcompress.hf.partial_prefill import Recompute

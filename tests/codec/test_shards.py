@@ -17,8 +17,9 @@ from kvcompress.data import harvest as harvest_module
 from kvcompress.data.harvest import harvest
 from kvcompress.data.shards import CALIBRATION, FIT, INDEX, LEVELS, HarvestSettings, Shards, opening_digest
 from kvcompress.errors import FormatError, InputError, MismatchError
-from kvcompress.fit.fitter import FitSettings, Fitter
+from kvcompress.fit.fitter import Fitter
 from kvcompress.fit.run import verify
+from kvcompress.fit.settings import FitSettings
 from kvcompress.fit.working import Working
 from kvcompress.hf import capture, fingerprint
 from tests.codec.conftest import random_sessions, tiny_model

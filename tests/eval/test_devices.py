@@ -22,7 +22,8 @@ from eval.portability.worker import RESULT, Bench
 from kvcompress.codec.directory import load_codec
 from kvcompress.errors import FormatError, InputError, KVCompressError
 from kvcompress.fit.checkpoint import save_codec
-from kvcompress.fit.fitter import FitSettings, fit_codec
+from kvcompress.fit.fitter import fit_codec
+from kvcompress.fit.settings import FitSettings
 from kvcompress.format.raw_snapshot import load_raw, save_raw
 from tests.codec.conftest import promised, random_sessions, tiny_model
 from tests.format.examples import make_snapshot

@@ -10,7 +10,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from tinyvae.model import Context, TinyVAE
+from tinyvae.config import Context
+from tinyvae.model import TinyVAE
 from tinyvae.neighbours import MATCHES, PHASES, SOURCES, Phase, phases
 from tinyvae.quantize import LEVELS, LEVELS_PER_OCTAVE, LOWEST_SCALE_LOG2, quantize, step_at
 

@@ -9,7 +9,7 @@ from typing import Any
 import yaml
 
 from kvcompress.errors import InputError
-from kvcompress.fit.fitter import FitSettings
+from kvcompress.fit.settings import FitSettings
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,9 +17,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from kvcompress.codec.sensitivity import token_worth
 from kvcompress.codec.tinyvae import TinyVAECodec
 from kvcompress.errors import InputError
-from kvcompress.fit.fitter import token_worth
 from kvcompress.hf.attention_hook import Observer, Sight
 from kvcompress.hf.channels import Rope
 from kvcompress.hf.families import new_cache

@@ -1,0 +1,38 @@
+"""How much the model cares about each token, in a codec's latents."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from kvcompress.codec.tinyvae import TinyVAECodec
+from kvcompress.hf.channels import group_positions
+from kvcompress.hf.gradients import cache_gradients
+from kvcompress.hf.rope import rope_of
+from kvcompress.snapshot import KVSnapshot
+
+
+def token_worth(
+    model: Any,
+    codec: TinyVAECodec,
+    snapshot: KVSnapshot,
+    continuation: Tensor,
+    generator: torch.Generator,
+    draws: int,
+) -> list[tuple[Tensor, Tensor]]:
+    """Return for each group the positions [T] and what a unit of squared error in each token's latents costs, [T].
+
+    The squared gradient of sampled log-likelihoods with respect to a token's latents, summed over these and averaged
+    over draws: the diagonal of the Fisher matrix, token by token.
+    """
+    totals: dict[int, Tensor] = {}
+    rope = rope_of(snapshot.origin)
+    for _ in range(draws):
+        gradients = cache_gradients(model, snapshot, continuation, rope, generator)
+        for group, layers in enumerate(codec.groups):
+            rows = torch.cat([t.transpose(0, 1).flatten(1) for i in layers for t in gradients[i]], 1)
+            energy = (rows @ codec.vae(group).transform.synthesis.dense.T).square().sum(1) / draws
+            totals[group] = totals.get(group, 0.0) + energy
+    return [(group_positions(snapshot, layers), totals[group]) for group, layers in enumerate(codec.groups)]
