@@ -42,8 +42,8 @@ class CodecRecipe:
         predictor_width: Hidden units of the learned predictor; 0 keeps prediction linear.
         rate_stage: Prior and prediction, on bits and on the error of what is not coded.
         divergence_stage: These and the synthesis, on bits and the KL divergence of the resumed model.
-        lowest_qp: Coarsest rate index trained for.
-        highest_qp: Finest rate index trained for.
+        lowest_qp: Coarsest QP trained for.
+        highest_qp: Finest QP trained for.
         train_table: Whether the token table is trained. One that comes from a model's own embeddings knows tokens that
             no session holds: trained, the others would move away from them.
         continuation_tokens: Tokens predicted from a cache, at most.
@@ -131,7 +131,7 @@ def _require(recipe: CodecRecipe, path: Path) -> None:
     counts = (recipe.rate_stage.steps, recipe.divergence_stage.steps, *learned, recipe.lowest_qp)
     if min(counts) < 0 or recipe.highest_qp < recipe.lowest_qp:
         raise InputError(
-            "steps, layers, widths and rates must not be negative, nor the lowest rate above the highest", path=path
+            "steps, layers, widths and QPs must not be negative, nor the lowest QP above the highest", path=path
         )
     ones = (recipe.devices, recipe.continuation_tokens, recipe.analysis_steps, recipe.validate_steps, recipe.patience)
     if min(ones) < 1:
