@@ -12,10 +12,15 @@ from eval.rivals.protocol import Rival
 from eval.rivals.registry import OWN
 from eval.rivals.tinyvae import TinyVAEPoint
 from eval.suite.bound import BoundOf
+from eval.suite.controls import over_sessions
 from eval.suite.costs import economics
 from eval.suite.drift import drifts
+from eval.suite.equal_kl import equal_kl
 from eval.suite.layers import bits_by_layer
 from eval.suite.measure import Row
+from eval.suite.published import FIXED_RATE, published
+from eval.suite.report.facts import RECOMPUTED, is_ours
+from eval.suite.rows import Rows
 from eval.suite.settings import SuiteSettings
 from kvcompress.fidelity import TIERS
 from kvcompress.hf import capture
@@ -28,12 +33,13 @@ if TYPE_CHECKING:
 Advance = Callable[[str, int, int], None]
 
 
-def extras(suite: Suite, settings: SuiteSettings, advance: Advance, *, show_text: bool) -> dict[str, Any]:
+def extras(suite: Suite, settings: SuiteSettings, rows: Rows, advance: Advance, *, show_text: bool) -> dict[str, Any]:
     """Return every further part of the result; what fails is left out with the codec's own failure noted.
 
     Args:
         suite: The run, its rows measured.
         settings: Its size.
+        rows: What is measured goes there.
         advance: Told of each part.
         show_text: Whether the result may hold what a session says.
     """
@@ -42,10 +48,12 @@ def extras(suite: Suite, settings: SuiteSettings, advance: Advance, *, show_text
     latent = [point for point in own if is_latent(point)]
     drifting = [rival for rival in chosen if rival in own or not isinstance(rival, TinyVAEPoint)]
     parts: dict[str, Callable[[], Any]] = {
-        "controls": lambda: [control.to_json() for control in suite.controls.found()],
+        "controls": lambda: [control.to_json() for control in over_sessions(suite.controls)],
         "original_formats": lambda: _original_formats(suite.sample),
         "bound": lambda: _bounds(suite, latent, settings.bound_sessions),
-        "hops": lambda: drifts(suite, settings, drifting),
+        "equal_kl": lambda: _equal_kl(suite),
+        "published": lambda: published() if any(r.family in FIXED_RATE for r in suite.rivals) else [],
+        "hops": lambda: drifts(suite, settings, drifting, rows, advance),
         "bits_by_layer": lambda: {p.name: bits_by_layer(p.codec, suite.sample, p.rate or 0) for p in latent},
         "strip": lambda: _strip(suite, latent, show_text=show_text),
         "economics": lambda: economics(suite, settings, chosen),
@@ -82,6 +90,17 @@ def featured(suite: Suite, most_rivals: int) -> list[Rival]:
     ordered = sorted(best.values(), key=lambda pair: pair[0])
     kept = {rival.name for _, rival in ordered[:most_rivals]}
     return [*found, *(rival for _, rival in best.values() if rival.name in kept)]
+
+
+def _equal_kl(suite: Suite) -> list[dict[str, Any]]:
+    """Return how much larger rivals' files are at the KL of each of our points; only points with all sessions count."""
+    whole = [rival for rival in suite.rivals if len(suite.rows.get(rival.name, [])) == len(suite.chosen)]
+    ours = {rival.name: suite.rows[rival.name] for rival in whole if is_ours(rival.family)}
+    families: dict[str, list[list[Row]]] = {}
+    for rival in whole:
+        if not is_ours(rival.family) and rival.family != RECOMPUTED:
+            families.setdefault(rival.family, []).append(suite.rows[rival.name])
+    return equal_kl(ours, families)
 
 
 def is_latent(point: TinyVAEPoint) -> bool:

@@ -39,6 +39,7 @@ def provenance(model_path: Path, suite: Suite, job: Job, settings: SuiteSettings
             "cores": os.cpu_count() or 1,
             "threads": torch.get_num_threads(),
             "cuda": torch.cuda.is_available(),
+            "load": load_average(),
         },
         "seeds": {"bootstrap": BOOTSTRAP_SEED, "branches": 0},
         "model": {
@@ -61,6 +62,14 @@ def provenance(model_path: Path, suite: Suite, job: Job, settings: SuiteSettings
         },
         "warning": warning(worth.mean),
     }
+
+
+def load_average() -> float | None:
+    """Return how many processes wanted a processor in the last minutes, this one among them; None where unknown.
+
+    Seconds measured beside other work are too long, and the reader has to know.
+    """
+    return round(os.getloadavg()[2], 2) if hasattr(os, "getloadavg") else None
 
 
 def warning(worth_nats: float) -> str | None:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 
 from kvcompress.trials import WORTH_STRIDE
 
 LARGE_PARAMETERS = 50_000_000
 """From here on a session's prefill takes seconds, and what is measured often must be cheap."""
+
+HOPELESS_NATS = 0.2
+"""Two and a half times what `usable` allows: no other session would save such a point."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,6 +26,7 @@ class SuiteSettings:
         planted: Sessions that numbers are planted in, where none states a fact.
         calibration: Sessions that rivals are fitted to, at most.
         most_points: Points of a curve, at most.
+        most_first_nats: A rival's point that loses more on the first session is measured on no other.
         quick: Whether this is the quick run.
         worth_stride: What the context is worth is measured at every so many-th position.
         control_sessions: Sessions on which the noise floor is measured.
@@ -40,6 +45,7 @@ class SuiteSettings:
     planted: int = 6
     calibration: int = 32
     most_points: int = 32
+    most_first_nats: float = math.inf
     quick: bool = False
     worth_stride: int = 1
     control_sessions: int = 6
@@ -72,19 +78,28 @@ def for_model(parameters: int, *, quick: bool) -> SuiteSettings:
     size = QUICK if quick else FULL
     if parameters < LARGE_PARAMETERS:
         return size
-    shared = replace(size, worth_stride=WORTH_STRIDE, control_sessions=1, repeats=1, timed_lengths=(0.5, 1))
+    shared = replace(
+        size,
+        worth_stride=WORTH_STRIDE,
+        control_sessions=1,
+        repeats=1,
+        timed_lengths=(0.5, 1),
+        most_first_nats=HOPELESS_NATS,
+    )
     if quick:
-        return replace(shared, count=2, thorough=0, calibration=8, most_points=2, bound_sessions=1, featured_rivals=1)
+        return replace(
+            shared, count=2, thorough=0, calibration=8, bound_sessions=1, featured_rivals=1, hops=3, hop_sessions=1
+        )
     return replace(
         shared,
         continuation_tokens=512,
         thorough=1,
         calibration=24,
-        most_points=4,
+        most_points=5,
         control_sessions=2,
         bound_sessions=4,
-        featured_rivals=4,
-        hop_sessions=2,
+        featured_rivals=2,
+        hop_sessions=4,
         timed_lengths=(0.25, 0.5, 1),
         repeats=3,
     )

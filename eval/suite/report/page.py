@@ -34,7 +34,7 @@ DAMAGE_NATS = (0.001, 0.005, 0.02, 0.08, 0.5)
 
 POSITION_STEP = 16
 
-LEADING_TABLES = ("All codecs", "Not measured", "Controls")  # the others stand below the figures
+LEADING_TABLES = ("All codecs", "Not measured", "Sizes at equal KL", "Controls")  # the others stand below the figures
 
 
 @dataclass(frozen=True, slots=True)

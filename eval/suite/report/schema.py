@@ -170,6 +170,26 @@ HOP = Record(
         "sessions": SEVERAL,
     },
 )
+EQUAL_KL = Record(
+    {
+        "codec": Text(filled=True),
+        "kl_nats": POSITIVE,
+        "size_ratio": POSITIVE,
+        "family": Text(filled=True),
+        "their_size_ratio": RATIO_ESTIMATE,
+        "times_larger": RATIO_ESTIMATE,
+    }
+)
+PUBLISHED = Record(
+    {
+        "name": Text(filled=True),
+        "source": Text(filled=True),
+        "stored": ListOf(Text(filled=True)),
+        "size_ratio": ListOf(POSITIVE),
+        "kl_nats": ListOf(AMOUNT),
+        "top1": Text(filled=True),
+    }
+)
 RESULT = Record(
     {
         "schema": COUNT,
@@ -193,6 +213,8 @@ RESULT = Record(
     {
         "original_formats": MapOf(POSITIVE),
         "bound": ListOf(Record({"name": Text(), "kl_nats": AMOUNT, "size_ratio": POSITIVE, "rate_over_bound": AMOUNT})),
+        "equal_kl": ListOf(EQUAL_KL),
+        "published": ListOf(PUBLISHED),
         "hops": MapOf(ListOf(HOP)),
         "bits_by_layer": MapOf(ListOf(AMOUNT)),
         "strip": STRIP,
@@ -258,6 +280,8 @@ def _mentions(result: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         yield from ((f"economics.lengths[{index}].restore_seconds", name) for name in row["restore_seconds"])
     for index, row in enumerate(result.get("bound") or []):
         yield f"bound[{index}].name", row["name"]
+    for index, row in enumerate(result.get("equal_kl") or []):
+        yield f"equal_kl[{index}].codec", row["codec"]
     for part in ("hops", "bits_by_layer"):
         yield from ((part, name) for name in result.get(part) or {})
     if result.get("strip"):

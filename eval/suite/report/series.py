@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
-from eval.suite.report.facts import TIER_NAMES, Codec, Result, measured, spell_number
+from eval.suite.report.beside_tables import equal_kl_table, published_table
+from eval.suite.report.facts import TIER_NAMES, Codec, Result, measured, promised_word, spell_number
 from eval.suite.report.tables import (
     WORDS,
     Column,
@@ -33,6 +35,8 @@ def all_tables(result: Result) -> list[Table]:
     found = [
         main_table(result),
         failed_table(result),
+        equal_kl_table(result),
+        published_table(result),
         controls_table(result),
         bound_table(result),
         formats_table(result),
@@ -175,23 +179,39 @@ def _by_tokens(
 
 
 def hops_table(result: Result) -> Table | None:
-    """Return KL and agreement after each further encoding of what was decoded, and the tier kept all the way."""
+    """Return KL and agreement after each further encoding of what was decoded, and how that is to be judged."""
     hops = _in_order(result, result.get("hops") or {})
     numbers = sorted({row["hop"] for rows in hops.values() for row in rows})
+    codecs = {codec["name"]: codec for codec in measured(result)}
     cells = {}
     for name, rows in hops.items():
-        found = {
-            row["hop"]: f"{spell(row['kl_nats'], 'nats')}, {spell(row['top1_agreement'], 'share')}" for row in rows
-        }
-        cells[name] = [tier_all_the_way(rows), *(found.get(number, NOTHING) for number in numbers)]
+        found = {row["hop"]: _hop_cell(row) for row in rows}
+        word = promised_word(codecs[name])
+        judged = [NOTHING if word is None else promise_over_hops(rows, word), tier_all_the_way(rows)]
+        cells[name] = [*judged, *(found.get(number, NOTHING) for number in numbers)]
     heads = [f"{number} hop{'s' if number != 1 else ''}" for number in numbers]
     sessions = max((row.get("sessions") or 1 for rows in hops.values() for row in rows), default=1)
     note = (
         "A session saved, resumed, gone on with and saved again: KL in nats from the model that was never interrupted, "
-        f"and share of equal next tokens, over {sessions} session{'s' if sessions > 1 else ''}. First the tier whose "
-        "three bounds hold at every hop."
+        f"and share of equal next tokens, over {sessions} session{'s' if sessions > 1 else ''}. First whether the "
+        "three bounds of the codec's quality word hold at every hop, though a word promises them for one store only; "
+        "then the tier whose bounds do."
     )
-    return _grid("Drift over hops", note, ["at every hop", *heads], cells, result)
+    table = _grid("Drift over hops", note, ["its word's bounds", "tier at every hop", *heads], cells, result)
+    return table and replace(table, folded=False)
+
+
+def _hop_cell(row: Mapping[str, Any]) -> str:
+    return f"{spell(row['kl_nats'], 'nats')}, {spell(row['top1_agreement'], 'share')}"
+
+
+def promise_over_hops(rows: Sequence[Mapping[str, Any]], word: str) -> str:
+    """Return whether a quality word's three bounds hold at every hop, or the first hop that breaks one."""
+    if not all("tier" in row for row in rows):
+        return NOTHING
+    kept = TIER_NAMES[: TIER_NAMES.index(word) + 1]
+    broken = [row["hop"] for row in sorted(rows, key=lambda row: row["hop"]) if row["tier"] not in kept]
+    return f"broken at {len(broken)} of {len(rows)}, first {broken[0]}" if broken else f"kept at all {len(rows)}"
 
 
 def tier_all_the_way(rows: Sequence[Mapping[str, Any]]) -> str:

@@ -96,7 +96,8 @@ def failed_table(result: Result) -> Table:
     """Return the codecs that could not be measured, and why."""
     columns = (WORDS, Column("family", number=False), Column("reason", number=False))
     rows = [Row((codec["name"], codec["family"], codec["failed"]), codec["family"]) for codec in failed(result)]
-    return Table("Not measured", "These codecs failed; none of their figures is shown.", columns, tuple(rows))
+    note = "Codecs that failed, and settings given up after the first session; none of their figures is shown."
+    return Table("Not measured", note, columns, tuple(rows))
 
 
 def _harmonic(codec: Codec) -> float | None:
