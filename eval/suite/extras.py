@@ -46,7 +46,8 @@ def extras(suite: Suite, settings: SuiteSettings, rows: Rows, advance: Advance, 
     chosen = featured(suite, settings.featured_rivals)
     own = [rival for rival in chosen if isinstance(rival, TinyVAEPoint) and rival.family == OWN]
     latent = [point for point in own if is_latent(point)]
-    drifting = [rival for rival in chosen if rival in own or not isinstance(rival, TinyVAEPoint)]
+    rivals = [rival for rival in chosen if not isinstance(rival, TinyVAEPoint)]
+    drifting = [*own, *rivals[: settings.hop_rivals]]
     parts: dict[str, Callable[[], Any]] = {
         "controls": lambda: [control.to_json() for control in over_sessions(suite.controls)],
         "original_formats": lambda: _original_formats(suite.sample),
@@ -72,7 +73,8 @@ def extras(suite: Suite, settings: SuiteSettings, rows: Rows, advance: Advance, 
 def featured(suite: Suite, most_rivals: int) -> list[Rival]:
     """Return the points worth the slow measures: this project's quality words, and each rival's smallest usable file.
 
-    A family without a usable point is left out; of the others the smallest files come first, at most so many.
+    A family without a usable point is left out; of the others the smallest files come first, at most so many. The one
+    that stores no cache is not among them: it is the prefill that all are held against.
     """
     found = [
         rival
@@ -82,14 +84,13 @@ def featured(suite: Suite, most_rivals: int) -> list[Rival]:
     best: dict[str, tuple[float, Rival]] = {}
     for rival in suite.rivals:
         rows = suite.rows.get(rival.name)
-        if isinstance(rival, TinyVAEPoint) or not rows or rival.name in suite.failures:
+        if isinstance(rival, TinyVAEPoint) or rival.family == RECOMPUTED or not rows or rival.name in suite.failures:
             continue
         size = sum(row["file_bytes"] for row in rows)
         if mean_kl_nats(rows) <= TIERS[-1].max_kl_nats and size < best.get(rival.family, (float("inf"), rival))[0]:
             best[rival.family] = (size, rival)
     ordered = sorted(best.values(), key=lambda pair: pair[0])
-    kept = {rival.name for _, rival in ordered[:most_rivals]}
-    return [*found, *(rival for _, rival in best.values() if rival.name in kept)]
+    return [*found, *(rival for _, rival in ordered[:most_rivals])]
 
 
 def _equal_kl(suite: Suite) -> list[dict[str, Any]]:

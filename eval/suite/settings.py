@@ -31,7 +31,8 @@ class SuiteSettings:
         worth_stride: What the context is worth is measured at every so many-th position.
         control_sessions: Sessions on which the noise floor is measured.
         bound_sessions: Sessions whose latents the bound is of.
-        featured_rivals: Rivals, beside this project's codecs, that drift, lengths and links are measured for.
+        featured_rivals: Rivals, beside this project's codecs, that lengths and links are measured for.
+        hop_rivals: Those of them that drift is measured for.
         hops: Times a session is stored and resumed along its way.
         hop_sessions: Sessions that drift is measured on.
         timed_lengths: Lengths at which restoring is timed, as shares of `tokens`.
@@ -51,6 +52,7 @@ class SuiteSettings:
     control_sessions: int = 6
     bound_sessions: int = 24
     featured_rivals: int = 14
+    hop_rivals: int = 14
     hops: int = 10
     hop_sessions: int = 3
     timed_lengths: tuple[float, ...] = (0.25, 0.5, 1, 2)
@@ -88,7 +90,15 @@ def for_model(parameters: int, *, quick: bool) -> SuiteSettings:
     )
     if quick:
         return replace(
-            shared, count=2, thorough=0, calibration=8, bound_sessions=1, featured_rivals=1, hops=3, hop_sessions=1
+            shared,
+            count=2,
+            thorough=0,
+            calibration=8,
+            bound_sessions=1,
+            featured_rivals=1,
+            hop_rivals=0,
+            hops=3,
+            hop_sessions=1,
         )
     return replace(
         shared,
@@ -99,7 +109,8 @@ def for_model(parameters: int, *, quick: bool) -> SuiteSettings:
         control_sessions=2,
         bound_sessions=4,
         featured_rivals=2,
-        hop_sessions=4,
+        hop_rivals=1,
+        hop_sessions=3,
         timed_lengths=(0.25, 0.5, 1),
         repeats=3,
     )
