@@ -121,7 +121,7 @@ def _original_formats(snapshot: KVSnapshot) -> dict[str, float]:
 
 
 def _bounds(suite: Suite, points: Sequence[TinyVAEPoint], sessions: int) -> list[dict[str, Any]]:
-    """Return the bound of each point over the first sessions; nothing where there is no point."""
+    """Return the bound of each point over the first sessions, and what was measured on these; none without a point."""
     bounds = {point.name: BoundOf(point.codec, point.rate or 0) for point in points}
     raw_bytes = count = 0
     for snapshot in _snapshots(suite, sessions if bounds else 0):
@@ -131,9 +131,11 @@ def _bounds(suite: Suite, points: Sequence[TinyVAEPoint], sessions: int) -> list
     return [
         {
             "name": name,
-            "kl_nats": mean_kl_nats(suite.rows[name]),
+            "kl_nats": mean_kl_nats(suite.rows[name][:count]),
             "size_ratio": raw_bytes / count / found.bound_file_bytes,
+            "measured_size_ratio": raw_bytes / count / found.file_bytes,
             "rate_over_bound": found.rate_over_bound,
+            "sessions": count,
         }
         for name, found in ((name, bound.found()) for name, bound in bounds.items())
     ]

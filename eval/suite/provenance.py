@@ -59,6 +59,7 @@ def provenance(model_path: Path, suite: Suite, job: Job, settings: SuiteSettings
             "categories": {name: kinds.count(name) for name in sorted(set(kinds))},
             "context_worth_nats": worth.to_json(),
             "sensitive_share": float(sensitive_positions(positions).double().mean()),
+            "worth_stride": settings.worth_stride,
         },
         "warning": warning(worth.mean),
     }

@@ -137,7 +137,7 @@ def run_suite(job: Job, size: Callable[[int], SuiteSettings]) -> dict[str, Any]:
         measure_all(suite, settings, rows, advance)
         result = {
             "schema": 1,
-            "title": f"{model.config.model_type} sessions of {settings.tokens:,} tokens",
+            "title": f"{suite.sample.origin.model_name}: sessions of {settings.tokens:,} tokens",
             "quick": settings.quick,
             "started": started.isoformat(timespec="seconds"),
             **provenance(model_directory(job.model), suite, job, settings),
@@ -251,7 +251,9 @@ def _todo(suite: Suite, settings: SuiteSettings) -> Iterator[_Todo]:
     for number, chosen in enumerate(suite.chosen):
         thorough, plant = number < settings.thorough, number < planting
         how = "+".join(["thorough"] * thorough + ["planted"] * plant)
-        keys = {rival.name: ("suite", rival.name, identity_of(rival), how, chosen.digest) for rival in suite.rivals}
+        keys: dict[str, Key] = {}
+        for rival in suite.rivals:
+            keys[rival.name] = "suite", rival.name, identity_of(rival), how, chosen.digest
         yield _Todo(chosen, thorough, plant, number < settings.control_sessions, keys)
 
 

@@ -29,7 +29,7 @@ HOSTILE = (
     "</td></span></svg><script>document.title='owned'</script><img src=x onerror=\"document.title='owned'\">"
     "{{ 7 * 7 }} $\\frac{1}{2}$ ``` | \"'&amp; \u202e]]> --> \u00b1 \\1 \x00\x1b[31m\x9b"
 )
-OPTIONAL = ("original_formats", "bound", "hops", "bits_by_layer", "strip")
+OPTIONAL = ("equal_kl", "published", "original_formats", "bound", "hops", "bits_by_layer", "strip")
 PLACES: dict[str, Callable[[dict[str, Any]], Any]] = {
     "command": lambda result: result,
     "model.layers": lambda result: result["model"],

@@ -100,7 +100,8 @@ TAILS = Record(
         "worst_step_nats": AMOUNT_ESTIMATE,
         "sessions_beyond": Record(dict.fromkeys(TIER_NAMES, SHARE_ESTIMATE)),
         "sessions_with_bad_step": SHARE_ESTIMATE,
-    }
+    },
+    {"positions": SEVERAL},
 )
 SCORE = Record(
     {
@@ -153,7 +154,8 @@ SESSIONS = Record(
         "categories": MapOf(COUNT),
         "context_worth_nats": AMOUNT_ESTIMATE,
         "sensitive_share": SHARE,
-    }
+    },
+    {"worth_stride": SEVERAL},
 )
 CONTROL = Record({"name": Text(filled=True), "kl_nats": AMOUNT, "kl_max_nats": AMOUNT, "top1_agreement": SHARE})
 STRIP = Record(
@@ -190,6 +192,10 @@ PUBLISHED = Record(
         "top1": Text(filled=True),
     }
 )
+BOUND = Record(
+    {"name": Text(), "kl_nats": AMOUNT, "size_ratio": POSITIVE, "rate_over_bound": AMOUNT},
+    {"measured_size_ratio": POSITIVE, "sessions": SEVERAL},  # over the sessions that the bound is of
+)
 RESULT = Record(
     {
         "schema": COUNT,
@@ -212,7 +218,7 @@ RESULT = Record(
     },
     {
         "original_formats": MapOf(POSITIVE),
-        "bound": ListOf(Record({"name": Text(), "kl_nats": AMOUNT, "size_ratio": POSITIVE, "rate_over_bound": AMOUNT})),
+        "bound": ListOf(BOUND),
         "equal_kl": ListOf(EQUAL_KL),
         "published": ListOf(PUBLISHED),
         "hops": MapOf(ListOf(HOP)),
