@@ -12,6 +12,7 @@ import torch
 
 from eval.rivals.protocol import Rival
 from eval.suite.economics import break_even_tokens, link_seconds, longest_context_tokens, memory_table
+from eval.suite.rows import Rows, identity_of
 from eval.suite.settings import SuiteSettings
 from kvcompress.container import save
 from kvcompress.hf import capture
@@ -25,14 +26,14 @@ PREFILL = "prefill"
 MEMORY_LENGTHS_TOKENS = (512, 1024, 2048, 8192, 32768)
 
 
-def economics(suite: Suite, settings: SuiteSettings, chosen: Sequence[Rival]) -> dict[str, Any]:
+def economics(suite: Suite, settings: SuiteSettings, chosen: Sequence[Rival], rows: Rows) -> dict[str, Any]:
     """Return what the report says of cost, for some codecs that have rows."""
-    lengths = _lengths(suite, settings, chosen)
-    rows = {rival.name: suite.rows[rival.name] for rival in chosen}
-    size = {name: sum(row["file_bytes"] for row in found) / len(found) for name, found in rows.items()}
+    lengths = _kept_lengths(suite, settings, chosen, rows)
+    held = {rival.name: suite.rows[rival.name] for rival in chosen}
+    size = {name: sum(row["file_bytes"] for row in found) / len(found) for name, found in held.items()}
     # Where they were timed in turns, a busy machine is fair to both; those taken session by session stand in for it.
     timed = next((row for row in lengths if row["tokens"] == settings.tokens), None)
-    taken = {name: _middle(found, "restore_seconds") for name, found in rows.items()}
+    taken = {name: _middle(found, "restore_seconds") for name, found in held.items()}
     restore_seconds = timed["restore_seconds"] if timed else taken
     every = next(iter(suite.rows.values()))
     raw_per_token = suite.sample.raw_bytes // settings.tokens
@@ -45,15 +46,25 @@ def economics(suite: Suite, settings: SuiteSettings, chosen: Sequence[Rival]) ->
         "lengths": lengths,
         "break_even_tokens": {
             name: break_even_tokens(tokens, [row["restore_seconds"][name] for row in lengths], prefills)
-            for name in rows
+            for name in held
         },
-        "link_seconds": {name: link_seconds(size[name], restore_seconds[name]) for name in rows},
+        "link_seconds": {name: link_seconds(size[name], restore_seconds[name]) for name in held},
         "memory": memory_table(MEMORY_LENGTHS_TOKENS, raw_per_token, per_token),
         "longest_context_tokens": {
             **({"raw16": longest_context_tokens(raw_per_token)} if "raw16" in suite.rows else {}),
             **{name: longest_context_tokens(value) for name, value in per_token.items()},
         },
     }
+
+
+def _kept_lengths(suite: Suite, settings: SuiteSettings, chosen: Sequence[Rival], rows: Rows) -> list[dict[str, Any]]:
+    """Return what was timed by length, in this part of the run or in an earlier one."""
+    codecs = " ".join(f"{rival.name}:{identity_of(rival)}" for rival in chosen)
+    how = f"{settings.timed_lengths} {settings.repeats} times, {torch.get_num_threads()} threads"
+    key = ("lengths", how, codecs, suite.chosen[0].digest)
+    row = rows.get(key) or rows.add(key, {"lengths": _lengths(suite, settings, chosen)})
+    found: list[dict[str, Any]] = row["lengths"]
+    return found
 
 
 def _middle(rows: Sequence[dict[str, Any]], name: str) -> float:

@@ -57,7 +57,7 @@ def extras(suite: Suite, settings: SuiteSettings, rows: Rows, advance: Advance, 
         "hops": lambda: drifts(suite, settings, drifting, rows, advance),
         "bits_by_layer": lambda: {p.name: bits_by_layer(p.codec, suite.sample, p.rate or 0) for p in latent},
         "strip": lambda: _strip(suite, latent, show_text=show_text),
-        "economics": lambda: economics(suite, settings, chosen),
+        "economics": lambda: economics(suite, settings, chosen, rows),
     }
     found: dict[str, Any] = {}
     for done, (name, part) in enumerate(parts.items(), 1):

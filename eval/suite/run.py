@@ -21,12 +21,13 @@ import torch
 from torch import Tensor
 
 from eval.rivals.protocol import Calibration, Rival
-from eval.rivals.registry import FITTED, Own, build_all, resolve
+from eval.rivals.registry import FITTED, Own, resolve
 from eval.rivals.shards import ShardCalibration, require_apart
 from eval.suite.aggregate import codec_entry
 from eval.suite.chosen import Chosen, choose_sessions
 from eval.suite.controls import ControlRow, control_row
 from eval.suite.extras import extras, mean_kl_nats
+from eval.suite.fitted import points_of
 from eval.suite.measure import Row, measure_point
 from eval.suite.probes import Probes, prepare_probes
 from eval.suite.provenance import provenance
@@ -131,9 +132,9 @@ def run_suite(job: Job, size: Callable[[int], SuiteSettings]) -> dict[str, Any]:
     calibration = _calibration(job, suite, settings, rest, names)
     job.out.mkdir(parents=True, exist_ok=True)
     with _bars() as advance:
-        _fit(suite, names, calibration, job.own, settings, advance)
-        del calibration
         rows = _rows(job, suite)
+        _fit(suite, names, calibration, job.own, settings, rows, advance)
+        del calibration
         measure_all(suite, settings, rows, advance)
         result = {
             "schema": 1,
@@ -171,13 +172,32 @@ def _rows(job: Job, suite: Suite) -> Rows:
 
 
 def _fit(
-    suite: Suite, names: list[str], calibration: Calibration, own: Own, settings: SuiteSettings, advance: Advance
+    suite: Suite,
+    names: list[str],
+    calibration: Calibration,
+    own: Own,
+    settings: SuiteSettings,
+    rows: Rows,
+    advance: Advance,
 ) -> None:
-    for done, (name, found, reason) in enumerate(build_all(names, calibration, own), 1):
+    def measured(points: Sequence[Rival]) -> bool:
+        held = thin(list(points), settings.most_points)
+        todo = list(_todo(suite, settings, held))
+        return not any(_missing_of(rival, todo, settings, rows) for rival in held)
+
+    for done, (name, found, reason) in enumerate(points_of(names, calibration, own, rows, measured), 1):
         suite.rivals += thin(found, settings.most_points)
         if reason is not None:
             suite.failures[name] = without_places(reason)
         advance("fitting", done, len(names))
+
+
+def _missing_of(rival: Rival, todo: Sequence[_Todo], settings: SuiteSettings, rows: Rows) -> int:
+    """Return how many rows of a rival are missing; one that is given up after the first session needs no others."""
+    first = rows.get(todo[0].keys[rival.name])
+    if first is not None and mean_kl_nats([first]) > settings.most_first_nats:
+        return 0
+    return sum(rows.get(one.keys[rival.name]) is None for one in todo)
 
 
 def thin(found: list[Rival], most: int) -> list[Rival]:
@@ -200,7 +220,7 @@ def _thinned(curve: list[Rival], most: int) -> list[Rival]:
 
 def measure_all(suite: Suite, settings: SuiteSettings, rows: Rows, advance: Advance) -> None:
     """Measure session by session, so that a run cut short has all codecs on the same sessions."""
-    todo, done = list(_todo(suite, settings)), 0
+    todo, done = list(_todo(suite, settings, suite.rivals)), 0
     with tempfile.TemporaryDirectory() as temporary:
         path = Path(temporary) / "session.kvz"
         for number, one in enumerate(todo):
@@ -246,13 +266,13 @@ class _Todo:
     keys: dict[str, Key]
 
 
-def _todo(suite: Suite, settings: SuiteSettings) -> Iterator[_Todo]:
+def _todo(suite: Suite, settings: SuiteSettings, rivals: Sequence[Rival]) -> Iterator[_Todo]:
     planting = 0 if any(one.session.facts for one in suite.chosen) else settings.planted
     for number, chosen in enumerate(suite.chosen):
         thorough, plant = number < settings.thorough, number < planting
         how = "+".join(["thorough"] * thorough + ["planted"] * plant)
         keys: dict[str, Key] = {}
-        for rival in suite.rivals:
+        for rival in rivals:
             keys[rival.name] = "suite", rival.name, identity_of(rival), how, chosen.digest
         yield _Todo(chosen, thorough, plant, number < settings.control_sessions, keys)
 

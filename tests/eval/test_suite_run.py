@@ -103,6 +103,41 @@ def test_noise_floor_lies_far_below_the_transparent_tier(result: dict[str, Any])
     assert {control["name"] for control in result["controls"]} >= {"prefilled again", "in chunks of 128 tokens"}
 
 
+def test_a_run_that_goes_on_measures_and_fits_nothing_twice(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, sessions_file: Path
+) -> None:
+    codecs, settings = ["raw16", "cachegen"], replace(SMALL, hops=2, hop_sessions=1)
+    before = run(codecs, sessions_file, tmp_path, settings)
+    lines = (tmp_path / "rows.jsonl").read_text()
+
+    def never(*given: Any, **more: Any) -> Any:
+        raise AssertionError("is measured or fitted again")
+
+    monkeypatch.setattr(suite_run, "measure_point", never)
+    monkeypatch.setattr(suite_run, "prepare", never)
+    monkeypatch.setattr("eval.rivals.cachegen.family", never)
+    after = run(codecs, sessions_file, tmp_path, settings, go_on=True)
+    assert (tmp_path / "rows.jsonl").read_text() == lines
+    same = ("sessions", "codecs", "controls", "hops", "economics", "equal_kl")
+    named = {
+        name: {codec["name"]: codec for codec in result["codecs"]} for name, result in (("a", before), ("b", after))
+    }
+    assert named["a"] == named["b"]
+    for part in set(same) - {"codecs"}:
+        assert after.get(part) == before.get(part), part
+
+
+def test_hopeless_settings_of_rivals_are_given_up_after_the_first_session(tmp_path: Path, sessions_file: Path) -> None:
+    found = run(
+        ["tinyvae", "int8", "turboquant"], sessions_file, tmp_path, replace(SMALL, most_first_nats=1e-9, hops=0)
+    )
+    reasons = {codec["name"]: codec["failed"] for codec in found["codecs"]}
+    assert all(reasons[name] is None for name in reasons if name.startswith("tinyvae"))
+    assert all("on the first session" in reasons[name] for name in ("int8", "turboquant-1bit"))
+    rows = [json.loads(line) for line in (tmp_path / "rows.jsonl").read_text().splitlines()]
+    assert sum(row.get("codec") == "int8" for row in rows) == 1
+
+
 class _Spoiled:
     """int8, until its second session: then a NaN."""
 
@@ -127,12 +162,12 @@ class _Spoiled:
 def test_a_failed_rival_says_why_and_costs_the_others_nothing(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, sessions_file: Path
 ) -> None:
-    def build(names: Any, calibration: Any, own: Any) -> Iterator[Any]:
+    def build(names: Any, calibration: Any, *others: Any) -> Iterator[Any]:
         yield "spoiled", [_Spoiled()], None
         yield from build_all(["raw16"], calibration)
         yield "broken", [], "ValueError: cannot be fitted"
 
-    monkeypatch.setattr(suite_run, "build_all", build)
+    monkeypatch.setattr(suite_run, "points_of", build)
     found = run(["int8"], sessions_file, tmp_path, replace(SMALL, count=3))
     reasons = {codec["name"]: codec["failed"] for codec in found["codecs"]}
     assert "NaN" in reasons["spoiled"]
