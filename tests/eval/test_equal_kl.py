@@ -12,6 +12,7 @@ from eval.suite.bootstrap import resampled
 from eval.suite.equal_kl import equal_kl, frontier, ratio_at
 from eval.suite.published import FIXED_RATE, published
 from eval.suite.report.facts import promised_word
+from eval.suite.report.palette import looks
 from eval.suite.report.series import promise_over_hops
 
 RAW = 1_000_000.0
@@ -69,6 +70,12 @@ def test_intervals_resample_sessions_of_both_sides_together() -> None:
     interval = found["times_larger"]["low"], found["times_larger"]["high"]
     assert interval == pytest.approx(tuple(np.percentile(drawn, [2.5, 97.5])))
     assert interval[0] < found["times_larger"]["mean"] < interval[1]
+
+
+def test_families_look_unlike_however_many_there_are() -> None:
+    found = looks(["tinyvae", "kvtc", *(f"family {index}" for index in range(18))])
+    seen = [(look.colour, look.marker, look.fill) for look in found.values()]
+    assert len(set(seen)) == len(seen) == 20
 
 
 def test_published_figures_are_of_fixed_rates_and_say_where_they_come_from() -> None:

@@ -28,7 +28,7 @@ def equal_kl_table(result: Result) -> Table | None:
                 spell(row["size_ratio"], "ratio"),
                 row["family"],
                 spell_interval(row["their_size_ratio"], "ratio"),
-                spell_interval(row["times_larger"], "number"),
+                spell_interval(row["times_larger"], "times"),
             ),
             family[row["codec"]],
         )

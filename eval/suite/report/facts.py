@@ -104,6 +104,14 @@ def rival_at_same_kl(result: Result, codec: Codec) -> tuple[str, float] | None:
     return family, ratio
 
 
+def interval_at_same_kl(result: Result, codec: Codec, family: str) -> str | None:
+    """Return how many times larger a rival family's files are at a codec's KL, with its interval; None if unknown."""
+    for row in result.get("equal_kl") or []:
+        if (row["codec"], row["family"]) == (codec["name"], family):
+            return spell_interval(row["times_larger"], "times")
+    return None
+
+
 def promised_word(codec: Codec) -> str | None:
     """Return the quality word that a point of ours is stored at; None of rivals and of fixed rates."""
     word = codec["name"].rpartition("-")[2]
@@ -170,8 +178,8 @@ def spell_interval(estimate: Mapping[str, Any] | None, style: str) -> str:
 
 
 def spell_number(value: float | None, style: str) -> str:
-    """Return a number in one of the styles of `spell`, "number" (four digits) or "worth" (three decimals)."""
-    formats = {"number": ".4g", "worth": ".3f", "score": ".3f"}
+    """Return a number in a style of `spell`, or as "number" (four digits), "times", "worth" or "score" (decimals)."""
+    formats = {"number": ".4g", "worth": ".3f", "score": ".3f", "times": ".1f"}
     return f"{value:{formats[style]}}" if style in formats and value is not None else spell(value, style)
 
 

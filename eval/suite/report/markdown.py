@@ -16,6 +16,7 @@ from eval.suite.report.facts import (
     best_points,
     circumstances,
     families,
+    interval_at_same_kl,
     kl_nats,
     measured,
     recalled,
@@ -125,7 +126,8 @@ def _same_kl_cells(result: Result, best: Best) -> tuple[str, str, str]:
     rival = rival_at_same_kl(result, best.ours) if best.ours else None
     if rival is None or best.ours is None:
         return NOTHING, NOTHING, NOTHING
-    return rival[0], spell(rival[1], "ratio"), f"{size_ratio(best.ours) / rival[1]:.2f}"
+    found = interval_at_same_kl(result, best.ours, rival[0])
+    return rival[0], spell(rival[1], "ratio"), found or f"{size_ratio(best.ours) / rival[1]:.2f}"
 
 
 def _best_cells(best: Best) -> tuple[str, ...]:

@@ -16,6 +16,7 @@ from eval.suite.report.facts import (
     Result,
     best_points,
     circumstances,
+    interval_at_same_kl,
     kl_nats,
     measured,
     rival_at_same_kl,
@@ -101,8 +102,11 @@ def _card(result: Result, best: Best) -> Card:
         notes.append(f"files {compared} than the best rival's")
     rival = rival_at_same_kl(result, best.ours) if best.ours else None
     if best.ours and rival:
-        times = size_ratio(best.ours) / rival[1]
-        notes.append(f"at the same KL {rival[0]} reaches {spell(rival[1], 'ratio')}: ours over theirs {times:.1f}")
+        found = interval_at_same_kl(result, best.ours, rival[0])
+        times = found or f"{size_ratio(best.ours) / rival[1]:.1f}"
+        notes.append(
+            f"at the same KL {rival[0]} reaches {spell(rival[1], 'ratio')}: its files are {times} times larger"
+        )
     figure = spell_estimate(best.ours["size"]["size_ratio"], "ratio") if best.ours else "not reached"
     return Card(best.tier, figure, tuple(notes))
 
