@@ -14,6 +14,7 @@ from eval.rivals.protocol import Rival
 from eval.suite.economics import break_even_tokens, link_seconds, longest_context_tokens, memory_table
 from eval.suite.rows import Rows, identity_of
 from eval.suite.settings import SuiteSettings
+from eval.suite.spoken import reason_of
 from kvcompress.container import save
 from kvcompress.hf import capture
 from kvcompress.measure import bring_back, in_turns, prefill
@@ -28,7 +29,8 @@ MEMORY_LENGTHS_TOKENS = (512, 1024, 2048, 8192, 32768)
 
 def economics(suite: Suite, settings: SuiteSettings, chosen: Sequence[Rival], rows: Rows) -> dict[str, Any]:
     """Return what the report says of cost, for some codecs that have rows."""
-    lengths = _kept_lengths(suite, settings, chosen, rows)
+    lengths = kept_lengths(suite, settings, chosen, rows)
+    chosen = [rival for rival in chosen if rival.name not in suite.failures]
     held = {rival.name: suite.rows[rival.name] for rival in chosen}
     size = {name: sum(row["file_bytes"] for row in found) / len(found) for name, found in held.items()}
     # Where they were timed in turns, a busy machine is fair to both; those taken session by session stand in for it.
@@ -57,7 +59,7 @@ def economics(suite: Suite, settings: SuiteSettings, chosen: Sequence[Rival], ro
     }
 
 
-def _kept_lengths(suite: Suite, settings: SuiteSettings, chosen: Sequence[Rival], rows: Rows) -> list[dict[str, Any]]:
+def kept_lengths(suite: Suite, settings: SuiteSettings, chosen: Sequence[Rival], rows: Rows) -> list[dict[str, Any]]:
     """Return what was timed by length, in this part of the run or in an earlier one."""
     codecs = " ".join(f"{rival.name}:{identity_of(rival)}" for rival in chosen)
     how = f"{settings.timed_lengths} {settings.repeats} times, {torch.get_num_threads()} threads"
@@ -84,7 +86,12 @@ def _lengths(suite: Suite, settings: SuiteSettings, chosen: Sequence[Rival]) -> 
             calls: dict[str, Callable[[], object]] = {}
             for number, rival in enumerate(chosen):
                 path = Path(temporary) / f"{number}.kvz"
-                save(path, rival.encode(snapshot))
+                try:
+                    save(path, rival.encode(snapshot))
+                    bring_back(suite.model, rival, path)
+                except Exception as error:  # its failure is its own, not the run's
+                    suite.failures[rival.name] = f"{tokens} tokens to be timed: {reason_of(error)}"
+                    continue
                 calls[rival.name] = partial(bring_back, suite.model, rival, path)
             del snapshot
             seconds = in_turns({PREFILL: partial(prefill, suite.model, stored), **calls}, settings.repeats)

@@ -13,7 +13,7 @@ from eval.rivals.registry import OWN
 from eval.rivals.tinyvae import TinyVAEPoint
 from eval.suite.bound import BoundOf
 from eval.suite.controls import over_sessions
-from eval.suite.costs import economics
+from eval.suite.costs import economics, kept_lengths
 from eval.suite.drift import drifts
 from eval.suite.equal_kl import equal_kl
 from eval.suite.layers import bits_by_layer
@@ -44,17 +44,14 @@ def extras(suite: Suite, settings: SuiteSettings, rows: Rows, advance: Advance, 
         show_text: Whether the result may hold what a session says.
     """
     chosen = featured(suite, settings.featured_rivals)
-    own = [rival for rival in chosen if isinstance(rival, TinyVAEPoint) and rival.family == OWN]
-    latent = [point for point in own if is_latent(point)]
-    rivals = [rival for rival in chosen if not isinstance(rival, TinyVAEPoint)]
-    drifting = [*own, *rivals[: settings.hop_rivals]]
+    latent = [point for point in _own(chosen) if is_latent(point)]
     parts: dict[str, Callable[[], Any]] = {
         "controls": lambda: [control.to_json() for control in over_sessions(suite.controls)],
         "original_formats": lambda: _original_formats(suite.sample),
         "bound": lambda: _bounds(suite, latent, settings.bound_sessions),
         "equal_kl": lambda: _equal_kl(suite),
         "published": lambda: published() if any(r.family in FIXED_RATE for r in suite.rivals) else [],
-        "hops": lambda: drifts(suite, settings, drifting, rows, advance),
+        "hops": lambda: drifts(suite, settings, _drifting(chosen, settings), rows, advance),
         "bits_by_layer": lambda: {p.name: bits_by_layer(p.codec, suite.sample, p.rate or 0) for p in latent},
         "strip": lambda: _strip(suite, latent, show_text=show_text),
         "economics": lambda: economics(suite, settings, chosen, rows),
@@ -70,11 +67,28 @@ def extras(suite: Suite, settings: SuiteSettings, rows: Rows, advance: Advance, 
     return found
 
 
+def slow_extras(suite: Suite, settings: SuiteSettings, rows: Rows, advance: Advance) -> None:
+    """Take the further measures that take long and whose codecs the first session decides: a run cut short has them."""
+    chosen = featured(suite, settings.featured_rivals)
+    drifts(suite, settings, _drifting(chosen, settings), rows, advance)
+    kept_lengths(suite, settings, chosen, rows)
+
+
+def _own(chosen: Sequence[Rival]) -> list[TinyVAEPoint]:
+    return [rival for rival in chosen if isinstance(rival, TinyVAEPoint) and rival.family == OWN]
+
+
+def _drifting(chosen: Sequence[Rival], settings: SuiteSettings) -> list[Rival]:
+    rivals = [rival for rival in chosen if not isinstance(rival, TinyVAEPoint)]
+    return [*_own(chosen), *rivals[: settings.hop_rivals]]
+
+
 def featured(suite: Suite, most_rivals: int) -> list[Rival]:
     """Return the points worth the slow measures: this project's quality words, and each rival's smallest usable file.
 
-    A family without a usable point is left out; of the others the smallest files come first, at most so many. The one
-    that stores no cache is not among them: it is the prefill that all are held against.
+    The first session decides, so that the choice is known before the others are measured. A family without a usable
+    point is left out; of the others the smallest files come first, at most so many. The one that stores no cache is not
+    among them: it is the prefill that all are held against.
     """
     found = [
         rival
@@ -86,8 +100,8 @@ def featured(suite: Suite, most_rivals: int) -> list[Rival]:
         rows = suite.rows.get(rival.name)
         if isinstance(rival, TinyVAEPoint) or rival.family == RECOMPUTED or not rows or rival.name in suite.failures:
             continue
-        size = sum(row["file_bytes"] for row in rows)
-        if mean_kl_nats(rows) <= TIERS[-1].max_kl_nats and size < best.get(rival.family, (float("inf"), rival))[0]:
+        size = rows[0]["file_bytes"]
+        if mean_kl_nats(rows[:1]) <= TIERS[-1].max_kl_nats and size < best.get(rival.family, (float("inf"), rival))[0]:
             best[rival.family] = (size, rival)
     ordered = sorted(best.values(), key=lambda pair: pair[0])
     return [*found, *(rival for _, rival in ordered[:most_rivals])]

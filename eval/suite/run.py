@@ -26,7 +26,8 @@ from eval.rivals.shards import ShardCalibration, require_apart
 from eval.suite.aggregate import codec_entry
 from eval.suite.chosen import Chosen, choose_sessions
 from eval.suite.controls import ControlRow, control_row
-from eval.suite.extras import extras, mean_kl_nats
+from eval.suite.damage import NEAR_TOKENS
+from eval.suite.extras import extras, mean_kl_nats, slow_extras
 from eval.suite.fitted import points_of
 from eval.suite.measure import Row, measure_point
 from eval.suite.probes import Probes, prepare_probes
@@ -44,6 +45,11 @@ from kvcompress.hf.loading import model_directory
 from kvcompress.snapshot import KVSnapshot
 
 LEAST_CALIBRATION = 4
+EXACT_NATS = 1e-5
+"""Loses next to nothing: a five hundredth of what `transparent` allows."""
+
+FIT_WEIGHTS = {"cachegen": 4, "kvtc": 40, "kvtc_ideal": 20}
+"""About how long the longest fits take, where another family takes 1: for the time left."""
 Advance = Callable[[str, int, int], None]
 
 
@@ -86,6 +92,7 @@ class Suite:
         chosen: The sessions.
         rivals: Every point, in the order measured.
         rows: Rows by codec name.
+        exact: Names of rivals' points that lose next to nothing.
         failures: Codec or family name -> why it failed.
         worth: For each session what its context is worth, see `Subject.worth_nats`.
         controls: For each session they were taken on, what computing the same in other ways moves.
@@ -97,6 +104,7 @@ class Suite:
     chosen: list[Chosen]
     rivals: list[Rival] = field(default_factory=list)
     rows: dict[str, list[Row]] = field(default_factory=dict)
+    exact: set[str] = field(default_factory=set)
     failures: dict[str, str] = field(default_factory=dict)
     worth: list[Tensor] = field(default_factory=list)
     controls: list[ControlRow] = field(default_factory=list)
@@ -185,11 +193,13 @@ def _fit(
         todo = list(_todo(suite, settings, held))
         return not any(_missing_of(rival, todo, settings, rows) for rival in held)
 
-    for done, (name, found, reason) in enumerate(points_of(names, calibration, own, rows, measured), 1):
+    total, done = sum(FIT_WEIGHTS.get(name, 1) for name in names), 0
+    for name, found, reason in points_of(names, calibration, own, rows, measured):
         suite.rivals += thin(found, settings.most_points)
         if reason is not None:
             suite.failures[name] = without_places(reason)
-        advance("fitting", done, len(names))
+        done += FIT_WEIGHTS.get(name, 1)
+        advance("fitting", done, total)
 
 
 def _missing_of(rival: Rival, todo: Sequence[_Todo], settings: SuiteSettings, rows: Rows) -> int:
@@ -223,46 +233,61 @@ def measure_all(suite: Suite, settings: SuiteSettings, rows: Rows, advance: Adva
     todo, done = list(_todo(suite, settings, suite.rivals)), 0
     with tempfile.TemporaryDirectory() as temporary:
         path = Path(temporary) / "session.kvz"
-        for number, one in enumerate(todo):
+        for one in todo:
             made = _Made(suite, settings, one)
             suite.worth.append(_worth(suite, settings, made, rows))
             if one.control:
                 suite.controls.append(_controls(suite, made, rows))
             for rival in suite.rivals:
-                if rival.name in suite.failures:
+                if not _wanted(suite, settings, rival.name, one):
                     continue
                 missing = rows.get(one.keys[rival.name]) is None
                 _one(suite, rival, made, path, rows)
                 if missing:
                     done += 1
-                    advance("sessions and codecs", done, done + _missing(suite, todo, rows))
-            if number == 0 and len(todo) > 1:
-                _give_up(suite, settings.most_first_nats)
+                    advance("sessions and codecs", done, done + _missing(suite, settings, todo, rows))
+            if one.number == 0 and len(todo) > 1:
+                _look_ahead(suite, settings)
+                del made  # its caches need not be held meanwhile
+                slow_extras(suite, settings, rows, advance)
 
 
-def _missing(suite: Suite, todo: Sequence[_Todo], rows: Rows) -> int:
+def _wanted(suite: Suite, settings: SuiteSettings, name: str, one: _Todo) -> bool:
+    """Tell whether a codec is to be measured on a session: not if it failed, nor often if it loses nothing."""
+    return name not in suite.failures and not (one.number >= settings.exact_sessions and name in suite.exact)
+
+
+def _missing(suite: Suite, settings: SuiteSettings, todo: Sequence[_Todo], rows: Rows) -> int:
     """Return how many rows are still to be measured."""
-    return sum(rows.get(key) is None for one in todo for name, key in one.keys.items() if name not in suite.failures)
+    return sum(
+        rows.get(key) is None for one in todo for name, key in one.keys.items() if _wanted(suite, settings, name, one)
+    )
 
 
-def _give_up(suite: Suite, most_nats: float) -> None:
-    """Let go of rivals' points that lost so much on the first session that nobody would use them."""
+def _look_ahead(suite: Suite, settings: SuiteSettings) -> None:
+    """Let go of rivals' points that lost too much on the first session for anybody to use them; note the exact ones."""
     for rival in suite.rivals:
         found = suite.rows.get(rival.name)
-        lost = mean_kl_nats(found) if found else 0.0
-        if lost > most_nats and not is_ours(rival.family):
-            reason = f"lost {lost:.2f} nats on the first session, more than {most_nats:g}: not measured on the others"
+        if not found or is_ours(rival.family):
+            continue
+        lost, most = mean_kl_nats(found), settings.most_first_nats
+        if lost > most:
+            reason = f"lost {lost:.2f} nats on the first session, more than {most:g}: not measured on the others"
             suite.failures.setdefault(rival.name, reason)
+        elif lost < EXACT_NATS:
+            suite.exact.add(rival.name)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Todo:
     """A session, what is to be measured on it, and the key of each codec's row."""
 
+    number: int
     chosen: Chosen
     thorough: bool
     plant: bool
     control: bool
+    near: bool
     keys: dict[str, Key]
 
 
@@ -270,11 +295,12 @@ def _todo(suite: Suite, settings: SuiteSettings, rivals: Sequence[Rival]) -> Ite
     planting = 0 if any(one.session.facts for one in suite.chosen) else settings.planted
     for number, chosen in enumerate(suite.chosen):
         thorough, plant = number < settings.thorough, number < planting
-        how = "+".join(["thorough"] * thorough + ["planted"] * plant)
+        near = number >= settings.long_sessions and len(chosen.following) > NEAR_TOKENS
+        how = "+".join(["thorough"] * thorough + ["planted"] * plant + ["near"] * near)
         keys: dict[str, Key] = {}
         for rival in rivals:
             keys[rival.name] = "suite", rival.name, identity_of(rival), how, chosen.digest
-        yield _Todo(chosen, thorough, plant, number < settings.control_sessions, keys)
+        yield _Todo(number, chosen, thorough, plant, number < settings.control_sessions, near, keys)
 
 
 class _Made:
@@ -287,7 +313,8 @@ class _Made:
     def subject(self) -> Subject:
         """The session."""
         suite, chosen, settings = self.suite, self.todo.chosen, self.settings
-        given = suite.model, suite.tokenizer, chosen.session, chosen.ids
+        ids = chosen.ids[: settings.tokens + NEAR_TOKENS] if self.todo.near else chosen.ids
+        given = suite.model, suite.tokenizer, chosen.session, ids
         return prepare(*given, settings.tokens, settings.worth_stride)
 
     @cached_property
@@ -297,7 +324,8 @@ class _Made:
 
 
 def _worth(suite: Suite, settings: SuiteSettings, made: _Made, rows: Rows) -> Tensor:
-    key = ("session", f"every {settings.worth_stride}", made.todo.chosen.digest)
+    how = f"every {settings.worth_stride}{' near' if made.todo.near else ''}"
+    key = ("session", how, made.todo.chosen.digest)
     row = rows.get(key)
     if row is None:
         row = rows.add(key, {"context_worth_nats": made.subject.worth_nats.tolist()})

@@ -10,6 +10,8 @@ from kvcompress.trials import WORTH_STRIDE
 LARGE_PARAMETERS = 50_000_000
 """From here on a session's prefill takes seconds, and what is measured often must be cheap."""
 
+EVERY = 1 << 30
+
 HOPELESS_NATS = 0.2
 """Two and a half times what `usable` allows: no other session would save such a point."""
 
@@ -27,6 +29,8 @@ class SuiteSettings:
         calibration: Sessions that rivals are fitted to, at most.
         most_points: Points of a curve, at most.
         most_first_nats: A rival's point that loses more on the first session is measured on no other.
+        exact_sessions: Sessions on which a rival's point is measured that loses next to nothing on the first.
+        long_sessions: Sessions that go on over the whole continuation; the others over the first 128 tokens of it.
         quick: Whether this is the quick run.
         worth_stride: What the context is worth is measured at every so many-th position.
         control_sessions: Sessions on which the noise floor is measured.
@@ -47,6 +51,8 @@ class SuiteSettings:
     calibration: int = 32
     most_points: int = 32
     most_first_nats: float = math.inf
+    exact_sessions: int = EVERY
+    long_sessions: int = EVERY
     quick: bool = False
     worth_stride: int = 1
     control_sessions: int = 6
@@ -75,7 +81,8 @@ QUICK = SuiteSettings(
 def for_model(parameters: int, *, quick: bool) -> SuiteSettings:
     """Return the size of a run that a model of so many parameters allows.
 
-    Of a large one a full run goes on over 512 tokens; it then has figures over the first 128 and over all.
+    Of a large one a full run goes on over 512 tokens on some sessions; it then has figures over the first 128 and over
+    all.
     """
     size = QUICK if quick else FULL
     if parameters < LARGE_PARAMETERS:
@@ -87,6 +94,7 @@ def for_model(parameters: int, *, quick: bool) -> SuiteSettings:
         repeats=1,
         timed_lengths=(0.5, 1),
         most_first_nats=HOPELESS_NATS,
+        exact_sessions=2,
     )
     if quick:
         return replace(
@@ -103,14 +111,15 @@ def for_model(parameters: int, *, quick: bool) -> SuiteSettings:
     return replace(
         shared,
         continuation_tokens=512,
+        long_sessions=4,
         thorough=1,
         calibration=24,
         most_points=5,
         control_sessions=2,
         bound_sessions=4,
         featured_rivals=2,
-        hop_rivals=1,
-        hop_sessions=3,
+        hop_rivals=0,
+        hop_sessions=2,
         timed_lengths=(0.25, 0.5, 1),
         repeats=3,
     )

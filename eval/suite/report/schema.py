@@ -114,7 +114,10 @@ SOMETIMES_MEASURED: dict[str, Rule] = {
     "peak_memory_bytes": COUNT,
     "tails": TAILS,
     "score": SCORE,
-    "whole": Record({"fidelity": Record(METRICS), "tails": TAILS}),  # where the continuation goes beyond 128 tokens
+    "whole": Record(
+        {"fidelity": Record(METRICS), "tails": TAILS}, {"sessions": SEVERAL}
+    ),  # where the continuation goes beyond 128 tokens
+    "sessions": SEVERAL,
     "stored": MapOf(COUNT),
     "unlike": COUNT,
 }

@@ -73,8 +73,10 @@ def _kept(codec: Codec) -> str:
 
 def main_table(result: Result) -> Table:
     """Return the table of every measured codec: size, fidelity, tier."""
+    unequal = len({codec.get("sessions") for codec in measured(result)}) > 1
     cells: dict[str, Cell] = {
         "family": lambda codec: codec["family"],
+        "sessions": lambda codec: spell(codec.get("sessions") if unequal else None, "count"),
         "tier": lambda codec: codec["tier"] or "none",
         "size ratio": lambda codec: spell_estimate(codec["size"]["size_ratio"], "ratio"),
         "KL, nats": _metric("kl_nats", "nats"),
@@ -90,6 +92,7 @@ def main_table(result: Result) -> Table:
         "Size ratio: 16-bit bytes over file bytes, headers included. KL is from the exact cache to the decoded one; "
         "context lost is KL over what the context is worth; sensitive KL is over the positions that need the context; "
         "the score is described below. A mean stands with its standard error over sessions."
+        + (" Rivals that lose next to nothing are measured on few sessions." if unequal else "")
         + (f" The exact cache recalls {exact} facts." if exact else "")
         + (_WIDE if result["model"]["dtype"] == "float32" else "")
     )

@@ -97,8 +97,9 @@ def whole_table(result: Result) -> Table | None:
         "sensitive KL": _over_whole("sensitive_kl_nats", "nats"),
         "perplexity ratio": _over_whole("ppl_ratio", "number"),
     }
-    tokens = result["sessions"]["continuation_tokens"]
-    note = f"Everywhere else figures are over the first {NEAR_TOKENS} tokens that followed; here over all {tokens:,}."
+    tokens, sessions = result["sessions"]["continuation_tokens"], max(c["whole"].get("sessions") or 0 for c in codecs)
+    note = f"Everywhere else figures are over the first {NEAR_TOKENS} tokens that followed; here over all {tokens:,}"
+    note += f", on the first {sessions} session{'s' if sessions > 1 else ''}." if sessions else "."
     return of_codecs("Over the whole continuation", note, codecs, cells)
 
 
