@@ -138,6 +138,21 @@ def test_hopeless_settings_of_rivals_are_given_up_after_the_first_session(tmp_pa
     assert sum(row.get("codec") == "int8" for row in rows) == 1
 
 
+def test_only_the_first_sessions_go_on_for_long_and_exact_rivals_are_measured_on_few(
+    tmp_path: Path, sessions_file: Path
+) -> None:
+    settings = replace(SMALL, continuation_tokens=160, long_sessions=1, exact_sessions=1, hops=0)
+    found = run(["raw16", "turboquant"], sessions_file, tmp_path, settings)
+    lines = [json.loads(line) for line in (tmp_path / "rows.jsonl").read_text().splitlines()]
+    rows = [row for row in lines if row["key"][0] == "suite"]
+    lengths = [len(row["whole"]["per_token_kl_nats"]) if "whole" in row else 0 for row in rows]
+    assert lengths == [160] * 3 + [0] * 2  # raw16 and two points of turboquant, then these two again
+    assert {len(row["per_token_kl_nats"]) for row in rows} == {128}
+    assert (_entry(found, "raw16")["sessions"], _entry(found, "turboquant-4bit")["sessions"]) == (1, 2)
+    assert _entry(found, "turboquant-4bit")["whole"]["sessions"] == 1
+    assert "| sessions |" in (tmp_path / "report.md").read_text().split("## All codecs")[1]
+
+
 class _Spoiled:
     """int8, until its second session: then a NaN."""
 
