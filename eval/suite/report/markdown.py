@@ -26,9 +26,10 @@ from eval.suite.report.facts import (
     smallest_file,
     spell_estimate,
 )
+from eval.suite.report.order import all_tables
 from eval.suite.report.particulars import particulars
 from eval.suite.report.schema import validate
-from eval.suite.report.series import all_tables, strip_tables
+from eval.suite.report.series import strip_tables
 from eval.suite.report.tables import Column, Row, Table
 from kvcompress.report.facts import NOTHING, plain, spell, visible
 

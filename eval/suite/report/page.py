@@ -24,8 +24,8 @@ from eval.suite.report.facts import (
     size_ratio,
     spell_estimate,
 )
+from eval.suite.report.order import all_tables
 from eval.suite.report.particulars import particulars
-from eval.suite.report.series import all_tables
 from kvcompress.report.facts import Card, plain, spell, visible
 from kvcompress.report.page import MOST_TOKENS, Figure, Token
 from kvcompress.report.page import strip as bits_strip
@@ -35,7 +35,8 @@ DAMAGE_NATS = (0.001, 0.005, 0.02, 0.08, 0.5)
 
 POSITION_STEP = 16
 
-LEADING_TABLES = ("All codecs", "Not measured", "Sizes at equal KL", "Controls")  # the others stand below the figures
+LEADING_TABLES = ("Promises", "All codecs", "Not measured", "Sizes at equal KL", "Controls")
+"""Above the figures; the others stand below."""
 
 
 @dataclass(frozen=True, slots=True)

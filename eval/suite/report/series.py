@@ -1,4 +1,4 @@
-"""Tables of what the figures draw, which the page folds, and the list of all tables in the order of the report."""
+"""Tables of what the figures draw, most of which the page folds."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from eval.suite.report.beside_tables import equal_kl_table, published_table
 from eval.suite.report.facts import TIER_NAMES, Codec, Result, measured, promised_word, spell_number
 from eval.suite.report.tables import (
     WORDS,
@@ -14,53 +13,11 @@ from eval.suite.report.tables import (
     Row,
     Table,
     beside_other_work,
-    bound_table,
-    category_tables,
-    controls_table,
-    cost_table,
-    failed_table,
-    formats_table,
-    main_table,
-    percentile_table,
-    size_table,
-    text_table,
 )
-from eval.suite.report.tail_tables import score_table, tail_table, whole_table
 from kvcompress.fidelity import tier_of
 from kvcompress.report.facts import NOTHING, spell
 
 MOST_STRIP_ROWS = 20
-
-
-def all_tables(result: Result) -> list[Table]:
-    """Return every table that has a row, in the order of the report."""
-    found = [
-        main_table(result),
-        failed_table(result),
-        equal_kl_table(result),
-        published_table(result),
-        controls_table(result),
-        bound_table(result),
-        formats_table(result),
-        score_table(result),
-        tail_table(result),
-        whole_table(result),
-        tail_table(result, whole=True),
-        percentile_table(result),
-        text_table(result),
-        size_table(result),
-        cost_table(result),
-        longest_table(result),
-        *category_tables(result),
-        layers_table(result),
-        attention_table(result),
-        recall_table(result),
-        link_table(result),
-        lengths_table(result),
-        memory_table(result),
-        hops_table(result),
-    ]
-    return [table for table in found if table is not None and table.rows]
 
 
 def _grid(
