@@ -104,9 +104,9 @@ def _card(result: Result, best: Best) -> Card:
     rival = rival_at_same_kl(result, best.ours) if best.ours else None
     if best.ours and rival:
         found = interval_at_same_kl(result, best.ours, rival[0])
-        times = found or f"{size_ratio(best.ours) / rival[1]:.1f}"
+        larger = found or f"{size_ratio(best.ours) / rival[1]:.1f}"
         notes.append(
-            f"at the same KL {rival[0]} reaches {spell(rival[1], 'ratio')}: its files are {times} times larger"
+            f"at the same KL {rival[0]} reaches {spell(rival[1], 'ratio')}: its files are {larger} times larger"
         )
     figure = spell_estimate(best.ours["size"]["size_ratio"], "ratio") if best.ours else "not reached"
     return Card(best.tier, figure, tuple(notes))
