@@ -160,7 +160,7 @@ def run_suite(job: Job, size: Callable[[int], SuiteSettings]) -> dict[str, Any]:
 
 def _calibration(job: Job, suite: Suite, settings: SuiteSettings, rest: list[Tensor], names: list[str]) -> Calibration:
     """Return what rivals may be fitted to; refuse what is too little for those that are wanted."""
-    model, tokenizer, few = suite.model, suite.tokenizer, settings.quick
+    model, tokenizer, few = suite.model, suite.tokenizer, settings.few
     if job.shards is not None:
         require_apart(job.shards, [one.ids for one in suite.chosen])
         return ShardCalibration.of(job.shards, settings.calibration, settings.tokens, model, tokenizer, few=few)

@@ -31,6 +31,7 @@ class SuiteSettings:
         most_first_nats: A rival's point that loses more on the first session is measured on no other.
         exact_sessions: Sessions on which a rival's point is measured that loses next to nothing on the first.
         long_sessions: Sessions that go on over the whole continuation; the others over the first 128 tokens of it.
+        few: Fit only the strongest form of a rival that has several.
         quick: Whether this is the quick run.
         worth_stride: What the context is worth is measured at every so many-th position.
         control_sessions: Sessions on which the noise floor is measured.
@@ -53,6 +54,7 @@ class SuiteSettings:
     most_first_nats: float = math.inf
     exact_sessions: int = EVERY
     long_sessions: int = EVERY
+    few: bool = False
     quick: bool = False
     worth_stride: int = 1
     control_sessions: int = 6
@@ -72,6 +74,7 @@ QUICK = SuiteSettings(
     planted=2,
     calibration=10,
     most_points=3,
+    few=True,
     quick=True,
     hop_sessions=1,
     featured_rivals=2,
@@ -95,6 +98,7 @@ def for_model(parameters: int, *, quick: bool) -> SuiteSettings:
         timed_lengths=(0.5, 1),
         most_first_nats=HOPELESS_NATS,
         exact_sessions=2,
+        few=True,
     )
     if quick:
         return replace(
@@ -112,7 +116,7 @@ def for_model(parameters: int, *, quick: bool) -> SuiteSettings:
         shared,
         continuation_tokens=512,
         long_sessions=4,
-        thorough=1,
+        thorough=0,
         calibration=24,
         most_points=5,
         control_sessions=2,
