@@ -54,6 +54,7 @@ def codec_entry(rows: Sequence[Row], *, codec_bytes: int, values_count: int, fai
             "bits_per_value": 8 * file / values_count,
             "sections": _sections(rows),
         },
+        "sessions": len(rows),
         "stored": dict(Counter(row["stored"] for row in rows)),
         "unlike": sum(row["unlike"] for row in rows),
         "codec_bytes": codec_bytes,
@@ -70,7 +71,7 @@ def codec_entry(rows: Sequence[Row], *, codec_bytes: int, values_count: int, fai
         "megabytes_per_second": {name: raw / 1e6 / _median(rows, f"{name}_seconds") for name in ("encode", "decode")},
     }
     if whole:
-        entry["whole"] = {"fidelity": metrics(whole), "tails": tails(whole)}
+        entry["whole"] = {"sessions": len(whole), "fidelity": metrics(whole), "tails": tails(whole)}
     return entry | _layers(rows)
 
 

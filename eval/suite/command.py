@@ -81,7 +81,7 @@ def run_command(
         out=out,
         calibration=calibration,
         shards=shards or harvest,
-        own=Own(codec_dir or known.codec, curve=curve, dial=dial),
+        own=Own(codec_dir or codec_of(known), curve=curve, dial=dial),
         command=spoken_command(sys.argv[1:]),
         go_on=go_on,
         show_text=show_text or is_own(places),
@@ -104,6 +104,11 @@ def run_command(
         write_readme(result, Path("README.md"))
     if wandb:
         log_to_wandb(result, out)
+
+
+def codec_of(known: KnownModel) -> str:
+    """Return the codec of a known model: one fitted where the makefile puts it, else what came with the project."""
+    return known.codec if Path(known.codec).is_dir() else Path(known.codec).name
 
 
 def is_own(sessions: Path) -> bool:

@@ -14,12 +14,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from eval.suite.damage import Damage, damage
+from eval.suite.damage import damage
 from eval.suite.subject import Subject
 from kvcompress.hf.families import new_cache
 from kvcompress.hf.generation import feed
 
 CHUNK_TOKENS = 128
+
+ControlRow = dict[str, list[float]]
+"""Of one session, by name: mean KL in nats, the largest, and the share of positions with the same most likely token."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,38 +64,31 @@ def with_threads(threads: int, call: Callable[[], Tensor]) -> Tensor:
         torch.set_num_threads(before)
 
 
-class Controls:
-    """Collects over sessions what each way of computing the same moves: the same again, other threads, other chunks.
-
-    Args:
-        model: The model.
-    """
-
-    def __init__(self, model: Any) -> None:
-        threads = torch.get_num_threads()
-        other = 1 if threads > 1 else 2
-        self.model = model
-        self.ways: dict[str, tuple[int, int]] = {
-            "prefilled again": (threads, 1 << 30),
-            f"with {other} instead of {threads} threads": (other, 1 << 30),
-            f"in chunks of {CHUNK_TOKENS} tokens": (threads, CHUNK_TOKENS),
-        }
-        self._damages: dict[str, list[Damage]] = {name: [] for name in self.ways}
-
-    @torch.inference_mode()
-    def add(self, subject: Subject) -> None:
-        """Compute a session's predictions in each way."""
-        ids, rest = subject.snapshot.token_ids, subject.continuation
-        for name, (threads, chunk) in self.ways.items():
-            logits = with_threads(threads, partial(prefilled_again, self.model, ids, rest, chunk))
-            self._damages[name].append(damage(subject.exact, logits))
-
-    def found(self) -> list[Control]:
-        """Return the controls over the sessions added; none without a session."""
-        return [_over(name, damages) for name, damages in self._damages.items() if damages]
+@torch.inference_mode()
+def control_row(model: Any, subject: Subject) -> ControlRow:
+    """Return what each way of computing the same moves on one session: once more, other threads, other chunks."""
+    threads = torch.get_num_threads()
+    other = 1 if threads > 1 else 2
+    ways = {
+        "prefilled again": (threads, 1 << 30),
+        f"with {other} instead of {threads} threads": (other, 1 << 30),
+        f"in chunks of {CHUNK_TOKENS} tokens": (threads, CHUNK_TOKENS),
+    }
+    ids, rest = subject.snapshot.token_ids, subject.continuation
+    found = {}
+    for name, (used, chunk) in ways.items():
+        moved = damage(subject.exact, with_threads(used, partial(prefilled_again, model, ids, rest, chunk)))
+        kl = moved.kl_nats
+        found[name] = [float(kl.mean()), float(kl.max()), float(moved.same.double().mean())]
+    return found
 
 
-def _over(name: str, damages: Sequence[Damage]) -> Control:
-    kl = torch.cat([one.kl_nats for one in damages])
-    same = torch.cat([one.same for one in damages])
-    return Control(name, float(kl.mean()), float(kl.max()), float(same.double().mean()))
+def over_sessions(rows: Sequence[ControlRow]) -> list[Control]:
+    """Return the controls over sessions of one length; none without a session."""
+    names = list(rows[0]) if rows else []
+    return [_over(name, [row[name] for row in rows]) for name in names]
+
+
+def _over(name: str, found: Sequence[Sequence[float]]) -> Control:
+    kl, most, same = zip(*found, strict=True)
+    return Control(name, sum(kl) / len(kl), max(most), sum(same) / len(same))

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from eval.baselines.protocol import Rival
 from eval.suite.bootstrap import estimate_mean, estimate_ratio
 from eval.suite.hops import Hop, Journey, drift, hop_worths
+from eval.suite.rows import Rows, digest, identity_of
 from eval.suite.settings import SuiteSettings
 from eval.suite.spoken import reason_of
 from kvcompress.format.container import from_bytes, to_bytes
@@ -17,26 +18,47 @@ from kvcompress.snapshot import KVSnapshot
 if TYPE_CHECKING:
     from eval.suite.run import Suite
 
+Advance = Callable[[str, int, int], None]
 HOP_START_TOKENS, HOP_TOKENS = 256, 128
 
 
-def drifts(suite: Suite, settings: SuiteSettings, chosen: Sequence[Rival]) -> dict[str, Any]:
+def drifts(
+    suite: Suite, settings: SuiteSettings, chosen: Sequence[Rival], rows: Rows, advance: Advance
+) -> dict[str, Any]:
     """Return the drift of some codecs, hop by hop; one that fails on the way is left out and says why."""
-    if not settings.hops:
-        return {}
+    sessions = suite.chosen[: settings.hop_sessions if settings.hops else 0]
     worths: list[list[float]] = []
     found: dict[str, list[list[Hop]]] = {rival.name: [] for rival in chosen}
-    for one in suite.chosen[: settings.hop_sessions]:
+    for number, one in enumerate(sessions):
         journey = Journey.over(one.ids, settings.hops, HOP_START_TOKENS, HOP_TOKENS)
-        worths.append(hop_worths(suite.model, suite.tokenizer, journey, settings.worth_stride))
-        for rival in chosen:
+        worths.append(_worths(suite, settings, journey, rows))
+        for done, rival in enumerate(chosen, 1):
             if rival.name in found:
                 try:
-                    found[rival.name].append(drift(suite.model, suite.tokenizer, _coder(rival), journey))
+                    found[rival.name].append(_hops(suite, settings, rival, journey, rows))
                 except Exception as error:  # a codec that fits whole sessions only has no drift to show
                     suite.failures.setdefault(f"{rival.name} (drift)", reason_of(error))
                     del found[rival.name]
+            advance("hops", number * len(chosen) + done, len(sessions) * len(chosen))
     return {name: hop_figures(hops, worths) for name, hops in found.items() if hops}
+
+
+def _worths(suite: Suite, settings: SuiteSettings, journey: Journey, rows: Rows) -> list[float]:
+    key = ("hop worth", f"{settings.hops} hops, every {settings.worth_stride}", digest(journey.token_ids))
+    row = rows.get(key)
+    if row is None:
+        worths = hop_worths(suite.model, suite.tokenizer, journey, settings.worth_stride)
+        row = rows.add(key, {"hop_worth_nats": worths})
+    return [float(worth) for worth in row["hop_worth_nats"]]
+
+
+def _hops(suite: Suite, settings: SuiteSettings, rival: Rival, journey: Journey, rows: Rows) -> list[Hop]:
+    key = ("hops", rival.name, identity_of(rival), f"{settings.hops} hops", digest(journey.token_ids))
+    row = rows.get(key)
+    if row is None:
+        hops = drift(suite.model, suite.tokenizer, _coder(rival), journey)
+        row = rows.add(key, {"hops": [[hop.kl_nats, hop.top1_agreement] for hop in hops]})
+    return [Hop(number, kl, same) for number, (kl, same) in enumerate(row["hops"], 1)]
 
 
 def hop_figures(sessions: Sequence[Sequence[Hop]], worths: Sequence[Sequence[float]]) -> list[dict[str, Any]]:

@@ -12,10 +12,15 @@ from eval.baselines.protocol import Rival
 from eval.baselines.registry import OWN
 from eval.baselines.tinyvae import TinyVAEPoint
 from eval.suite.bound import BoundOf
-from eval.suite.costs import economics
+from eval.suite.controls import over_sessions
+from eval.suite.costs import economics, kept_lengths
 from eval.suite.drift import drifts
+from eval.suite.equal_kl import equal_kl
 from eval.suite.layers import bits_by_layer
 from eval.suite.measure import Row
+from eval.suite.published import FIXED_RATE, published
+from eval.suite.report.facts import RECOMPUTED, is_ours
+from eval.suite.rows import Rows
 from eval.suite.settings import SuiteSettings
 from kvcompress.codec.promise import LATENTS
 from kvcompress.hf import capture
@@ -28,27 +33,28 @@ if TYPE_CHECKING:
 Advance = Callable[[str, int, int], None]
 
 
-def extras(suite: Suite, settings: SuiteSettings, advance: Advance, *, show_text: bool) -> dict[str, Any]:
+def extras(suite: Suite, settings: SuiteSettings, rows: Rows, advance: Advance, *, show_text: bool) -> dict[str, Any]:
     """Return every further part of the result; what fails is left out with the codec's own failure noted.
 
     Args:
         suite: The run, its rows measured.
         settings: Its size.
+        rows: What is measured goes there.
         advance: Told of each part.
         show_text: Whether the result may hold what a session says.
     """
     chosen = featured(suite, settings.featured_rivals)
-    own = [rival for rival in chosen if isinstance(rival, TinyVAEPoint) and rival.family == OWN]
-    latent = [point for point in own if is_latent(point)]
-    drifting = [rival for rival in chosen if rival in own or not isinstance(rival, TinyVAEPoint)]
+    latent = [point for point in _own(chosen) if is_latent(point)]
     parts: dict[str, Callable[[], Any]] = {
-        "controls": lambda: [control.to_json() for control in suite.controls.found()],
+        "controls": lambda: [control.to_json() for control in over_sessions(suite.controls)],
         "original_formats": lambda: _original_formats(suite.sample),
         "bound": lambda: _bounds(suite, latent, settings.bound_sessions),
-        "hops": lambda: drifts(suite, settings, drifting),
+        "equal_kl": lambda: _equal_kl(suite),
+        "published": lambda: published() if any(r.family in FIXED_RATE for r in suite.rivals) else [],
+        "hops": lambda: drifts(suite, settings, _drifting(chosen, settings), rows, advance),
         "bits_by_layer": lambda: {p.name: bits_by_layer(p.codec, suite.sample, p.qp or 0) for p in latent},
         "strip": lambda: _strip(suite, latent, show_text=show_text),
-        "economics": lambda: economics(suite, settings, chosen),
+        "economics": lambda: economics(suite, settings, chosen, rows),
     }
     found: dict[str, Any] = {}
     for done, (name, part) in enumerate(parts.items(), 1):
@@ -61,10 +67,28 @@ def extras(suite: Suite, settings: SuiteSettings, advance: Advance, *, show_text
     return found
 
 
+def slow_extras(suite: Suite, settings: SuiteSettings, rows: Rows, advance: Advance) -> None:
+    """Take the further measures that take long and whose codecs the first session decides: a run cut short has them."""
+    chosen = featured(suite, settings.featured_rivals)
+    drifts(suite, settings, _drifting(chosen, settings), rows, advance)
+    kept_lengths(suite, settings, chosen, rows)
+
+
+def _own(chosen: Sequence[Rival]) -> list[TinyVAEPoint]:
+    return [rival for rival in chosen if isinstance(rival, TinyVAEPoint) and rival.family == OWN]
+
+
+def _drifting(chosen: Sequence[Rival], settings: SuiteSettings) -> list[Rival]:
+    rivals = [rival for rival in chosen if not isinstance(rival, TinyVAEPoint)]
+    return [*_own(chosen), *rivals[: settings.hop_rivals]]
+
+
 def featured(suite: Suite, most_rivals: int) -> list[Rival]:
     """Return the points worth the slow measures: this project's quality words, and each rival's smallest usable file.
 
-    A family without a usable point is left out; of the others the smallest files come first, at most so many.
+    The first session decides, so that the choice is known before the others are measured. A family without a usable
+    point is left out; of the others the smallest files come first, at most so many. The one that stores no cache is not
+    among them: it is the prefill that all are held against.
     """
     found = [
         rival
@@ -74,14 +98,24 @@ def featured(suite: Suite, most_rivals: int) -> list[Rival]:
     best: dict[str, tuple[float, Rival]] = {}
     for rival in suite.rivals:
         rows = suite.rows.get(rival.name)
-        if isinstance(rival, TinyVAEPoint) or not rows or rival.name in suite.failures:
+        if isinstance(rival, TinyVAEPoint) or rival.family == RECOMPUTED or not rows or rival.name in suite.failures:
             continue
-        size = sum(row["file_bytes"] for row in rows)
-        if mean_kl_nats(rows) <= TIERS[-1].max_kl_nats and size < best.get(rival.family, (float("inf"), rival))[0]:
+        size = rows[0]["file_bytes"]
+        if mean_kl_nats(rows[:1]) <= TIERS[-1].max_kl_nats and size < best.get(rival.family, (float("inf"), rival))[0]:
             best[rival.family] = (size, rival)
     ordered = sorted(best.values(), key=lambda pair: pair[0])
-    kept = {rival.name for _, rival in ordered[:most_rivals]}
-    return [*found, *(rival for _, rival in best.values() if rival.name in kept)]
+    return [*found, *(rival for _, rival in ordered[:most_rivals])]
+
+
+def _equal_kl(suite: Suite) -> list[dict[str, Any]]:
+    """Return how much larger rivals' files are at the KL of each of our points; only points with all sessions count."""
+    whole = [rival for rival in suite.rivals if len(suite.rows.get(rival.name, [])) == len(suite.chosen)]
+    ours = {rival.name: suite.rows[rival.name] for rival in whole if is_ours(rival.family)}
+    families: dict[str, list[list[Row]]] = {}
+    for rival in whole:
+        if not is_ours(rival.family) and rival.family != RECOMPUTED:
+            families.setdefault(rival.family, []).append(suite.rows[rival.name])
+    return equal_kl(ours, families)
 
 
 def is_latent(point: TinyVAEPoint) -> bool:
@@ -101,7 +135,7 @@ def _original_formats(snapshot: KVSnapshot) -> dict[str, float]:
 
 
 def _bounds(suite: Suite, points: Sequence[TinyVAEPoint], sessions: int) -> list[dict[str, Any]]:
-    """Return the bound of each point over the first sessions; nothing where there is no point."""
+    """Return the bound of each point over the first sessions, and what was measured on these; none without a point."""
     bounds = {point.name: BoundOf(point.codec, point.qp or 0) for point in points}
     raw_bytes = count = 0
     for snapshot in _snapshots(suite, sessions if bounds else 0):
@@ -111,9 +145,11 @@ def _bounds(suite: Suite, points: Sequence[TinyVAEPoint], sessions: int) -> list
     return [
         {
             "name": name,
-            "kl_nats": mean_kl_nats(suite.rows[name]),
+            "kl_nats": mean_kl_nats(suite.rows[name][:count]),
             "size_ratio": raw_bytes / count / found.bound_file_bytes,
+            "measured_size_ratio": raw_bytes / count / found.file_bytes,
             "rate_over_bound": found.rate_over_bound,
+            "sessions": count,
         }
         for name, found in ((name, bound.found()) for name, bound in bounds.items())
     ]

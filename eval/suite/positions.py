@@ -15,6 +15,9 @@ from eval.suite.subject import Subject
 FIRST = 5
 """How many of the decoded side's most likely tokens may hold the exact side's first."""
 
+DIGITS = 5
+"""Significant ones of a position's KL in a row: what a float32 forward pass is good for, at half of the file's size."""
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Positions:
@@ -45,7 +48,7 @@ class Positions:
         change = self.decoded_log[:first] - self.exact_log[:first]
         moved = self.decoded_log[:first].exp() - self.exact_log[:first].exp()
         return {
-            "per_token_kl_nats": kl.tolist(),
+            "per_token_kl_nats": [float(f"{nats:.{DIGITS}g}") for nats in kl.tolist()],
             "worth_nats": float(worth.mean()),
             "sensitive": int(sensitive.sum()),
             "sensitive_kl_nats": float(self.kl_nats[at][sensitive].sum()),

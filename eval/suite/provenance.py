@@ -39,6 +39,7 @@ def provenance(model_path: Path, suite: Suite, job: Job, settings: SuiteSettings
             "cores": os.cpu_count() or 1,
             "threads": torch.get_num_threads(),
             "cuda": torch.cuda.is_available(),
+            "load": load_average(),
         },
         "seeds": {"bootstrap": BOOTSTRAP_SEED, "branches": 0},
         "model": {
@@ -58,9 +59,18 @@ def provenance(model_path: Path, suite: Suite, job: Job, settings: SuiteSettings
             "categories": {name: kinds.count(name) for name in sorted(set(kinds))},
             "context_worth_nats": worth.to_json(),
             "sensitive_share": float(sensitive_positions(positions).double().mean()),
+            "worth_stride": settings.worth_stride,
         },
         "warning": warning(worth.mean),
     }
+
+
+def load_average() -> float | None:
+    """Return how many processes wanted a processor in the last minutes, this one among them; None where unknown.
+
+    Seconds measured beside other work are too long, and the reader has to know.
+    """
+    return round(os.getloadavg()[2], 2) if hasattr(os, "getloadavg") else None
 
 
 def warning(worth_nats: float) -> str | None:

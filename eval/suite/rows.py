@@ -59,6 +59,11 @@ class Rows:
         return self._rows[key]
 
 
+def identity_of(rival: Any) -> str:
+    """Return 16 digits that tell one codec, with all that it was fitted to, from any other of its name."""
+    return str(getattr(rival, "identity", rival.fingerprint))[:16]
+
+
 def digest(ids: Sequence[Tensor] | Tensor) -> str:
     """Return 12 hexadecimal digits of token ids."""
     parts = [ids] if isinstance(ids, Tensor) else ids

@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -20,27 +21,35 @@ import torch
 from torch import Tensor
 
 from eval.baselines.protocol import Calibration, Rival
-from eval.baselines.registry import FITTED, Own, build_all, resolve
+from eval.baselines.registry import FITTED, Own, resolve
 from eval.baselines.shards import ShardCalibration, require_apart
 from eval.suite.aggregate import codec_entry
 from eval.suite.chosen import Chosen, choose_sessions
-from eval.suite.controls import Controls
-from eval.suite.extras import extras
+from eval.suite.controls import ControlRow, control_row
+from eval.suite.damage import NEAR_TOKENS
+from eval.suite.extras import extras, mean_kl_nats, slow_extras
+from eval.suite.fitted import points_of
 from eval.suite.measure import Row, measure_point
 from eval.suite.probes import Probes, prepare_probes
 from eval.suite.provenance import provenance
 from eval.suite.report import write_suite_report
-from eval.suite.rows import Rows
+from eval.suite.report.facts import is_ours
+from eval.suite.rows import Key, Rows, identity_of
 from eval.suite.settings import SuiteSettings
 from eval.suite.spoken import reason_of, without_places
 from eval.suite.subject import Subject, prepare
 from kvcompress.data.harvest import tokenized_sessions
 from kvcompress.errors import InputError
-from kvcompress.hf import fingerprint, load_model
+from kvcompress.hf import capture, fingerprint, load_model
 from kvcompress.hf.loading import model_directory
 from kvcompress.snapshot import KVSnapshot
 
 LEAST_CALIBRATION = 4
+EXACT_NATS = 1e-5
+"""Loses next to nothing: a five hundredth of what `transparent` allows."""
+
+FIT_WEIGHTS = {"cachegen": 4, "kvtc": 40, "kvtc_ideal": 20}
+"""About how long the longest fits take, where another family takes 1: for the time left."""
 Advance = Callable[[str, int, int], None]
 
 
@@ -81,28 +90,31 @@ class Suite:
         model: The model.
         tokenizer: Its tokenizer.
         chosen: The sessions.
-        controls: What computing the same in other ways moves.
         rivals: Every point, in the order measured.
         rows: Rows by codec name.
+        exact: Names of rivals' points that lose next to nothing.
         failures: Codec or family name -> why it failed.
         worth: For each session what its context is worth, see `Subject.worth_nats`.
-        first: The cache of the first session.
+        controls: For each session they were taken on, what computing the same in other ways moves.
+        first: The cache of the first session, once it was needed.
     """
 
     model: Any
     tokenizer: Any
     chosen: list[Chosen]
-    controls: Controls
     rivals: list[Rival] = field(default_factory=list)
     rows: dict[str, list[Row]] = field(default_factory=dict)
+    exact: set[str] = field(default_factory=set)
     failures: dict[str, str] = field(default_factory=dict)
     worth: list[Tensor] = field(default_factory=list)
+    controls: list[ControlRow] = field(default_factory=list)
     first: KVSnapshot | None = None
 
     @property
     def sample(self) -> KVSnapshot:
-        """The cache of the first session; there is one once sessions are measured."""
-        assert self.first is not None
+        """The cache of the first session."""
+        if self.first is None:
+            self.first = capture(self.model, self.chosen[0].stored, tokenizer=self.tokenizer)
         return self.first
 
 
@@ -124,21 +136,22 @@ def run_suite(job: Job, size: Callable[[int], SuiteSettings]) -> dict[str, Any]:
     found = tokenized_sessions(model, tokenizer, job.sessions)
     pairs, rest = choose_sessions(found, settings.count, settings.tokens, settings.continuation_tokens)
     chosen = [Chosen(session, ids[: settings.tokens], ids[settings.tokens :]) for session, ids in pairs]
-    suite = Suite(model, tokenizer, chosen, Controls(model))
+    suite = Suite(model, tokenizer, chosen)
     calibration = _calibration(job, suite, settings, rest, names)
     job.out.mkdir(parents=True, exist_ok=True)
     with _bars() as advance:
-        _fit(suite, names, calibration, job.own, settings, advance)
+        rows = _rows(job, suite)
+        _fit(suite, names, calibration, job.own, settings, rows, advance)
         del calibration
-        measure_all(suite, settings, _rows(job, suite), advance)
+        measure_all(suite, settings, rows, advance)
         result = {
             "schema": 1,
-            "title": f"{model.config.model_type} sessions of {settings.tokens:,} tokens",
+            "title": f"{suite.sample.origin.model_name}: sessions of {settings.tokens:,} tokens",
             "quick": settings.quick,
             "started": started.isoformat(timespec="seconds"),
             **provenance(model_directory(job.model), suite, job, settings),
             "codecs": entries(suite),
-            **extras(suite, settings, advance, show_text=job.show_text),
+            **extras(suite, settings, rows, advance, show_text=job.show_text),
         }
     result["wall_seconds"] = time.perf_counter() - clock
     write_suite_report(result, job.out)
@@ -147,7 +160,7 @@ def run_suite(job: Job, size: Callable[[int], SuiteSettings]) -> dict[str, Any]:
 
 def _calibration(job: Job, suite: Suite, settings: SuiteSettings, rest: list[Tensor], names: list[str]) -> Calibration:
     """Return what rivals may be fitted to; refuse what is too little for those that are wanted."""
-    model, tokenizer, few = suite.model, suite.tokenizer, settings.quick
+    model, tokenizer, few = suite.model, suite.tokenizer, settings.few
     if job.shards is not None:
         require_apart(job.shards, [one.ids for one in suite.chosen])
         return ShardCalibration.of(job.shards, settings.calibration, settings.tokens, model, tokenizer, few=few)
@@ -167,13 +180,34 @@ def _rows(job: Job, suite: Suite) -> Rows:
 
 
 def _fit(
-    suite: Suite, names: list[str], calibration: Calibration, own: Own, settings: SuiteSettings, advance: Advance
+    suite: Suite,
+    names: list[str],
+    calibration: Calibration,
+    own: Own,
+    settings: SuiteSettings,
+    rows: Rows,
+    advance: Advance,
 ) -> None:
-    for done, (name, found, reason) in enumerate(build_all(names, calibration, own), 1):
+    def measured(points: Sequence[Rival]) -> bool:
+        held = thin(list(points), settings.most_points)
+        todo = list(_todo(suite, settings, held))
+        return not any(_missing_of(rival, todo, settings, rows) for rival in held)
+
+    total, done = sum(FIT_WEIGHTS.get(name, 1) for name in names), 0
+    for name, found, reason in points_of(names, calibration, own, rows, measured):
         suite.rivals += thin(found, settings.most_points)
         if reason is not None:
             suite.failures[name] = without_places(reason)
-        advance("fitting", done, len(names))
+        done += FIT_WEIGHTS.get(name, 1)
+        advance("fitting", done, total)
+
+
+def _missing_of(rival: Rival, todo: Sequence[_Todo], settings: SuiteSettings, rows: Rows) -> int:
+    """Return how many rows of a rival are missing; one that is given up after the first session needs no others."""
+    first = rows.get(todo[0].keys[rival.name])
+    if first is not None and mean_kl_nats([first]) > settings.most_first_nats:
+        return 0
+    return sum(rows.get(one.keys[rival.name]) is None for one in todo)
 
 
 def thin(found: list[Rival], most: int) -> list[Rival]:
@@ -196,49 +230,125 @@ def _thinned(curve: list[Rival], most: int) -> list[Rival]:
 
 def measure_all(suite: Suite, settings: SuiteSettings, rows: Rows, advance: Advance) -> None:
     """Measure session by session, so that a run cut short has all codecs on the same sessions."""
-    total, done = len(suite.rivals) * len(suite.chosen), 0
-    planting = 0 if any(one.session.facts for one in suite.chosen) else settings.planted
+    todo, done = list(_todo(suite, settings, suite.rivals)), 0
     with tempfile.TemporaryDirectory() as temporary:
         path = Path(temporary) / "session.kvz"
-        for number, chosen in enumerate(suite.chosen):
-            subject = prepare(
-                suite.model, suite.tokenizer, chosen.session, chosen.ids, settings.tokens, settings.worth_stride
-            )
-            suite.worth.append(subject.worth_nats)
-            suite.first = suite.first or subject.snapshot
-            if number < settings.control_sessions:
-                suite.controls.add(subject)
-            probes = prepare_probes(suite.model, suite.tokenizer, subject, plant=number < planting)
-            made = _Made(subject, probes, chosen.digest, thorough=number < settings.thorough)
+        for one in todo:
+            made = _Made(suite, settings, one)
+            suite.worth.append(_worth(suite, settings, made, rows))
+            if one.control:
+                suite.controls.append(_controls(suite, made, rows))
             for rival in suite.rivals:
-                done += 1
-                if rival.name not in suite.failures:
-                    _one(suite, rival, made, path, rows)
-                advance("sessions and codecs", done, total)
+                if not _wanted(suite, settings, rival.name, one):
+                    continue
+                missing = rows.get(one.keys[rival.name]) is None
+                _one(suite, rival, made, path, rows)
+                if missing:
+                    done += 1
+                    advance("sessions and codecs", done, done + _missing(suite, settings, todo, rows))
+            if one.number == 0 and len(todo) > 1:
+                _look_ahead(suite, settings)
+                del made  # its caches need not be held meanwhile
+                slow_extras(suite, settings, rows, advance)
+
+
+def _wanted(suite: Suite, settings: SuiteSettings, name: str, one: _Todo) -> bool:
+    """Tell whether a codec is to be measured on a session: not if it failed, nor often if it loses nothing."""
+    return name not in suite.failures and not (one.number >= settings.exact_sessions and name in suite.exact)
+
+
+def _missing(suite: Suite, settings: SuiteSettings, todo: Sequence[_Todo], rows: Rows) -> int:
+    """Return how many rows are still to be measured."""
+    return sum(
+        rows.get(key) is None for one in todo for name, key in one.keys.items() if _wanted(suite, settings, name, one)
+    )
+
+
+def _look_ahead(suite: Suite, settings: SuiteSettings) -> None:
+    """Let go of rivals' points that lost too much on the first session for anybody to use them; note the exact ones."""
+    for rival in suite.rivals:
+        found = suite.rows.get(rival.name)
+        if not found or is_ours(rival.family):
+            continue
+        lost, most = mean_kl_nats(found), settings.most_first_nats
+        if lost > most:
+            reason = f"lost {lost:.2f} nats on the first session, more than {most:g}: not measured on the others"
+            suite.failures.setdefault(rival.name, reason)
+        elif lost < EXACT_NATS:
+            suite.exact.add(rival.name)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class _Made:
-    """A session made ready, its questions, what its rows are known by, and whether the slow measures are taken."""
+class _Todo:
+    """A session, what is to be measured on it, and the key of each codec's row."""
 
-    subject: Subject
-    probes: Probes
-    digest: str
+    number: int
+    chosen: Chosen
     thorough: bool
+    plant: bool
+    control: bool
+    near: bool
+    keys: dict[str, Key]
+
+
+def _todo(suite: Suite, settings: SuiteSettings, rivals: Sequence[Rival]) -> Iterator[_Todo]:
+    planting = 0 if any(one.session.facts for one in suite.chosen) else settings.planted
+    for number, chosen in enumerate(suite.chosen):
+        thorough, plant = number < settings.thorough, number < planting
+        near = number >= settings.long_sessions and len(chosen.following) > NEAR_TOKENS
+        how = "+".join(["thorough"] * thorough + ["planted"] * plant + ["near"] * near)
+        keys: dict[str, Key] = {}
+        for rival in rivals:
+            keys[rival.name] = "suite", rival.name, identity_of(rival), how, chosen.digest
+        yield _Todo(number, chosen, thorough, plant, number < settings.control_sessions, near, keys)
+
+
+class _Made:
+    """A session made ready with its questions, once something of it is measured: that takes passes of the model."""
+
+    def __init__(self, suite: Suite, settings: SuiteSettings, todo: _Todo) -> None:
+        self.suite, self.settings, self.todo = suite, settings, todo
+
+    @cached_property
+    def subject(self) -> Subject:
+        """The session."""
+        suite, chosen, settings = self.suite, self.todo.chosen, self.settings
+        ids = chosen.ids[: settings.tokens + NEAR_TOKENS] if self.todo.near else chosen.ids
+        given = suite.model, suite.tokenizer, chosen.session, ids
+        return prepare(*given, settings.tokens, settings.worth_stride)
+
+    @cached_property
+    def probes(self) -> Probes:
+        """What is asked beyond what followed."""
+        return prepare_probes(self.suite.model, self.suite.tokenizer, self.subject, plant=self.todo.plant)
+
+
+def _worth(suite: Suite, settings: SuiteSettings, made: _Made, rows: Rows) -> Tensor:
+    how = f"every {settings.worth_stride}{' near' if made.todo.near else ''}"
+    key = ("session", how, made.todo.chosen.digest)
+    row = rows.get(key)
+    if row is None:
+        row = rows.add(key, {"context_worth_nats": made.subject.worth_nats.tolist()})
+    return torch.tensor(row["context_worth_nats"], dtype=torch.float64)
+
+
+def _controls(suite: Suite, made: _Made, rows: Rows) -> ControlRow:
+    key = ("controls", f"{torch.get_num_threads()} threads", made.todo.chosen.digest)
+    row = rows.get(key) or rows.add(key, {"controls": control_row(suite.model, made.subject)})
+    found: ControlRow = row["controls"]
+    return found
 
 
 def _one(suite: Suite, rival: Rival, made: _Made, path: Path, rows: Rows) -> None:
     """Measure one codec on one session, unless its row is there."""
-    identity = getattr(rival, "identity", rival.fingerprint)
-    how = [name for name, done in (("thorough", made.thorough), ("planted", made.probes.planted)) if done]
-    key = ("suite", rival.name, identity[:16], "+".join(how), made.digest)
+    key = made.todo.keys[rival.name]
     row = rows.get(key)
     if row is None:
         given = suite.model, suite.tokenizer, rival, made.subject, made.probes, path
         try:
-            measured = measure_point(*given, thorough=made.thorough)
+            measured = measure_point(*given, thorough=made.todo.thorough)
         except Exception as error:  # whatever a rival does wrong is its own failure, not the run's
-            suite.failures[rival.name] = f"session {made.subject.session.id}: {reason_of(error)}"
+            suite.failures[rival.name] = f"session {made.todo.chosen.session.id}: {reason_of(error)}"
             return
         row = rows.add(key, measured)
     suite.rows.setdefault(rival.name, []).append(row)

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 
 from kvcompress.fit.trials import WORTH_STRIDE
 
 LARGE_PARAMETERS = 50_000_000
 """From here on a session's prefill takes seconds, and what is measured often must be cheap."""
+
+EVERY = 1 << 30
+
+HOPELESS_NATS = 0.2
+"""Two and a half times what `usable` allows: no other session would save such a point."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,11 +28,16 @@ class SuiteSettings:
         planted: Sessions that numbers are planted in, where none states a fact.
         calibration: Sessions that rivals are fitted to, at most.
         most_points: Points of a curve, at most.
+        most_first_nats: A rival's point that loses more on the first session is measured on no other.
+        exact_sessions: Sessions on which a rival's point is measured that loses next to nothing on the first.
+        long_sessions: Sessions that go on over the whole continuation; the others over the first 128 tokens of it.
+        few: Fit only the strongest form of a rival that has several.
         quick: Whether this is the quick run.
         worth_stride: What the context is worth is measured at every so many-th position.
         control_sessions: Sessions on which the noise floor is measured.
         bound_sessions: Sessions whose latents the bound is of.
-        featured_rivals: Rivals, beside this project's codecs, that drift, lengths and links are measured for.
+        featured_rivals: Rivals, beside this project's codecs, that lengths and links are measured for.
+        hop_rivals: Those of them that drift is measured for.
         hops: Times a session is stored and resumed along its way.
         hop_sessions: Sessions that drift is measured on.
         timed_lengths: Lengths at which restoring is timed, as shares of `tokens`.
@@ -40,11 +51,16 @@ class SuiteSettings:
     planted: int = 6
     calibration: int = 32
     most_points: int = 32
+    most_first_nats: float = math.inf
+    exact_sessions: int = EVERY
+    long_sessions: int = EVERY
+    few: bool = False
     quick: bool = False
     worth_stride: int = 1
     control_sessions: int = 6
     bound_sessions: int = 24
     featured_rivals: int = 14
+    hop_rivals: int = 14
     hops: int = 10
     hop_sessions: int = 3
     timed_lengths: tuple[float, ...] = (0.25, 0.5, 1, 2)
@@ -58,6 +74,7 @@ QUICK = SuiteSettings(
     planted=2,
     calibration=10,
     most_points=3,
+    few=True,
     quick=True,
     hop_sessions=1,
     featured_rivals=2,
@@ -67,23 +84,45 @@ QUICK = SuiteSettings(
 def for_model(parameters: int, *, quick: bool) -> SuiteSettings:
     """Return the size of a run that a model of so many parameters allows.
 
-    Of a large one a full run goes on over 512 tokens; it then has figures over the first 128 and over all.
+    Of a large one a full run goes on over 512 tokens on some sessions; it then has figures over the first 128 and over
+    all.
     """
     size = QUICK if quick else FULL
     if parameters < LARGE_PARAMETERS:
         return size
-    shared = replace(size, worth_stride=WORTH_STRIDE, control_sessions=1, repeats=1, timed_lengths=(0.5, 1))
+    shared = replace(
+        size,
+        worth_stride=WORTH_STRIDE,
+        control_sessions=1,
+        repeats=1,
+        timed_lengths=(0.5, 1),
+        most_first_nats=HOPELESS_NATS,
+        exact_sessions=2,
+        few=True,
+    )
     if quick:
-        return replace(shared, count=2, thorough=0, calibration=8, most_points=2, bound_sessions=1, featured_rivals=1)
+        return replace(
+            shared,
+            count=2,
+            thorough=0,
+            calibration=8,
+            bound_sessions=1,
+            featured_rivals=1,
+            hop_rivals=0,
+            hops=3,
+            hop_sessions=1,
+        )
     return replace(
         shared,
         continuation_tokens=512,
-        thorough=1,
+        long_sessions=4,
+        thorough=0,
         calibration=24,
-        most_points=4,
+        most_points=5,
         control_sessions=2,
         bound_sessions=4,
-        featured_rivals=4,
+        featured_rivals=2,
+        hop_rivals=0,
         hop_sessions=2,
         timed_lengths=(0.25, 0.5, 1),
         repeats=3,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
+from eval.suite.published import published
 from kvcompress.metrics.fidelity import tier_of
 
 RAW_BYTES, WORTH_NATS, TOKENS, LAYERS = 3_145_728.0, 0.77, 1024, 6
@@ -78,6 +79,14 @@ def metrics(kl: float) -> dict[str, Any]:
         "divergence_margin_nats": estimate(0.3 * math.sqrt(kl)),
         "branch_divergence_nats": estimate(0.1 * kl),
     }
+
+
+def equal_kl(point: dict[str, Any]) -> dict[str, Any]:
+    """Return what the family kvtc weighs at a point's KL."""
+    ratio, kl = point["size"]["size_ratio"]["mean"], point["fidelity"]["kl_nats"]["mean"]
+    theirs = 10 * (kl / FAMILIES["kvtc"][1]) ** 0.8
+    at = {"their_size_ratio": interval(theirs, math.inf), "times_larger": interval(ratio / theirs, math.inf)}
+    return {"codec": point["name"], "kl_nats": kl, "size_ratio": ratio, "family": "kvtc", **at}
 
 
 def recall(kl: float, answered: int = 65, asked: int = 68) -> dict[str, Any]:
@@ -219,6 +228,8 @@ def example() -> dict[str, Any]:
             for point in ours
             for kl in (point["fidelity"]["kl_nats"]["mean"],)
         ],
+        "equal_kl": [equal_kl(point) for point in ours],
+        "published": published(),
         "hops": {
             point["name"]: [
                 {"hop": hop, "kl_nats": kl * hop**0.6, "top1_agreement": 1 / (1 + 1.6 * kl * hop)}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 from eval.suite.bootstrap import resampled
 from eval.suite.perturb import PERTURBATIONS
 from eval.suite.score import harmonic, score
-from eval.suite.tails import STEP_NATS, tails
+from eval.suite.tails import NORMAL_95, STEP_NATS, tails, wilson
 from kvcompress.metrics.fidelity import TIERS
 
 SHARES = st.lists(st.floats(0.01, 1.0), min_size=1, max_size=5)
@@ -109,8 +110,24 @@ def test_tails_are_what_a_loop_over_sessions_finds() -> None:
         beyond = [float(values.mean() > tier.max_kl_nats) for values in every]
         estimate = found["sessions_beyond"][tier.name]
         assert estimate["mean"] == sum(beyond) / 4
-        drawn = [sum(beyond[index] for index in indices) / 4 for indices in resampled(4)]
-        assert (estimate["low"], estimate["high"]) == tuple(np.percentile(drawn, [2.5, 97.5]))
+        assert (estimate["low"], estimate["high"]) == wilson(int(sum(beyond)), 4)
+    drawn = [np.quantile(np.concatenate([every[index] for index in indices]), 0.999) for indices in resampled(4)[:200]]
+    interval = found["kl_p999_nats"]["low"], found["kl_p999_nats"]["high"]
+    assert interval == pytest.approx(tuple(np.percentile(drawn, [2.5, 97.5])))
+    assert found["positions"] == 800
+    assert found["worst_step_nats"]["low"] is None
+
+
+@given(st.integers(1, 40), st.floats(0.0, 1.0))
+@settings(deadline=None)
+def test_wilsons_interval_ends_where_the_share_is_a_rare_draw(of: int, share: float) -> None:
+    count = round(share * of)
+    low, high = wilson(count, of)
+    assert 0 <= low <= count / of <= high <= 1
+    for end in (low, high):
+        if 0 < end < 1:
+            assert abs(count / of - end) == pytest.approx(NORMAL_95 * math.sqrt(end * (1 - end) / of), abs=1e-9)
+    assert wilson(0, of)[1] > 0
 
 
 def test_the_tail_of_one_session_has_no_interval() -> None:

@@ -21,15 +21,16 @@ from eval.suite.report import compare, readme_table, render_html, render_markdow
 from eval.suite.report.compare import difference_in_errors
 from eval.suite.report.facts import best_points, rival_at_same_kl, spell_estimate
 from eval.suite.report.markdown import MOST_README_ROWS
+from eval.suite.report.promise_table import kept, promise_table
 from kvcompress.errors import InputError
 from kvcompress.metrics.fidelity import TIERS
-from tests.eval.suite_example import FAMILIES, codec, economics, example
+from tests.eval.suite_example import FAMILIES, codec, economics, example, metrics, tails
 
 HOSTILE = (
     "</td></span></svg><script>document.title='owned'</script><img src=x onerror=\"document.title='owned'\">"
     "{{ 7 * 7 }} $\\frac{1}{2}$ ``` | \"'&amp; \u202e]]> --> \u00b1 \\1 \x00\x1b[31m\x9b"
 )
-OPTIONAL = ("original_formats", "bound", "hops", "bits_by_layer", "strip")
+OPTIONAL = ("equal_kl", "published", "original_formats", "bound", "hops", "bits_by_layer", "strip")
 PLACES: dict[str, Callable[[dict[str, Any]], Any]] = {
     "command": lambda result: result,
     "model.layers": lambda result: result["model"],
@@ -358,6 +359,29 @@ def test_a_rate_chosen_beforehand_stands_for_its_tier() -> None:
     chosen = next(row for row in ours if row["tier"] == "transparent" and row["name"] != largest["name"])
     chosen["name"] = "tinyvae-transparent"
     assert best_points(result)[0].ours is chosen
+
+
+def test_a_promise_is_kept_only_where_all_three_bounds_hold() -> None:
+    text = json.dumps(small()).replace("tinyvae-41x", "tinyvae-transparent").replace("tinyvae-260.6x", "tinyvae-high")
+    result = json.loads(text)
+    ours = {point["name"]: point for point in result["codecs"]}
+    ours["tinyvae-high"]["fidelity"]["top1_agreement"]["mean"] = 0.93
+    ours["tinyvae-transparent"]["whole"] = {"fidelity": metrics(0.004), "tails": tails(0.004)}
+    ours["tinyvae-transparent"]["fidelity"] |= metrics(0.001)
+    table = promise_table(result)
+    assert table is not None
+    names = [column.name for column in table.columns]
+    rows = {row.cells[0]: dict(zip(names, row.cells, strict=True)) for row in table.rows}
+    assert set(rows) == {"tinyvae-transparent", "tinyvae-high"}
+    assert rows["tinyvae-transparent"]["all three"] == "kept"
+    assert rows["tinyvae-transparent"]["KL, nats"] == "0.0010 / 0.0050"
+    assert rows["tinyvae-transparent"]["over the whole"] == "kept"
+    assert rows["tinyvae-high"]["all three"] == "missed: top-1"
+    assert rows["tinyvae-high"]["over the whole"] == "-"
+    assert promise_table(small()) is None
+    lost = metrics(0.03) | {"top1_agreement": {"mean": 0.99}}
+    assert kept(lost, TIERS[0]) == "missed: KL, context lost"
+    assert kept(lost, TIERS[2]) == "kept"
 
 
 def test_the_warning_is_the_first_line_of_every_report() -> None:

@@ -90,7 +90,8 @@ def test_report_is_written_and_read_again(result: dict[str, Any]) -> None:
     again = read_result(result["out"])
     assert [codec["name"] for codec in again["codecs"]] == [codec["name"] for codec in result["codecs"]]
     assert {path.name for path in result["out"].iterdir()} == {"report.json", "report.md", "report.html", "rows.jsonl"}
-    rows = [json.loads(line) for line in (result["out"] / "rows.jsonl").read_text().splitlines()]
+    lines = [json.loads(line) for line in (result["out"] / "rows.jsonl").read_text().splitlines()]
+    rows = [row for row in lines if row["key"][0] == "suite"]
     assert len(rows) == 2 * len(result["codecs"])
     kl = [sum(r["per_token_kl_nats"]) / 64 for r in rows if r["codec"] == "int8"]
     assert _entry(result, "int8")["fidelity"]["kl_nats"]["mean"] == pytest.approx(sum(kl) / 2)
@@ -100,6 +101,56 @@ def test_report_is_written_and_read_again(result: dict[str, Any]) -> None:
 def test_noise_floor_lies_far_below_the_transparent_tier(result: dict[str, Any]) -> None:
     assert result["noise_floor_nats"] < 0.1 * 0.005
     assert {control["name"] for control in result["controls"]} >= {"prefilled again", "in chunks of 128 tokens"}
+
+
+def test_a_run_that_goes_on_measures_and_fits_nothing_twice(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, sessions_file: Path
+) -> None:
+    codecs, settings = ["raw16", "cachegen"], replace(SMALL, hops=2, hop_sessions=1)
+    before = run(codecs, sessions_file, tmp_path, settings)
+    lines = (tmp_path / "rows.jsonl").read_text()
+
+    def never(*given: Any, **more: Any) -> Any:
+        raise AssertionError("is measured or fitted again")
+
+    monkeypatch.setattr(suite_run, "measure_point", never)
+    monkeypatch.setattr(suite_run, "prepare", never)
+    monkeypatch.setattr("eval.rivals.cachegen.family", never)
+    after = run(codecs, sessions_file, tmp_path, settings, go_on=True)
+    assert (tmp_path / "rows.jsonl").read_text() == lines
+    same = ("sessions", "codecs", "controls", "hops", "economics", "equal_kl")
+    named = {
+        name: {codec["name"]: codec for codec in result["codecs"]} for name, result in (("a", before), ("b", after))
+    }
+    assert named["a"] == named["b"]
+    for part in set(same) - {"codecs"}:
+        assert after.get(part) == before.get(part), part
+
+
+def test_hopeless_settings_of_rivals_are_given_up_after_the_first_session(tmp_path: Path, sessions_file: Path) -> None:
+    found = run(
+        ["tinyvae", "int8", "turboquant"], sessions_file, tmp_path, replace(SMALL, most_first_nats=1e-9, hops=0)
+    )
+    reasons = {codec["name"]: codec["failed"] for codec in found["codecs"]}
+    assert all(reasons[name] is None for name in reasons if name.startswith("tinyvae"))
+    assert all("on the first session" in reasons[name] for name in ("int8", "turboquant-1bit"))
+    rows = [json.loads(line) for line in (tmp_path / "rows.jsonl").read_text().splitlines()]
+    assert sum(row.get("codec") == "int8" for row in rows) == 1
+
+
+def test_only_the_first_sessions_go_on_for_long_and_exact_rivals_are_measured_on_few(
+    tmp_path: Path, sessions_file: Path
+) -> None:
+    settings = replace(SMALL, continuation_tokens=160, long_sessions=1, exact_sessions=1, hops=0)
+    found = run(["raw16", "turboquant"], sessions_file, tmp_path, settings)
+    lines = [json.loads(line) for line in (tmp_path / "rows.jsonl").read_text().splitlines()]
+    rows = [row for row in lines if row["key"][0] == "suite"]
+    lengths = [len(row["whole"]["per_token_kl_nats"]) if "whole" in row else 0 for row in rows]
+    assert lengths == [160] * 3 + [0] * 2  # raw16 and two points of turboquant, then these two again
+    assert {len(row["per_token_kl_nats"]) for row in rows} == {128}
+    assert (_entry(found, "raw16")["sessions"], _entry(found, "turboquant-4bit")["sessions"]) == (1, 2)
+    assert _entry(found, "turboquant-4bit")["whole"]["sessions"] == 1
+    assert "| sessions |" in (tmp_path / "report.md").read_text().split("## All codecs")[1]
 
 
 class _Spoiled:
@@ -126,18 +177,19 @@ class _Spoiled:
 def test_a_failed_rival_says_why_and_costs_the_others_nothing(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, sessions_file: Path
 ) -> None:
-    def build(names: Any, calibration: Any, own: Any) -> Iterator[Any]:
+    def build(names: Any, calibration: Any, *others: Any) -> Iterator[Any]:
         yield "spoiled", [_Spoiled()], None
         yield from build_all(["raw16"], calibration)
         yield "broken", [], "ValueError: cannot be fitted"
 
-    monkeypatch.setattr(suite_run, "build_all", build)
+    monkeypatch.setattr(suite_run, "points_of", build)
     found = run(["int8"], sessions_file, tmp_path, replace(SMALL, count=3))
     reasons = {codec["name"]: codec["failed"] for codec in found["codecs"]}
     assert "NaN" in reasons["spoiled"]
     assert reasons["broken"] == "ValueError: cannot be fitted"
     assert reasons["raw16"] is None
-    rows = [json.loads(line)["codec"] for line in (tmp_path / "rows.jsonl").read_text().splitlines()]
+    lines = [json.loads(line) for line in (tmp_path / "rows.jsonl").read_text().splitlines()]
+    rows = [row["codec"] for row in lines if row["key"][0] == "suite"]
     assert rows.count("raw16") == 3
     assert 1 <= rows.count("spoiled") < 3  # what was measured before is kept
     assert "NaN" in (tmp_path / "report.html").read_text()

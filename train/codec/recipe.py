@@ -22,7 +22,10 @@ class Stage:
         synthesis_rate: Highest rate of the synthesis, as a share of its root mean square.
         sessions: Sessions a step.
         prior_rate: Highest rate of what the closed form found of prior and prediction instead, as a share of each
-            matrix's root mean square: steps as large as fresh parts need can take it away from where it was good.
+            matrix's root mean square: steps as large as fresh parts need can take it away from where it was good. 0
+            leaves the closed form as it is.
+        averaging: Decay of the running mean of the weights, which is what is looked at and kept; 0 takes the weights of
+            the last step. Where one step sees one session, the mean is the less noisy by far.
     """
 
     steps: int
@@ -30,6 +33,7 @@ class Stage:
     synthesis_rate: float = 0.0
     sessions: int = 1
     prior_rate: float | None = None
+    averaging: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,6 +141,8 @@ def _require(recipe: CodecRecipe, path: Path) -> None:
     if min(ones) < 1:
         what = "devices, continuation_tokens, analysis_steps, validate_steps and patience must be at least 1"
         raise InputError(what, path=path)
+    if not all(0 <= stage.averaging < 1 for stage in (recipe.rate_stage, recipe.divergence_stage)):
+        raise InputError("averaging must be at least 0 and below 1", path=path)
     if not 0 <= recipe.mixed_share <= 1:
         raise InputError(f"mixed_share is {recipe.mixed_share}, not a share", path=path)
     if recipe.logger not in ("wandb", "csv"):

@@ -27,7 +27,14 @@ from typing import Any
 
 import lightning
 import torch
-from lightning.pytorch.callbacks import EarlyStopping, LearningRateMonitor, ModelCheckpoint, TQDMProgressBar
+from lightning.pytorch.callbacks import (
+    Callback,
+    EarlyStopping,
+    EMAWeightAveraging,
+    LearningRateMonitor,
+    ModelCheckpoint,
+    TQDMProgressBar,
+)
 from lightning.pytorch.loggers import CSVLogger, Logger, WandbLogger
 from lightning.pytorch.strategies import DDPStrategy
 from torch.utils.data import DataLoader
@@ -47,7 +54,7 @@ from tinyvae.prior import CausalBlock
 from train.codec.data import ShardSessions
 from train.codec.guard import Guard
 from train.codec.module import DivergenceStage, RateStage, StageModule
-from train.codec.recipe import CodecRecipe
+from train.codec.recipe import CodecRecipe, Stage
 
 Progress = Callable[[str, int, int], None]
 SHORTEST_TOKENS = 16
@@ -167,6 +174,7 @@ class CodecRun:
             callbacks=[
                 Guard(),
                 NextEpoch(),
+                *_averaged(module.stage),
                 LearningRateMonitor("step"),
                 EarlyStopping("validation_loss", patience=self.recipe.patience),
                 best,
@@ -251,6 +259,11 @@ def _announce(line: str) -> None:
 
 def _checkpoints(directory: Path, name: str, **when: Any) -> ModelCheckpoint:
     return ModelCheckpoint(dirpath=directory, filename=name, enable_version_counter=False, **when)
+
+
+def _averaged(stage: Stage) -> list[Callback]:
+    """Return what keeps a running mean of the weights, where a stage has one; buffers are integers and no mean."""
+    return [EMAWeightAveraging(decay=stage.averaging, use_buffers=False)] if stage.averaging else []
 
 
 def _data_parallel() -> DDPStrategy:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import Any
 
+from eval.suite.equal_kl import ratio_at
 from kvcompress.metrics.fidelity import TIERS
 from kvcompress.report.facts import NOTHING, spell
 
@@ -88,22 +87,36 @@ def smallest_file(codecs: Sequence[Codec], tier: str) -> Codec | None:
 def rival_at_same_kl(result: Result, codec: Codec) -> tuple[str, float] | None:
     """Return the rival family with the largest size ratio at a codec's mean KL, and that ratio.
 
-    A family's ratio there lies between its two nearest points, on a straight line in the logarithms of KL and size
-    ratio. Families whose points do not lie on both sides are left out, and so is the one that stores no cache.
+    It is read off between a family's points, see `eval.suite.equal_kl`. Families whose points do not lie on both sides
+    are left out, and so is the one that stores no cache.
     """
     found: list[tuple[float, str]] = []
     for family in families(result):
         if is_ours(family) or family == RECOMPUTED:
             continue
-        points = sorted((kl_nats(row), size_ratio(row)) for row in measured(result) if row["family"] == family)
-        for (low, fine), (high, coarse) in pairwise(points):
-            if 0 < low <= kl_nats(codec) <= high and low < high:
-                place = math.log(kl_nats(codec) / low) / math.log(high / low)
-                found.append((fine * (coarse / fine) ** place, family))
+        points = [(kl_nats(row), size_ratio(row)) for row in measured(result) if row["family"] == family]
+        ratio = ratio_at(points, kl_nats(codec))
+        if ratio is not None:
+            found.append((ratio, family))
     if not found:
         return None
     ratio, family = max(found)
     return family, ratio
+
+
+def interval_at_same_kl(result: Result, codec: Codec, family: str) -> str | None:
+    """Return how many times larger a rival family's files are at a codec's KL, with its interval; None if unknown."""
+    for row in result.get("equal_kl") or []:
+        if (row["codec"], row["family"]) == (codec["name"], family):
+            return spell_interval(row["times_larger"], "times")
+    return None
+
+
+def promised_word(codec: Codec) -> str | None:
+    """Return the quality word that a point of ours is stored at; None of rivals and of fixed QPs."""
+    word = codec["name"].rpartition("-")[2]
+    named = is_ours(codec["family"]) and codec["name"] == f"{codec['family']}-{word}"
+    return word if named and word in TIER_NAMES else None
 
 
 def best_points(result: Result) -> list[Best]:
@@ -165,8 +178,8 @@ def spell_interval(estimate: Mapping[str, Any] | None, style: str) -> str:
 
 
 def spell_number(value: float | None, style: str) -> str:
-    """Return a number in one of the styles of `spell`, "number" (four digits) or "worth" (three decimals)."""
-    formats = {"number": ".4g", "worth": ".3f", "score": ".3f"}
+    """Return a number in a style of `spell`, or as "number" (four digits), "times", "worth" or "score" (decimals)."""
+    formats = {"number": ".4g", "worth": ".3f", "score": ".3f", "times": ".1f"}
     return f"{value:{formats[style]}}" if style in formats and value is not None else spell(value, style)
 
 

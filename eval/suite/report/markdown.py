@@ -16,6 +16,7 @@ from eval.suite.report.facts import (
     best_points,
     circumstances,
     families,
+    interval_at_same_kl,
     kl_nats,
     measured,
     recalled,
@@ -25,9 +26,10 @@ from eval.suite.report.facts import (
     smallest_file,
     spell_estimate,
 )
+from eval.suite.report.order import all_tables
 from eval.suite.report.particulars import particulars
 from eval.suite.report.schema import validate
-from eval.suite.report.series import all_tables, strip_tables
+from eval.suite.report.series import strip_tables
 from eval.suite.report.tables import Column, Row, Table
 from kvcompress.report.facts import NOTHING, plain, spell, visible
 
@@ -125,7 +127,8 @@ def _same_kl_cells(result: Result, best: Best) -> tuple[str, str, str]:
     rival = rival_at_same_kl(result, best.ours) if best.ours else None
     if rival is None or best.ours is None:
         return NOTHING, NOTHING, NOTHING
-    return rival[0], spell(rival[1], "ratio"), f"{size_ratio(best.ours) / rival[1]:.2f}"
+    found = interval_at_same_kl(result, best.ours, rival[0])
+    return rival[0], spell(rival[1], "ratio"), found or f"{size_ratio(best.ours) / rival[1]:.2f}"
 
 
 def _best_cells(best: Best) -> tuple[str, ...]:

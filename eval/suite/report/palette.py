@@ -1,7 +1,8 @@
 """How a family looks in every figure: colour, marker, line; and the sheet that knows these colours.
 
-Seven hues and twelve markers tell some fourteen families apart: ours and the chief rival have a hue of their own and
-heavier lines, the others share six hues, filled for the first six families and hollow for the next.
+Seven hues and twelve markers tell families apart: ours and the chief rival have a hue of their own and heavier lines,
+the others share six hues, filled for the first six families and hollow for the next; from the thirteenth on a hue comes
+with another marker than before.
 """
 
 from __future__ import annotations
@@ -53,7 +54,7 @@ def looks(families: Sequence[str]) -> dict[str, Look]:
     for index, family in enumerate(others):
         colour = OTHER_COLOURS[index % len(OTHER_COLOURS)]
         hollow = (index // len(OTHER_COLOURS)) % 2 == 1
-        marker = OTHER_MARKERS[index % len(OTHER_MARKERS)]
+        marker = OTHER_MARKERS[(index + index // len(OTHER_MARKERS)) % len(OTHER_MARKERS)]
         found[family] = Look(colour, marker, CARD if hollow else colour, 1.0, 6.0, 4)
     found[CHIEF_RIVAL] = Look(CHIEF_COLOUR, "D", CHIEF_COLOUR, 2.0, 6.5, 5)
     found[OURS] = Look(ACCENT, "o", ACCENT, 2.8, 8.0, 6)

@@ -29,6 +29,7 @@ def particulars(result: Result) -> list[tuple[str, str]]:
         ("tokens stored", spell(sessions["tokens"], "count")),
         ("tokens continued", spell(sessions["continuation_tokens"], "count")),
         ("context worth", f"{spell_estimate(sessions['context_worth_nats'], 'worth')} nats"),
+        ("context worth measured", _every(sessions.get("worth_stride"))),
         ("positions that need the context", spell(sessions["sensitive_share"], "share")),
         ("categories", ", ".join(f"{name} {count:,}" for name, count in sessions["categories"].items())),
         *_group("machine", result["machine"]),
@@ -40,6 +41,10 @@ def particulars(result: Result) -> list[tuple[str, str]]:
 
 def _group(title: str, values: Mapping[str, Any]) -> list[tuple[str, Any]]:
     return [(f"{title} {name.replace('_', ' ')}", value) for name, value in values.items()]
+
+
+def _every(stride: int | None) -> str:
+    return "" if stride is None else "at every position" if stride == 1 else f"at every {stride}th position"
 
 
 def _duration(seconds: float) -> str:

@@ -252,7 +252,7 @@ def _log_ratio(axes: Any, narrow: bool) -> None:
 
     axes.set_xscale("log")
     low, high = axes.get_xlim()
-    few = narrow and high > 30 * low
+    few = high > (30 if narrow else 3000) * low
     axes.xaxis.set_major_locator(LogLocator(subs=(1.0,) if few else (1.0, 2.0, 5.0), numticks=20))
     axes.xaxis.set_major_formatter(lambda value, _: f"{value:,g}{TIMES}")
     axes.minorticks_off()

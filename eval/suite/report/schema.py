@@ -100,7 +100,8 @@ TAILS = Record(
         "worst_step_nats": AMOUNT_ESTIMATE,
         "sessions_beyond": Record(dict.fromkeys(TIER_NAMES, SHARE_ESTIMATE)),
         "sessions_with_bad_step": SHARE_ESTIMATE,
-    }
+    },
+    {"positions": SEVERAL},
 )
 SCORE = Record(
     {
@@ -113,7 +114,10 @@ SOMETIMES_MEASURED: dict[str, Rule] = {
     "peak_memory_bytes": COUNT,
     "tails": TAILS,
     "score": SCORE,
-    "whole": Record({"fidelity": Record(METRICS), "tails": TAILS}),  # where the continuation goes beyond 128 tokens
+    "whole": Record(
+        {"fidelity": Record(METRICS), "tails": TAILS}, {"sessions": SEVERAL}
+    ),  # where the continuation goes beyond 128 tokens
+    "sessions": SEVERAL,
     "stored": MapOf(COUNT),
     "unlike": COUNT,
 }
@@ -153,7 +157,8 @@ SESSIONS = Record(
         "categories": MapOf(COUNT),
         "context_worth_nats": AMOUNT_ESTIMATE,
         "sensitive_share": SHARE,
-    }
+    },
+    {"worth_stride": SEVERAL},
 )
 CONTROL = Record({"name": Text(filled=True), "kl_nats": AMOUNT, "kl_max_nats": AMOUNT, "top1_agreement": SHARE})
 STRIP = Record(
@@ -169,6 +174,30 @@ HOP = Record(
         "tier": OneOf(TIER_NAMES),
         "sessions": SEVERAL,
     },
+)
+EQUAL_KL = Record(
+    {
+        "codec": Text(filled=True),
+        "kl_nats": POSITIVE,
+        "size_ratio": POSITIVE,
+        "family": Text(filled=True),
+        "their_size_ratio": RATIO_ESTIMATE,
+        "times_larger": RATIO_ESTIMATE,
+    }
+)
+PUBLISHED = Record(
+    {
+        "name": Text(filled=True),
+        "source": Text(filled=True),
+        "stored": ListOf(Text(filled=True)),
+        "size_ratio": ListOf(POSITIVE),
+        "kl_nats": ListOf(AMOUNT),
+        "top1": Text(filled=True),
+    }
+)
+BOUND = Record(
+    {"name": Text(), "kl_nats": AMOUNT, "size_ratio": POSITIVE, "rate_over_bound": AMOUNT},
+    {"measured_size_ratio": POSITIVE, "sessions": SEVERAL},  # over the sessions that the bound is of
 )
 RESULT = Record(
     {
@@ -192,7 +221,9 @@ RESULT = Record(
     },
     {
         "original_formats": MapOf(POSITIVE),
-        "bound": ListOf(Record({"name": Text(), "kl_nats": AMOUNT, "size_ratio": POSITIVE, "rate_over_bound": AMOUNT})),
+        "bound": ListOf(BOUND),
+        "equal_kl": ListOf(EQUAL_KL),
+        "published": ListOf(PUBLISHED),
         "hops": MapOf(ListOf(HOP)),
         "bits_by_layer": MapOf(ListOf(AMOUNT)),
         "strip": STRIP,
@@ -258,6 +289,8 @@ def _mentions(result: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         yield from ((f"economics.lengths[{index}].restore_seconds", name) for name in row["restore_seconds"])
     for index, row in enumerate(result.get("bound") or []):
         yield f"bound[{index}].name", row["name"]
+    for index, row in enumerate(result.get("equal_kl") or []):
+        yield f"equal_kl[{index}].codec", row["codec"]
     for part in ("hops", "bits_by_layer"):
         yield from ((part, name) for name in result.get(part) or {})
     if result.get("strip"):

@@ -1,60 +1,23 @@
-"""Tables of what the figures draw, which the page folds, and the list of all tables in the order of the report."""
+"""Tables of what the figures draw, most of which the page folds."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
-from eval.suite.report.facts import TIER_NAMES, Codec, Result, measured, spell_number
+from eval.suite.report.facts import TIER_NAMES, Codec, Result, measured, promised_word, spell_number
 from eval.suite.report.tables import (
     WORDS,
     Column,
     Row,
     Table,
-    bound_table,
-    category_tables,
-    controls_table,
-    cost_table,
-    failed_table,
-    formats_table,
-    main_table,
-    percentile_table,
-    size_table,
-    text_table,
+    beside_other_work,
 )
-from eval.suite.report.tail_tables import score_table, tail_table, whole_table
+from kvcompress.metrics.fidelity import tier_of
 from kvcompress.report.facts import NOTHING, spell
 
 MOST_STRIP_ROWS = 20
-
-
-def all_tables(result: Result) -> list[Table]:
-    """Return every table that has a row, in the order of the report."""
-    found = [
-        main_table(result),
-        failed_table(result),
-        controls_table(result),
-        bound_table(result),
-        formats_table(result),
-        score_table(result),
-        tail_table(result),
-        whole_table(result),
-        tail_table(result, whole=True),
-        percentile_table(result),
-        text_table(result),
-        size_table(result),
-        cost_table(result),
-        longest_table(result),
-        *category_tables(result),
-        layers_table(result),
-        attention_table(result),
-        recall_table(result),
-        link_table(result),
-        lengths_table(result),
-        memory_table(result),
-        hops_table(result),
-    ]
-    return [table for table in found if table is not None and table.rows]
 
 
 def _grid(
@@ -142,23 +105,26 @@ def longest_table(result: Result) -> Table | None:
     found = _in_order(result, result["economics"]["longest_context_tokens"])
     budgets = list(dict.fromkeys(budget for row in found.values() for budget in row))
     rows = {name: [spell(row.get(budget), "count") for budget in budgets] for name, row in found.items()}
-    return _grid("Longest context, tokens", "How many tokens fit into a budget.", budgets, rows, result)
+    note = f"How many tokens' files fit into a budget, at the bytes a token of {result['sessions']['tokens']:,} stored."
+    return _grid("Longest context, tokens", note, budgets, rows, result)
 
 
 def lengths_table(result: Result) -> Table | None:
     """Return prefill and restore by length of session."""
     rows, names = result["economics"].get("lengths") or [], ("prefill", "prefill_seconds", "restore_seconds")
-    return _by_tokens("Restore and prefill by length", names, "seconds", rows, result)
+    note = "Medians after a warm-up, all calls taking turns." + beside_other_work(result)
+    return _by_tokens("Restore and prefill by length", note, names, "seconds", rows, result)
 
 
 def memory_table(result: Result) -> Table | None:
     """Return bytes by length of session."""
     rows = result["economics"]["memory"]
-    return _by_tokens("Bytes by length", ("16-bit cache", "raw_bytes", "coded_bytes"), "bytes", rows, result)
+    note = f"Files of {result['sessions']['tokens']:,} tokens were measured; other lengths are in proportion."
+    return _by_tokens("Bytes by length", note, ("16-bit cache", "raw_bytes", "coded_bytes"), "bytes", rows, result)
 
 
 def _by_tokens(
-    heading: str, names: tuple[str, str, str], style: str, rows: Sequence[Any], result: Result
+    heading: str, note: str, names: tuple[str, str, str], style: str, rows: Sequence[Any], result: Result
 ) -> Table | None:
     """Return a table with a column for each length, a row for the yardstick and one for each codec.
 
@@ -171,27 +137,45 @@ def _by_tokens(
     listed = [codec["name"] for codec in measured(result) if any(codec["name"] in row[field] for row in ordered)]
     cells = {first: [spell(row[first_field], style) for row in ordered]}
     cells |= {name: [spell(row[field].get(name), style) for row in ordered] for name in listed}
-    return _grid(heading, "", [f"{row['tokens']:,} tokens" for row in ordered], cells, result)
+    return _grid(heading, note, [f"{row['tokens']:,} tokens" for row in ordered], cells, result)
 
 
 def hops_table(result: Result) -> Table | None:
-    """Return KL and agreement after each further encoding of what was decoded, and the tier kept all the way."""
+    """Return KL and agreement after each further encoding of what was decoded, and how that is to be judged."""
     hops = _in_order(result, result.get("hops") or {})
     numbers = sorted({row["hop"] for rows in hops.values() for row in rows})
+    codecs = {codec["name"]: codec for codec in measured(result)}
     cells = {}
     for name, rows in hops.items():
-        found = {
-            row["hop"]: f"{spell(row['kl_nats'], 'nats')}, {spell(row['top1_agreement'], 'share')}" for row in rows
-        }
-        cells[name] = [tier_all_the_way(rows), *(found.get(number, NOTHING) for number in numbers)]
+        found = {row["hop"]: _hop_cell(row) for row in rows}
+        word = promised_word(codecs[name])
+        judged = [NOTHING if word is None else promise_over_hops(rows, word), tier_all_the_way(rows)]
+        cells[name] = [*judged, tier_together(rows), *(found.get(number, NOTHING) for number in numbers)]
     heads = [f"{number} hop{'s' if number != 1 else ''}" for number in numbers]
     sessions = max((row.get("sessions") or 1 for rows in hops.values() for row in rows), default=1)
     note = (
         "A session saved, resumed, gone on with and saved again: KL in nats from the model that was never interrupted, "
-        f"and share of equal next tokens, over {sessions} session{'s' if sessions > 1 else ''}. First the tier whose "
-        "three bounds hold at every hop."
+        f"and share of equal next tokens, over {sessions} session{'s' if sessions > 1 else ''}. First whether the "
+        "three bounds of the codec's quality word hold at every hop, though a word promises them for one store only; "
+        "then the tier whose bounds do, and the tier of all hops taken together, for single hops have few positions."
     )
-    return _grid("Drift over hops", note, ["at every hop", *heads], cells, result)
+    table = _grid(
+        "Drift over hops", note, ["its word's bounds", "tier at every hop", "over all hops", *heads], cells, result
+    )
+    return table and replace(table, folded=False)
+
+
+def _hop_cell(row: Mapping[str, Any]) -> str:
+    return f"{spell(row['kl_nats'], 'nats')}, {spell(row['top1_agreement'], 'share')}"
+
+
+def promise_over_hops(rows: Sequence[Mapping[str, Any]], word: str) -> str:
+    """Return whether a quality word's three bounds hold at every hop, or the first hop that breaks one."""
+    if not all("tier" in row for row in rows):
+        return NOTHING
+    kept = TIER_NAMES[: TIER_NAMES.index(word) + 1]
+    broken = [row["hop"] for row in sorted(rows, key=lambda row: row["hop"]) if row["tier"] not in kept]
+    return f"broken at {len(broken)} of {len(rows)}, first {broken[0]}" if broken else f"kept at all {len(rows)}"
 
 
 def tier_all_the_way(rows: Sequence[Mapping[str, Any]]) -> str:
@@ -202,13 +186,23 @@ def tier_all_the_way(rows: Sequence[Mapping[str, Any]]) -> str:
     return "none" if None in tiers else str(max(tiers, key=TIER_NAMES.index))
 
 
+def tier_together(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Return means over all hops, and the tier whose three bounds they keep; a dash where context lost is not known."""
+    if not all(row.get("context_lost") is not None for row in rows):
+        return NOTHING
+    kl, lost, top1 = (
+        sum(row[name] for row in rows) / len(rows) for name in ("kl_nats", "context_lost", "top1_agreement")
+    )
+    return f"{tier_of(kl, lost, top1) or 'none'}: {spell(kl, 'nats')}, {spell(top1, 'share')}"
+
+
 def strip_tables(result: Result) -> list[Table]:
     """Return the dearest tokens of the shown session and the most damaged of its continuation."""
     strip = result.get("strip")
     if not strip:
         return []
     return [
-        _extremes("Dearest tokens", "bits", strip.get("tokens"), strip["bits"], "number"),
+        _extremes("Dearest tokens", "bits", strip.get("tokens"), [round(bits) for bits in strip["bits"]], "count"),
         _extremes("Most damaged tokens", "KL, nats", strip.get("continuation"), strip["damage_nats"], "nats"),
     ]
 
@@ -217,8 +211,6 @@ def _extremes(heading: str, name: str, texts: Sequence[str] | None, values: Sequ
     """Return the largest values with their positions, and their texts where these may be shown."""
     order = sorted(range(len(values)), key=lambda index: -values[index])[:MOST_STRIP_ROWS]
     said = [[] if texts is None else [texts[index] or NOTHING] for index in order]
-    rows = [
-        Row((f"{index}", *words, spell_number(values[index], style))) for index, words in zip(order, said, strict=True)
-    ]
+    rows = [Row((f"{index}", *words, spell(values[index], style))) for index, words in zip(order, said, strict=True)]
     columns = (Column("token", number=False), *([Column("text", number=False)] if texts is not None else []))
     return Table(heading, f"The first {len(rows)} of {len(values):,}.", (*columns, Column(name)), tuple(rows))

@@ -11,6 +11,7 @@ from eval.suite.report.facts import (
     failed,
     measured,
     recalled,
+    recalled_uncompressed,
     size_ratio,
     spell_estimate,
     spell_number,
@@ -72,8 +73,10 @@ def _kept(codec: Codec) -> str:
 
 def main_table(result: Result) -> Table:
     """Return the table of every measured codec: size, fidelity, tier."""
+    unequal = len({codec.get("sessions") for codec in measured(result)}) > 1
     cells: dict[str, Cell] = {
         "family": lambda codec: codec["family"],
+        "sessions": lambda codec: spell(codec.get("sessions") if unequal else None, "count"),
         "tier": lambda codec: codec["tier"] or "none",
         "size ratio": lambda codec: spell_estimate(codec["size"]["size_ratio"], "ratio"),
         "KL, nats": _metric("kl_nats", "nats"),
@@ -84,19 +87,30 @@ def main_table(result: Result) -> Table:
         "instructions": _kept,
         "score": lambda codec: spell_number(_harmonic(codec), "score"),
     }
+    exact = recalled_uncompressed(result)
     note = (
         "Size ratio: 16-bit bytes over file bytes, headers included. KL is from the exact cache to the decoded one; "
         "context lost is KL over what the context is worth; sensitive KL is over the positions that need the context; "
         "the score is described below. A mean stands with its standard error over sessions."
+        + (" Rivals that lose next to nothing are measured on few sessions." if unequal else "")
+        + (f" The exact cache recalls {exact} facts." if exact else "")
+        + (_WIDE if result["model"]["dtype"] == "float32" else "")
     )
     return of_codecs("All codecs", note, measured(result), cells, ("family", "tier"))
+
+
+_WIDE = (
+    " The model computes in float32, twice what a size ratio counts: what keeps each of its bits is larger than 16 a "
+    "value, so its ratio may lie below 1."
+)
 
 
 def failed_table(result: Result) -> Table:
     """Return the codecs that could not be measured, and why."""
     columns = (WORDS, Column("family", number=False), Column("reason", number=False))
     rows = [Row((codec["name"], codec["family"], codec["failed"]), codec["family"]) for codec in failed(result)]
-    return Table("Not measured", "These codecs failed; none of their figures is shown.", columns, tuple(rows))
+    note = "Codecs that failed, and settings given up after the first session; none of their figures is shown."
+    return Table("Not measured", note, columns, tuple(rows))
 
 
 def _harmonic(codec: Codec) -> float | None:
@@ -187,11 +201,26 @@ def cost_table(result: Result) -> Table:
         "pays back after, sessions": lambda codec: spell_number(codec["pays_back_after_sessions"], "number"),
     }
     prefill = spell(result["economics"]["prefill_seconds"], "seconds")
+    shortest = min((row["tokens"] for row in result["economics"].get("lengths") or []), default=None)
     note = (
         f"Reading the session again takes {prefill}. A codec pays back when the bytes it saved exceed its own; "
         "a dash says never or not measured."
+        + (f" The shortest length tried is {shortest:,} tokens." if shortest else "")
+        + beside_other_work(result)
     )
     return of_codecs("Cost", note, measured(result), cells)
+
+
+def beside_other_work(result: Result) -> str:
+    """Return a warning where more wanted a processor than this run's threads: seconds are then too long."""
+    machine = result["machine"]
+    load, threads = machine.get("load"), machine["threads"]
+    if not isinstance(load, int | float) or load <= threads + 0.5:
+        return ""
+    return (
+        f" Measured beside other work: {load:g} processes wanted a processor, {threads} of them this run's threads, so "
+        "all seconds are too long and say little."
+    )
 
 
 def controls_table(result: Result) -> Table | None:
@@ -253,9 +282,14 @@ def bound_table(result: Result) -> Table | None:
     rows = []
     for row in sorted(bound, key=lambda row: row["kl_nats"]):
         codec = codecs.get(row["name"])
-        reached = spell(size_ratio(codec) if codec else None, "ratio")
-        cells = (row["name"], spell(row["kl_nats"], "nats"), reached, spell(row["size_ratio"], "ratio"))
+        reached = row.get("measured_size_ratio") or (size_ratio(codec) if codec else None)
+        cells = (row["name"], spell(row["kl_nats"], "nats"), spell(reached, "ratio"), spell(row["size_ratio"], "ratio"))
         family = codec["family"] if codec else ""
         rows.append(Row((*cells, f"{row['rate_over_bound']:.3g}"), family))
-    note = "What a coder at the reverse water-filling bound would reach at the same distortion."
+    sessions = max((row.get("sessions") or 0 for row in bound), default=0)
+    over = f" Over {sessions} session{'s' if sessions > 1 else ''}." if sessions else ""
+    note = (
+        f"What a coder at the reverse water-filling bound would reach at the same distortion.{over} The covariance is "
+        "that of the same sessions; few tokens make it look narrower than it is, and the bound then promises too much."
+    )
     return Table("Distance to the bound", note, columns, tuple(rows))

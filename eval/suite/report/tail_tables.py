@@ -6,8 +6,17 @@ from collections.abc import Mapping
 from typing import Any
 
 from eval.suite.damage import NEAR_TOKENS
-from eval.suite.report.facts import TIER_NAMES, Codec, Result, measured, spell_estimate, spell_interval
+from eval.suite.report.facts import (
+    TIER_NAMES,
+    Codec,
+    Result,
+    measured,
+    promised_word,
+    spell_estimate,
+    spell_interval,
+)
 from eval.suite.report.tables import Cell, Table, of_codecs
+from kvcompress.report.facts import NOTHING
 
 
 def score_table(result: Result) -> Table | None:
@@ -48,18 +57,28 @@ def tail_table(result: Result, *, whole: bool = False) -> Table | None:
 
         return spelled
 
+    def own(codec: Codec) -> str:
+        word = promised_word(codec)
+        return NOTHING if word is None else cell("sessions_beyond", "share", word)(codec)
+
     cells = {
         "99.9 % of tokens": cell("kl_p999_nats", "nats"),
-        "worst step": cell("worst_step_nats", "nats"),
+        "worst step": lambda codec: spell_estimate(found[codec["name"]]["worst_step_nats"], "nats"),
         "sessions with a step beyond .1": cell("sessions_with_bad_step", "share"),
+        "sessions beyond its word's bound": own,
         **{f"sessions beyond {tier}": cell("sessions_beyond", "share", tier) for tier in TIER_NAMES},
     }
-    tokens = result["sessions"]["continuation_tokens"]
+    tokens, positions = (
+        result["sessions"]["continuation_tokens"],
+        max(one.get("positions", 0) for one in found.values()),
+    )
     over = f"all {tokens:,} tokens" if whole else f"the first {min(tokens, NEAR_TOKENS):,} tokens"
+    counted = f" ({positions:,} positions)" if positions else ""
     note = (
-        f"Over {over} that followed, in nats: the KL that 99.9 % of them stay under, the worst of all, the share of "
-        "sessions with a step of more than .1 nats, and of sessions whose mean KL lies beyond each tier's bound. 95 % "
-        "intervals by resampling sessions."
+        f"Over {over} that followed{counted}, in nats: the KL that 99.9 % of them stay under, the worst of all, the "
+        "share of sessions with a step of more than .1 nats, and of sessions whose mean KL lies beyond the bound of "
+        "the codec's own quality word and of each tier. 95 % intervals: of the percentile by resampling sessions, of "
+        "shares of sessions Wilson's; a bound holds for the mean over sessions, so single ones may lie beyond it."
     )
     heading = "The tail over the whole continuation" if whole else "The tail"
     return of_codecs(heading, note, [codec for codec in measured(result) if codec["name"] in found], cells)
@@ -78,8 +97,9 @@ def whole_table(result: Result) -> Table | None:
         "sensitive KL": _over_whole("sensitive_kl_nats", "nats"),
         "perplexity ratio": _over_whole("ppl_ratio", "number"),
     }
-    tokens = result["sessions"]["continuation_tokens"]
-    note = f"Everywhere else figures are over the first {NEAR_TOKENS} tokens that followed; here over all {tokens:,}."
+    tokens, sessions = result["sessions"]["continuation_tokens"], max(c["whole"].get("sessions") or 0 for c in codecs)
+    note = f"Everywhere else figures are over the first {NEAR_TOKENS} tokens that followed; here over all {tokens:,}"
+    note += f", on the first {sessions} session{'s' if sessions > 1 else ''}." if sessions else "."
     return of_codecs("Over the whole continuation", note, codecs, cells)
 
 
