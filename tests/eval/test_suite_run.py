@@ -115,7 +115,7 @@ def test_a_run_that_goes_on_measures_and_fits_nothing_twice(
 
     monkeypatch.setattr(suite_run, "measure_point", never)
     monkeypatch.setattr(suite_run, "prepare", never)
-    monkeypatch.setattr("eval.rivals.cachegen.family", never)
+    monkeypatch.setattr("eval.baselines.cachegen.family", never)
     after = run(codecs, sessions_file, tmp_path, settings, go_on=True)
     assert (tmp_path / "rows.jsonl").read_text() == lines
     same = ("sessions", "codecs", "controls", "hops", "economics", "equal_kl")
