@@ -10,7 +10,7 @@ OTHER ?= models/sessions/other.jsonl
 SHARDS ?= models/shards
 FIT_FACTS ?= $(wildcard $(CODEC)/fit*.json)
 
-.PHONY: help demo test lint bench report quick devices prune recompute golden clean model-smollm2 report-smollm2 demo-smollm2 check-real layers docs
+.PHONY: help demo test lint bench report quick devices prune recompute golden clean model-smollm2 report-smollm2 demo-smollm2 check-real tasks-smollm2 layers docs
 help:  ## Show the targets
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
 
@@ -51,6 +51,11 @@ prune: $(VENV)/.installed  ## Compare scorers of tokens and plans, in eval/repor
 report-smollm2: $(VENV)/.installed  ## Measure CODEC on SmolLM2 over SESSIONS, OTHER, beside KVTC fitted to SHARDS
 	$(BIN)/python -m eval real-model --model $(SMOLLM2) --codec $(CODEC) --sessions $(SESSIONS) --other $(OTHER) \
 		--shards $(SHARDS) $(addprefix --fit-facts ,$(FIT_FACTS)) --out eval/reports/smollm2 --readme
+
+tasks-smollm2: $(VENV)/.installed  ## Ask SmolLM2 for what stands in the middle of stored contexts; goes on where it stopped
+	$(BIN)/pip install --quiet -e ".[eval]"
+	$(BIN)/python -m eval tasks --model $(SMOLLM2) --codec smollm2-135m-instruct-tinyvae --shards $(SHARDS) \
+		--out eval/reports/smollm2-tasks --readme
 
 check-real: $(VENV)/.installed  ## Hold the shipped codec of SmolLM2 to its bounds on four sessions; three minutes
 	$(BIN)/python -m eval check-real

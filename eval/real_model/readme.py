@@ -10,10 +10,12 @@ from eval.suite.damage import NEAR_TOKENS
 from kvcompress.report.facts import TIMES
 
 Result = Mapping[str, Any]
+RAW_BYTES, MEGABYTE = 2, 1_000_000
 HEAD = (
     "layers recomputed",
     "quality",
     "size ratio",
+    "tokens in a megabyte",
     "KL (nats)",
     "context lost",
     "top-1",
@@ -37,6 +39,12 @@ def readme_table(result: Result) -> str:
     return table(HEAD, rows) + "\n\n" + last + "\n"
 
 
+def _tokens_in_a_megabyte(point: Result, result: Result) -> str:
+    """Return how many tokens of such sessions a million bytes hold, to three digits."""
+    bytes_a_token = RAW_BYTES * result["model"]["values_per_token"] / point["size_ratio"]["value"]
+    return f"{float(f'{MEGABYTE / bytes_a_token:.3g}'):,.0f}"
+
+
 def _cells(point: Result, layers: Mapping[str, int], result: Result) -> tuple[str, ...]:
     named = (point["codec"], point["quality"])
     kvtc = [row for row in result["equal_kl"] if (row["codec"], row["quality"]) == named]
@@ -45,6 +53,7 @@ def _cells(point: Result, layers: Mapping[str, int], result: Result) -> tuple[st
         str(layers[point["codec"]]),
         point["quality"],
         ratio({**point["size_ratio"], "low": None}) + TIMES,
+        _tokens_in_a_megabyte(point, result),
         plain_nats(point["kl_near_nats"]["value"]),
         f"{plain(point, 'lost_near')} %",
         f"{plain(point, 'top1_near')} %",

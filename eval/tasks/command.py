@@ -27,11 +27,14 @@ def tasks_command(
     recompute_layers: Annotated[int, typer.Option(help="Which codec of the directory.", min=0)] = 0,
     kvtc_fit_sessions: Annotated[int, typer.Option(help="Harvested sessions that KVTC is fitted to.", min=2)] = 24,
     threads: Annotated[int, typer.Option(help="Threads of torch.", min=1)] = 2,
+    readme: Annotated[bool, typer.Option("--readme", help="Write the table into README.md.")] = False,
 ) -> None:
     """Ask a model for what lies in the middle of its context, from stored caches; goes on where it stopped."""
     import torch
 
+    from eval.readme import write_between
     from eval.tasks.ladder import named_sizes
+    from eval.tasks.readme import readme_table
     from eval.tasks.registry import find_tasks
     from eval.tasks.run import Job, TasksRun, TasksSettings
     from kvcompress.cli.console import progress_bar
@@ -48,5 +51,7 @@ def tasks_command(
     given = named_sizes(sizes, find_tasks(task))
     job = Job(model, codec, tuple(task), given, shards, out, " ".join(["python -m eval", *sys.argv[1:]]))
     with progress_bar("tasks") as progress:
-        TasksRun(job, settings, progress).run()
+        result = TasksRun(job, settings, progress).run()
+    if readme:
+        write_between(Path("README.md"), "tasks", readme_table(result))
     typer.echo((out / "report.md").read_text(encoding="utf-8"))

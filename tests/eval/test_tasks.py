@@ -27,6 +27,7 @@ from eval.tasks.ladder import climb, examples_for, named_sizes
 from eval.tasks.measure import ask_all, digest_of, measure
 from eval.tasks.page import page
 from eval.tasks.protocol import Example, Resumed
+from eval.tasks.readme import readme_table
 from eval.tasks.registry import TASKS, examples, find_tasks
 from eval.tasks.ruler import seeded
 from eval.tasks.run import TasksRun
@@ -507,3 +508,15 @@ def test_a_model_without_a_chat_template_is_told_which_tasks_it_can_take(bundled
     with pytest.raises(InputError, match="chat template"):
         example_of("planted_facts", tokenizer)
     assert example_of("needles", tokenizer).questions
+
+
+def test_the_readmes_table_has_a_row_a_task_and_says_what_was_measured(result: Result) -> None:
+    shown = [task for task in result["tasks"] if task["contenders"] and task["enough"]]
+    lines = readme_table(result).splitlines()
+    assert len(lines) == 2 + len(shown) + 1 + 2
+    for task, line in zip(shown, lines[2:], strict=False):
+        cells = [cell.strip() for cell in line.strip("|").split("|")]
+        assert cells[0].startswith(task["title"].lower())
+        exact = next(one for one in task["contenders"] if one["name"] == EXACT)
+        assert float(cells[1].rstrip(" %")) == pytest.approx(100 * exact["accuracy"]["value"], abs=0.06)
+    assert result["model"]["name"] in lines[-1]
