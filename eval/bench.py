@@ -7,6 +7,7 @@ import tempfile
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -26,7 +27,7 @@ SESSIONS = Path("examples/sessions.jsonl")
 ROUNDS = 15
 
 
-def long_session(model: object, tokenizer: object, tokens: int) -> torch.Tensor:
+def long_session(model: Any, tokenizer: Any, tokens: int) -> torch.Tensor:
     """Return `tokens` token ids of example sessions, one after another."""
     ids = torch.cat([ids for _, ids in tokenized_sessions(model, tokenizer, SESSIONS)])
     if len(ids) < tokens:

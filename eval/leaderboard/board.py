@@ -60,6 +60,8 @@ def run_board(
         InputError: No session is long enough, or the codec lacks a quality word.
     """
     model, tokenizer = load_model(model_name)
+    if tokenizer is None:
+        raise InputError("the model has no tokenizer", "Save one beside the model", path=model_name)
     codec = load_codec(codec_name)
     for quality in settings.qualities:
         codec.qp_of(quality)

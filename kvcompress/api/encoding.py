@@ -24,6 +24,7 @@ from kvcompress.errors import InputError
 from kvcompress.fit.adopt import adopt, measured
 from kvcompress.format.container import Encoded
 from kvcompress.hf import load_model, recompute_with
+from kvcompress.hf.types import CausalLM, Tokenizer
 from kvcompress.prune.evidence.collect import collect
 from kvcompress.prune.evidence.file import load_evidence
 from kvcompress.prune.evidence.record import Evidence
@@ -130,7 +131,9 @@ def _codec_of(snapshot: KVSnapshot, *, same_weights: bool = True) -> Path:
     return codec_for(asdict(snapshot.origin.fingerprint), same_weights=same_weights)
 
 
-def _adopted(options: EncodeOptions, own: TinyVAECodec, model: Any, tokenizer: Any, progress: Progress) -> TinyVAECodec:
+def _adopted(
+    options: EncodeOptions, own: TinyVAECodec, model: CausalLM, tokenizer: Tokenizer | None, progress: Progress
+) -> TinyVAECodec:
     """Return a codec for the weights that recorded the session, measured with them where a quality word is asked."""
     codec = adopt(own, model, tokenizer)
     return codec if options.max_kl is not None else measured(codec, model, tokenizer, options.sessions, progress)
@@ -140,12 +143,13 @@ def _coded(
     snapshot: KVSnapshot,
     options: EncodeOptions,
     codec: TinyVAECodec,
-    model: Any = None,
-    tokenizer: Any = None,
+    model: CausalLM | None = None,
+    tokenizer: Tokenizer | None = None,
     progress: Progress = lambda stage, done, total: None,
 ) -> Encoded:
     """Encode with one codec."""
     if options.max_kl is not None:
+        assert model is not None
         tail = hold_back(model, snapshot, tokenizer)
         return Race(codec, model, snapshot, tail, options.max_kl, progress).winner()
     if options.size_ratio is not None:
@@ -195,7 +199,9 @@ def _stored_evidence(plan: PlanOptions, snapshot: KVSnapshot, codec: TinyVAECode
     return found if fingerprint == ours else replace(found, sensitivity=None)
 
 
-def _pruned_lossless(model: Any, tokenizer: Any, snapshot: KVSnapshot, asked: Asked, known: Evidence | None) -> Encoded:
+def _pruned_lossless(
+    model: CausalLM, tokenizer: Tokenizer | None, snapshot: KVSnapshot, asked: Asked, known: Evidence | None
+) -> Encoded:
     if asked.keep_fraction is None or len(asked.scorers) != 1:
         remedy = "Give a keep fraction (--keep-fraction), and one scorer"
         raise InputError("a lossless file of a plan drops tokens by one scorer", remedy)

@@ -15,6 +15,7 @@ from kvcompress.codec.registry import load_snapshot
 from kvcompress.format.atomic import require_writable
 from kvcompress.format.container import save
 from kvcompress.hf import capture, recompute_with, restore
+from kvcompress.hf.types import Cache, CausalLM, Tokenizer
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,11 +39,11 @@ class SavedSession:
 
 def save_session(
     path: str | Path,
-    model: Any,
+    model: CausalLM,
     token_ids: Tensor | Sequence[int],
     *,
-    cache: Any = None,
-    tokenizer: Any = None,
+    cache: Cache | None = None,
+    tokenizer: Tokenizer | None = None,
     codec: str | Path | None = None,
     quality: str | None = None,
     max_kl: float | None = None,
@@ -91,7 +92,9 @@ def save_session(
     return SavedSession(Path(path), snapshot.tokens, size, snapshot.raw_bytes / size, found.notes)
 
 
-def load_session(path: str | Path, model: Any, *, tokenizer: Any = None, codec: str | Path | None = None) -> Any:
+def load_session(
+    path: str | Path, model: CausalLM, *, tokenizer: Tokenizer | None = None, codec: str | Path | None = None
+) -> Any:
     """Load a session as a cache that the model goes on from.
 
     Args:

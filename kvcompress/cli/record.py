@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from kvcompress.cli.console import DtypeOption, ForceOption, JsonOption, ModelOption, show
 from kvcompress.errors import InputError
+from kvcompress.hf.types import CausalLM, Tokenizer
 from kvcompress.hub.bundled import DEFAULT_CODEC, DEFAULT_MODEL
 
 if TYPE_CHECKING:
@@ -74,8 +75,8 @@ def record(
 
 def _write_evidence(
     path: Path,
-    model: Any,
-    tokenizer: Any,
+    model: CausalLM,
+    tokenizer: Tokenizer,
     snapshot: KVSnapshot,
     scorers: list[str] | None,
     codec_name: str | None,
@@ -103,7 +104,7 @@ def _write_evidence(
 
 
 def _said(
-    tokenizer: Any, session: Path | None, session_id: str | None, text: Path | None
+    tokenizer: Tokenizer, session: Path | None, session_id: str | None, text: Path | None
 ) -> tuple[list[int], list[float] | None]:
     """Return the token ids of a session or a text, and the age of each in seconds where a clock ran."""
     from kvcompress.data.sessions import find_session, plain_text_ids, session_token_ids, token_ages
@@ -119,7 +120,7 @@ def _said(
     return plain_text_ids(tokenizer, content), None
 
 
-def _chat(model: Any, tokenizer: Any) -> tuple[list[int], list[float], Conversation]:
+def _chat(model: CausalLM, tokenizer: Tokenizer) -> tuple[list[int], list[float], Conversation]:
     """Talk until an empty line; return the tokens of all that was said, their ages in seconds, and the conversation."""
     from kvcompress.data.sessions import Session, session_token_ids
     from kvcompress.hf.conversation import Conversation

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from kvcompress.cli.console import CodecOption, JsonOption, KvzArgument, ModelOption, show
+from kvcompress.errors import InputError
 from kvcompress.hub.bundled import DEFAULT_MODEL
 
 
@@ -26,6 +27,8 @@ def report(
     from kvcompress.report.measure import measure_file
 
     language_model, tokenizer = load_model(model)
+    if tokenizer is None:
+        raise InputError("the model has no tokenizer", "Save one beside the model", path=model)
     result = measure_file(language_model, tokenizer, session, session_id, file, codec)
     write_report(result, output)
     if as_json:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from kvcompress.cli.console import CodecOption, DtypeOption, JsonOption, KvzArgument, ModelOption, show
 from kvcompress.errors import InputError
+from kvcompress.hf.types import Tokenizer
 from kvcompress.hub.bundled import DEFAULT_MODEL
 
 if TYPE_CHECKING:
@@ -63,7 +64,7 @@ def resume(
         typer.echo()
 
 
-def _prompt_ids(tokenizer: Any, snapshot: KVSnapshot, prompt: str, plain: bool) -> list[int]:
+def _prompt_ids(tokenizer: Tokenizer, snapshot: KVSnapshot, prompt: str, plain: bool) -> list[int]:
     """Return the tokens of the prompt: a user turn under the chat template, or the bare text."""
     from kvcompress.data.sessions import text_ids
     from kvcompress.metrics.recall import turn_ids

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
@@ -11,11 +9,12 @@ from kvcompress.codec.tinyvae import TinyVAECodec
 from kvcompress.hf.channels import group_positions
 from kvcompress.hf.gradients import cache_gradients
 from kvcompress.hf.rope import rope_of
+from kvcompress.hf.types import CausalLM
 from kvcompress.snapshot import KVSnapshot
 
 
 def token_worth(
-    model: Any,
+    model: CausalLM,
     codec: TinyVAECodec,
     snapshot: KVSnapshot,
     continuation: Tensor,

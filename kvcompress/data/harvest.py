@@ -29,6 +29,7 @@ from kvcompress.hf.families import context_tokens
 from kvcompress.hf.gradients import cache_gradients
 from kvcompress.hf.rope import rope_of
 from kvcompress.hf.single_tokens import embeddings_of, first_token_caches
+from kvcompress.hf.types import CausalLM, Tokenizer
 from kvcompress.snapshot import CACHE_DTYPES, KVSnapshot, LayerKV
 
 Progress = Callable[[str, int, int], None]
@@ -41,7 +42,7 @@ SPARE_BYTES = 1 << 28
 """Left free on the disk."""
 
 
-def tokenized_sessions(model: Any, tokenizer: Any, path: Path) -> list[tuple[Session, Tensor]]:
+def tokenized_sessions(model: CausalLM, tokenizer: Tokenizer | None, path: Path) -> list[tuple[Session, Tensor]]:
     """Return the sessions of a file with their token ids [N] int64, cut at the model's context."""
     if tokenizer is None:
         raise InputError("the model has no tokenizer", "Save one beside the model")
@@ -78,8 +79,8 @@ def shard_bytes(rows: Sequence[ShardRow], values_per_token: int, embedding_value
 
 
 def write_shards(
-    model: Any,
-    tokenizer: Any,
+    model: CausalLM,
+    tokenizer: Tokenizer | None,
     sessions: Path,
     output: Path,
     progress: Progress,
@@ -111,8 +112,8 @@ def write_shards(
 
 
 def harvest(
-    model: Any,
-    tokenizer: Any,
+    model: CausalLM,
+    tokenizer: Tokenizer | None,
     sessions: Sequence[tuple[str, Tensor]],
     output: Path,
     progress: Progress,
@@ -145,14 +146,14 @@ def harvest(
 
 def _prepare(
     output: Path,
-    model: Any,
+    model: CausalLM,
     probe: KVSnapshot,
     sessions: Sequence[tuple[str, Tensor]],
     settings: HarvestSettings,
     force: bool,
 ) -> None:
     """Say in `shards.json` what will lie here, or see that the harvest that began here is this one."""
-    stated = {
+    stated: dict[str, Any] = {
         "model": asdict(probe.origin.fingerprint),
         "settings": asdict(settings),
         "sessions": [[name, len(ids), int(ids.sum())] for name, ids in sessions],
@@ -188,7 +189,7 @@ def _require_space(output: Path, needed_bytes: int) -> None:
 
 
 def _write_session(
-    model: Any, tokenizer: Any, row: ShardRow, ids: Tensor, output: Path, settings: HarvestSettings
+    model: CausalLM, tokenizer: Tokenizer | None, row: ShardRow, ids: Tensor, output: Path, settings: HarvestSettings
 ) -> None:
     """Write what is missing of one session's files."""
     shard, gradients = output / row.file, output / row.gradients if row.gradients else None
@@ -214,7 +215,7 @@ def _narrowed(snapshot: KVSnapshot, dtype: str, path: Path) -> KVSnapshot:
     return KVSnapshot(tuple(layers), snapshot.token_ids, replace(snapshot.origin, dtype=dtype))
 
 
-def _write_gradients(model: Any, snapshot: KVSnapshot, continuation: Tensor, path: Path, seed: int) -> None:
+def _write_gradients(model: CausalLM, snapshot: KVSnapshot, continuation: Tensor, path: Path, seed: int) -> None:
     """Write gradients with respect to pre-RoPE channels, `gradients.i` [T, C] float16 in units of `scale`."""
     generator = torch.Generator().manual_seed(seed)
     found = cache_gradients(model, snapshot, continuation, rope_of(snapshot.origin), generator)
@@ -226,7 +227,7 @@ def _write_gradients(model: Any, snapshot: KVSnapshot, continuation: Tensor, pat
         save_file(tensors | {"scale": torch.tensor(scale)}, temporary)
 
 
-def _write_tokens(model: Any, table: Tensor, sessions: Sequence[Tensor], probe: KVSnapshot, output: Path) -> None:
+def _write_tokens(model: CausalLM, table: Tensor, sessions: Sequence[Tensor], probe: KVSnapshot, output: Path) -> None:
     """Write what the model says of single tokens."""
     ids = _first_ids(sessions, len(table))
     caches, rope = first_token_caches(model, ids), rope_of(probe.origin)

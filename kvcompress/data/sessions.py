@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from kvcompress.errors import FormatError, InputError
+from kvcompress.hf.types import Tokenizer
 
 DEFAULT_CATEGORY = "dialogue"
 
@@ -130,18 +131,18 @@ def find_session(path: Path, wanted: str | None) -> Session:
     raise InputError(f"no session has the id {wanted!r}", f"The file holds {shown}", path=path)
 
 
-def text_ids(tokenizer: Any, text: str) -> list[int]:
+def text_ids(tokenizer: Tokenizer, text: str) -> list[int]:
     """Return the token ids of text as it is: no special tokens added, no warning about its length."""
     return list(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
 
 
-def plain_text_ids(tokenizer: Any, text: str) -> list[int]:
+def plain_text_ids(tokenizer: Tokenizer, text: str) -> list[int]:
     """Return the token ids of plain text, the tokenizer's opening token (if it has one) before them."""
     opening = [] if tokenizer.bos_token_id is None else [int(tokenizer.bos_token_id)]
     return [*opening, *text_ids(tokenizer, text)]
 
 
-def session_token_ids(session: Session, tokenizer: Any, *, ask: bool = False) -> list[int]:
+def session_token_ids(session: Session, tokenizer: Tokenizer, *, ask: bool = False) -> list[int]:
     """Lay a session out by the tokenizer's chat template; plain text as it is.
 
     Args:
@@ -163,7 +164,7 @@ def session_token_ids(session: Session, tokenizer: Any, *, ask: bool = False) ->
     return text_ids(tokenizer, text)
 
 
-def token_ages(session: Session, tokenizer: Any) -> list[float] | None:
+def token_ages(session: Session, tokenizer: Tokenizer) -> list[float] | None:
     """Return how many seconds before the last message each token was said; None where the messages do not say when.
 
     Raises:

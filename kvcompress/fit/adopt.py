@@ -30,13 +30,14 @@ from kvcompress.format.json_section import canonical_json
 from kvcompress.hf import fingerprint, recompute_with
 from kvcompress.hf.architecture import REMEDY, Architecture
 from kvcompress.hf.fingerprint import vocabulary_digest
+from kvcompress.hf.types import CausalLM, Tokenizer
 from kvcompress.hub.places import home
 from kvcompress.snapshot import ModelFingerprint
 
 Progress = Callable[[str, int, int], None]
 
 
-def adopt(codec: TinyVAECodec, model: Any, tokenizer: Any) -> TinyVAECodec:
+def adopt(codec: TinyVAECodec, model: CausalLM, tokenizer: Tokenizer | None) -> TinyVAECodec:
     """Return a codec for sessions of a model: itself where that is its own, else a copy without quality words.
 
     Weights are shared with the codec, whose files the copy reads and the other way round.
@@ -64,7 +65,7 @@ def adopt(codec: TinyVAECodec, model: Any, tokenizer: Any) -> TinyVAECodec:
 
 
 def measured(
-    codec: TinyVAECodec, model: Any, tokenizer: Any, sessions: Path | None, progress: Progress
+    codec: TinyVAECodec, model: CausalLM, tokenizer: Tokenizer | None, sessions: Path | None, progress: Progress
 ) -> TinyVAECodec:
     """Return an adopted codec with the quality words that were measured to hold; without any where nothing was.
 
@@ -100,7 +101,7 @@ def measured(
     return _with(codec, data, place)
 
 
-def fit_of(facts: CodecFacts, model: Any, tokenizer: Any) -> str:
+def fit_of(facts: CodecFacts, model: CausalLM, tokenizer: Tokenizer | None) -> str:
     """Return whether a codec is for a model: "yes", "other weights" where it can be tried, or "no"."""
     own, found = ModelFingerprint.from_json(facts.model), fingerprint(model, tokenizer)
     try:
@@ -116,7 +117,9 @@ def fit_of(facts: CodecFacts, model: Any, tokenizer: Any) -> str:
     return "other weights"
 
 
-def _require_vocabulary(own: ModelFingerprint, ours: str | None, found: ModelFingerprint, tokenizer: Any) -> None:
+def _require_vocabulary(
+    own: ModelFingerprint, ours: str | None, found: ModelFingerprint, tokenizer: Tokenizer | None
+) -> None:
     """Raise `MismatchError` unless token ids mean what they mean to a codec.
 
     Args:
@@ -129,6 +132,7 @@ def _require_vocabulary(own: ModelFingerprint, ours: str | None, found: ModelFin
         return
     if ours is None:
         raise MismatchError("the tokenizer", own.tokenizer[:16], found.tokenizer[:16], REMEDY)
+    assert tokenizer is not None  # its digest is known
     theirs = vocabulary_digest(tokenizer)
     if ours != theirs:
         raise MismatchError("the tokenizer's vocabulary", ours[:16], theirs[:16], REMEDY)

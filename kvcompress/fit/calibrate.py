@@ -23,6 +23,7 @@ from kvcompress.errors import InputError
 from kvcompress.fit.search import Path, Progress, Sessions
 from kvcompress.fit.trials import Bench, TrialSource, is_usable, trials_from_sessions
 from kvcompress.fit.verdict import nearest_of, promise_of
+from kvcompress.hf.types import CausalLM
 from kvcompress.metrics.conformal import sessions_needed
 from kvcompress.metrics.fidelity import MIN_CONTINUATION_TOKENS, TIERS, Tier
 
@@ -47,7 +48,7 @@ class Calibration:
 
 
 def calibrate(
-    model: Any,
+    model: CausalLM,
     codec: TinyVAECodec,
     trials: Sequence[TrialSource],
     *,
@@ -59,7 +60,7 @@ def calibrate(
 
 
 def calibrated(
-    model: Any,
+    model: CausalLM,
     codec: TinyVAECodec,
     trials: Sequence[TrialSource],
     *,

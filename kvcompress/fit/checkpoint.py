@@ -23,6 +23,7 @@ from kvcompress.fit.trials import TrialSource, trials_from_sessions
 from kvcompress.format.atomic import atomic_directory, atomic_write
 from kvcompress.hf import fingerprint, load_model, recompute_with
 from kvcompress.hf.fingerprint import vocabulary_digest
+from kvcompress.hf.types import CausalLM, Tokenizer
 
 Progress = Callable[[str, int, int], None]
 
@@ -76,7 +77,7 @@ def calibrate_checkpoint(model: str, sessions: Path, directory: Path, progress: 
     }
 
 
-def usable_sessions(model: Any, tokenizer: Any, sessions: Path) -> list[Tensor]:
+def usable_sessions(model: CausalLM, tokenizer: Tokenizer | None, sessions: Path) -> list[Tensor]:
     """Return the token ids [N] int64 of recorded sessions that are long enough to be cut in two."""
     rows = [ids for _, ids in tokenized_sessions(model, tokenizer, sessions)]
     return [ids for ids in rows if len(ids) >= SHORTEST_SESSION_TOKENS]
@@ -107,8 +108,8 @@ def kept_out_of_fit(fitted: dict[str, Any], rows: Sequence[Tensor]) -> list[Tens
 
 def finish_codec(
     codec: TinyVAECodec,
-    model: Any,
-    tokenizer: Any,
+    model: CausalLM,
+    tokenizer: Tokenizer | None,
     trials: Sequence[TrialSource],
     progress: Progress,
     *,

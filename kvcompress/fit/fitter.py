@@ -36,6 +36,7 @@ from kvcompress.fit.token_table import embedding_table, mean_table, table_pays
 from kvcompress.fit.working import Working
 from kvcompress.hf.channels import LayerShape, Rope, group_layers
 from kvcompress.hf.rope import rope_of
+from kvcompress.hf.types import CausalLM, Tokenizer
 from tinyvae import TinyVAEConfig
 from tinyvae.fit.moments import Coherence, Gram
 from tinyvae.prior import TokenTable
@@ -271,7 +272,7 @@ def require_coded_layers(recompute_layers: int, layers: int) -> None:
 
 
 def fit_codec(
-    model: Any, tokenizer: Any, sessions: Sequence[Tensor], settings: FitSettings, progress: Progress
+    model: CausalLM, tokenizer: Tokenizer | None, sessions: Sequence[Tensor], settings: FitSettings, progress: Progress
 ) -> tuple[TinyVAECodec, list[Tensor]]:
     """Harvest sessions [N] int64 into a temporary directory, fit a codec to them, and return it without promises.
 

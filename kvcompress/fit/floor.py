@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -12,6 +12,7 @@ from kvcompress.hf.channels import group_positions, layer_from_channels
 from kvcompress.hf.generation import feed
 from kvcompress.hf.restore import restore
 from kvcompress.hf.rope import rope_of
+from kvcompress.hf.types import CausalLM, Tokenizer
 from kvcompress.metrics.fidelity import kl_nats
 from kvcompress.snapshot import KVSnapshot
 
@@ -37,7 +38,9 @@ def unquantised(codec: TinyVAECodec, snapshot: KVSnapshot) -> KVSnapshot:
 
 
 @torch.inference_mode()
-def floor_nats(model: Any, codec: TinyVAECodec, trials: Sequence[TrialSource], tokenizer: Any = None) -> float | None:
+def floor_nats(
+    model: CausalLM, codec: TinyVAECodec, trials: Sequence[TrialSource], tokenizer: Tokenizer | None = None
+) -> float | None:
     """Return the mean KL over the continuations of a few sessions, None without any."""
     found = []
     for trial in trials[:FLOOR_SESSIONS]:

@@ -30,6 +30,7 @@ from kvcompress.fit.settings import FitSettings
 from kvcompress.fit.trials import CONTINUATION_TOKENS
 from kvcompress.fit.working import Working
 from kvcompress.hf import fingerprint, load_model
+from kvcompress.hf.types import CausalLM, Tokenizer
 from kvcompress.snapshot import KVSnapshot
 
 PASSES = 2
@@ -146,8 +147,8 @@ def _harvest(
 
 def verify(
     codec: TinyVAECodec,
-    model: Any,
-    tokenizer: Any,
+    model: CausalLM,
+    tokenizer: Tokenizer | None,
     shards: Shards,
     working: Working,
     progress: Progress,

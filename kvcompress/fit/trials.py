@@ -11,7 +11,7 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -29,6 +29,7 @@ from kvcompress.format.raw_snapshot import load_raw, save_raw
 from kvcompress.hf.capture import capture
 from kvcompress.hf.generation import feed
 from kvcompress.hf.restore import restore
+from kvcompress.hf.types import CausalLM, Tokenizer
 from kvcompress.metrics.fidelity import MIN_CONTINUATION_TOKENS, SHORT_CONTEXT_TOKENS, short_context_logits
 from kvcompress.snapshot import KVSnapshot
 
@@ -69,8 +70,8 @@ class SessionTrial:
         directory: Where caches lie, shared by the trials of a run and removed with the last of them.
     """
 
-    model: Any
-    tokenizer: Any
+    model: CausalLM
+    tokenizer: Tokenizer | None
     token_ids: Tensor
     continuation: Tensor
     directory: tempfile.TemporaryDirectory[str] = field(repr=False)
@@ -85,9 +86,9 @@ class SessionTrial:
 
 
 def trials_from_sessions(
-    model: Any,
+    model: CausalLM,
     sessions: Sequence[Tensor],
-    tokenizer: Any = None,
+    tokenizer: Tokenizer | None = None,
     continuation_tokens: int = CONTINUATION_TOKENS,
 ) -> list[SessionTrial]:
     """Cut sessions before their last `continuation_tokens` tokens, or in the middle where they are shorter than two.
@@ -120,7 +121,7 @@ class Bench:
     """
 
     def __init__(
-        self, model: Any, codec: TinyVAECodec, trials: Sequence[TrialSource], resume_file: Path | None = None
+        self, model: CausalLM, codec: TinyVAECodec, trials: Sequence[TrialSource], resume_file: Path | None = None
     ) -> None:
         self.model, self.codec, self.trials = model, codec, list(trials)
         key = f"{codec.fingerprint} {token_digest([trial.continuation for trial in self.trials])}"
@@ -182,7 +183,7 @@ def stored_as(snapshot: KVSnapshot, setting: Setting, analysis: Analysis | None)
     return analysis.tried(setting.qp, residual_qp=setting.residual_qp)
 
 
-def context_worth(model: Any, token_ids: Tensor, continuation: Tensor, exact: Tensor) -> float:
+def context_worth(model: CausalLM, token_ids: Tensor, continuation: Tensor, exact: Tensor) -> float:
     """Return what the context beyond the last 32 tokens is worth in nats: the mean over every eighth position.
 
     Args:

@@ -12,8 +12,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from transformers import PreTrainedModel
-
 from kvcompress.errors import MismatchError
 from kvcompress.hf.fingerprint import (
     RUN_TIME_KEYS,
@@ -22,6 +20,7 @@ from kvcompress.hf.fingerprint import (
     configured_rope_digest,
     rope_digest,
 )
+from kvcompress.hf.types import CausalLM
 from kvcompress.snapshot import Origin
 
 UNHEARD_KEYS = RUN_TIME_KEYS | SPECIAL_TOKEN_KEYS | {"unk_token_id", "initializer_range"}
@@ -49,7 +48,7 @@ class Architecture:
         return cls(origin.config, origin.fingerprint.rope)
 
     @classmethod
-    def of_model(cls, model: PreTrainedModel) -> Architecture:
+    def of_model(cls, model: CausalLM) -> Architecture:
         """Return that of a model at hand."""
         return cls(config_json(model), rope_digest(model))
 

@@ -20,6 +20,7 @@ from transformers.masking_utils import AttentionMaskInterface, eager_mask
 
 from kvcompress.errors import InputError
 from kvcompress.hf.forward import open_mask, run
+from kvcompress.hf.types import Cache, CausalLM
 
 OBSERVED = "kvcompress_observed"
 EAGER = "eager_attention_forward"
@@ -72,7 +73,7 @@ class Observer:
         InputError: The family does not show its attention.
     """
 
-    def __init__(self, model: Any) -> None:
+    def __init__(self, model: CausalLM) -> None:
         shared = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
         self.model = copy.deepcopy(model, shared)
         families = {type(m).__module__ for m in model.modules() if type(m).__name__.endswith("Attention")}
@@ -84,7 +85,9 @@ class Observer:
             raise unseen(model) from error
 
     @torch.no_grad()
-    def run(self, token_ids: Tensor, first_position: int, cache: Any, see: See | None, *, logits: bool = False) -> Any:
+    def run(
+        self, token_ids: Tensor, first_position: int, cache: Cache, see: See | None, *, logits: bool = False
+    ) -> Any:
         """Feed tokens [T] int64 at positions from `first_position` on behind a cache, which is advanced in place.
 
         Args:
@@ -115,7 +118,7 @@ class Observer:
         return found[0] if logits else None
 
 
-def unseen(model: Any) -> InputError:
+def unseen(model: CausalLM) -> InputError:
     """Return the error of a model whose attention cannot be observed."""
     what = f"model type {model.config.model_type!r} does not show the attention probabilities of every layer"
     return InputError(what, "Use another scorer, or a family that supports attn_implementation='eager'")

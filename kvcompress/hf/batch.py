@@ -23,6 +23,7 @@ from kvcompress.hf.families import new_cache
 from kvcompress.hf.forward import run
 from kvcompress.hf.generation import require_room
 from kvcompress.hf.restore import restore
+from kvcompress.hf.types import Cache, CausalLM
 from kvcompress.snapshot import KVSnapshot
 
 
@@ -36,12 +37,12 @@ class Batch:
         next_positions: For each session the position of the next token to be fed.
     """
 
-    cache: Any
+    cache: Cache
     mask: Tensor
     next_positions: list[int]
 
 
-def restore_batch(snapshots: Sequence[KVSnapshot], model: Any) -> Batch:
+def restore_batch(snapshots: Sequence[KVSnapshot], model: CausalLM) -> Batch:
     """Return the caches of several sessions of one model as a batch; they share no memory with the snapshots.
 
     Raises:
@@ -61,7 +62,7 @@ def restore_batch(snapshots: Sequence[KVSnapshot], model: Any) -> Batch:
             raise InputError(what, "Resume sessions pruned layer by layer one by one")
         lengths.append(held.pop())
     longest = max(lengths)
-    cache: Any = new_cache(model)
+    cache: Cache = new_cache(model)
     singles: list[Any] = [restore(snapshot, model) for snapshot in snapshots]
     mask = torch.zeros(len(snapshots), longest, dtype=torch.int64, device=model.device)
     for row, length in enumerate(lengths):
@@ -77,7 +78,7 @@ def restore_batch(snapshots: Sequence[KVSnapshot], model: Any) -> Batch:
     return Batch(cache, mask, [snapshot.origin.next_position for snapshot in snapshots])
 
 
-def _padded(layer: Any, exact: Any, longest: int, model: Any) -> tuple[Tensor, Tensor]:
+def _padded(layer: Any, exact: Any, longest: int, model: CausalLM) -> tuple[Tensor, Tensor]:
     """Return keys and values [1, H, longest, D], zeros on the left."""
     found = []
     for part, like in ((layer.keys, exact.keys), (layer.values, exact.values)):
@@ -89,7 +90,7 @@ def _padded(layer: Any, exact: Any, longest: int, model: Any) -> tuple[Tensor, T
 
 
 @torch.no_grad()
-def feed_batch(model: Any, batch: Batch, token_ids: Sequence[Sequence[int]]) -> Tensor:
+def feed_batch(model: CausalLM, batch: Batch, token_ids: Sequence[Sequence[int]]) -> Tensor:
     """Feed each session its tokens, at least one, and advance the batch in place.
 
     Returns:
@@ -117,7 +118,7 @@ def feed_batch(model: Any, batch: Batch, token_ids: Sequence[Sequence[int]]) -> 
 
 
 def generate_batch(
-    model: Any,
+    model: CausalLM,
     batch: Batch,
     pending_ids: Sequence[Sequence[int]],
     *,

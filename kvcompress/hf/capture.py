@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import DynamicCache
 
 from kvcompress.errors import InputError
 from kvcompress.hf.families import (
@@ -22,17 +22,18 @@ from kvcompress.hf.families import (
 from kvcompress.hf.fingerprint import config_json, fingerprint
 from kvcompress.hf.forward import run
 from kvcompress.hf.rope import rope_from_config
+from kvcompress.hf.types import Cache, CausalLM, Tokenizer
 from kvcompress.snapshot import CACHE_DTYPES, KVSnapshot, LayerKV, Origin
 
 ROUND_TRIP_TOLERANCE = 1e-5  # of the largest key of the token and head
 
 
 def capture(
-    model: PreTrainedModel,
+    model: CausalLM,
     token_ids: Tensor | Sequence[int],
     *,
-    tokenizer: PreTrainedTokenizerBase | None = None,
-    cache: DynamicCache | None = None,
+    tokenizer: Tokenizer | None = None,
+    cache: Cache | None = None,
     chunk_tokens: int | None = None,
 ) -> KVSnapshot:
     """Record the key-value cache of one session.
@@ -73,7 +74,7 @@ def capture(
     return KVSnapshot(layers, ids, origin)
 
 
-def check_ids(model: PreTrainedModel, token_ids: Tensor | Sequence[int]) -> Tensor:
+def check_ids(model: CausalLM, token_ids: Tensor | Sequence[int]) -> Tensor:
     """Return the tokens as [N] int64 on the CPU in memory of their own.
 
     Raises:
@@ -100,7 +101,7 @@ def check_ids(model: PreTrainedModel, token_ids: Tensor | Sequence[int]) -> Tens
     return ids
 
 
-def _check_cache(cache: Any, layout: DynamicCache, tokens: int) -> None:
+def _check_cache(cache: Cache, layout: DynamicCache, tokens: int) -> None:
     """Raise `InputError` unless the cache is one sequence of `tokens` tokens in a layout that fits the model's."""
     kinds, expected = layer_kinds(cache), layer_kinds(layout)
     if len(kinds) != len(expected):
@@ -117,7 +118,7 @@ def _check_cache(cache: Any, layout: DynamicCache, tokens: int) -> None:
             raise InputError(f"the cache holds a batch of {layer.keys.shape[0]}", "Record one session at a time")
 
 
-def _prefill(model: PreTrainedModel, ids: Tensor, cache: DynamicCache, chunk_tokens: int | None) -> DynamicCache:
+def _prefill(model: CausalLM, ids: Tensor, cache: DynamicCache, chunk_tokens: int | None) -> DynamicCache:
     """Run the model over `ids` [N] and return the filled cache."""
     if chunk_tokens is not None and chunk_tokens < 1:
         raise InputError(f"chunk_tokens must be positive, not {chunk_tokens}")

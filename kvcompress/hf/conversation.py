@@ -10,6 +10,7 @@ import torch
 from kvcompress.hf.capture import capture
 from kvcompress.hf.families import new_cache
 from kvcompress.hf.generation import feed, generate_from
+from kvcompress.hf.types import CausalLM, Tokenizer
 from kvcompress.snapshot import KVSnapshot
 
 
@@ -29,7 +30,7 @@ class Conversation:
         model: A causal language model in evaluation mode.
     """
 
-    def __init__(self, model: Any) -> None:
+    def __init__(self, model: CausalLM) -> None:
         self.model, self.cache = model, new_cache(model)
         self.seen: list[int] = []
 
@@ -62,7 +63,7 @@ class Conversation:
         self.seen = [*token_ids, *new_ids[:-1]] if new_ids else list(token_ids[:kept])
         return new_ids
 
-    def snapshot(self, token_ids: Sequence[int], tokenizer: Any = None) -> KVSnapshot:
+    def snapshot(self, token_ids: Sequence[int], tokenizer: Tokenizer | None = None) -> KVSnapshot:
         """Return the cache after these tokens, which begin as the conversation does."""
         kept = self._cut_to(common_prefix(self.seen, token_ids))
         if kept < len(token_ids):

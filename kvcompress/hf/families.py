@@ -15,14 +15,15 @@ from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
-from torch import Tensor, nn
-from transformers import DynamicCache, PreTrainedModel
+from torch import Tensor
+from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from kvcompress.errors import InputError
 from kvcompress.hf.fingerprint import rope_digest, rotates_as_configured
 from kvcompress.hf.forward import run
 from kvcompress.hf.rope import ROTATION_NAME, RopeAdapter, rope_from_config, rotatable_layers
+from kvcompress.hf.types import Cache, CausalLM
 
 SUPPORTED = "Supported are decoder-only models that cache plain keys and values, with full or sliding-window attention"
 KIND_OF_LAYER: dict[type, str] = {DynamicLayer: "full_attention", DynamicSlidingWindowLayer: "sliding_attention"}
@@ -30,11 +31,11 @@ PROBE_TOKENS = 16
 PROBE_TOLERANCE = {torch.float32: 1e-5, torch.float16: 5e-3, torch.bfloat16: 3e-2}  # of the largest key
 UNNAMED_CONTEXT_TOKENS = 4096
 
-_PROBED: WeakKeyDictionary[nn.Module, tuple[str, tuple[bool, ...]]] = WeakKeyDictionary()
+_PROBED: WeakKeyDictionary[Any, tuple[str, tuple[bool, ...]]] = WeakKeyDictionary()
 _SPYING = threading.Lock()
 
 
-def new_cache(model: PreTrainedModel) -> DynamicCache:
+def new_cache(model: CausalLM) -> DynamicCache:
     """Return an empty cache of the model's own layout.
 
     Raises:
@@ -51,7 +52,7 @@ def new_cache(model: PreTrainedModel) -> DynamicCache:
     return cache
 
 
-def layer_kinds(cache: Any) -> tuple[str, ...]:
+def layer_kinds(cache: Cache) -> tuple[str, ...]:
     """Return the kind of each layer as in `snapshot.LAYER_KINDS`, raising `InputError` on any other kind of cache."""
     layers = getattr(cache, "layers", None)
     if layers is None:
@@ -62,19 +63,19 @@ def layer_kinds(cache: Any) -> tuple[str, ...]:
     return tuple(KIND_OF_LAYER[type(layer)] for layer in layers)
 
 
-def context_tokens(model: PreTrainedModel) -> int | None:
+def context_tokens(model: CausalLM) -> int | None:
     """Return the longest session the model was made for, None where its configuration does not say."""
     limit = getattr(model.config.get_text_config(decoder=True), "max_position_embeddings", None)
     return limit if isinstance(limit, int) and limit > 0 else None
 
 
-def vocabulary_tokens(model: PreTrainedModel) -> int:
+def vocabulary_tokens(model: CausalLM) -> int:
     """Return the number of token ids that the model can embed."""
     table: Any = model.get_input_embeddings().weight
     return int(table.shape[0])
 
 
-def _refuse_family(model: PreTrainedModel) -> None:
+def _refuse_family(model: CausalLM) -> None:
     """Raise `InputError` for caches that look plain but are not."""
     config = model.config.get_text_config(decoder=True)
     attention = getattr(config, "attn_config", None)
@@ -89,7 +90,7 @@ def _refuse_family(model: PreTrainedModel) -> None:
     raise InputError(f"model type {config.model_type!r} uses {kind}", SUPPORTED)
 
 
-def rotating_layers(model: PreTrainedModel, config: Mapping[str, Any]) -> tuple[bool, ...]:
+def rotating_layers(model: CausalLM, config: Mapping[str, Any]) -> tuple[bool, ...]:
     """Find out by a short run which layers cache keys that `RopeAdapter.undo` takes back to the truth.
 
     Some families leave RoPE out in some layers, which a cache does not show. The result is kept with the model.
@@ -108,13 +109,13 @@ def rotating_layers(model: PreTrainedModel, config: Mapping[str, Any]) -> tuple[
     return found
 
 
-def _probe(model: PreTrainedModel, adapter: RopeAdapter) -> tuple[bool, ...]:
+def _probe(model: CausalLM, adapter: RopeAdapter) -> tuple[bool, ...]:
     """Run a few tokens at the far end of the context, where wrong frequencies show most."""
     context = context_tokens(model) or UNNAMED_CONTEXT_TOKENS
     count = min(PROBE_TOKENS, context)
     positions = torch.arange(context - count, context)
     ids = torch.arange(count) % vocabulary_tokens(model)
-    cache: Any = DynamicCache()  # without a configuration no layer forgets, however small its window
+    cache: Cache = DynamicCache()  # without a configuration no layer forgets, however small its window
     with _spied(_attention_modules(model)) as calls, torch.inference_mode():
         run(model, ids[None], cache, position_ids=positions[None])
     return tuple(
@@ -149,7 +150,7 @@ def _explained(
     return False
 
 
-def _attention_modules(model: PreTrainedModel) -> list[ModuleType]:
+def _attention_modules(model: CausalLM) -> list[ModuleType]:
     """Return the Python modules whose rotation the model's attention layers call."""
     names = {type(module).__module__ for module in model.modules() if type(module).__name__.endswith("Attention")}
     return [sys.modules[name] for name in sorted(names) if hasattr(sys.modules[name], ROTATION_NAME)]

@@ -14,10 +14,10 @@ from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from kvcompress.errors import InputError
 from kvcompress.hf.rope import parse_config, rotary_parts
+from kvcompress.hf.types import CausalLM, Tokenizer
 from kvcompress.snapshot import ModelFingerprint
 
 RUN_TIME_KEYS = frozenset(
@@ -31,11 +31,11 @@ RUN_TIME_KEYS = frozenset(
 SPECIAL_TOKEN_KEYS = frozenset({"pad_token_id", "bos_token_id", "eos_token_id", "sep_token_id"})
 FREQUENCY_TOLERANCE = 1e-5  # far above one unit in the last place between processors, far below bfloat16 rounding
 
-_WEIGHTS: WeakKeyDictionary[nn.Module, tuple[object, str]] = WeakKeyDictionary()
+_WEIGHTS: WeakKeyDictionary[Any, tuple[object, str]] = WeakKeyDictionary()
 _TOKENIZERS: WeakKeyDictionary[Any, tuple[str, str]] = WeakKeyDictionary()
 
 
-def fingerprint(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None = None) -> ModelFingerprint:
+def fingerprint(model: CausalLM, tokenizer: Tokenizer | None = None) -> ModelFingerprint:
     """Return the content hashes of a model and, if given, of its tokenizer.
 
     The hash of the weights is kept with the model object and computed again as soon as a weight was changed in place or
@@ -52,12 +52,12 @@ def fingerprint(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | Non
     )
 
 
-def config_json(model: PreTrainedModel) -> dict[str, Any]:
+def config_json(model: CausalLM) -> dict[str, Any]:
     """Return the model's configuration as JSON-able data without keys of one run, one path or one version."""
     return dict(_without(json.loads(model.config.to_json_string(use_diff=False)), RUN_TIME_KEYS))
 
 
-def rope_digest(model: PreTrainedModel) -> str:
+def rope_digest(model: CausalLM) -> str:
     """Hash how the model rotates: its parameters, its class and, where they are not as configured, its frequencies.
 
     Frequencies equal to the configured ones up to rounding do not enter: processors differ in the last bit.
@@ -82,7 +82,7 @@ def configured_rope_digest(config: Mapping[str, Any]) -> str:
     return _hash_json({"class": type(rotary).__name__, "parameters": getattr(parsed, "rope_parameters", None)})
 
 
-def rotates_as_configured(model: PreTrainedModel) -> bool:
+def rotates_as_configured(model: CausalLM) -> bool:
     """Return whether the frequencies in the model are those of its configuration; `model.to(bfloat16)` rounds them."""
     rotary = _live_rotary(model)
     parts = rotary_parts(parse_config(json.dumps(config_json(model), sort_keys=True)))
@@ -95,16 +95,16 @@ def rotates_as_configured(model: PreTrainedModel) -> bool:
     )
 
 
-def _live_rotary(model: PreTrainedModel) -> nn.Module | None:
+def _live_rotary(model: CausalLM) -> nn.Module | None:
     return next((module for module in model.modules() if _is_rotary(module)), None)
 
 
-def _config_digest(model: PreTrainedModel) -> str:
+def _config_digest(model: CausalLM) -> str:
     # Special tokens are set by many scripts after loading; they steer generation, not the meaning of a cache.
     return _hash_json(_without(config_json(model), SPECIAL_TOKEN_KEYS))
 
 
-def _weights_digest(model: PreTrainedModel) -> str:
+def _weights_digest(model: CausalLM) -> str:
     state: dict[str, Tensor] = model.state_dict(keep_vars=True)
     stamp = _stamp(state)
     known = _WEIGHTS.get(model)
@@ -139,7 +139,7 @@ def _canonical_bytes(tensor: Tensor) -> bytes | Any:
     return array.astype(array.dtype.newbyteorder("<"), copy=False).data if array.size else b""
 
 
-def tokenizer_digest(tokenizer: PreTrainedTokenizerBase) -> str:
+def tokenizer_digest(tokenizer: Tokenizer) -> str:
     """Hash vocabulary, merges, normalisation and chat template, but not padding and truncation, which calls change."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
     text = json.dumps(tokenizer.get_vocab(), sort_keys=True) if backend is None else backend.to_str()
@@ -156,7 +156,7 @@ def tokenizer_digest(tokenizer: PreTrainedTokenizerBase) -> str:
     return digest
 
 
-def vocabulary_digest(tokenizer: PreTrainedTokenizerBase) -> str:
+def vocabulary_digest(tokenizer: Tokenizer) -> str:
     """Hash which id stands for which token, and nothing else: what a table of tokens depends on.
 
     Converted by another tool a tokenizer may split texts by other rules; its ids mean the same all the same.

@@ -15,15 +15,16 @@ import torch
 from torch import Tensor
 
 from kvcompress.errors import InputError
+from kvcompress.hf.types import Cache, CausalLM
 
 CACHE_NAMES = ("past_key_values", "cache")
 """What transformers calls a cache, oldest name first: a release between the two may know both."""
 
 
 def run(
-    model: Any,
+    model: CausalLM,
     input_ids: Tensor,
-    cache: Any = None,
+    cache: Cache | None = None,
     *,
     position_ids: Tensor | None = None,
     attention_mask: Tensor | None = None,
@@ -60,7 +61,7 @@ def run(
     return logits
 
 
-def cache_name(model: Any) -> str:
+def cache_name(model: CausalLM) -> str:
     """Return the name under which a model's `forward` takes its cache.
 
     Raises:
@@ -74,12 +75,12 @@ def cache_name(model: Any) -> str:
     raise InputError(what, f"Pass a model itself, not a wrapper, whose forward takes {' or '.join(CACHE_NAMES)}")
 
 
-def take_logits(model: Any, last_only: bool) -> dict[str, int]:
+def take_logits(model: CausalLM, last_only: bool) -> dict[str, int]:
     """Return the keyword that spares a model the logits nobody reads; empty where its `forward` does not know it."""
     return {"logits_to_keep": 1} if last_only and "logits_to_keep" in _parameters(model) else {}
 
 
-def held_tokens(cache: Any) -> int:
+def held_tokens(cache: Cache) -> int:
     """Return the number of tokens in the longest layer; sliding layers count every token seen, pruned ones their own.
 
     A mask shorter than any layer's count would be padded with zeros and hide the newest tokens, so it needs this one.
@@ -87,23 +88,23 @@ def held_tokens(cache: Any) -> int:
     return max(_lengths(cache).values(), default=0)
 
 
-def open_mask(cache: Any, input_ids: Tensor) -> Tensor:
+def open_mask(cache: Cache, input_ids: Tensor) -> Tensor:
     """Return [B, held + T] int64 ones: nothing in the cache or among the tokens [B, T] is hidden."""
     rows, tokens = input_ids.shape
     return torch.ones(rows, held_tokens(cache) + tokens, dtype=torch.int64)
 
 
-def _parameters(model: Any) -> Mapping[str, inspect.Parameter]:
+def _parameters(model: CausalLM) -> Mapping[str, inspect.Parameter]:
     return inspect.signature(model.forward).parameters
 
 
-def _lengths(cache: Any) -> dict[int, int]:
+def _lengths(cache: Cache | None) -> dict[int, int]:
     """Return the tokens of each layer that holds keys; layers with a running state count none."""
     layers = enumerate(getattr(cache, "layers", ()))
     return {index: int(layer.get_seq_length()) for index, layer in layers if hasattr(layer, "keys")}
 
 
-def _require_growth(model: Any, cache: Any, before: Mapping[int, int], tokens: int) -> None:
+def _require_growth(model: CausalLM, cache: Cache, before: Mapping[int, int], tokens: int) -> None:
     """Raise `InputError` unless every layer that the model uses took all tokens, and at least one did."""
     after = _lengths(cache)
     used = [index for index in after if cache.layers[index].keys is not None]

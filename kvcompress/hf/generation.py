@@ -21,12 +21,13 @@ from torch import Tensor
 
 from kvcompress.errors import InputError
 from kvcompress.hf.forward import open_mask, run
+from kvcompress.hf.types import Cache, CausalLM, Tokenizer
 
 STEPWISE_ATTENTION = "sdpa"  # builds no mask for a single query, so layers of different lengths do not clash
 ONE_MASK_ATTENTION = (STEPWISE_ATTENTION, "eager")  # one mask, sized by one layer, serves all layers of a kind
 
 
-def context_limit(model: Any) -> int | None:
+def context_limit(model: CausalLM) -> int | None:
     """Return the number of positions the model knows, or None where its configuration does not say."""
     config = model.config
     if hasattr(config, "get_text_config"):
@@ -35,7 +36,7 @@ def context_limit(model: Any) -> int | None:
     return int(limit) if limit is not None else None
 
 
-def require_room(model: Any, end_position: int, remedy: str) -> None:
+def require_room(model: CausalLM, end_position: int, remedy: str) -> None:
     """Raise `InputError` where positions up to `end_position` (exclusive) exceed the model's context."""
     limit = context_limit(model)
     if limit is not None and end_position > limit:
@@ -43,7 +44,7 @@ def require_room(model: Any, end_position: int, remedy: str) -> None:
 
 
 @torch.no_grad()
-def feed(model: Any, cache: Any, token_ids: Tensor, first_position: int, *, last_only: bool = False) -> Tensor:
+def feed(model: CausalLM, cache: Cache, token_ids: Tensor, first_position: int, *, last_only: bool = False) -> Tensor:
     """Feed tokens at explicit positions and advance the cache in place.
 
     Args:
@@ -73,14 +74,14 @@ def feed(model: Any, cache: Any, token_ids: Tensor, first_position: int, *, last
     return torch.cat(rows)
 
 
-def _forward(model: Any, cache: Any, ids: Tensor, first_position: int, last_only: bool) -> Tensor:
+def _forward(model: CausalLM, cache: Cache, ids: Tensor, first_position: int, last_only: bool) -> Tensor:
     rows, positions = ids[None], torch.arange(first_position, first_position + ids.numel())[None]
     mask = open_mask(cache, rows)
     logits = run(model, rows, cache, position_ids=positions, attention_mask=mask, last_only=last_only)[0]
     return logits[-1:] if last_only else logits
 
 
-def _must_step(model: Any, cache: Any) -> bool:
+def _must_step(model: CausalLM, cache: Cache) -> bool:
     """Tell whether layers of different lengths force one token at a time."""
     growing = (layer for layer in cache.layers if hasattr(layer, "keys") and not getattr(layer, "is_sliding", False))
     lengths = {int(layer.get_seq_length()) for layer in growing}
@@ -95,7 +96,7 @@ def _must_step(model: Any, cache: Any) -> bool:
 
 
 def resume_start(
-    cache: Any,
+    cache: Cache,
     token_ids: Tensor,
     prompt_ids: Sequence[int] = (),
     *,
@@ -150,8 +151,8 @@ def _remove_last(layer: Any) -> None:
 
 @torch.no_grad()
 def generate_from(
-    model: Any,
-    cache: Any,
+    model: CausalLM,
+    cache: Cache,
     pending_ids: Sequence[int],
     *,
     next_position: int,
@@ -219,7 +220,7 @@ class TextStream:
         context_ids: Tokens before the first new one; tokenizers that drop a leading space need them.
     """
 
-    def __init__(self, tokenizer: Any, write: Callable[[str], object], context_ids: Sequence[int] = ()) -> None:
+    def __init__(self, tokenizer: Tokenizer, write: Callable[[str], object], context_ids: Sequence[int] = ()) -> None:
         """Start behind `context_ids`, of which a few are kept."""
         self._tokenizer, self._write = tokenizer, write
         self._ids = [int(token) for token in context_ids][-8:]

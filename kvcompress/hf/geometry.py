@@ -11,6 +11,7 @@ from transformers import AutoModelForCausalLM
 from kvcompress.hf.channels import LayerShape
 from kvcompress.hf.families import layer_kinds, new_cache
 from kvcompress.hf.forward import run
+from kvcompress.hf.types import Cache
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +38,7 @@ def geometry_of(config: Any) -> ModelGeometry:
     with torch.device("meta"):
         made: Any = AutoModelForCausalLM
         model = made.from_config(config).eval()
-        cache: Any = new_cache(model)
+        cache: Cache = new_cache(model)
         run(model, torch.zeros(1, 2, dtype=torch.int64), cache)
     shapes = []
     for layer in cache.layers:

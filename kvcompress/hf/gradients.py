@@ -10,11 +10,12 @@ from transformers import DynamicCache
 
 from kvcompress.hf.channels import Rope
 from kvcompress.hf.forward import run
+from kvcompress.hf.types import CausalLM
 from kvcompress.snapshot import KVSnapshot
 
 
 def cache_gradients(
-    model: Any, snapshot: KVSnapshot, continuation: Tensor, rope: Rope, generator: torch.Generator
+    model: CausalLM, snapshot: KVSnapshot, continuation: Tensor, rope: Rope, generator: torch.Generator
 ) -> list[tuple[Tensor, Tensor]]:
     """Return, for each layer, the gradient with respect to pre-RoPE keys and values, [H, T, D] float32.
 

@@ -15,13 +15,14 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import DynamicCache
 
 from kvcompress.errors import InputError
 from kvcompress.hf.capture import check_ids
 from kvcompress.hf.families import new_cache
 from kvcompress.hf.fingerprint import fingerprint
 from kvcompress.hf.forward import run
+from kvcompress.hf.types import Cache, CausalLM, Tokenizer
 from kvcompress.snapshot import CACHE_DTYPES, LayerKV, Origin
 
 Recompute = Callable[[Tensor, int, Origin], Sequence[LayerKV]]
@@ -54,7 +55,7 @@ class _EndingCache(DynamicCache):
 
 
 def first_layers(
-    model: PreTrainedModel, token_ids: Tensor, layers: int, *, chunk_tokens: int | None = None
+    model: CausalLM, token_ids: Tensor, layers: int, *, chunk_tokens: int | None = None
 ) -> tuple[LayerKV, ...]:
     """Run the first `layers` layers and return keys and values of these and of the next, at every position.
 
@@ -77,7 +78,7 @@ def first_layers(
     if model.training:
         raise InputError("the model is in training mode", "Call model.eval() first")
     ids = token_ids if token_ids.numel() else torch.zeros(1, dtype=torch.int64)  # a stand-in tells the shapes
-    cache: Any = _EndingCache(layers)
+    cache: Cache = _EndingCache(layers)
     with torch.inference_mode():
         for chunk in torch.split(ids, chunk_tokens or ids.numel()):
             _run(model, chunk, cache)
@@ -87,7 +88,7 @@ def first_layers(
     return tuple(_layer(slot, tokens) for slot in cache.layers)
 
 
-def _run(model: PreTrainedModel, chunk: Tensor, cache: DynamicCache) -> None:
+def _run(model: CausalLM, chunk: Tensor, cache: Cache) -> None:
     try:
         run(model, chunk[None], cache, ends_early=True)
     except _Reached:
@@ -95,7 +96,7 @@ def _run(model: PreTrainedModel, chunk: Tensor, cache: DynamicCache) -> None:
     raise _refusal(model)
 
 
-def _refusal(model: PreTrainedModel) -> InputError:
+def _refusal(model: CausalLM) -> InputError:
     kind = model.config.model_type
     return InputError(f"model type {kind!r} does not hand over its keys and values layer by layer", REMEDY)
 
@@ -108,7 +109,7 @@ def _layer(slot: Any, tokens: int) -> LayerKV:
     return LayerKV(own[0], own[1], torch.arange(tokens))
 
 
-def recompute_with(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None = None) -> Recompute:
+def recompute_with(model: CausalLM, tokenizer: Tokenizer | None = None) -> Recompute:
     """Return what a codec asks for the layers that it does not code: this model's, and no other's.
 
     Args:

@@ -4,19 +4,20 @@ from __future__ import annotations
 
 from typing import Any
 
-from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import DynamicCache
 
 from kvcompress.errors import InputError
 from kvcompress.hf.families import layer_kinds, new_cache
 from kvcompress.hf.fingerprint import fingerprint
+from kvcompress.hf.types import CausalLM, Tokenizer
 from kvcompress.snapshot import KVSnapshot, LayerKV
 
 
 def restore(
     snapshot: KVSnapshot,
-    model: PreTrainedModel,
+    model: CausalLM,
     *,
-    tokenizer: PreTrainedTokenizerBase | None = None,
+    tokenizer: Tokenizer | None = None,
     check_fingerprint: bool = True,
     copy: bool = True,
 ) -> DynamicCache:
@@ -49,7 +50,7 @@ def restore(
     return cache
 
 
-def _fill(index: int, slot: Any, layer: LayerKV, model: PreTrainedModel, next_position: int, *, copy: bool) -> None:
+def _fill(index: int, slot: Any, layer: LayerKV, model: CausalLM, next_position: int, *, copy: bool) -> None:
     """Put one layer into an empty cache layer, which stays untouched if there is nothing to put."""
     window = getattr(slot, "sliding_window", None)
     if window is not None:

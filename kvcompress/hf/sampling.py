@@ -17,6 +17,7 @@ from kvcompress.hf.families import new_cache
 from kvcompress.hf.forward import open_mask, run
 from kvcompress.hf.generation import context_limit, resume_start
 from kvcompress.hf.restore import restore
+from kvcompress.hf.types import Cache, CausalLM
 from kvcompress.snapshot import KVSnapshot
 
 FUTURES = 4
@@ -26,7 +27,7 @@ LEAST_TOKENS = 16
 
 @torch.no_grad()
 def sample_futures(
-    model: Any, snapshot: KVSnapshot, *, count: int = FUTURES, tokens: int = FUTURE_TOKENS, seed: int = 0
+    model: CausalLM, snapshot: KVSnapshot, *, count: int = FUTURES, tokens: int = FUTURE_TOKENS, seed: int = 0
 ) -> Tensor:
     """Return [count, tokens] int64: continuations drawn from the model, side by side, at temperature 1.
 
@@ -59,14 +60,14 @@ def sample_futures(
     return torch.cat(drawn, 1)
 
 
-def _at_the_end(model: Any, snapshot: KVSnapshot) -> tuple[Any, Tensor]:
+def _at_the_end(model: CausalLM, snapshot: KVSnapshot) -> tuple[Any, Tensor]:
     """Return a cache of the whole session and the logits [1, V] after its last token."""
     moved = any(
         kind == "sliding_attention" and len(layer.positions) < snapshot.tokens
         for kind, layer in zip(snapshot.origin.layer_kinds, snapshot.layers, strict=True)
     )
     if moved:  # the last token cannot be taken out of a window that has moved on
-        cache: Any = new_cache(model)
+        cache: Cache = new_cache(model)
         positions = torch.arange(snapshot.tokens)
         return cache, _forward(model, cache, snapshot.token_ids[None], positions[None])
     cache = restore(snapshot, model, check_fingerprint=False)
@@ -75,10 +76,10 @@ def _at_the_end(model: Any, snapshot: KVSnapshot) -> tuple[Any, Tensor]:
     return cache, _forward(model, cache, torch.tensor([pending]), torch.tensor([[position]]))
 
 
-def _step(model: Any, cache: Any, ids: Tensor, position: int) -> Tensor:
+def _step(model: CausalLM, cache: Cache, ids: Tensor, position: int) -> Tensor:
     return _forward(model, cache, ids, torch.full_like(ids, position))
 
 
-def _forward(model: Any, cache: Any, ids: Tensor, positions: Tensor) -> Tensor:
+def _forward(model: CausalLM, cache: Cache, ids: Tensor, positions: Tensor) -> Tensor:
     """Return the logits [B, V] after the last of ids [B, T]."""
     return run(model, ids, cache, position_ids=positions, attention_mask=open_mask(cache, ids))[:, -1]

@@ -6,26 +6,25 @@ sink (Xiao et al., arXiv 2309.17453): its activations are far from those of any 
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
 from kvcompress.hf.families import new_cache
 from kvcompress.hf.forward import run
+from kvcompress.hf.types import Cache, CausalLM
 from kvcompress.snapshot import LayerKV
 
 BATCH_TOKENS = 128
 
 
-def embeddings_of(model: Any) -> Tensor:
+def embeddings_of(model: CausalLM) -> Tensor:
     """Return the model's token embeddings [V, E], detached, on the CPU."""
     table: Tensor = model.get_input_embeddings().weight.detach().cpu()
     return table
 
 
 @torch.inference_mode()
-def first_token_caches(model: Any, token_ids: Tensor) -> list[LayerKV]:
+def first_token_caches(model: CausalLM, token_ids: Tensor) -> list[LayerKV]:
     """Return the keys and values that each token has at place 0 with nothing before it.
 
     Args:
@@ -37,7 +36,7 @@ def first_token_caches(model: Any, token_ids: Tensor) -> list[LayerKV]:
     """
     parts: list[list[tuple[Tensor, Tensor]]] = []
     for chunk in torch.split(token_ids, BATCH_TOKENS):
-        cache: Any = new_cache(model)
+        cache: Cache = new_cache(model)
         run(model, chunk[:, None], cache, last_only=True)
         parts.append([(slot.keys[:, :, 0].cpu(), slot.values[:, :, 0].cpu()) for slot in cache.layers])
     zeros = torch.zeros(len(token_ids), dtype=torch.int64)

@@ -20,6 +20,7 @@ from torch import Tensor
 from kvcompress.errors import InputError
 from kvcompress.hf.forward import run
 from kvcompress.hf.generation import feed, require_room
+from kvcompress.hf.types import Cache, CausalLM
 
 MIN_CONTINUATION_TOKENS = 64
 SHORT_CONTEXT_TOKENS = 32
@@ -208,7 +209,7 @@ def compare_logits(exact: Tensor, decoded: Tensor, short_context: Tensor, contin
     )
 
 
-def continuation_logits(model: Any, cache: Any, input_ids: Tensor, first_position: int) -> Tensor:
+def continuation_logits(model: CausalLM, cache: Cache, input_ids: Tensor, first_position: int) -> Tensor:
     """Return the predictions after each continuation token, teacher-forced; the caller's cache is left as it was.
 
     Args:
@@ -225,7 +226,7 @@ def continuation_logits(model: Any, cache: Any, input_ids: Tensor, first_positio
 
 @torch.no_grad()
 def short_context_logits(
-    model: Any, token_ids: Tensor, continuation: Tensor, window_tokens: int = SHORT_CONTEXT_TOKENS, every: int = 1
+    model: CausalLM, token_ids: Tensor, continuation: Tensor, window_tokens: int = SHORT_CONTEXT_TOKENS, every: int = 1
 ) -> Tensor:
     """Return the predictions of the same positions by the model that sees only the last `window_tokens` tokens.
 
@@ -257,7 +258,7 @@ def short_context_logits(
     return torch.cat(rows)
 
 
-def context_worth_nats(model: Any, token_ids: Tensor, continuation: Tensor) -> float:
+def context_worth_nats(model: CausalLM, token_ids: Tensor, continuation: Tensor) -> float:
     """Return what the context beyond the last 32 tokens is worth: mean KL(whole context || short context) in nats.
 
     Args:
@@ -273,7 +274,7 @@ def context_worth_nats(model: Any, token_ids: Tensor, continuation: Tensor) -> f
 
 
 def fidelity(
-    model: Any, exact_cache: Any, decoded_cache: Any, token_ids: Tensor, continuation: Tensor
+    model: CausalLM, exact_cache: Any, decoded_cache: Any, token_ids: Tensor, continuation: Tensor
 ) -> FidelityReport:
     """Resume from both caches over the same continuation and compare.
 
@@ -294,7 +295,7 @@ def fidelity(
     return compare_logits(exact, decoded, short_context_logits(model, token_ids, continuation), continuation)
 
 
-def _plain_forward(model: Any, ids: Tensor, positions: Tensor, *, last_only: bool = False) -> Tensor:
+def _plain_forward(model: CausalLM, ids: Tensor, positions: Tensor, *, last_only: bool = False) -> Tensor:
     # The mask is explicit because transformers, given none, looks at the positions for several packed sequences.
     if model.training:
         raise InputError("the model is in training mode, where dropout changes every prediction", "Call model.eval()")
@@ -302,7 +303,7 @@ def _plain_forward(model: Any, ids: Tensor, positions: Tensor, *, last_only: boo
     return run(model, ids, position_ids=positions, attention_mask=mask, last_only=last_only)
 
 
-def _require_continuation(model: Any, token_ids: Tensor, continuation: Tensor, *, min_tokens: int) -> None:
+def _require_continuation(model: CausalLM, token_ids: Tensor, continuation: Tensor, *, min_tokens: int) -> None:
     if token_ids.ndim != 1 or continuation.ndim != 1:
         raise InputError("the session and its continuation must be sequences of token ids, without a batch axis")
     if continuation.numel() < min_tokens:

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from torch import Tensor
 
 from kvcompress.data.sessions import Session, session_token_ids
+from kvcompress.hf.types import Cache, CausalLM, Tokenizer
 from kvcompress.metrics.recall import reply, turn_ids
 
 POSITIONS = ("start", "end", "anywhere")
@@ -40,7 +40,7 @@ class Rule:
         return answer.endswith(self.text) if self.position == "end" else self.text in answer
 
 
-def rules(session: Session, tokenizer: Any, token_ids: Sequence[int]) -> list[Rule]:
+def rules(session: Session, tokenizer: Tokenizer, token_ids: Sequence[int]) -> list[Rule]:
     """Return the session's rules that were given within `token_ids`, a prefix of the session."""
     found = []
     for row in session.instructions:
@@ -50,12 +50,14 @@ def rules(session: Session, tokenizer: Any, token_ids: Sequence[int]) -> list[Ru
     return found
 
 
-def count_kept(model: Any, cache: Any, tokenizer: Any, found: Sequence[Rule], token_ids: Tensor) -> int:
+def count_kept(model: CausalLM, cache: Cache, tokenizer: Tokenizer, found: Sequence[Rule], token_ids: Tensor) -> int:
     """Return how many of `len(PROBES) * len(found)` checks hold when the model goes on from a cache."""
     return sum(map(sum, checks(model, cache, tokenizer, found, token_ids)))
 
 
-def checks(model: Any, cache: Any, tokenizer: Any, found: Sequence[Rule], token_ids: Tensor) -> list[list[bool]]:
+def checks(
+    model: CausalLM, cache: Cache, tokenizer: Tokenizer, found: Sequence[Rule], token_ids: Tensor
+) -> list[list[bool]]:
     """Return for each rule whether the answer to each of `PROBES` keeps it when the model goes on from a cache."""
     if not found:
         return []

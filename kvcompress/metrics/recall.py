@@ -5,12 +5,12 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from torch import Tensor
 
 from kvcompress.data.sessions import Session, text_ids
 from kvcompress.hf.generation import generate_from
+from kvcompress.hf.types import Cache, CausalLM, Tokenizer
 
 ANSWER_TOKENS = 32
 
@@ -30,12 +30,12 @@ class Question:
     distance_tokens: int
 
 
-def _ids(tokenizer: Any, messages: list[dict[str, str]], *, ask: bool = False) -> list[int]:
+def _ids(tokenizer: Tokenizer, messages: list[dict[str, str]], *, ask: bool = False) -> list[int]:
     text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=ask)
     return text_ids(tokenizer, text)
 
 
-def turn_ids(tokenizer: Any, text: str, token_ids: Sequence[int]) -> list[int]:
+def turn_ids(tokenizer: Tokenizer, text: str, token_ids: Sequence[int]) -> list[int]:
     """Return the tokens that let the user say `text` after a session and open the assistant's turn.
 
     A session that stops in the middle of a turn has that turn closed first.
@@ -68,7 +68,7 @@ def _closing(turn: Sequence[int], stop: int | None, token_ids: Sequence[int]) ->
     return ending[next(there, 0) :]
 
 
-def questions(session: Session, tokenizer: Any, token_ids: Sequence[int]) -> list[Question]:
+def questions(session: Session, tokenizer: Tokenizer, token_ids: Sequence[int]) -> list[Question]:
     """Return one question for each distinct fact whose statement lies within `token_ids`.
 
     Args:
@@ -90,12 +90,12 @@ def questions(session: Session, tokenizer: Any, token_ids: Sequence[int]) -> lis
     return list(found.values())
 
 
-def answer(model: Any, cache: Any, tokenizer: Any, question: Question, tokens: int) -> str:
+def answer(model: CausalLM, cache: Cache, tokenizer: Tokenizer, question: Question, tokens: int) -> str:
     """Return the model's greedy answer from a copy of `cache`, which covers `tokens` tokens."""
     return reply(model, cache, tokenizer, question.ids, tokens)
 
 
-def reply(model: Any, cache: Any, tokenizer: Any, turn: Sequence[int], tokens: int) -> str:
+def reply(model: CausalLM, cache: Cache, tokenizer: Tokenizer, turn: Sequence[int], tokens: int) -> str:
     """Return what the model says, greedily, to a user turn's tokens; the cache is left as it was."""
     new_ids = generate_from(
         model,
@@ -115,6 +115,8 @@ def is_exact(text: str, value: str) -> bool:
     return f" {value} " in padded or f" {value}. " in padded or f" {value}, " in padded
 
 
-def count_exact(model: Any, cache: Any, tokenizer: Any, asked: Sequence[Question], token_ids: Tensor) -> int:
+def count_exact(
+    model: CausalLM, cache: Cache, tokenizer: Tokenizer, asked: Sequence[Question], token_ids: Tensor
+) -> int:
     """Return how many questions are answered exactly from a cache."""
     return sum(is_exact(answer(model, cache, tokenizer, q, len(token_ids)), q.value) for q in asked)

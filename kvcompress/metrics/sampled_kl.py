@@ -6,14 +6,13 @@ same futures, side by side, and compared. They are drawn with another seed than 
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
 from kvcompress.hf.forward import open_mask, run
 from kvcompress.hf.restore import restore
 from kvcompress.hf.sampling import sample_futures
+from kvcompress.hf.types import Cache, CausalLM
 from kvcompress.metrics.fidelity import kl_nats
 from kvcompress.snapshot import KVSnapshot
 
@@ -34,7 +33,7 @@ class Judge:
         InputError: The session is empty or fills the model's context.
     """
 
-    def __init__(self, model: Any, snapshot: KVSnapshot, futures: Tensor | None = None) -> None:
+    def __init__(self, model: CausalLM, snapshot: KVSnapshot, futures: Tensor | None = None) -> None:
         self.model, self.start = model, snapshot.origin.next_position
         if futures is None:
             futures = sample_futures(model, snapshot, count=JUDGE_FUTURES, tokens=JUDGE_TOKENS, seed=JUDGE_SEED)
@@ -50,7 +49,7 @@ class Judge:
     @torch.no_grad()
     def predictions(self, snapshot: KVSnapshot) -> Tensor:
         """Return the logits [B, T, V] along the futures from a cache, pruned or not."""
-        cache: Any = restore(snapshot, self.model, check_fingerprint=False)
+        cache: Cache = restore(snapshot, self.model, check_fingerprint=False)
         cache.batch_repeat_interleave(len(self.futures))
         positions = torch.arange(self.start, self.start + self.futures.shape[1]).expand(len(self.futures), -1)
         mask = open_mask(cache, self.futures)

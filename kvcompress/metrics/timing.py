@@ -15,6 +15,7 @@ from kvcompress.format.container import load
 from kvcompress.hf.families import new_cache
 from kvcompress.hf.forward import run
 from kvcompress.hf.restore import restore
+from kvcompress.hf.types import CausalLM
 
 
 def median_seconds(call: Callable[[], Any], repeats: int = 5) -> float:
@@ -40,12 +41,12 @@ def in_turns(calls: Mapping[str, Callable[[], object]], rounds: int) -> dict[str
     return {name: median(found) for name, found in times.items()}
 
 
-def bring_back(model: Any, codec: Any, path: Path) -> None:
+def bring_back(model: CausalLM, codec: Any, path: Path) -> None:
     """Go the whole way from a file to a cache: open, verify, decode, build."""
     restore(codec.decode(load(path)), model, copy=False)
 
 
 @torch.inference_mode()
-def prefill(model: Any, token_ids: Tensor) -> None:
+def prefill(model: CausalLM, token_ids: Tensor) -> None:
     """Let the model read tokens [N] again."""
     run(model, token_ids[None], new_cache(model), last_only=True)

@@ -22,12 +22,12 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from kvcompress.errors import InputError
+from kvcompress.hf.types import Tokenizer
 
 SINK, ROLE, DELIMITER, INSTRUCTION = "sink", "role", "delimiter", "instruction"
 ENTITY, NUMBER, MARK, CHECKPOINT = "entity", "number", "mark", "checkpoint"
@@ -89,7 +89,7 @@ class Text:
         return found
 
 
-def text_of(tokenizer: Any, token_ids: Tensor) -> Text:
+def text_of(tokenizer: Tokenizer, token_ids: Tensor) -> Text:
     """Return the text of token ids [N]: each token decoded behind the one before it, which gives it its spaces.
 
     A character that several tokens spell belongs to the last of them.

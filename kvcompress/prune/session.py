@@ -12,6 +12,7 @@ from kvcompress.codec.exact_tokens import WithExact, with_exact
 from kvcompress.codec.tinyvae import TinyVAECodec
 from kvcompress.errors import InputError
 from kvcompress.format.container import Encoded
+from kvcompress.hf.types import CausalLM, Tokenizer
 from kvcompress.metrics.fidelity import TIERS
 from kvcompress.metrics.sampled_kl import Judge
 from kvcompress.prune.anchors import SINK, SINK_TOKENS, Anchor, find_anchors, marked, text_of
@@ -127,8 +128,8 @@ class SessionPlanner:
     def __init__(
         self,
         codec: TinyVAECodec,
-        model: Any,
-        tokenizer: Any,
+        model: CausalLM,
+        tokenizer: Tokenizer | None,
         snapshot: KVSnapshot,
         asked: Asked,
         history: History | None = None,
@@ -270,7 +271,7 @@ class SessionPlanner:
         return replace(table, anchors=kinds_of(self.anchors, self.snapshot.tokens), parts=parts)
 
 
-def anchored_demand(tokenizer: Any, snapshot: KVSnapshot, asked: Asked) -> Demand:
+def anchored_demand(tokenizer: Tokenizer | None, snapshot: KVSnapshot, asked: Asked) -> Demand:
     """Return what a plan must keep to, from tokens and text alone.
 
     Raises:

@@ -21,6 +21,7 @@ from kvcompress.errors import InputError
 from kvcompress.format.container import Encoded, from_bytes, to_bytes
 from kvcompress.format.session import encoded_session
 from kvcompress.hf.restore import restore
+from kvcompress.hf.types import CausalLM
 from kvcompress.metrics.timing import median_seconds, prefill
 from kvcompress.snapshot import KVSnapshot
 
@@ -71,7 +72,7 @@ def require_link(megabits_per_second: float) -> None:
 
 
 def choose(
-    model: Any,
+    model: CausalLM,
     codecs: Sequence[TinyVAECodec],
     snapshot: KVSnapshot,
     encode: Callable[[TinyVAECodec], Encoded],
@@ -112,12 +113,12 @@ def decoder_of(encoded: Encoded, codec: TinyVAECodec) -> Codec:
     return weightless.get(encoded.codec, codec)
 
 
-def restore_seconds(model: Any, codec: Codec, data: bytes) -> float:
+def restore_seconds(model: CausalLM, codec: Codec, data: bytes) -> float:
     """Return the median seconds from a file in memory to a cache: parse, verify, decode, recompute, build."""
     return median_seconds(lambda: restore(codec.decode(from_bytes(data)), model, copy=False), REPEATS)
 
 
-def prefill_seconds(model: Any, snapshot: KVSnapshot) -> float:
+def prefill_seconds(model: CausalLM, snapshot: KVSnapshot) -> float:
     """Return the median seconds of running the whole model over the session's tokens."""
     if not snapshot.tokens:
         return 0.0

@@ -34,6 +34,7 @@ from kvcompress.errors import InputError
 from kvcompress.format.container import Encoded, to_bytes
 from kvcompress.hf.generation import feed
 from kvcompress.hf.restore import restore
+from kvcompress.hf.types import CausalLM, Tokenizer
 from kvcompress.metrics.fidelity import kl_nats
 from kvcompress.snapshot import KVSnapshot, LayerKV
 
@@ -120,7 +121,7 @@ def _cut_layer(layer: LayerKV, tokens: int) -> LayerKV:
     return LayerKV(layer.keys[:, :held], layer.values[:, :held], layer.positions[:held])
 
 
-def hold_back(model: Any, snapshot: KVSnapshot, tokenizer: Any = None) -> Tail:
+def hold_back(model: CausalLM, snapshot: KVSnapshot, tokenizer: Tokenizer | None = None) -> Tail:
     """Cut the end off a session and let the model go on over it from the exact cache.
 
     Raises:
@@ -133,7 +134,7 @@ def hold_back(model: Any, snapshot: KVSnapshot, tokenizer: Any = None) -> Tail:
     return Tail(at, continuation, feed(model, cache, continuation, at))
 
 
-def tail_kl_nats(model: Any, tail: Tail, decoded: KVSnapshot) -> float:
+def tail_kl_nats(model: CausalLM, tail: Tail, decoded: KVSnapshot) -> float:
     """Return the mean KL(exact || decoded) over the tail, in nats."""
     cache = restore(cut(decoded, tail.cut_tokens), model)
     return float(kl_nats(tail.exact, feed(model, cache, tail.continuation, tail.cut_tokens)).mean())
@@ -158,7 +159,7 @@ class Race:
     def __init__(
         self,
         codec: TinyVAECodec,
-        model: Any,
+        model: CausalLM,
         snapshot: KVSnapshot,
         tail: Tail,
         max_kl_nats: float,

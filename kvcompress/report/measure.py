@@ -23,6 +23,7 @@ from kvcompress.errors import InputError
 from kvcompress.format.container import Encoded, load
 from kvcompress.hf import capture, recompute_with, restore
 from kvcompress.hf.generation import context_limit, generate_from, resume_start
+from kvcompress.hf.types import CausalLM, Tokenizer
 from kvcompress.metrics.fidelity import MIN_CONTINUATION_TOKENS, fidelity
 from kvcompress.metrics.recall import Question, count_exact, questions
 from kvcompress.metrics.timing import bring_back, median_seconds, prefill
@@ -37,7 +38,7 @@ SHOWN_TOKENS = 48
 
 
 def find_session_of(
-    model: Any, tokenizer: Any, path: Path, session_id: str | None, token_ids: Tensor
+    model: CausalLM, tokenizer: Tokenizer, path: Path, session_id: str | None, token_ids: Tensor
 ) -> tuple[Session, Tensor]:
     """Return the session that a file was recorded from, and all of the session's tokens.
 
@@ -53,7 +54,7 @@ def find_session_of(
     )
 
 
-def continuation_of(model: Any, exact: KVSnapshot, ids: Tensor) -> tuple[Tensor, str]:
+def continuation_of(model: CausalLM, exact: KVSnapshot, ids: Tensor) -> tuple[Tensor, str]:
     """Return what follows the stored tokens and where it comes from: the session, or the model itself."""
     rest = ids[exact.tokens : exact.tokens + MOST_CONTINUATION_TOKENS]
     if len(rest) >= MIN_CONTINUATION_TOKENS:
@@ -69,7 +70,7 @@ def continuation_of(model: Any, exact: KVSnapshot, ids: Tensor) -> tuple[Tensor,
     return torch.tensor(new_ids), "sampled by the model from the exact cache"
 
 
-def greedy_text(model: Any, tokenizer: Any, snapshot: KVSnapshot, question: Question | None) -> str:
+def greedy_text(model: CausalLM, tokenizer: Tokenizer, snapshot: KVSnapshot, question: Question | None) -> str:
     """Return what the model says next, greedily, from a snapshot."""
     cache = restore(snapshot, model)
     pending, position = resume_start(cache, snapshot.token_ids, question.ids if question else ())
@@ -78,7 +79,7 @@ def greedy_text(model: Any, tokenizer: Any, snapshot: KVSnapshot, question: Ques
     return str(tokenizer.decode(new_ids))
 
 
-def time_both_ways(model: Any, path: Path, codec: Any, token_ids: Tensor) -> dict[str, float]:
+def time_both_ways(model: CausalLM, path: Path, codec: Any, token_ids: Tensor) -> dict[str, float]:
     """Return seconds to restore (open, verify, decode, build the cache) and to prefill the same tokens again.
 
     Model and codec are in memory in both cases.
@@ -100,7 +101,12 @@ def encode_seconds(codec: Any, encoded: Encoded, exact: KVSnapshot, tiers: Tenso
 
 
 def measure_file(
-    model: Any, tokenizer: Any, sessions: Path, session_id: str | None, path: Path, codec_name: str | None
+    model: CausalLM,
+    tokenizer: Tokenizer,
+    sessions: Path,
+    session_id: str | None,
+    path: Path,
+    codec_name: str | None,
 ) -> dict[str, Any]:
     """Return the report of one file: sizes from disk, fidelity, recall, times, texts, and what pictures need."""
     encoded = load(path)

@@ -29,6 +29,7 @@ from kvcompress.hf.gradients import cache_gradients
 from kvcompress.hf.restore import restore
 from kvcompress.hf.rope import rope_of
 from kvcompress.hf.sampling import FUTURES, sample_futures
+from kvcompress.hf.types import CausalLM, Tokenizer
 from kvcompress.prune.evidence.record import (
     KINDS,
     QUERIES,
@@ -50,11 +51,11 @@ DRAWS = 2
 
 
 def collect(
-    model: Any,
+    model: CausalLM,
     snapshot: KVSnapshot,
     needs: Iterable[str],
     *,
-    tokenizer: Any = None,
+    tokenizer: Tokenizer | None = None,
     codec: TinyVAECodec | None = None,
     futures: Tensor | None = None,
     seed: int = 0,
@@ -237,7 +238,9 @@ def reread(observer: Observer, snapshot: KVSnapshot) -> tuple[Tensor, ...]:
     return tuple(best for best in highest if best is not None)
 
 
-def sensitivity(model: Any, snapshot: KVSnapshot, futures: Tensor, codec: TinyVAECodec | None, seed: int = 0) -> Tensor:
+def sensitivity(
+    model: CausalLM, snapshot: KVSnapshot, futures: Tensor, codec: TinyVAECodec | None, seed: int = 0
+) -> Tensor:
     """Return [N] float32: squared gradients of futures with respect to each token's cache, mean over futures.
 
     Args:
@@ -259,7 +262,7 @@ def sensitivity(model: Any, snapshot: KVSnapshot, futures: Tensor, codec: TinyVA
     return total
 
 
-def _plain_energy(model: Any, snapshot: KVSnapshot, future: Tensor, generator: torch.Generator) -> Tensor:
+def _plain_energy(model: CausalLM, snapshot: KVSnapshot, future: Tensor, generator: torch.Generator) -> Tensor:
     rope, total = rope_of(snapshot.origin), torch.zeros(snapshot.tokens)
     for _ in range(DRAWS):
         gradients = cache_gradients(model, snapshot, future, rope, generator)
