@@ -65,4 +65,5 @@ def wilson(found: int, of: int) -> tuple[float, float]:
     share, spread = found / of, NORMAL_95**2 / of
     middle = share + spread / 2
     half = math.sqrt(spread * (share * (1 - share) + spread / 4))
-    return max(0.0, (middle - half) / (1 + spread)), min(1.0, (middle + half) / (1 + spread))
+    low, high = (middle - half) / (1 + spread), (middle + half) / (1 + spread)
+    return max(0.0, min(low, share)), min(1.0, max(high, share))  # rounding may leave the share outside
