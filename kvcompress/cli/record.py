@@ -10,11 +10,11 @@ import typer
 
 from kvcompress.cli.console import DtypeOption, ForceOption, JsonOption, ModelOption, show
 from kvcompress.errors import InputError
-from kvcompress.hf.types import CausalLM, Tokenizer
 from kvcompress.hub.bundled import DEFAULT_CODEC, DEFAULT_MODEL
 
 if TYPE_CHECKING:
     from kvcompress.hf.conversation import Conversation
+    from kvcompress.hf.types import CausalLM, Tokenizer
     from kvcompress.snapshot import KVSnapshot
 
 

@@ -8,10 +8,10 @@ import typer
 
 from kvcompress.cli.console import CodecOption, DtypeOption, JsonOption, KvzArgument, ModelOption, show
 from kvcompress.errors import InputError
-from kvcompress.hf.types import Tokenizer
 from kvcompress.hub.bundled import DEFAULT_MODEL
 
 if TYPE_CHECKING:
+    from kvcompress.hf.types import Tokenizer
     from kvcompress.snapshot import KVSnapshot
 
 

@@ -13,10 +13,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from kvcompress.errors import FormatError, InputError
-from kvcompress.hf.types import Tokenizer
+
+if TYPE_CHECKING:
+    from kvcompress.hf.types import Tokenizer
 
 DEFAULT_CATEGORY = "dialogue"
 
