@@ -13,7 +13,7 @@ from typing import Any
 from eval.tasks.asking import Ranked
 from eval.tasks.protocol import Example
 from eval.tasks.ruler import generator, seeded
-from kvcompress.data.sessions import text_ids
+from kvcompress.data.sessions import plain_text_ids, text_ids
 
 VOCABULARY = 50
 NO_LIMIT = 1 << 20
@@ -44,7 +44,7 @@ class FrequentWords:
         others = sorted(set(words.split()) - {*frequent, NOISE})
         right, wrong = ([tuple(text_ids(tokenizer, f" {word}")) for word in part] for part in (frequent, others))
         asked = Ranked(tuple(text_ids(tokenizer, question)), tuple(right), tuple(wrong), ())
-        return Example(tuple(text_ids(tokenizer, opening + words)), (asked,))
+        return Example(tuple(plain_text_ids(tokenizer, opening + words)), (asked,))
 
 
 TASK = FrequentWords()

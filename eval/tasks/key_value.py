@@ -14,7 +14,7 @@ from typing import Any
 from eval.tasks.asking import Blanks
 from eval.tasks.lexicon import ADJECTIVES, DIGITS, NOUNS, different, drawn, spread
 from eval.tasks.protocol import Example
-from kvcompress.data.sessions import text_ids
+from kvcompress.data.sessions import plain_text_ids
 
 SHOWN = 4
 SHIFTS = 0.15, 0.65
@@ -42,7 +42,7 @@ class KeyValue:
         listed = [f"{given}{value}.\n" for given, value in pairs]
         shown = spread(SHOWN, size, SHIFTS[0])
         asked = [index + (index in shown) for index in spread(self.answers, size, SHIFTS[1])]
-        context = text_ids(tokenizer, "".join([*listed, "\n", *(listed[index] for index in shown)]))
+        context = plain_text_ids(tokenizer, "".join([*listed, "\n", *(listed[index] for index in shown)]))
         questions = [Blanks.of(tokenizer, [(*pairs[index], (index + 0.5) / size)]) for index in asked]
         return Example(tuple(context), tuple(questions))
 

@@ -12,7 +12,7 @@ from typing import Any
 from eval.tasks.asking import Blanks
 from eval.tasks.lexicon import DIGITS, NOUNS, drawn
 from eval.tasks.protocol import Example
-from kvcompress.data.sessions import text_ids
+from kvcompress.data.sessions import plain_text_ids
 
 ASKED = 24
 
@@ -36,7 +36,7 @@ class ManyFields:
         things = chance.sample(NOUNS, min(size, len(NOUNS)))
         fields = [(f"The number of the {thing} is", f" {drawn(chance, DIGITS, 3)}") for thing in things]
         listed = "".join(f"{given}{value}.\n" for given, value in fields)
-        context = text_ids(tokenizer, f"{listed}\nThe same list in another order.\n")
+        context = plain_text_ids(tokenizer, f"{listed}\nThe same list in another order.\n")
         order = chance.sample(range(len(things)), min(ASKED, len(things)))
         # The line break belongs to the next field: the answer before it is whole without.
         breaks = ["", *[".\n"] * (len(order) - 1)]

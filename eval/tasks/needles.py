@@ -14,7 +14,7 @@ from typing import Any
 from eval.tasks.asking import Blanks
 from eval.tasks.lexicon import ADJECTIVES, DIGITS, NOUNS, different, drawn, sentence
 from eval.tasks.protocol import Example
-from kvcompress.data.sessions import text_ids
+from kvcompress.data.sessions import plain_text_ids, text_ids
 
 OPENING = "Some special magic numbers are hidden within the following text. Remember them.\n"
 SHOWN, ASKED = 2, 4
@@ -55,7 +55,7 @@ class Needles:
                     text.append(needle)
             text.append(straw)
         whole = "".join(text)
-        context = text_ids(tokenizer, "".join([whole, "\n", *shown]))
+        context = plain_text_ids(tokenizer, "".join([whole, "\n", *shown]))
         asked = [index for index, needle in enumerate(needles) if needle not in shown]
         questions = [Blanks.of(tokenizer, [(*pairs[index], places[index] / len(whole))]) for index in asked]
         return Example(tuple(context), tuple(questions))

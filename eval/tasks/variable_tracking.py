@@ -14,7 +14,7 @@ from typing import Any
 from eval.tasks.asking import Blanks
 from eval.tasks.protocol import Example
 from eval.tasks.ruler import generator, seeded
-from kvcompress.data.sessions import text_ids
+from kvcompress.data.sessions import plain_text_ids
 
 HOPS, ASKED, NOISES = 1, 2, 3
 ASSIGNMENT = re.compile(r"VAR (\w+) = (VAR \w+|\d+)")
@@ -47,7 +47,7 @@ class VariableTracking:
         chance.shuffle(chains)
         shown = "".join(f"{''.join(given + answer for given, answer, _ in chain)}\n" for chain in chains[ASKED:])
         questions = [Blanks.of(tokenizer, chain) for chain in chains[:ASKED]]
-        return Example(tuple(text_ids(tokenizer, f"{body}\n{shown}")), tuple(questions))
+        return Example(tuple(plain_text_ids(tokenizer, f"{body}\n{shown}")), tuple(questions))
 
 
 def followed(found: dict[str, tuple[str, float]], name: str) -> list[tuple[str, str, float]]:

@@ -81,6 +81,15 @@ def example_of(name: str, tokenizer: Any, size: int | None = None, part: str = "
 
 
 @pytest.mark.parametrize("name", OFFLINE)
+def test_a_context_opens_as_a_recorded_session_does(name: str, bundled: Any) -> None:
+    """A model that hangs its attention on an opening token is not measured without it."""
+    tokenizer = bundled[1]
+    task = find_tasks((name,))[0]
+    for example in examples(task, min(task.sizes), 2, tokenizer, "measure"):
+        assert example.context[0] == tokenizer.bos_token_id
+
+
+@pytest.mark.parametrize("name", OFFLINE)
 def test_an_example_is_the_same_every_time_and_another_where_it_calibrates(name: str, bundled: Any) -> None:
     first, again = (example_of(name, bundled[1]) for _ in range(2))
     other = example_of(name, bundled[1], part="calibrate")
