@@ -12,8 +12,8 @@ LARGE_PARAMETERS = 50_000_000
 
 EVERY = 1 << 30
 
-HOPELESS_NATS = 0.2
-"""Two and a half times what `usable` allows: no other session would save such a point."""
+HOPELESS_NATS = 0.24
+"""Three times what `usable` allows: no other session would save such a point."""
 
 
 @dataclass(frozen=True, slots=True)

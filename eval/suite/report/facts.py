@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from eval.suite.damage import NEAR_TOKENS
 from eval.suite.equal_kl import ratio_at
 from kvcompress.metrics.fidelity import TIERS
 from kvcompress.report.facts import NOTHING, spell
@@ -195,12 +196,22 @@ def recalled_uncompressed(result: Result) -> str:
     return f"{found['exact_uncompressed']} of {found['asked']}" if found else ""
 
 
+def continued(result: Result) -> str:
+    """Return over how many tokens sessions go on: some over all of them, others over the first only."""
+    sessions = result["sessions"]
+    tokens = f"{sessions['continuation_tokens']:,} tokens continued"
+    whole = max(((codec.get("whole") or {}).get("sessions") or 0 for codec in measured(result)), default=0)
+    if not 0 < whole < sessions["count"]:
+        return tokens
+    return f"{tokens} on {whole:,} of them and {NEAR_TOKENS} on the others"
+
+
 def circumstances(result: Result) -> str:
     """Return sessions, tokens and what the context is worth in one sentence without its full stop."""
     sessions = result["sessions"]
     worth = spell_estimate(sessions["context_worth_nats"], "worth")
     return (
         f"{'A quick run: means' if result['quick'] else 'Means'} over {sessions['count']:,} sessions of "
-        f"{sessions['tokens']:,} tokens, {sessions['continuation_tokens']:,} tokens continued; "
+        f"{sessions['tokens']:,} tokens, {continued(result)}; "
         f"context worth {worth} nats"
     )

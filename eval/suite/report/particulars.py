@@ -15,7 +15,7 @@ def particulars(result: Result) -> list[tuple[str, str]]:
     pairs: list[tuple[str, Any]] = [
         ("commit", result["commit"]),
         ("started", result["started"]),
-        ("took", _duration(result["wall_seconds"])),
+        ("took, since it was resumed" if resumed(result) else "took", _duration(result["wall_seconds"])),
         ("kind of run", "quick" if result["quick"] else "full"),
         ("model", model["name"]),
         ("model weights", model["weights"]),
@@ -41,6 +41,11 @@ def particulars(result: Result) -> list[tuple[str, str]]:
 
 def _group(title: str, values: Mapping[str, Any]) -> list[tuple[str, Any]]:
     return [(f"{title} {name.replace('_', ' ')}", value) for name, value in values.items()]
+
+
+def resumed(result: Result) -> bool:
+    """Tell whether earlier parts of the run left rows: how long these took is not known."""
+    return "--resume" in result["command"].split()
 
 
 def _every(stride: int | None) -> str:
