@@ -26,6 +26,7 @@ from eval.suite.report.facts import (
 )
 from eval.suite.report.order import all_tables
 from eval.suite.report.particulars import particulars
+from eval.suite.report.tables import Table
 from kvcompress.report.facts import Card, plain, spell, visible
 from kvcompress.report.page import MOST_TOKENS, Figure, Token
 from kvcompress.report.page import strip as bits_strip
@@ -81,13 +82,18 @@ def render_html(result: Result) -> str:
         reached=[(point.tier, spell(size_ratio(point.ours), "ratio")) for point in best if point.ours],
         ours=OURS,
         cards=[_card(result, point) for point in best],
-        leading=[table for table in tables if table.heading in LEADING_TABLES],
-        tables=[table for table in tables if table.heading not in LEADING_TABLES],
+        leading=[table for table in tables if leads(table)],
+        tables=[table for table in tables if not leads(table)],
         figures=[(figure, Markup(figure.svg), Markup(figure.narrow)) for figure in figures(result)],
         strips=strips(result),
         particulars=particulars(result),
         plus_minus=PLUS_MINUS,
     )
+
+
+def leads(table: Table) -> bool:
+    """Tell whether a table stands above the figures."""
+    return table.heading in LEADING_TABLES and not table.folded
 
 
 def _card(result: Result, best: Best) -> Card:

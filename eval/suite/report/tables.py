@@ -19,6 +19,7 @@ from eval.suite.report.facts import (
 from kvcompress.report.facts import NOTHING, spell
 
 MOST_SECTIONS = 6  # named in a cell
+MOST_FAILED = 8  # shown before the page folds them
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,7 +111,7 @@ def failed_table(result: Result) -> Table:
     columns = (WORDS, Column("family", number=False), Column("reason", number=False))
     rows = [Row((codec["name"], codec["family"], codec["failed"]), codec["family"]) for codec in failed(result)]
     note = "Codecs that failed, and settings given up after the first session; none of their figures is shown."
-    return Table("Not measured", note, columns, tuple(rows))
+    return Table("Not measured", note, columns, tuple(rows), folded=len(rows) > MOST_FAILED)
 
 
 def _harmonic(codec: Codec) -> float | None:
