@@ -74,12 +74,12 @@ _PLACE = Path("models")
 KNOWN_MODELS = {
     "smollm2": KnownModel(
         model=str(_PLACE / "smollm2-135m-instruct"),
-        codec=str(_PLACE / "smollm2-135m-instruct-tinyvae"),
+        codec="smollm2-135m-instruct-tinyvae",
         sessions=_PLACE / "sessions" / "test.jsonl",
         shards=_PLACE / "shards",
     )
 }
-"""Where the makefile puts them."""
+"""Where the makefile puts them; the codec is the one in `checkpoints/`."""
 
 
 def known_model(name: str) -> KnownModel | None:

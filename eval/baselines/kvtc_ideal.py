@@ -25,7 +25,8 @@ import torch
 from torch import Tensor
 
 from eval.baselines.eviction import pack_kept, require_own, select, unpack_kept
-from eval.baselines.kvtc import WIDE_SINKS, Transform, fit, fitted, is_wide, require_joint
+from eval.baselines.kvtc import WIDE_SINKS, fitted, is_wide
+from eval.baselines.kvtc_transform import Transform, fit, require_joint
 from eval.baselines.protocol import Calibration, Rival
 from eval.baselines.raw16 import stored_dtype, stored_in
 from kvcompress.format.ans import TableBank, decode_symbols, encode_symbols

@@ -14,8 +14,9 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from eval.baselines.kvtc import MOST_BLOCK_RANK, MOST_ROWS, WIDE_ROWS, WIDE_TARGETS, at_targets, fit, is_wide
+from eval.baselines.kvtc import MOST_BLOCK_RANK, WIDE_ROWS, WIDE_TARGETS, at_targets, is_wide
 from eval.baselines.kvtc_ideal import FEW_RATES, RATES, curve
+from eval.baselines.kvtc_transform import MOST_ROWS, fit
 from eval.baselines.shards import ShardCalibration
 from eval.real_model.measure import Point
 from eval.suite.rows import digest

@@ -17,7 +17,8 @@ from eval.suite.sensitive import sensitive_positions
 from eval.suite.settings import SuiteSettings
 
 if TYPE_CHECKING:
-    from eval.suite.run import Job, Suite
+    from eval.suite.job import Job
+    from eval.suite.run import Suite
 
 PACKAGES = ("kvcompress", "torch", "transformers", "constriction", "numpy", "zstandard", "safetensors", "lm_eval")
 LEAST_WORTH_NATS = 0.1

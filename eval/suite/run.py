@@ -26,9 +26,11 @@ from eval.baselines.shards import ShardCalibration, require_apart
 from eval.suite.aggregate import codec_entry
 from eval.suite.chosen import Chosen, choose_sessions
 from eval.suite.controls import ControlRow, control_row
+from eval.suite.curves import thin
 from eval.suite.damage import NEAR_TOKENS
 from eval.suite.extras import extras, mean_kl_nats, slow_extras
 from eval.suite.fitted import points_of
+from eval.suite.job import Job
 from eval.suite.measure import Row, measure_point
 from eval.suite.probes import Probes, prepare_probes
 from eval.suite.provenance import provenance
@@ -51,35 +53,6 @@ EXACT_NATS = 1e-5
 FIT_WEIGHTS = {"cachegen": 4, "kvtc": 40, "kvtc_ideal": 20}
 """About how long the longest fits take, where another family takes 1: for the time left."""
 Advance = Callable[[str, int, int], None]
-
-
-@dataclass(frozen=True, slots=True)
-class Job:
-    """What is measured with what.
-
-    Attributes:
-        model: Model directory, bundled name, or whatever else names a model.
-        codecs: Families, codec directories, or "all".
-        sessions: JSON lines of sessions.
-        out: Directory of rows and report.
-        calibration: Sessions that rivals are fitted to; if not given, those of `sessions` that are not measured.
-        shards: Harvest that they are fitted to instead.
-        own: What is measured of this project's codecs.
-        command: The command line, for the report.
-        go_on: Keep the rows found in `out`.
-        show_text: Let the report print what a session says.
-    """
-
-    model: str
-    codecs: tuple[str, ...]
-    sessions: Path
-    out: Path
-    calibration: Path | None = None
-    shards: Path | None = None
-    own: Own = field(default_factory=Own)
-    command: str = ""
-    go_on: bool = False
-    show_text: bool = False
 
 
 @dataclass(slots=True)
@@ -208,24 +181,6 @@ def _missing_of(rival: Rival, todo: Sequence[_Todo], settings: SuiteSettings, ro
     if first is not None and mean_kl_nats([first]) > settings.most_first_nats:
         return 0
     return sum(rows.get(one.keys[rival.name]) is None for one in todo)
-
-
-def thin(found: list[Rival], most: int) -> list[Rival]:
-    """Return at most `most` points of each curve, spread over its range; named quality words stay."""
-    curves: dict[str, list[Rival]] = {}
-    for point in found:
-        curves.setdefault(point.family, []).append(point)
-    return [point for curve in curves.values() for point in _thinned(curve, most)]
-
-
-def _thinned(curve: list[Rival], most: int) -> list[Rival]:
-    if len(curve) <= most:
-        return curve
-    named = [point for point in curve if getattr(point, "quality", None)]
-    if len(named) >= most:
-        return named
-    step = (len(curve) - 1) / max(1, most - 1)
-    return [curve[round(index * step)] for index in range(most)]
 
 
 def measure_all(suite: Suite, settings: SuiteSettings, rows: Rows, advance: Advance) -> None:

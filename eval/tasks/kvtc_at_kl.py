@@ -17,8 +17,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from eval.baselines.kvtc import MOST_ROWS, WIDE_CHANNELS, WIDE_ROWS, Transform, fit
+from eval.baselines.kvtc import WIDE_ROWS
 from eval.baselines.kvtc_ideal import KvtcIdeal, Tables
+from eval.baselines.kvtc_transform import MOST_ROWS, WIDE_CHANNELS, Transform, fit
 from eval.baselines.shards import ShardCalibration
 from eval.real_model.equal_kl import ratio_at
 from eval.real_model.kvtc import fingerprint

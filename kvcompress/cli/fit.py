@@ -4,55 +4,43 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated
-
-import typer
 
 from kvcompress.cli.console import ForceOption, JsonOption, progress_bar, show
+from kvcompress.cli.fit_options import (
+    CodecShareOption,
+    DryRunOption,
+    ModelOption,
+    OutputOption,
+    PriorRankOption,
+    PriorTapsOption,
+    PriorWidthOption,
+    RankOption,
+    RecomputeLayersOption,
+    SeedOption,
+    SessionsOption,
+    ShardsOption,
+    ThreadsOption,
+    TokensOption,
+)
 from kvcompress.errors import InputError
 from kvcompress.hub.bundled import DEFAULT_MODEL
 
 
 def fit(
-    output: Annotated[Path | None, typer.Option("-o", "--output", help="Directory of the codec.")] = None,
-    sessions: Annotated[Path | None, typer.Option(help="JSON lines of recorded sessions.")] = None,
-    shards: Annotated[Path | None, typer.Option(help="Shards of sessions, from `kvcompress harvest`.")] = None,
-    model: Annotated[
-        str | None,
-        typer.Option(
-            help="Model: a bundled name, a directory, a Hub id or a GGUF file. With --shards it is needed only to "
-            "verify what the codec can promise.",
-            show_default="the bundled one, with --sessions",
-        ),
-    ] = None,
-    tokens: Annotated[
-        int | None, typer.Option(help="Cut sessions at so many tokens.", min=2, show_default="the model's context")
-    ] = None,
-    codec_share: Annotated[
-        float, typer.Option(help="Largest size of the codec, as a share of the model's 16-bit weights.", min=0.001)
-    ] = 0.08,
-    rank: Annotated[
-        int | None, typer.Option(help="Latents per group of layers.", min=1, show_default="from the spectrum")
-    ] = None,
-    prior_rank: Annotated[
-        int | None, typer.Option(help="Columns of the prior's token table.", min=1, show_default="from the budget")
-    ] = None,
-    prior_taps: Annotated[int | None, typer.Option(help="Tokens the prior looks up.", min=1, show_default="4")] = None,
-    prior_width: Annotated[
-        int | None, typer.Option(help="Hidden units of the prior.", min=1, show_default="from the channels")
-    ] = None,
-    recompute_layers: Annotated[
-        str,
-        typer.Option(
-            help="Layers that the model runs when a session is restored, as a number or as a share of its layers "
-            "(10%); fewer are coded then."
-        ),
-    ] = "0",
-    threads: Annotated[int | None, typer.Option(help="Threads of torch.", min=1, show_default="all cores")] = None,
-    seed: Annotated[int, typer.Option(help="Seed of the split and of sampling.")] = 0,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Print memory, disk and time of each pass; fit nothing.")
-    ] = False,
+    output: OutputOption = None,
+    sessions: SessionsOption = None,
+    shards: ShardsOption = None,
+    model: ModelOption = None,
+    tokens: TokensOption = None,
+    codec_share: CodecShareOption = 0.08,
+    rank: RankOption = None,
+    prior_rank: PriorRankOption = None,
+    prior_taps: PriorTapsOption = None,
+    prior_width: PriorWidthOption = None,
+    recompute_layers: RecomputeLayersOption = "0",
+    threads: ThreadsOption = None,
+    seed: SeedOption = 0,
+    dry_run: DryRunOption = False,
     force: ForceOption = False,
     as_json: JsonOption = False,
 ) -> None:

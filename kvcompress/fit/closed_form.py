@@ -185,23 +185,11 @@ def solve_group(
         is_last: No group follows that would be given its leading latents.
         progress: Called after each session.
     """
-    blocks = _layer_blocks(shards, group)
     reader = _Reader(shards, group, table, lower, taps, sink, rope)
     known = reader.known_channels
     if known:
         reader.directions = _known_directions(reader, metric)
-    moments: Moments | None = None
-    scale: tuple[Tensor, Tensor] | None = None
-    for number in range(len(shards)):
-        features, channels = reader.session(number)
-        scale = _robust_scale(channels) if scale is None else scale
-        ordinary = ordinary_rows(channels, scale, blocks)
-        if moments is None:
-            columns = features.shape[1] - taps * table.rank
-            moments = Moments.empty(features.shape[1], channels.shape[1], columns)
-        moments.add(features[ordinary], channels[ordinary])
-        progress(number + 1, len(shards))
-    assert moments is not None
+    moments = _moments(reader, progress)
     units = min(width, len(metric), len(moments.features) - 1)
     prior = new_prior(table, taps, units, len(metric), known, group.lower.latents, sink)
     if prior.past is not None and reader.directions is not None:
@@ -224,6 +212,24 @@ def solve_group(
     if not is_last:
         _add_leading(solved, reader)
     return solved
+
+
+def _moments(reader: _Reader, progress: Callable[[int, int], None]) -> Moments:
+    """Return the sums over all sessions, tokens out of all proportion left out."""
+    blocks, count = _layer_blocks(reader.shards, reader.group), len(reader.shards)
+    moments: Moments | None = None
+    scale: tuple[Tensor, Tensor] | None = None
+    for number in range(count):
+        features, channels = reader.session(number)
+        scale = _robust_scale(channels) if scale is None else scale
+        ordinary = ordinary_rows(channels, scale, blocks)
+        if moments is None:
+            columns = features.shape[1] - reader.taps * reader.table.rank
+            moments = Moments.empty(features.shape[1], channels.shape[1], columns)
+        moments.add(features[ordinary], channels[ordinary])
+        progress(number + 1, count)
+    assert moments is not None
+    return moments
 
 
 @dataclass(slots=True)

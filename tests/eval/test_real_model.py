@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 import torch
 
-from eval.baselines.kvtc import fit
 from eval.baselines.kvtc_ideal import KvtcIdeal, Tables
+from eval.baselines.kvtc_transform import fit
 from eval.baselines.protocol import Calibration
 from eval.real_model import kvtc
 from eval.real_model import run as run_module

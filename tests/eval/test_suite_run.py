@@ -17,8 +17,10 @@ import eval.suite.run as suite_run
 from eval.__main__ import app
 from eval.baselines.int8 import family as int8_family
 from eval.baselines.registry import FAMILIES, OWN, build_all, resolve
+from eval.suite.curves import thin
+from eval.suite.job import Job
 from eval.suite.publish import read_result, write_readme
-from eval.suite.run import Job, run_suite, thin
+from eval.suite.run import run_suite
 from eval.suite.settings import SuiteSettings
 from kvcompress.data.harvest import tokenized_sessions
 from kvcompress.errors import InputError, KVCompressError

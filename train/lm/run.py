@@ -63,6 +63,13 @@ def save_model(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, dire
     tokenizer.save_pretrained(directory)
 
 
+def _checkpoints(directory: Path, every: int) -> ModelCheckpoint:
+    # Without a version counter: a resumed run must overwrite the checkpoint that the next one resumes from.
+    return ModelCheckpoint(
+        dirpath=directory, every_n_train_steps=every, save_last=True, save_top_k=0, enable_version_counter=False
+    )
+
+
 class _Progress(Callback):
     """Print held-out bits per byte and save a usable model every `every` steps."""
 
@@ -127,14 +134,7 @@ def train_lm(
         log_every_n_steps=10,
         callbacks=[
             _Progress(tokenizer, held_out, out, report_every),
-            # Without a version counter: a resumed run must overwrite the checkpoint that the next one resumes from.
-            ModelCheckpoint(
-                dirpath=out / "run",
-                every_n_train_steps=report_every,
-                save_last=True,
-                save_top_k=0,
-                enable_version_counter=False,
-            ),
+            _checkpoints(out / "run", report_every),
             TQDMProgressBar(refresh_rate=10),
         ],
         enable_model_summary=False,
