@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from einops import rearrange
 from torch import Tensor
 
 from kvcompress.errors import FormatError, InputError, MismatchError
@@ -148,7 +149,7 @@ def _cache_chunks(snapshot: KVSnapshot) -> Iterator[bytes]:
 
 def _planes(tensor: Tensor) -> list[bytes]:
     """Return the byte planes of a tensor [H, T, D], least significant byte first, token by token."""
-    numbers = tensor.detach().cpu().permute(1, 0, 2).contiguous().flatten()
+    numbers = rearrange(tensor.detach().cpu(), "h t d -> (t h d)")
     split = numbers.view(torch.uint8).numpy().reshape(numbers.numel(), tensor.element_size())
     return [split[:, index].tobytes() for index in range(split.shape[1])]
 
@@ -184,7 +185,7 @@ def _read_tensor(reader: _Reader, shape: tuple[int, int, int], dtype: torch.dtyp
             raise FormatError(f"the section 'cache' has a plane of {len(plane)} bytes instead of {count}")
         planes.append(np.frombuffer(plane, dtype=np.uint8))
     numbers = torch.from_numpy(np.stack(planes, axis=1).reshape(-1)).view(dtype)
-    return numbers.reshape(tokens, heads, size).permute(1, 0, 2).contiguous()
+    return rearrange(numbers, "(t h d) -> h t d", t=tokens, h=heads, d=size).contiguous()
 
 
 def _item_bytes(origin: Origin) -> int:

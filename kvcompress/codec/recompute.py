@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from kvcompress.errors import FormatError, InputError, IntegrityError
-from kvcompress.hf.channels import LayerShape, Rope, layer_channels
+from kvcompress.hf.channels import LayerShape, Rope, layer_channels, rows_of
 from kvcompress.hf.partial_prefill import Recompute
 from kvcompress.snapshot import KVSnapshot, LayerKV, Origin
 
@@ -210,7 +210,7 @@ def _picked(layer: LayerKV, positions: Tensor) -> Tensor:
     count = min(PROBE_ENTRIES, len(positions))
     index = torch.arange(count)
     places = positions[index * len(positions) // max(count, 1)]
-    flat = layer.values.transpose(0, 1).flatten(1)
+    flat = rows_of(layer.values)
     rows = torch.searchsorted(layer.positions, places)
     return flat[rows, (index * _STRIDE) % flat.shape[1]].float()
 

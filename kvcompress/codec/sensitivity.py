@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from kvcompress.codec.tinyvae import TinyVAECodec
-from kvcompress.hf.channels import group_positions
+from kvcompress.hf.channels import group_positions, rows_of
 from kvcompress.hf.gradients import cache_gradients
 from kvcompress.hf.rope import rope_of
 from kvcompress.hf.types import CausalLM
@@ -31,7 +31,7 @@ def token_worth(
     for _ in range(draws):
         gradients = cache_gradients(model, snapshot, continuation, rope, generator)
         for group, layers in enumerate(codec.groups):
-            rows = torch.cat([t.transpose(0, 1).flatten(1) for i in layers for t in gradients[i]], 1)
+            rows = torch.cat([rows_of(t) for i in layers for t in gradients[i]], 1)
             energy = (rows @ codec.vae(group).transform.synthesis.dense.T).square().sum(1) / draws
             totals[group] = totals.get(group, 0.0) + energy
     return [(group_positions(snapshot, layers), totals[group]) for group, layers in enumerate(codec.groups)]

@@ -24,7 +24,7 @@ from kvcompress.errors import InputError, MismatchError
 from kvcompress.format.atomic import atomic_path, atomic_write
 from kvcompress.format.raw_snapshot import save_raw
 from kvcompress.hf import capture
-from kvcompress.hf.channels import layer_channels, layer_shapes
+from kvcompress.hf.channels import layer_channels, layer_shapes, rows_of
 from kvcompress.hf.families import context_tokens
 from kvcompress.hf.gradients import cache_gradients
 from kvcompress.hf.rope import rope_of
@@ -219,7 +219,7 @@ def _write_gradients(model: CausalLM, snapshot: KVSnapshot, continuation: Tensor
     """Write gradients with respect to pre-RoPE channels, `gradients.i` [T, C] float16 in units of `scale`."""
     generator = torch.Generator().manual_seed(seed)
     found = cache_gradients(model, snapshot, continuation, rope_of(snapshot.origin), generator)
-    rows = [torch.cat([part.transpose(0, 1).flatten(1) for part in pair], 1) for pair in found]
+    rows = [torch.cat([rows_of(part) for part in pair], 1) for pair in found]
     largest = max((float(part.abs().max()) for part in rows if part.numel()), default=0.0)
     scale = max(largest, 1e-30) / 2**15
     tensors = {f"gradients.{index}": (part / scale).half() for index, part in enumerate(rows)}

@@ -8,6 +8,7 @@ from itertools import pairwise
 from typing import Protocol
 
 import torch
+from einops import rearrange
 from torch import Tensor
 
 from kvcompress.errors import InputError
@@ -124,7 +125,7 @@ def layer_channels(held: Mapping[int, LayerKV], layers: Sequence[int], rope: Rop
     for index in layers:
         layer = held[index]
         keys = rope.undo(index, layer.keys, layer.positions)
-        columns += [keys.transpose(0, 1).flatten(1), layer.values.float().transpose(0, 1).flatten(1)]
+        columns += [rows_of(keys), rows_of(layer.values.float())]
     return torch.cat(columns, 1)
 
 
@@ -155,6 +156,11 @@ def layer_from_channels(
     return LayerKV(rotated.to(target).contiguous(), values.to(target).contiguous(), positions)
 
 
+def rows_of(heads: Tensor) -> Tensor:
+    """Return keys or values of a layer [H, T, D] as rows of channels [T, H D]."""
+    return rearrange(heads, "h t d -> t (h d)")
+
+
 def _heads(channels: Tensor, heads: int, size: int) -> Tensor:
     """Return [heads, T, size], a view of channels [T, heads * size]."""
-    return channels.view(len(channels), heads, size).transpose(0, 1)
+    return rearrange(channels, "t (h d) -> h t d", h=heads, d=size)

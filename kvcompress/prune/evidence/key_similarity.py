@@ -9,6 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from kvcompress.hf.channels import rows_of
 from kvcompress.prune.evidence.record import Evidence, QueryStatistics, plain_keys
 
 ROWS = 512  # of the square of cosines at a time: 16,384 tokens then take 32 MB instead of 1 GB
@@ -19,7 +20,7 @@ def unit_keys(evidence: Evidence) -> Tensor:
     whole = [keys for keys in plain_keys(evidence.snapshot) if keys.shape[1] == evidence.tokens]
     if not whole or not evidence.tokens:
         return torch.zeros(evidence.tokens, 1)
-    rows = torch.cat([keys.transpose(0, 1).flatten(1) for keys in whole], 1)
+    rows = torch.cat([rows_of(keys) for keys in whole], 1)
     centred = rows - rows.mean(0)  # a common direction of all keys would make all of them alike
     return torch.nn.functional.normalize(centred, dim=1)
 

@@ -11,6 +11,7 @@ Evidence: queries.
 from __future__ import annotations
 
 import torch
+from einops import repeat
 from torch import Tensor
 
 from kvcompress.hf.channels import Rope
@@ -44,11 +45,11 @@ def _layer_score(index: int, layer: LayerKV, statistics: QueryStatistics, rope: 
     mean = statistics.mean @ rotation
     covariance = rotation.T @ statistics.covariance @ rotation
     groups = statistics.heads // len(layer.keys)
-    keys = layer.keys.float().repeat_interleave(groups, 0)  # [Hq, T, D]
+    keys = repeat(layer.keys.float(), "h t d -> (h g) t d", g=groups)  # [Hq, T, D]
     first = torch.einsum("htd,hd->ht", keys, mean) * statistics.scaling
     second = torch.einsum("htd,hde,hte->ht", keys, covariance, keys) * statistics.scaling**2 / 2
     weights = torch.softmax(first + second, dim=1)
-    norms = layer.values.float().norm(dim=2).repeat_interleave(groups, 0)
+    norms = repeat(layer.values.float().norm(dim=2), "h t -> (h g) t", g=groups)
     found: Tensor = (weights * norms).mean(0)
     return found
 
