@@ -12,7 +12,12 @@ import typer
 from kvcompress.cli.console import JsonOption, show
 
 CORE = ("torch", "transformers", "safetensors", "numpy", "constriction", "zstandard", "huggingface-hub")
-EXTRAS = {"gguf": ("gguf",), "train": ("lightning", "datasets"), "eval": ("lm_eval",)}
+EXTRAS = {
+    "report": ("jinja2", "matplotlib"),
+    "gguf": ("gguf",),
+    "train": ("lightning", "datasets"),
+    "eval": ("lm_eval",),
+}
 
 
 def doctor(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
 import click
@@ -11,6 +12,7 @@ import typer
 from typer.testing import CliRunner
 
 from kvcompress.cli.app import app
+from kvcompress.errors import InputError
 
 COMMANDS: dict[str, click.Command] = {}
 
@@ -66,3 +68,10 @@ def test_the_doctor_looks_at_a_model() -> None:
 
 def test_completion_is_offered() -> None:
     assert "--install-completion" in CliRunner().invoke(app, ["--help"]).stdout
+
+
+def test_a_report_without_its_extra_says_what_to_install(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr("kvcompress.cli.report.find_spec", lambda name: None)
+    done = CliRunner().invoke(app, ["report", "x.kvz", "--session", "s.jsonl", "-o", str(tmp_path)])
+    assert isinstance(done.exception, InputError)
+    assert "kvcompress[report]" in str(done.exception)
