@@ -11,8 +11,13 @@ import typer
 
 from kvcompress.cli.console import JsonOption, show
 
-CORE = ("torch", "transformers", "safetensors", "numpy", "constriction", "zstandard", "huggingface-hub")
+CORE = ("torch", "transformers", "safetensors", "numpy", "constriction", "einops", "zstandard", "huggingface-hub")
 EXTRAS = {
+    "report": ("jinja2", "matplotlib"),
+    "gguf": ("gguf",),
+    "train": ("lightning", "datasets"),
+    "eval": ("lm_eval",),
+}
     "report": ("jinja2", "matplotlib"),
     "gguf": ("gguf",),
     "train": ("lightning", "datasets"),
