@@ -18,11 +18,6 @@ EXTRAS = {
     "train": ("lightning", "datasets"),
     "eval": ("lm_eval",),
 }
-    "report": ("jinja2", "matplotlib"),
-    "gguf": ("gguf",),
-    "train": ("lightning", "datasets"),
-    "eval": ("lm_eval",),
-}
 
 
 def doctor(
