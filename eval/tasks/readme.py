@@ -17,8 +17,6 @@ def readme_table(result: Result) -> str:
     names = [one["name"] for one in result["contenders"]]
     tasks = [task for task in result["tasks"] if task["contenders"] and task["enough"]]
     rows = [(f"{task['title'].lower()}, {task['tokens']:,.0f} tokens", *_cells(task, names)) for task in tasks]
-    means = {one["name"]: one["accuracy"] for one in result["means"]}
-    rows.append(("mean", *(f"{points(means[name])} %" if name in means else "" for name in names)))
     answers = sorted({task["answers"] for task in tasks})
     spread = f"{answers[0]} to {answers[-1]}" if len(answers) > 1 else f"{answers[0]}"
     last = (
