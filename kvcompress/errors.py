@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -79,3 +80,9 @@ def about(path: object) -> Iterator[None]:
         if error.path is None:
             error.path = path
         raise
+
+
+def require_positive(what: str, value: float, remedy: str = "") -> None:
+    """Raise `InputError` unless a number is positive and finite; `what` names it, such as "a size ratio"."""
+    if not (value > 0 and math.isfinite(value)):
+        raise InputError(f"{what} must be a positive number, not {value:g}", remedy)

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from pathlib import Path
 
-from kvcompress.errors import InputError
+from kvcompress.errors import InputError, require_positive
 
 DEFAULT_QUALITY = "transparent"
 SEARCH, QUICK, NONE = "auto", "quick", "none"
@@ -90,8 +89,8 @@ class EncodeOptions:
             "a link's speed in Mbit/s": self.link_mbits,
         }
         for name, value in numbers.items():
-            if value is not None and not (value > 0 and math.isfinite(value)):
-                raise InputError(f"{name} must be a positive number, not {value:g}")
+            if value is not None:
+                require_positive(name, value)
 
     def _check_layers(self) -> None:
         some = bool(self.recompute_layers) or self.link_mbits is not None

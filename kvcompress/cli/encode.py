@@ -74,7 +74,7 @@ def encode(
         max_kl=max_kl,
         size_ratio=size_ratio,
         lossless=lossless,
-        recompute_layers=None if recompute_layers is None else _layers(recompute_layers, codec),
+        recompute_layers=None if recompute_layers is None else _layers(recompute_layers, raw),
         link_mbits=link,
         plan=planned,
         other_weights=allow_other_weights,
@@ -169,13 +169,12 @@ def _plan(
     )
 
 
-def _layers(asked: str, codec: str | None) -> int:
-    """Return a number of layers given as such or as a share of those of the codec's model."""
+def _layers(asked: str, raw: Path) -> int:
+    """Return a number of layers given as such or as a share of the session's."""
     from kvcompress.codec.recompute import parse_layers
-    from kvcompress.hub.bundled import DEFAULT_CODEC, read_config
-    from kvcompress.hub.places import find_codec
+    from kvcompress.format.raw_snapshot import origin_of_raw
 
-    return parse_layers(asked, lambda: len(read_config(find_codec(codec or DEFAULT_CODEC))["shapes"]))
+    return parse_layers(asked, lambda: len(origin_of_raw(raw).layer_kinds))
 
 
 def _link_json(choice: Choice) -> dict[str, Any]:

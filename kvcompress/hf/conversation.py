@@ -51,15 +51,19 @@ class Conversation:
             on_token: Called with each new token but a stopping one.
         """
         kept = self._cut_to(common_prefix(self.seen, token_ids[:-1]))
-        new_ids = generate_from(
-            self.model,
-            self.cache,
-            token_ids[kept:],
-            next_position=kept,
-            max_new_tokens=max_new_tokens,
-            stop_ids=stop_ids,
-            on_token=on_token,
-        )
+        try:
+            new_ids = generate_from(
+                self.model,
+                self.cache,
+                token_ids[kept:],
+                next_position=kept,
+                max_new_tokens=max_new_tokens,
+                stop_ids=stop_ids,
+                on_token=on_token,
+            )
+        except BaseException:  # an answer that was interrupted has left tokens in the cache that nobody counted
+            self._begin_again()
+            raise
         self.seen = [*token_ids, *new_ids[:-1]] if new_ids else list(token_ids[:kept])
         return new_ids
 
@@ -77,9 +81,12 @@ class Conversation:
             return tokens
         layers: list[Any] = list(self.cache.layers)
         if any(getattr(layer, "is_sliding", False) for layer in layers):
-            self.cache, self.seen = new_cache(self.model), []
+            self._begin_again()
             return 0
         for layer in layers:
             layer.keys, layer.values = layer.keys[..., :tokens, :], layer.values[..., :tokens, :]
         self.seen = self.seen[:tokens]
         return tokens
+
+    def _begin_again(self) -> None:
+        self.cache, self.seen = new_cache(self.model), []

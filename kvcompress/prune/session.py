@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -10,7 +9,7 @@ from typing import Any
 from kvcompress.codec.analysis import HIGHEST_QP
 from kvcompress.codec.exact_tokens import WithExact, with_exact
 from kvcompress.codec.tinyvae import TinyVAECodec
-from kvcompress.errors import InputError
+from kvcompress.errors import InputError, require_positive
 from kvcompress.format.container import Encoded
 from kvcompress.hf.types import CausalLM, Tokenizer
 from kvcompress.metrics.fidelity import TIERS
@@ -67,9 +66,9 @@ class Asked:
         """Refuse a target that is none; without any, the quality is transparent."""
         if self.quality is None and self.size_ratio is None and self.max_kl_nats is None:
             object.__setattr__(self, "quality", "transparent")
-        for name, value in (("size ratio", self.size_ratio), ("bound on the KL", self.max_kl_nats)):
-            if value is not None and not (value > 0 and math.isfinite(value)):
-                raise InputError(f"a {name} of {value:g} is not a positive number")
+        for name, value in (("a size ratio", self.size_ratio), ("a bound on the KL (nats)", self.max_kl_nats)):
+            if value is not None:
+                require_positive(name, value)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

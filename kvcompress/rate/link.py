@@ -9,7 +9,6 @@ Sending token ids alone and prefilling again is the end of the dial.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -17,7 +16,7 @@ from typing import Any
 from kvcompress.codec.protocol import Codec
 from kvcompress.codec.registry import WITHOUT_WEIGHTS
 from kvcompress.codec.tinyvae import TinyVAECodec
-from kvcompress.errors import InputError
+from kvcompress.errors import require_positive
 from kvcompress.format.container import Encoded, from_bytes, to_bytes
 from kvcompress.format.session import encoded_session
 from kvcompress.hf.restore import restore
@@ -65,12 +64,6 @@ class Choice:
     prefill: Way
 
 
-def require_link(megabits_per_second: float) -> None:
-    """Raise `InputError` unless a link's speed is a positive, finite number."""
-    if not (megabits_per_second > 0 and math.isfinite(megabits_per_second)):
-        raise InputError(f"a link of {megabits_per_second:g} Mbit/s carries nothing", "Give its speed, such as 100")
-
-
 def choose(
     model: CausalLM,
     codecs: Sequence[TinyVAECodec],
@@ -90,7 +83,7 @@ def choose(
     Raises:
         InputError: The link's speed is no positive number, or a codec cannot code the session.
     """
-    require_link(megabits_per_second)
+    require_positive("a link's speed in Mbit/s", megabits_per_second, "Give its speed, such as 100")
     files = {codec.recompute_layers: encode(codec) for codec in codecs}
     ways = []
     for codec in codecs:

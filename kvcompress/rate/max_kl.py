@@ -17,7 +17,6 @@ runs, and last the lossless codec.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -30,7 +29,7 @@ from kvcompress.codec.int8 import Int8Codec
 from kvcompress.codec.lossless import LosslessCodec
 from kvcompress.codec.residual import RESIDUAL_FINER
 from kvcompress.codec.tinyvae import TinyVAECodec
-from kvcompress.errors import InputError
+from kvcompress.errors import InputError, require_positive
 from kvcompress.format.container import Encoded, to_bytes
 from kvcompress.hf.generation import feed
 from kvcompress.hf.restore import restore
@@ -76,13 +75,6 @@ class Candidate:
     encoded: Encoded
     file_bytes: int
     kl_nats: float
-
-
-def require_bound(max_kl_nats: float) -> None:
-    """Raise `InputError` unless the bound is a positive, finite number of nats."""
-    if not (max_kl_nats > 0 and math.isfinite(max_kl_nats)):
-        what = f"a bound of {max_kl_nats:g} nats on the mean KL is not a positive number"
-        raise InputError(what, "Ask for one such as 0.01")
 
 
 def tail_tokens(tokens: int) -> int:
@@ -165,7 +157,7 @@ class Race:
         max_kl_nats: float,
         progress: Progress = lambda stage, done, total: None,
     ) -> None:
-        require_bound(max_kl_nats)
+        require_positive("a bound on the mean KL (nats)", max_kl_nats, "Ask for one such as 0.01")
         self.codec, self.model, self.snapshot, self.tail = codec, model, snapshot, tail
         self.max_kl_nats, self.progress = max_kl_nats, progress
         self.ran: dict[tuple[int, int | None], Candidate] = {}

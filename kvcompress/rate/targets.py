@@ -8,7 +8,7 @@ import torch
 
 from kvcompress.codec.analysis import HIGHEST_QP, Analysis
 from kvcompress.codec.tinyvae import TinyVAECodec
-from kvcompress.errors import InputError
+from kvcompress.errors import InputError, require_positive
 from kvcompress.format.container import Encoded, to_bytes
 from kvcompress.snapshot import KVSnapshot
 from tinyvae.quantize import LEVELS_PER_OCTAVE
@@ -25,8 +25,7 @@ def encode_at_size_ratio(codec: TinyVAECodec, snapshot: KVSnapshot, size_ratio: 
     Raises:
         InputError: The ratio is not positive, or even the coarsest QP is larger.
     """
-    if not size_ratio > 0:
-        raise InputError(f"size ratio {size_ratio} is not positive", "Ask for a ratio such as 20")
+    require_positive("a size ratio", size_ratio, "Ask for a ratio such as 20")
     files, analysis = dict[int, Encoded](), codec.analyse(snapshot)
 
     def reached(qp: int) -> float:

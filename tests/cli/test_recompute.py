@@ -108,6 +108,16 @@ def test_a_bound_on_the_kl_holds_with_recomputed_layers(place: Path, tmp_path: P
     assert data["settings"]["certificate"]["kl_nats"] <= 0.01
 
 
+def test_a_share_of_layers_is_one_of_the_sessions_own(place: Path, tmp_path: Path) -> None:
+    """With and without the codec's name: what counts is the model that recorded it, not the bundled one."""
+    layers = len(load_raw(place / "raw.safetensors").layers)
+    options = ("--recompute-layers", f"{100 / layers:.4f}%", *partners(place))
+    data = run("encode", place / "raw.safetensors", "-o", tmp_path / "a.kvz", *options)
+    assert data["settings"]["recompute_layers"] == 1
+    line = refused("encode", place / "raw.safetensors", "-o", tmp_path / "b.kvz", "--recompute-layers", "50%")
+    assert "no codec at hand belongs to this model" in line or "wrong partner" in line
+
+
 def rows(place: Path, tmp_path: Path, megabits: float) -> dict[str, Any]:
     options = ("--link", megabits, "--quality", "high", *partners(place))
     return run("encode", place / "raw.safetensors", "-o", tmp_path / f"{megabits}.kvz", *options)

@@ -210,7 +210,7 @@ def test_the_race_is_deterministic_and_tells_how_far_it_is(full: TinyVAECodec, m
 
 @pytest.mark.parametrize("bound", [0.0, -1.0, float("nan"), float("inf")])
 def test_bounds_that_are_none_are_refused(codec: TinyVAECodec, model: Any, long: KVSnapshot, bound: float) -> None:
-    with pytest.raises(InputError, match="not a positive number"):
+    with pytest.raises(InputError, match="must be a positive number"):
         raced(codec, model, long, bound)
 
 

@@ -59,6 +59,19 @@ def test_a_sliding_window_is_begun_again() -> None:
     assert answer == Conversation(model).reply(rewritten, max_new_tokens=2)
 
 
+def test_an_answer_that_is_interrupted_leaves_nothing_behind(model: Any) -> None:
+    talk, ids = Conversation(model), random_sessions(1, 40)[0].tolist()
+    talk.reply(ids[:20], max_new_tokens=2)
+
+    def stop(token: int) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        talk.reply(ids, max_new_tokens=5, on_token=stop)
+    assert talk.reply(ids, max_new_tokens=3) == Conversation(model).reply(ids, max_new_tokens=3)
+    close(model, talk, ids)
+
+
 def test_nothing_new_is_said_with_no_room(model: Any) -> None:
     talk = Conversation(model)
     assert talk.reply([1, 2, 3], max_new_tokens=0) == []
