@@ -232,10 +232,12 @@ def _trained_in_words(fitted: dict[str, Any]) -> str:
         recipe[f"{stage}_stage"]["steps"] if trained is None else trained.get(stage, {"steps": 0})["steps"]
         for stage in ("rate", "divergence")
     ]
+    # Recipes of codecs of earlier versions say "rate".
+    lowest, highest = (recipe.get(f"{end}_qp", recipe.get(f"{end}_rate")) for end in ("lowest", "highest"))
     return f"""
 The closed form was trained on (`python -m train fit`): {steps[0]:,} steps of prior and prediction on bits,
 {steps[1]:,} of these and the synthesis on bits and the KL divergence of the resumed model, at QPs
-{recipe["lowest_qp"]} to {recipe["highest_qp"]}.
+{lowest} to {highest}.
 """
 
 

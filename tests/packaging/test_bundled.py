@@ -11,8 +11,16 @@ import torch
 from kvcompress.codec.directory import load_codec
 from kvcompress.data.sessions import read_sessions, session_token_ids
 from kvcompress.errors import CheckpointError
+from kvcompress.fit.checkpoint import card
 from kvcompress.hf import load_model
-from kvcompress.hub.bundled import DEFAULT_CODEC, bundled, checkpoint_root, find_checkpoint, recompute_choices
+from kvcompress.hub.bundled import (
+    DEFAULT_CODEC,
+    bundled,
+    checkpoint_root,
+    codec_parts,
+    find_checkpoint,
+    recompute_choices,
+)
 
 MODEL_LIMIT_BYTES = 24_000_000
 
@@ -78,3 +86,14 @@ def test_example_sessions_are_long_many_and_hold_facts(sessions_file: Path) -> N
             assert session.messages[fact["question_message"]]["role"] == "user"
         roles = [message["role"] for message in session.messages]
         assert roles == ["user", "assistant"] * (len(roles) // 2)
+
+
+@pytest.mark.parametrize("layers", [0, 1, 2])
+def test_the_card_can_be_written_again_and_says_what_it_said(layers: int) -> None:
+    """Recipes of earlier versions name their fields otherwise; calibrating such a codec writes its card anew."""
+    directory = codec_parts(find_checkpoint(DEFAULT_CODEC))[layers]
+    stated, again = (directory / "README.md").read_text(encoding="utf-8"), card(load_codec(DEFAULT_CODEC, layers))
+    shared = set(again.splitlines()) & set(stated.splitlines())
+    assert "None" not in again
+    assert any(line.startswith("| transparent | latents at ") for line in again.splitlines())
+    assert len(shared) > len(stated.splitlines()) // 2
