@@ -9,6 +9,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from kvcompress.report.tables import inline, markdown_table
+
 Row = dict[str, Any]
 Grid = tuple[str, Sequence[str], list[list[str]]]
 
@@ -94,7 +96,7 @@ def markdown(result: Row) -> str:
     """Return the whole report as Markdown."""
     lines = ["# Decode and resume across devices", "", *verdict_lines(result), "", _setting(result), ""]
     for title, columns, cells in (encoding_grid(result), pair_grid(result), golden_grid(result)):
-        lines += [f"## {title}", "", _line(columns), _line(["---"] * len(columns)), *map(_line, cells), ""]
+        lines += [f"## {title}", "", markdown_table(columns, [list(map(inline, row)) for row in cells], numbers=()), ""]
     return "\n".join([*lines, *_legend(result)]) + "\n"
 
 
@@ -167,7 +169,3 @@ def _identical(same: bool) -> str:
 
 def _yes(value: bool) -> str:
     return "yes" if value else "no"
-
-
-def _line(cells: Sequence[str]) -> str:
-    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
