@@ -77,7 +77,7 @@ def test_a_guess_stays_sane_at_rates_no_training_saw(codec: TinyVAECodec, snapsh
     lowest, none = (torch.full_like(ids, qp, dtype=torch.int32) for qp in (LOWEST_TOLD, PRIOR_ONLY))
     decoded = torch.zeros(len(ids) + 1, guessing.config.rank)
     for coding_pass in coding_passes(ids):
-        coarse, left_out = (guessing.predicted(decoded, phase, context, qps) for qps in (lowest, none))
+        coarse, left_out = (guessing.predicted(decoded, coding_pass, context, qps) for qps in (lowest, none))
         assert torch.equal(coarse, left_out)
 
 
