@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
+import typer
 
 from kvcompress.report.tables import inline, markdown_table
+from kvcompress.report.terminal import print_table
 
 Row = dict[str, Any]
 Grid = tuple[str, Sequence[str], list[list[str]]]
@@ -100,16 +99,13 @@ def markdown(result: Row) -> str:
     return "\n".join([*lines, *_legend(result)]) + "\n"
 
 
-def show(result: Row, console: Console | None = None) -> None:
+def show(result: Row) -> None:
     """Print the tables and the verdict."""
-    console = console or Console()
     for title, columns, cells in (encoding_grid(result), pair_grid(result), golden_grid(result)):
-        table = Table(*columns, title=title)
-        for row in cells:
-            table.add_row(*map(escape, row))
-        console.print(table)
+        print_table(columns, cells, title=title)
+        print()
     for line in verdict_lines(result):
-        console.print(escape(line), style="bold red" if line.startswith("BROKEN") else None)
+        typer.secho(line, fg="red" if line.startswith("BROKEN") else None)
 
 
 def _pair_cells(rows: list[Row], result: Row) -> list[str]:

@@ -47,9 +47,9 @@ def show(data: Mapping[str, Any], *, as_json: bool) -> None:
     if as_json:
         sys.stdout.write(json.dumps(data) + "\n")
         return
-    width = max(map(len, data), default=0)
-    for name, value in data.items():
-        sys.stdout.write(f"{name.replace('_', ' '):<{width}}  {_spoken(name, value)}\n")
+    from kvcompress.report.terminal import print_table
+
+    print_table((), [(name.replace("_", " "), _spoken(name, value)) for name, value in data.items()])
 
 
 def _spoken(name: str, value: Any) -> str:
