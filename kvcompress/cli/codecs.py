@@ -20,24 +20,30 @@ NameArgument = Annotated[
     str, typer.Argument(help="Name of a codec, its directory, or its id on the Hub.", metavar="NAME|DIR|USER/REPO")
 ]
 
-codecs = typer.Typer(no_args_is_help=True, help="Codecs at hand: list them, show what one promises, pull one.")
+codecs = typer.Typer(no_args_is_help=True, help="List the installed codecs, show what one guarantees, download one.")
 
 
 @codecs.command("list")
 def list_codecs(
-    directory: Annotated[Path | None, typer.Option(help="Also look here: a codec, or a directory of several.")] = None,
+    directory: Annotated[
+        Path | None, typer.Option(help="Also list this codec, or the codecs in this directory.")
+    ] = None,
     hub: Annotated[
-        list[str] | None, typer.Option(metavar="USER/REPO", help="Also fetch this one from the Hub; repeat it.")
+        list[str] | None,
+        typer.Option(metavar="USER/REPO", help="Also download this codec from the Hub; give several for more."),
     ] = None,
     model: Annotated[
-        str | None, typer.Option(help="Say which fit this model: a bundled name, directory, GGUF file or Hub id.")
+        str | None,
+        typer.Option(
+            help="Also print which codecs fit this model: a bundled name, a directory, a GGUF file or a Hub id."
+        ),
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """List the codecs at hand. The first column is what --codec takes everywhere.
+    """List the installed codecs; --codec takes the names in the first column.
 
-    They lie among the bundled checkpoints, in $KVCOMPRESS_HOME/codecs (by default in the platform's cache directory),
-    and in the local cache of the Hugging Face Hub.
+    Codecs are found among the bundled checkpoints, in $KVCOMPRESS_HOME/codecs (by default in the platform's cache
+    directory), and in the local cache of the Hugging Face Hub.
     """
     from kvcompress.hub.hub_id import codec_from_hub
     from kvcompress.hub.places import all_codecs
@@ -59,7 +65,7 @@ def list_codecs(
 
 @codecs.command("show")
 def show_codec(name: NameArgument, as_json: JsonOption = False) -> None:
-    """Print a codec's card and what is guaranteed: sessions, bounds, measured means."""
+    """Print a codec's card and its guarantees: verified sessions, bounds, measured means."""
     from kvcompress.codec.facts import read_facts
     from kvcompress.hub.places import find_codec
 
@@ -82,12 +88,17 @@ def pull_codec(
     name: NameArgument,
     output: Annotated[
         Path | None,
-        typer.Option("-o", "--output", help="Directory to make.", show_default="its name in $KVCOMPRESS_HOME/codecs"),
+        typer.Option(
+            "-o",
+            "--output",
+            help="Directory to write the codec to.",
+            show_default="its name in $KVCOMPRESS_HOME/codecs",
+        ),
     ] = None,
     force: ForceOption = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Copy a codec whole or not at all, check its digests, and say what it belongs to."""
+    """Download or copy a codec, check its digests, and print which model it belongs to."""
     from kvcompress.codec.pull import pull
 
     facts = pull(name, output, force=force)
@@ -177,7 +188,7 @@ def _print_table(groups: Sequence[Sequence[Sequence[str]]]) -> None:
 
     rows = [row for group in groups for row in group]
     if not rows:
-        sys.stdout.write("no codec is at hand\n")
+        sys.stdout.write("no codec is installed\n")
         return
     fits = ["fits"] if len(rows[0]) > 6 + len(QUALITIES) else []
     head = ["name", "place", "model", "weights", *fits, "m", "bytes", *(f"{name}: size, KL" for name in QUALITIES)]

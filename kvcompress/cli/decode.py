@@ -19,7 +19,10 @@ def decode(
     force: ForceOption = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Restore the raw snapshot of a file; no model is needed, unless it recomputes the first layers."""
+    """Decompress a .kvz file into a raw snapshot.
+
+    No model is needed, unless the file leaves out layers that the model recomputes.
+    """
     from kvcompress.codec.registry import load_snapshot
     from kvcompress.format.atomic import require_writable
     from kvcompress.format.raw_snapshot import save_raw

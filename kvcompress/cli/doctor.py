@@ -22,11 +22,15 @@ EXTRAS = {
 
 def doctor(
     model: Annotated[
-        str | None, typer.Option(help="Also load this model and tell whether its sessions can be stored.")
+        str | None,
+        typer.Option(
+            help="Also load this model and check whether its sessions can be stored: a bundled name, a directory, "
+            "a GGUF file or a Hub id."
+        ),
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Print versions, threads, checkpoints at hand, and what is missing. Exit status 1 where something is broken."""
+    """Print versions, threads, installed codecs, and what is missing. Exit status 1 if something is broken."""
     found: dict[str, Any] = {"python": platform.python_version()} | {name: _version(name) for name in CORE}
     found |= {f"extra {name}": _extra(parts) for name, parts in EXTRAS.items()}
     found |= _machine() | {"codecs": _codecs()}

@@ -67,7 +67,10 @@ def encode(
     allow_other_weights: OtherWeightsOption = False,
     sessions: SessionsOption = None,
 ) -> None:
-    """Compress a raw snapshot."""
+    """Compress a raw snapshot into a .kvz file.
+
+    Choose one of --quality, --max-kl, --size-ratio and --lossless.
+    """
     planned = _plan(plan, scorer, keep, keep_message, keep_fraction, guarantee, plan_table, history, evidence)
     options = EncodeOptions(
         quality=quality,

@@ -17,30 +17,51 @@ if TYPE_CHECKING:
     from kvcompress.hf.types import CausalLM, Tokenizer
     from kvcompress.snapshot import KVSnapshot
 
+EVIDENCE = "Evidence for plans"
+
 
 def record(
     output: Annotated[Path, typer.Option("-o", "--output", help="Raw snapshot to write (.safetensors).")],
-    session: Annotated[Path | None, typer.Option(help="JSON lines of recorded sessions.")] = None,
-    session_id: Annotated[str | None, typer.Option("--id", help="Session to record; the first if not given.")] = None,
-    text: Annotated[Path | None, typer.Option(help="Plain text file to record instead of a session.")] = None,
-    chat: Annotated[bool, typer.Option("--chat", help="Talk to the model; an empty line ends and records.")] = False,
-    tokens: Annotated[int | None, typer.Option(help="Record only the first N tokens.", min=1)] = None,
+    session: Annotated[Path | None, typer.Option(help="JSON lines of sessions.")] = None,
+    session_id: Annotated[
+        str | None, typer.Option("--id", help="Session to record.", show_default="the first one")
+    ] = None,
+    text: Annotated[Path | None, typer.Option(help="Instead of --session: a plain text file.")] = None,
+    chat: Annotated[
+        bool,
+        typer.Option(
+            "--chat", help="Instead of --session: talk to the model; an empty line ends the chat and records it."
+        ),
+    ] = False,
+    tokens: Annotated[
+        int | None, typer.Option(help="Record only the first N tokens.", min=1, show_default="all")
+    ] = None,
     model: ModelOption = DEFAULT_MODEL,
     dtype: DtypeOption = "float32",
     evidence: Annotated[
-        Path | None, typer.Option(help="Also write what scorers look at, for `encode --evidence`.")
+        Path | None,
+        typer.Option(
+            help="Also write the evidence that scorers need, for `encode --evidence`.", rich_help_panel=EVIDENCE
+        ),
     ] = None,
     scorer: Annotated[
         list[str] | None,
-        typer.Option(help="Scorer that the evidence is for; repeat it for several.", show_default="all"),
+        typer.Option(
+            help="Scorer to collect evidence for; give several for more.", show_default="all", rich_help_panel=EVIDENCE
+        ),
     ] = None,
     codec: Annotated[
-        str | None, typer.Option(help="Codec that the evidence is for.", show_default="the bundled one for its model")
+        str | None,
+        typer.Option(
+            help="Codec that will encode the session.",
+            show_default="the bundled one, with the bundled model",
+            rich_help_panel=EVIDENCE,
+        ),
     ] = None,
     force: ForceOption = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Run a model over a session, a text or a chat and write its cache."""
+    """Run a model over a session, a text or a chat, and write its KV cache as a raw snapshot."""
     if sum((session is not None, text is not None, chat)) != 1:
         raise InputError("name exactly one of --session, --text and --chat")
     if session_id is not None and session is None:

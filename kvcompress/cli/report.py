@@ -15,14 +15,22 @@ from kvcompress.hub.bundled import DEFAULT_MODEL
 
 def report(
     file: KvzArgument,
-    session: Annotated[Path, typer.Option(help="Sessions among which the file's own is.")],
-    output: Annotated[Path, typer.Option("-o", "--output", help="Directory for report.json, .md and .html.")],
-    session_id: Annotated[str | None, typer.Option("--id", help="Its id; found by its tokens if not given.")] = None,
+    session: Annotated[Path, typer.Option(help="JSON lines of sessions that contain the recorded one.")],
+    output: Annotated[
+        Path, typer.Option("-o", "--output", help="Directory for report.json, report.md and report.html.")
+    ],
+    session_id: Annotated[
+        str | None,
+        typer.Option("--id", help="Id of the recorded session.", show_default="the one with the same tokens"),
+    ] = None,
     model: ModelOption = DEFAULT_MODEL,
     codec: CodecOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Decode a file, resume from it, and compare with the exact cache: JSON, Markdown and HTML."""
+    """Measure what a file loses: decode it, resume from it, and compare with the exact cache.
+
+    The report is written as JSON, Markdown and HTML. It needs the extra `report`.
+    """
     missing = [name for name in ("jinja2", "matplotlib") if find_spec(name) is None]
     if missing:
         raise InputError(f"a report needs {' and '.join(missing)}", "pip install 'kvcompress[report]'")

@@ -19,17 +19,22 @@ def resume(
     file: KvzArgument,
     model: ModelOption = DEFAULT_MODEL,
     codec: CodecOption = None,
-    prompt: Annotated[str | None, typer.Option(help="Say this first, as the user's next turn.")] = None,
+    prompt: Annotated[
+        str | None,
+        typer.Option(help="What the user says next; without it the model continues where the session stopped."),
+    ] = None,
     plain: Annotated[
-        bool, typer.Option("--plain", help="Append the prompt as it is, outside the chat template.")
+        bool, typer.Option("--plain", help="Append the prompt as plain text, without the chat template.")
     ] = False,
-    max_new_tokens: Annotated[int, typer.Option(help="Tokens to generate at most.", min=0)] = 64,
-    temperature: Annotated[float, typer.Option(help="0 takes the most likely token.", min=0.0)] = 0.0,
-    seed: Annotated[int, typer.Option(help="Seed of sampling.")] = 0,
+    max_new_tokens: Annotated[int, typer.Option(help="Largest number of tokens to generate.", min=0)] = 64,
+    temperature: Annotated[
+        float, typer.Option(help="Sampling temperature; 0 always takes the most likely token.", min=0.0)
+    ] = 0.0,
+    seed: Annotated[int, typer.Option(help="Random seed for sampling.")] = 0,
     dtype: DtypeOption = "float32",
     as_json: JsonOption = False,
 ) -> None:
-    """Load a session and let the model go on."""
+    """Restore a session and let the model continue it."""
     from kvcompress.codec.registry import load_snapshot
     from kvcompress.hf import load_model, recompute_with, restore
     from kvcompress.hf.generation import TextStream, generate_from, resume_start

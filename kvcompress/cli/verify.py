@@ -17,14 +17,18 @@ def verify(
     file: KvzArgument,
     codec: Annotated[
         str | None,
-        typer.Option(help="Codec that the file must be of.", show_default="the one at hand that made the file"),
+        typer.Option(help="Codec that the file must belong to.", show_default="the installed one that made the file"),
     ] = None,
     model: Annotated[
-        str | None, typer.Option(help="Also check this model's fingerprint; it recomputes layers where a file asks.")
+        str | None,
+        typer.Option(
+            help="Also check that the file belongs to this model. Needed to decode a file whose first layers the model "
+            "recomputes."
+        ),
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Check a file from end to end."""
+    """Check a file: checksums, codec, decoding and, with --model, the model. Exit status 1 if a check fails."""
     from kvcompress.errors import about
     from kvcompress.format.container import load
 
