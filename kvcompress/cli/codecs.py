@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from kvcompress.cli.console import ForceOption, JsonOption, show
+from kvcompress.cli.waiting import waiting
 
 if TYPE_CHECKING:
     from kvcompress.codec.facts import CodecFacts, Part
@@ -49,7 +50,8 @@ def list_codecs(
     from kvcompress.hub.places import all_codecs
 
     for name in hub or []:
-        codec_from_hub(name)
+        with waiting("codecs list", f"downloading {name}"):
+            codec_from_hub(name)
     found = list(_readable(all_codecs(directory)))
     fits = {} if model is None else _fits(model, [facts for _, facts in found])
     if as_json:
@@ -101,7 +103,8 @@ def pull_codec(
     """Download or copy a codec, check its digests, and print which model it belongs to."""
     from kvcompress.codec.pull import pull
 
-    facts = pull(name, output, force=force)
+    with waiting("codecs pull", f"fetching and checking {name}"):
+        facts = pull(name, output, force=force)
     if as_json:
         show({"output": str(facts.directory), **facts.to_json()}, as_json=True)
         return
@@ -125,8 +128,9 @@ def _fits(model: str, facts: Sequence[CodecFacts]) -> dict[Path, str]:
     from kvcompress.fit.adopt import fit_of
     from kvcompress.hf import load_model
 
-    partners = load_model(model)
-    return {one.directory: fit_of(one, *partners) for one in facts}
+    with waiting("codecs list", "loading the model"):
+        loaded = load_model(model)
+    return {one.directory: fit_of(one, *loaded) for one in facts}
 
 
 def _card(part: Part) -> str:

@@ -9,6 +9,7 @@ import typer
 
 from kvcompress.cli.console import CodecOption, ForceOption, JsonOption, KvzArgument, RecomputeModelOption, show
 from kvcompress.cli.models import recompute_by
+from kvcompress.cli.waiting import waiting
 
 
 def decode(
@@ -28,7 +29,8 @@ def decode(
     from kvcompress.format.raw_snapshot import save_raw
 
     require_writable(output, force)
-    snapshot = load_snapshot(file, codec, recompute_by(model))
+    with waiting("decode", "decoding"):
+        snapshot = load_snapshot(file, codec, recompute_by(model))
     save_raw(output, snapshot, force=force)
     data = {"output": str(output), "tokens": snapshot.tokens, "file_bytes": output.stat().st_size}
     show(data, as_json=as_json)

@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from kvcompress.cli.console import JsonOption, show
+from kvcompress.cli.waiting import waiting
 
 CORE = ("torch", "transformers", "safetensors", "numpy", "constriction", "einops", "zstandard", "huggingface-hub")
 EXTRAS = {
@@ -36,7 +37,8 @@ def doctor(
     found |= _machine() | {"codecs": _codecs()}
     broken = [name for name in CORE if found[name] == "missing"]
     if model is not None:
-        supported, told = _model(model)
+        with waiting("doctor", "loading the model"):
+            supported, told = _model(model)
         found["model"] = told
         broken += [] if supported else ["model"]
     show(found | ({"broken": broken} if as_json else {}), as_json=as_json)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from kvcompress.cli.console import DtypeOption, ForceOption, JsonOption, ModelOption, show
+from kvcompress.cli.waiting import waiting
 from kvcompress.errors import InputError
 from kvcompress.hub.bundled import DEFAULT_CODEC, DEFAULT_MODEL
 
@@ -75,7 +76,8 @@ def record(
     require_writable(output, force)
     if evidence is not None:
         require_writable(evidence, force)
-    language_model, tokenizer = load_model(model, dtype)
+    with waiting("record", "loading the model"):
+        language_model, tokenizer = load_model(model, dtype)
     if tokenizer is None:
         raise InputError("the model has no tokenizer", "Save one beside the model", path=model)
     ages: list[float] | None
@@ -84,10 +86,12 @@ def record(
         snapshot = talk.snapshot(ids[:tokens], tokenizer)
     else:
         ids, ages = _said(tokenizer, session, session_id, text)
-        snapshot = capture(language_model, ids[:tokens], tokenizer=tokenizer)
+        with waiting("record", f"running the model over {len(ids[:tokens]):,} tokens"):
+            snapshot = capture(language_model, ids[:tokens], tokenizer=tokenizer)
     if evidence is not None:
         chosen = codec or (DEFAULT_CODEC if model == DEFAULT_MODEL else None)
-        _write_evidence(evidence, language_model, tokenizer, snapshot, scorer, chosen, ages, force)
+        with waiting("record", "collecting evidence"):
+            _write_evidence(evidence, language_model, tokenizer, snapshot, scorer, chosen, ages, force)
     save_raw(output, snapshot, force=force)
     data = {"output": str(output), "tokens": snapshot.tokens, "raw_bytes": snapshot.raw_bytes}
     data |= {"file_bytes": output.stat().st_size}

@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from kvcompress.cli.console import CodecOption, JsonOption, KvzArgument, ModelOption, show
+from kvcompress.cli.waiting import waiting
 from kvcompress.errors import InputError
 from kvcompress.hub.bundled import DEFAULT_MODEL
 
@@ -38,11 +39,14 @@ def report(
     from kvcompress.report import write_report
     from kvcompress.report.measure import measure_file
 
-    language_model, tokenizer = load_model(model)
+    with waiting("report", "loading the model"):
+        language_model, tokenizer = load_model(model)
     if tokenizer is None:
         raise InputError("the model has no tokenizer", "Save one beside the model", path=model)
-    result = measure_file(language_model, tokenizer, session, session_id, file, codec)
-    write_report(result, output)
+    with waiting("report", "decoding and measuring") as stage:
+        result = measure_file(language_model, tokenizer, session, session_id, file, codec)
+        stage("writing")
+        write_report(result, output)
     if as_json:
         show(result, as_json=True)
         return

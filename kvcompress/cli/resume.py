@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from kvcompress.cli.console import CodecOption, DtypeOption, JsonOption, KvzArgument, ModelOption, show
+from kvcompress.cli.waiting import waiting
 from kvcompress.errors import InputError
 from kvcompress.hub.bundled import DEFAULT_MODEL
 
@@ -39,8 +40,10 @@ def resume(
     from kvcompress.hf import load_model, recompute_with, restore
     from kvcompress.hf.generation import TextStream, generate_from, resume_start
 
-    language_model, tokenizer = load_model(model, dtype)
-    snapshot = load_snapshot(file, codec, recompute_with(language_model, tokenizer))
+    with waiting("resume", "loading the model") as stage:
+        language_model, tokenizer = load_model(model, dtype)
+        stage("decoding")
+        snapshot = load_snapshot(file, codec, recompute_with(language_model, tokenizer))
     if tokenizer is None:
         raise InputError("the model has no tokenizer", "Save one beside the model", path=model)
     cache = restore(snapshot, language_model, tokenizer=tokenizer, copy=False)

@@ -8,6 +8,7 @@ import typer
 
 from kvcompress.cli.console import JsonOption, KvzArgument, show
 from kvcompress.cli.models import recompute_by
+from kvcompress.cli.waiting import waiting
 
 if TYPE_CHECKING:
     from kvcompress.format.container import Encoded
@@ -34,9 +35,10 @@ def verify(
 
     encoded = load(file)
     found = {"checksums": "ok", "codec": "not needed", "decodes": "not tried", "model": "not asked"}
-    with about(file):
+    with about(file), waiting("verify", "decoding") as stage:
         found |= _check_codec(encoded, codec, model)
         if model is not None:
+            stage("reading the model")
             found["model"] = _check_model(encoded, model)
     show({"file": str(file), **found}, as_json=as_json)
 
