@@ -1,4 +1,4 @@
-"""`kvcompress calibrate`: measure a codec's tiers again, and what it knows about ordinary sessions."""
+"""`kvcompress calibrate`: measure a codec's tiers and its out-of-distribution check again."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`kvcompress codecs`: which codecs are at hand, what they promise, and bringing one from elsewhere."""
+"""`kvcompress codecs`: list the installed codecs, show what one guarantees, download one."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`kvcompress decode`: a `.kvz` file back to a raw snapshot."""
+"""`kvcompress decode`: decompress a `.kvz` file into a raw snapshot."""
 
 from __future__ import annotations
 

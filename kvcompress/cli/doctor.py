@@ -1,4 +1,4 @@
-"""`kvcompress doctor`: what this installation has, and whether a model is supported."""
+"""`kvcompress doctor`: check this installation, and whether a model is supported."""
 
 from __future__ import annotations
 

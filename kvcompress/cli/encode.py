@@ -1,4 +1,4 @@
-"""`kvcompress encode`: a raw snapshot to a `.kvz` file."""
+"""`kvcompress encode`: compress a raw snapshot into a `.kvz` file."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`kvcompress harvest`: caches of recorded sessions as shards to fit and train on."""
+"""`kvcompress harvest`: write the caches of recorded sessions as shards, to fit and train on."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`kvcompress inspect`: what a file holds, read from its header alone and without torch."""
+"""`kvcompress inspect`: print what a file holds, from its header alone and without torch."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`kvcompress inspect --plan`: what a file keeps of each token."""
+"""`kvcompress inspect --plan`: print tier and bits of each token."""
 
 from __future__ import annotations
 

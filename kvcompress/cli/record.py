@@ -1,4 +1,4 @@
-"""`kvcompress record`: run a model over a session and keep its cache as a raw snapshot."""
+"""`kvcompress record`: run a model over a session and write its cache as a raw snapshot."""
 
 from __future__ import annotations
 

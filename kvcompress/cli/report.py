@@ -1,4 +1,4 @@
-"""`kvcompress report`: fidelity of one file after a true decode and resume."""
+"""`kvcompress report`: measure the fidelity of one file after decoding and resuming."""
 
 from __future__ import annotations
 

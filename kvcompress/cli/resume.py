@@ -1,4 +1,4 @@
-"""`kvcompress resume`: go on from a stored session exactly where it stopped."""
+"""`kvcompress resume`: continue a stored session where it stopped."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`kvcompress verify`: checksums, and whether codec and model are a match. Exit status 1 if not."""
+"""`kvcompress verify`: check checksums, codec and model. Exit status 1 if a check fails."""
 
 from __future__ import annotations
 

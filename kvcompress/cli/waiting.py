@@ -1,4 +1,4 @@
-"""Progress of work whose length is not known: what is being done, and for how long."""
+"""Progress of work of unknown length: the current stage, and the seconds so far."""
 
 from __future__ import annotations
 

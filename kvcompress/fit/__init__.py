@@ -1,1 +1,1 @@
-"""How a codec is made from sessions and what it can promise: closed form, calibration, checkpoints."""
+"""Fit a codec to sessions and verify its quality: closed form, calibration, checkpoints."""

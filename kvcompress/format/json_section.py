@@ -1,4 +1,4 @@
-"""Origin and positions as bytes: strict, canonical JSON under zlib, bounded before anything is built from it.
+"""Origin and positions as bytes: strict, canonical JSON under zlib, with a size limit.
 
 Nothing but the standard library is imported here.
 """

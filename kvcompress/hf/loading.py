@@ -1,4 +1,4 @@
-"""load_model: a model and its tokenizer as people have them, silently and without running anybody's code.
+"""load_model: load a model and its tokenizer by name, directory, file or Hub id.
 
 ```
 "reference-lm"   a bundled name          "model.gguf"   a GGUF file, dequantised once

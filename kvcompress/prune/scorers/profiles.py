@@ -1,4 +1,4 @@
-"""What was fitted for scorers: weights, a small network, and how a rank in each scorer's order turns into importance.
+"""Fitted parameters of scorers: weights, a small network, and the map from rank to importance.
 
 It lies beside this module as JSON, written by `python -m eval prune --fit`: the fit looks at recorded sessions and at
 what damage the loss of each token did. Another model may have a file of its own.
