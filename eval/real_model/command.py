@@ -10,25 +10,27 @@ import typer
 
 
 def real_model_command(
-    model: Annotated[str, typer.Option(help="Model directory, or the name of a bundled model.")],
-    codec: Annotated[str, typer.Option(help="Codec directory; all that it holds (recompute-<m>) are measured.")],
-    sessions: Annotated[Path, typer.Option(help="JSON lines of sessions that fitted nothing.")],
-    out: Annotated[Path, typer.Option(help="Directory of rows and report; rows found there stay.")],
-    other: Annotated[Path | None, typer.Option(help="The same of another source than the codec's.")] = None,
-    shards: Annotated[Path | None, typer.Option(help="Harvest that KVTC is fitted to; KVTC is left out else.")] = None,
-    setting: Annotated[list[str], typer.Option(help="NAME=DIR of a further codec of the model; repeat it.")] = [],  # noqa: B006
-    fit_facts: Annotated[list[Path], typer.Option(help="What `kvcompress fit --json` printed; repeat it.")] = [],  # noqa: B006
-    count: Annotated[int, typer.Option(help="Sessions measured.", min=1)] = 24,
-    other_count: Annotated[int, typer.Option(help="Sessions of the other source.", min=1)] = 12,
-    tokens: Annotated[int, typer.Option(help="Tokens stored of each session.", min=32)] = 1024,
-    continuation: Annotated[int, typer.Option(help="Tokens predicted after them.", min=128)] = 512,
-    kvtc_sessions: Annotated[int, typer.Option(help="Sessions that KVTC is measured on.", min=1)] = 8,
-    kvtc_fit_sessions: Annotated[int, typer.Option(help="Harvested sessions that it is fitted to.", min=2)] = 24,
-    timed_sessions: Annotated[int, typer.Option(help="Sessions that are timed.", min=0)] = 3,
-    threads: Annotated[int, typer.Option(help="Threads of torch.", min=1)] = 2,
+    model: Annotated[str, typer.Option(help="Model: a bundled name or a directory.")],
+    codec: Annotated[str, typer.Option(help="Codec directory; its subdirectories recompute-<m> are measured too.")],
+    sessions: Annotated[Path, typer.Option(help="JSON lines of sessions held out of the fit.")],
+    out: Annotated[Path, typer.Option(help="Directory for rows and report; rows of an earlier run are kept.")],
+    other: Annotated[Path | None, typer.Option(help="JSON lines of sessions from another source.")] = None,
+    shards: Annotated[Path | None, typer.Option(help="Shards to fit KVTC to; without them KVTC is left out.")] = None,
+    setting: Annotated[list[str], typer.Option(help="NAME=DIR: also measure this codec; give several for more.")] = [],  # noqa: B006
+    fit_facts: Annotated[
+        list[Path], typer.Option(help="Output of `kvcompress fit --json`; give several for more.")
+    ] = [],  # noqa: B006
+    count: Annotated[int, typer.Option(help="Number of sessions to measure.", min=1)] = 24,
+    other_count: Annotated[int, typer.Option(help="Number of sessions of the other source.", min=1)] = 12,
+    tokens: Annotated[int, typer.Option(help="Number of tokens of each session to store.", min=32)] = 1024,
+    continuation: Annotated[int, typer.Option(help="Number of tokens to predict after them.", min=128)] = 512,
+    kvtc_sessions: Annotated[int, typer.Option(help="Number of sessions to measure KVTC on.", min=1)] = 8,
+    kvtc_fit_sessions: Annotated[int, typer.Option(help="Number of harvested sessions to fit KVTC to.", min=2)] = 24,
+    timed_sessions: Annotated[int, typer.Option(help="Number of sessions to time.", min=0)] = 3,
+    threads: Annotated[int, typer.Option(help="Number of threads.", min=1)] = 2,
     readme: Annotated[bool, typer.Option("--readme", help="Write the table into README.md.")] = False,
 ) -> None:
-    """Measure a codec on a real model: sizes, damage, bounds, KVTC at equal KL, seconds; goes on where it stopped."""
+    """Measure a codec on a real model: size, damage, bounds, KVTC at equal KL, time. Continues after an interruption."""
     import torch
 
     from eval.readme import write_between

@@ -10,26 +10,28 @@ import typer
 
 
 def tasks_command(
-    model: Annotated[str, typer.Option(help="Model directory, or the name of a bundled model.")],
-    codec: Annotated[str, typer.Option(help="Codec directory, or the name of a bundled codec.")],
-    out: Annotated[Path, typer.Option(help="Directory of rows and report; rows found there stay.")],
-    task: Annotated[list[str], typer.Option(help="Task to measure; repeat it. [default: all]")] = [],  # noqa: B006
-    sizes: Annotated[list[str], typer.Option(help="TASK=N, with commas or repeated; those not named are found.")] = [],  # noqa: B006
-    shards: Annotated[Path | None, typer.Option(help="Harvest that KVTC is fitted to; KVTC is left out else.")] = None,
-    answers: Annotated[int, typer.Option(help="Answers judged of each task and candidate, at least.", min=1)] = 60,
-    contexts: Annotated[int, typer.Option(help="Contexts of each task, at least.", min=1)] = 10,
+    model: Annotated[str, typer.Option(help="Model: a bundled name or a directory.")],
+    codec: Annotated[str, typer.Option(help="Codec: a bundled name or a directory.")],
+    out: Annotated[Path, typer.Option(help="Directory for rows and report; rows of an earlier run are kept.")],
+    task: Annotated[list[str], typer.Option(help="Task to measure; give several for more.", show_default="all")] = [],  # noqa: B006
+    sizes: Annotated[list[str], typer.Option(help="TASK=N: size of a task; sizes not given are searched for.")] = [],  # noqa: B006
+    shards: Annotated[Path | None, typer.Option(help="Shards to fit KVTC to; without them KVTC is left out.")] = None,
+    answers: Annotated[int, typer.Option(help="Least number of answers for each task and candidate.", min=1)] = 60,
+    contexts: Annotated[int, typer.Option(help="Least number of contexts for each task.", min=1)] = 10,
     keep_fraction: Annotated[
-        list[float], typer.Option(help="Share of the tokens that stay where tokens are dropped; repeat it.")
+        list[float], typer.Option(help="Share of tokens that plans keep; give several for more.")
     ] = [0.5],  # noqa: B006
     scorer: Annotated[
-        str, typer.Option(help="Says which tokens stay; see docs/pruning.md.")
+        str, typer.Option(help="Scorer that chooses the kept tokens; see docs/pruning.md.")
     ] = "context_reconstruction",
-    recompute_layers: Annotated[int, typer.Option(help="Which codec of the directory.", min=0)] = 0,
-    kvtc_fit_sessions: Annotated[int, typer.Option(help="Harvested sessions that KVTC is fitted to.", min=2)] = 24,
-    threads: Annotated[int, typer.Option(help="Threads of torch.", min=1)] = 2,
+    recompute_layers: Annotated[
+        int, typer.Option(help="Number of recomputed layers: selects a codec of the directory.", min=0)
+    ] = 0,
+    kvtc_fit_sessions: Annotated[int, typer.Option(help="Number of harvested sessions to fit KVTC to.", min=2)] = 24,
+    threads: Annotated[int, typer.Option(help="Number of threads.", min=1)] = 2,
     readme: Annotated[bool, typer.Option("--readme", help="Write the table into README.md.")] = False,
 ) -> None:
-    """Ask a model for what lies in the middle of its context, from stored caches; goes on where it stopped."""
+    """Measure tasks that need the middle of the context, from stored caches. Continues after an interruption."""
     import torch
 
     from eval.readme import write_between
