@@ -15,20 +15,14 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from kvcompress.codec.settings import MOST_QP, CommonSettings, TinyVAESettings
 from kvcompress.errors import CheckpointError, InputError
 from kvcompress.metrics.conformal import beyond_allowed, sessions_needed
 
 QUALITIES = ("transparent", "high", "usable")
 LATENTS, RESIDUAL, INT8, LOSSLESS = "latents", "residual", "int8", "lossless"
-MOST_QP = 320
-"""The codec's highest QP, known here without torch."""
-
 FALLBACK = "fallback"
 """Name of the promise for sessions unlike those that a codec knows: as good as transparent, by int8."""
-
-OTHER_WEIGHTS = "other_weights"
-"""Setting of a file that was recorded with other weights than its codec was fitted to, see
-`kvcompress.codec.other_weights`."""
 
 _COUNTS = ("sessions", "prefix_tokens", "continuation_tokens")
 _LOSSES = ("kl_nats", "context_lost", "top1_lost")
@@ -223,7 +217,7 @@ def unpromised(quality: str, promises: Mapping[str, Promise]) -> InputError:
     return InputError(what, "Run `kvcompress calibrate CODEC --sessions FILE`, or use --max-kl / --size-ratio")
 
 
-def stated_promise(directory: Path, codec_fingerprint: str, settings: Mapping[str, Any]) -> Promise | None:
+def stated_promise(directory: Path, codec_fingerprint: str, settings: CommonSettings) -> Promise | None:
     """Return what a codec promises of a file's quality, from the codec's `config.json` alone.
 
     None where the file names no quality, was made by another codec, or holds a session unlike those of the promise.
@@ -233,10 +227,10 @@ def stated_promise(directory: Path, codec_fingerprint: str, settings: Mapping[st
         codec_fingerprint: The codec that the file names.
         settings: Of the file.
     """
-    quality, layers = settings.get("quality"), settings.get("recompute_layers", 0)
+    layers = settings.recompute_layers if isinstance(settings, TinyVAESettings) else 0
     part = directory / f"recompute-{layers}"
     place = (part if layers and part.is_dir() else directory) / "config.json"
-    if not isinstance(quality, str) or not place.is_file():
+    if settings.quality is None or not place.is_file():
         return None
     config = json.loads(place.read_text(encoding="utf-8"))
     if config.get("fitted", {}).get("fingerprint") != codec_fingerprint:
@@ -244,17 +238,16 @@ def stated_promise(directory: Path, codec_fingerprint: str, settings: Mapping[st
     return applying(promises_from_json(config.get("promises")), settings)
 
 
-def applying(promises: Mapping[str, Promise], settings: Mapping[str, Any]) -> Promise | None:
+def applying(promises: Mapping[str, Promise], settings: CommonSettings) -> Promise | None:
     """Return the promise that covers a file.
 
     None covers sessions unlike those known or of other weights, plans, and files without a quality.
     """
-    quality, qp = settings.get("quality"), settings.get("rate")
-    if OTHER_WEIGHTS in settings:
+    latents = settings if isinstance(settings, TinyVAESettings) else None
+    if settings.unlike or settings.plan is not None or (latents is not None and latents.other_weights is not None):
         return None
-    if not isinstance(quality, str) or quality == FALLBACK or settings.get("unlike") or "plan" in settings:
-        return None
-    promise = promises.get(quality)
+    promise = None if settings.quality in (None, FALLBACK) else promises.get(settings.quality)
+    qp = None if latents is None else latents.qp
     return promise if promise is not None and promise.qp == qp else None
 
 

@@ -9,15 +9,14 @@ score ──► profile ──► importance w ──┬──► loss of droppi
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 
 from kvcompress.codec.analysis import HIGHEST_QP, Analysis, Latents
 from kvcompress.codec.exact_tokens import with_exact
+from kvcompress.codec.settings import NOTHING_STATED, CommonSettings
 from kvcompress.codec.tinyvae import TinyVAECodec
 from kvcompress.errors import InputError
 from kvcompress.format.container import Encoded, to_bytes
@@ -94,7 +93,7 @@ class Planner:
         scorer: Name of the scorer; its profile says what its ranks are worth.
         score: [N] float, the scorer's.
         constraints: What the plans must keep to.
-        settings: Go into the headers of files.
+        settings: What the headers of files say beside the plan.
 
     Raises:
         InputError: The scores do not fit the session, or the guaranteed anchors are more than may stay.
@@ -105,7 +104,7 @@ class Planner:
     scorer: str
     score: Tensor
     constraints: Constraints
-    settings: Mapping[str, Any] = field(default_factory=dict)
+    settings: CommonSettings = NOTHING_STATED
     importance: Tensor = field(init=False)
     kept: Tensor = field(init=False)
     pruned: KVSnapshot = field(init=False)
@@ -166,7 +165,7 @@ class Planner:
     def encode(self, plan: Plan) -> Planned:
         """Return the file of a plan."""
         offsets = offsets_of(plan.tiers)
-        settings = {**self.settings, "plan": plan.scorer}
+        settings = replace(self.settings, plan=plan.scorer)
         told = offsets if bool(offsets.any()) else None
         encoded = Analysis(self.codec, self.pruned, self._latents).encode(plan.qp, settings, told)
         encoded = with_exact(encoded, self.pruned, plan.tiers == int(Tier.EXACT))

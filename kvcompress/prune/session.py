@@ -8,6 +8,7 @@ from typing import Any
 
 from kvcompress.codec.analysis import HIGHEST_QP
 from kvcompress.codec.exact_tokens import WithExact, with_exact
+from kvcompress.codec.settings import Certificate, CommonSettings, TinyVAESettings, restated
 from kvcompress.codec.tinyvae import TinyVAECodec
 from kvcompress.errors import InputError, require_positive
 from kvcompress.format.container import Encoded
@@ -175,10 +176,12 @@ class SessionPlanner:
                 notes.append(f"{told}: the one stored loses {best.kl_nats:.2g}")
         encoded, winner, kl = best.planned.encoded, best.name, best.kl_nats
         if self._one_tier_wins(best, single_bytes, single_kl):
-            settings = {**self._settings(), "plan": ONE_TIER}
-            encoded, winner, kl = replace(single, settings={**single.settings, **settings}), ONE_TIER, single_kl
+            stated = replace(self._settings(), plan=ONE_TIER).common()
+            encoded, winner, kl = restated(single, **stated), ONE_TIER, single_kl
         if self.asked.max_kl_nats is not None:
-            encoded = self._certified(encoded, kl, judge.tokens)
+            bound = self.asked.max_kl_nats
+            measured = Certificate(kl_nats=float(f"{kl:.4g}"), max_kl_nats=bound, future_tokens=judge.tokens)
+            encoded = restated(encoded, certificate=measured)
         results = tuple(search.results)
         return PlannedSession(
             encoded, self._table(encoded, winner), results, winner, kl, single_bytes, single_kl, tuple(notes)
@@ -205,9 +208,8 @@ class SessionPlanner:
             found = planner.losing(coarse, planner.one_tier_damage(qp))
         return PlannedSession(found.encoded, self._table(found.encoded, planner.scorer), (), planner.scorer)
 
-    def _settings(self) -> dict[str, Any]:
-        named = {"quality": self.asked.quality, "size_ratio": self.asked.size_ratio}
-        return {name: value for name, value in named.items() if value is not None}
+    def _settings(self) -> CommonSettings:
+        return CommonSettings(quality=self.asked.quality, size_ratio=self.asked.size_ratio)
 
     def _planners(self) -> list[Planner]:
         return [
@@ -226,7 +228,8 @@ class SessionPlanner:
         """Return the QP of the file of one tier that answers what was asked, as nearly as one tier can."""
         if self.asked.size_ratio is not None:
             try:
-                return int(encode_at_size_ratio(self.codec, self.snapshot, self.asked.size_ratio).settings["rate"])
+                one_tier = encode_at_size_ratio(self.codec, self.snapshot, self.asked.size_ratio)
+                return TinyVAESettings.from_json(one_tier.settings).qp
             except InputError:  # one tier cannot be so small; a plan may
                 return 0
         if self.asked.max_kl_nats is not None and judge is not None:
@@ -252,14 +255,6 @@ class SessionPlanner:
             fits = file_bytes <= self.snapshot.raw_bytes / self.asked.size_ratio
             return lawful and fits and kl < best.kl_nats
         return lawful and kl <= self._allowed(kl) and file_bytes < best.planned.file_bytes
-
-    def _certified(self, encoded: Encoded, kl: float, tokens: int) -> Encoded:
-        certificate = {
-            "kl_nats": float(f"{kl:.4g}"),
-            "max_kl_nats": self.asked.max_kl_nats,
-            "future_tokens": tokens,
-        }
-        return replace(encoded, settings={**encoded.settings, "certificate": certificate})
 
     def _table(self, encoded: Encoded, winner: str) -> Table:
         texts = self.text.pieces if self.text is not None else ()

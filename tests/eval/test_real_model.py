@@ -27,6 +27,7 @@ from eval.real_model.words import WIDTH, plain_nats, verdict
 from eval.suite.damage import damage
 from eval.suite.rows import Rows
 from kvcompress.codec.directory import load_codec
+from kvcompress.codec.settings import CommonSettings
 from kvcompress.data.sessions import read_sessions, session_token_ids
 from kvcompress.data.shards import Shards
 from kvcompress.errors import InputError
@@ -70,7 +71,7 @@ def test_a_row_is_what_a_second_computation_finds(rows: list[Result], place: Pat
     snapshot = capture(model, stored, tokenizer=tokenizer)
     codec = load_codec(place / "codec", layers)
     codec.recompute = recompute_with(model, tokenizer)
-    save(tmp_path / "file.kvz", codec.encode(snapshot, QPS["high"], {"quality": "high"}))
+    save(tmp_path / "file.kvz", codec.encode(snapshot, QPS["high"], CommonSettings(quality="high")))
     exact = continuation_logits(model, restore(snapshot, model), following, len(stored))
     resumed = continuation_logits(
         model, restore(codec.decode(load(tmp_path / "file.kvz")), model), following, len(stored)
