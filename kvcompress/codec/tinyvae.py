@@ -10,6 +10,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -66,6 +67,7 @@ class TinyVAECodec(
 
     Attributes:
         recompute: Gives those layers at decode (`kvcompress.hf.recompute_with`); not needed with m = 0.
+        scorers: File of what scorers learnt of its model, see `kvcompress.prune.scorers.profiles`; None for none.
         adopted: Other weights whose sessions it encodes instead of its own, see `kvcompress.fit.adopt`.
     """
 
@@ -89,6 +91,7 @@ class TinyVAECodec(
         self.recompute_layers = recompute_layers
         self.recompute: Recompute | None = None
         self.adopted: Adopted | None = None
+        self.scorers: Path | None = None
         self.groups = [tuple(group["layers"]) for group in groups]
         self.conditioning = [ConditioningLayers.from_json(group) for group in groups]
         self.shapes = [LayerShape(*shape) for shape in shapes]

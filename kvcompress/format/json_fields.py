@@ -75,6 +75,14 @@ class JsonFields:
         found: float = value
         return found
 
+    def numbers(self, name: str, count: int) -> tuple[float, ...]:
+        """Return a list of so many finite numbers."""
+        value = self.value(name)
+        if not isinstance(value, list) or len(value) != count:
+            raise self.bad(name, f"a list of {count} numbers")
+        items = JsonFields(dict(zip(map(str, range(count)), value, strict=True)), f"{self._what} {name!r}")
+        return tuple(items.number(str(index)) for index in range(count))
+
     def flag(self, name: str) -> bool:
         """Return true or false."""
         value = self.value(name)

@@ -32,7 +32,7 @@ from kvcompress.prune.allocate import (
     own_importance_log2,
 )
 from kvcompress.prune.constraints import Constraints, choose_kept, drop
-from kvcompress.prune.scorers.profiles import profile_of
+from kvcompress.prune.scorers.profiles import fitted_file, profile_of
 from kvcompress.prune.scorers.registry import require_scores
 from kvcompress.prune.tiers import Tier
 from kvcompress.snapshot import KVSnapshot
@@ -116,7 +116,8 @@ class Planner:
         """Decide who stays."""
         self.codec.require_compatible(self.snapshot)
         score = require_scores(self.score, self.snapshot.tokens, self.scorer)
-        importance = profile_of(self.scorer).importance(score, own_importance_log2(self.codec, self.snapshot)) ** HEDGE
+        profile = profile_of(self.scorer, fitted_file(self.codec))
+        importance = profile.importance(score, own_importance_log2(self.codec, self.snapshot)) ** HEDGE
         self.importance = importance / importance.mean().clamp(min=1e-300) if len(importance) else importance
         self._latents = self.codec.analyse(self.snapshot).latents
         if self.constraints.keep_fraction is None:

@@ -21,6 +21,7 @@ from kvcompress.prune.evidence.collect import collect
 from kvcompress.prune.evidence.record import Evidence
 from kvcompress.prune.history import History
 from kvcompress.prune.planner import Planner, cannot_be_met, clamped_qp
+from kvcompress.prune.scorers.profiles import fitted_file
 from kvcompress.prune.scorers.registry import Scorer, find_scorer, parts_of, scored
 from kvcompress.prune.search import ONE_TIER, CandidateSearch, Progress, Result, one_tier_kl
 from kvcompress.prune.table import Table, kinds_of, table_of
@@ -123,6 +124,7 @@ class SessionPlanner:
     Raises:
         InputError: Marks match nothing, or the anchors are more than may stay.
         MismatchError: Model or codec is not the snapshot's.
+        CheckpointError: What scorers learnt of the codec's model is damaged.
     """
 
     def __init__(
@@ -139,7 +141,7 @@ class SessionPlanner:
     ) -> None:
         self.codec, self.model, self.tokenizer, self.snapshot, self.asked = codec, model, tokenizer, snapshot, asked
         self.history, self.progress, self._judge = history, progress, judge
-        self.scorers = [find_scorer(name) for name in dict.fromkeys(asked.scorers)]
+        self.scorers = [find_scorer(name, fitted_file(codec)) for name in dict.fromkeys(asked.scorers)]
         codec.require_compatible(snapshot)
         anchored_constraints(tokenizer, snapshot, asked).kept_tokens()  # every refusal comes before the model runs
         self.text = text_of(tokenizer, snapshot.token_ids) if tokenizer is not None else None
