@@ -89,7 +89,12 @@ def encode(
         MismatchError: Codec or model is not the snapshot's.
         CheckpointError: The codec is missing or damaged.
     """
+    if not isinstance(snapshot, KVSnapshot) or not isinstance(options, EncodeOptions):
+        what = f"encode takes a snapshot and options, not {type(snapshot).__name__} and {type(options).__name__}"
+        raise InputError(what, "Give what kv.capture returned and kv.EncodeOptions(...)")
     found = _encoding(snapshot, options, codec, model, progress)
+    if options.plan is not None and not isinstance(options.plan, PlanOptions):
+        return found
     reached = snapshot.raw_bytes / len(to_bytes(found.encoded))
     return replace(found, notes=(*found.notes, *notes_of(found.encoded, reached, found.link, codec)))
 
@@ -101,6 +106,8 @@ def _encoding(
     model: ModelSource | None,
     progress: Progress,
 ) -> Encoding:
+    if options.plan is not None and not isinstance(options.plan, PlanOptions):
+        return options.plan.encode(snapshot)
     if options.plan is not None:
         return _planned(snapshot, options, options.plan, codec, _source(model), progress)
     if options.lossless:
