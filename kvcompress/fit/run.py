@@ -60,7 +60,7 @@ class FitSource:
     rows: tuple[tuple[str, Tensor], ...] | None = None
     loaded: tuple[CausalLM, Tokenizer | None] | None = None
 
-    def load(self) -> Any:
+    def load(self) -> tuple[CausalLM, Tokenizer | None] | None:
         """Return the model and its tokenizer; None where none is named."""
         return self.loaded or (None if self.model is None else load_model(self.model))
 

@@ -62,7 +62,7 @@ def test_a_plan_is_of_its_session_alone(bundled: tuple[Any, Any], snapshot: KVSn
         kv.encode(kv.capture(bundled[0], snapshot.token_ids[:90]), kv.EncodeOptions(plan=found))
     with pytest.raises(InputError, match="target"):
         kv.EncodeOptions(plan=found, quality="high")
-    with pytest.raises(InputError, match="lossless|target"):
+    with pytest.raises(InputError, match="target"):
         kv.EncodeOptions(plan=found, lossless=True)
 
 
