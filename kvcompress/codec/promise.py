@@ -9,14 +9,14 @@ inspect` can read it at once.
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from kvcompress.codec.settings import MOST_QP, CommonSettings, TinyVAESettings
-from kvcompress.errors import CheckpointError, InputError
+from kvcompress.errors import CheckpointError, FormatError, InputError
+from kvcompress.format.json_fields import JsonFields
 from kvcompress.metrics.conformal import beyond_allowed, sessions_needed
 
 QUALITIES = ("transparent", "high", "usable")
@@ -93,11 +93,10 @@ class Loss:
 
     @classmethod
     def from_json(cls, data: Any) -> Loss:
-        """Read one, raising `ValueError` where a number is none."""
-        if not isinstance(data, Mapping) or set(data) != {"bound", "measured", "beyond"}:
-            raise ValueError("a loss is not a bound, a measured mean and a count")
-        bound, measured = (_number(data[name]) for name in ("bound", "measured"))
-        return cls(bound, measured, _count(data["beyond"]))
+        """Read one, raising `FormatError` where a number is none."""
+        given = JsonFields(data, "of a loss", only=("bound", "measured", "beyond"))
+        bound, measured = (float(given.number(name, least=0)) for name in ("bound", "measured"))
+        return cls(bound, measured, given.integer("beyond"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,18 +167,16 @@ class Promise:
             CheckpointError: It is damaged.
         """
         try:
-            if not isinstance(data, Mapping):
-                raise ValueError("not an object")
-            sessions, prefix, following = (_count(data[name]) for name in _COUNTS)
-            kl, context, top1 = (Loss.from_json(data[name]) for name in _LOSSES)
-            ratio = _number(data["size_ratio"]) if "size_ratio" in data else None
-            if len(data) != 1 + len(_COUNTS) + len(_LOSSES) + ("size_ratio" in data):
-                raise ValueError("further parts")
-            return cls(
-                quality, Setting.from_json(data["stored"]), sessions, prefix, following, kl, context, top1, ratio
+            given = JsonFields(data, "the part", only=("stored", *_COUNTS, *_LOSSES, "size_ratio"))
+            sessions, prefix, following = (given.integer(name) for name in _COUNTS)
+            kl, context, top1 = (Loss.from_json(given.value(name)) for name in _LOSSES)
+            ratio, setting = (
+                given.optional(given.number, "size_ratio", least=0),
+                Setting.from_json(given.value("stored")),
             )
-        except (KeyError, TypeError, ValueError) as error:
-            told = f"the part {error} is missing" if isinstance(error, KeyError) else str(error)
+            return cls(quality, setting, sessions, prefix, following, kl, context, top1, ratio)
+        except (FormatError, KeyError, TypeError, ValueError) as error:
+            told = error.what if isinstance(error, FormatError) else str(error)
             raise CheckpointError(f"the codec's promise {quality!r} is damaged ({told})", RECALIBRATE) from error
 
 
@@ -194,18 +191,6 @@ def promises_from_json(data: Any) -> dict[str, Promise]:
     found = {str(quality): part for quality, part in (data or {}).items()}
     ordered = sorted(found, key=[*QUALITIES, *found].index)  # the file sorts names; people read from fine to coarse
     return {quality: Promise.from_json(quality, found[quality]) for quality in ordered}
-
-
-def _count(value: Any) -> int:
-    if type(value) is not int or value < 0:
-        raise ValueError(f"{value!r} is no count")
-    return value
-
-
-def _number(value: Any) -> float:
-    if type(value) not in (int, float) or not math.isfinite(value) or value < 0:
-        raise ValueError(f"{value!r} is no loss")
-    return float(value)
 
 
 def unpromised(quality: str, promises: Mapping[str, Promise]) -> InputError:
