@@ -164,7 +164,7 @@ def test_a_codec_is_not_overwritten_unasked(fitted: kv.FittedCodec) -> None:
         ([[10**9]], "session 0"),
         ([None], "session 0"),
         ([[{"role": "user", "content": "hello"}]], "tokenizer"),
-        ("no-such-file.jsonl", "no-such-file"),
+        ("no-such-file.jsonl", "tokenizer"),
     ],
 )
 def test_sessions_that_are_none_are_refused_and_nothing_is_written(tmp_path: Path, sessions: Any, told: str) -> None:
@@ -195,6 +195,11 @@ def test_impossible_fits_are_refused(tmp_path: Path, options: dict[str, Any]) ->
 def test_messages_without_content_are_refused(bundled: tuple[Any, Any], tmp_path: Path) -> None:
     with pytest.raises(InputError, match="session 0 has a message"):
         kv.fit(*bundled, [[{"role": "user"}]], tmp_path / "codec")
+
+
+def test_a_file_that_is_not_there_is_named(bundled: tuple[Any, Any], tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="no-such-file"):
+        kv.fit(*bundled, tmp_path / "no-such-file.jsonl", tmp_path / "codec")
 
 
 def test_a_name_is_no_model(tmp_path: Path) -> None:
