@@ -221,10 +221,9 @@ def settings_of(file: HasSettings) -> CommonSettings:
     return CommonSettings() if kind is None else kind.from_json(file.settings)
 
 
-def restated(encoded: Encoded, **changes: Any) -> Encoded:
-    """Return a file whose settings say some fields of its `settings_of` anew; no section of it changes."""
-    changed = replace(settings_of(encoded), **changes).to_json()
-    return replace(encoded, settings={**encoded.settings, **changed})
+def restated(encoded: Encoded, changes: CommonSettings) -> Encoded:
+    """Return a file whose settings also say what `changes` do; no section of it changes, and no other setting."""
+    return replace(encoded, settings={**encoded.settings, **changes.to_json()})
 
 
 def _stated(part: Any) -> dict[str, Any]:

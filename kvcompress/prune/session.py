@@ -178,12 +178,12 @@ class SessionPlanner:
                 notes.append(f"{told}: the one stored loses {best.kl_nats:.2g}")
         encoded, winner, kl = best.planned.encoded, best.name, best.kl_nats
         if self._one_tier_wins(best, single_bytes, single_kl):
-            stated = replace(self._settings(), plan=ONE_TIER).common()
-            encoded, winner, kl = restated(single, **stated), ONE_TIER, single_kl
+            stated = replace(self._settings(), plan=ONE_TIER)
+            encoded, winner, kl = restated(single, stated), ONE_TIER, single_kl
         if self.asked.max_kl_nats is not None:
             bound = self.asked.max_kl_nats
             measured = Certificate(kl_nats=float(f"{kl:.4g}"), max_kl_nats=bound, future_tokens=judge.tokens)
-            encoded = restated(encoded, certificate=measured)
+            encoded = restated(encoded, CommonSettings(certificate=measured))
         results = tuple(search.results)
         return PlannedSession(
             encoded, self._table(encoded, winner), results, winner, kl, single_bytes, single_kl, tuple(notes)

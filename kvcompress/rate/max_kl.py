@@ -27,7 +27,7 @@ from kvcompress.codec.analysis import HIGHEST_QP, Analysis
 from kvcompress.codec.int8 import Int8Codec
 from kvcompress.codec.lossless import LosslessCodec
 from kvcompress.codec.residual import RESIDUAL_FINER
-from kvcompress.codec.settings import Certificate, restated
+from kvcompress.codec.settings import Certificate, CommonSettings, restated
 from kvcompress.codec.tinyvae import TinyVAECodec
 from kvcompress.errors import InputError, require_positive
 from kvcompress.format.container import Encoded, to_bytes
@@ -177,7 +177,7 @@ class KLSearch:
         if best is None or best.file_bytes > self.snapshot.values_count:  # int8 takes a byte a value
             eight = self.eight_bits()
             best = _smaller(best, eight if eight.kl_nats <= self.max_kl_nats else None) or self.lossless()
-        return restated(best.encoded, certificate=self._certificate(best))
+        return restated(best.encoded, CommonSettings(certificate=self._certificate(best)))
 
     def best_qp(self, finer: int | None = None) -> Candidate | None:
         """Return the smallest file of those QPs that ran and kept the bound, or None where none did.
