@@ -186,13 +186,13 @@ def _planned(
     progress: Progress,
 ) -> Encoding:
     asked = Asked(
-        scorers=plan.scorers or DEFAULT_SCORERS,
+        scorers=tuple(plan.scorers) or DEFAULT_SCORERS,
         quality=options.quality,
         size_ratio=options.size_ratio,
         max_kl_nats=options.max_kl,
         keep_fraction=plan.keep_fraction,
-        patterns=plan.keep,
-        messages=plan.keep_messages,
+        patterns=tuple(plan.keep),
+        messages=tuple(plan.keep_messages),
         guarantees=named_guarantees(plan.guarantees),
     )
     for name in asked.scorers:

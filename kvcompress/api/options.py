@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -30,22 +31,33 @@ class PlanOptions:
         history: JSON file of earlier searches, which steer this one; it is written again.
         evidence: File of `kvcompress record --evidence`.
 
+    Lists do as well as tuples.
+
     Raises:
-        InputError: The fraction is not above 0 and at most 1.
+        InputError: The fraction is not above 0 and at most 1, or something is of another type.
     """
 
     search: bool = True
-    scorers: tuple[str, ...] = ()
-    keep: tuple[str, ...] = ()
-    keep_messages: tuple[int, ...] = ()
+    scorers: Sequence[str] = ()
+    keep: Sequence[str] = ()
+    keep_messages: Sequence[int] = ()
     keep_fraction: float | None = None
-    guarantees: tuple[str, ...] = ()
+    guarantees: Sequence[str] = ()
     history: Path | None = None
     evidence: Path | None = None
 
     def __post_init__(self) -> None:
-        """Check the fraction."""
+        """Check all of it."""
+        kinds = {"scorers": str, "keep": str, "keep_messages": int, "guarantees": str}
+        for name, kind in kinds.items():
+            given = getattr(self, name)
+            if isinstance(given, str) or not isinstance(given, Sequence) or not all(type(one) is kind for one in given):
+                what = f"{name} of a plan is {given!r}, not a list of {'texts' if kind is str else 'integers'}"
+                raise InputError(what, "Put brackets around one alone")
+            object.__setattr__(self, name, tuple(given))
         fraction = self.keep_fraction
+        if fraction is not None:
+            require_positive("a keep fraction", fraction, "Ask for one such as 0.5")
         if fraction is not None and not 0 < fraction <= 1:
             raise InputError(f"a keep fraction of {fraction:g} is not above 0 and at most 1", "Ask for one such as 0.5")
 

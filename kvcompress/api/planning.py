@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -87,14 +86,7 @@ def plan(
     quality: str | None = None,
     max_kl: float | None = None,
     size_ratio: float | None = None,
-    search: bool = True,
-    scorers: Sequence[str] = (),
-    keep: Sequence[str] = (),
-    keep_messages: Sequence[int] = (),
-    keep_fraction: float | None = None,
-    guarantees: Sequence[str] = (),
-    history: str | Path | None = None,
-    evidence: str | Path | None = None,
+    options: PlanOptions | None = None,
     progress: Progress = lambda stage, done, total: None,
 ) -> SessionPlan:
     """Choose a tier for each token, as `kvcompress encode --plan` does; see docs/pruning.md.
@@ -109,14 +101,7 @@ def plan(
         quality: As good as the file of one tier of this quality word, on this session.
         max_kl: Bound on the mean KL in nats along continuations that the model says itself.
         size_ratio: Raw 16-bit bytes over bytes of the file.
-        search: Compare the scorers' plans and keep the best; otherwise the first scorer decides alone.
-        scorers: Names of scorers; none means the default ones.
-        keep: Regular expressions: what they match is coded fine, whatever its score.
-        keep_messages: Indices of messages to be coded fine; negative from the end.
-        keep_fraction: Share of the tokens that stays in memory; None drops nothing.
-        guarantees: "KIND=TIER": the tier below which anchors of a kind never fall.
-        history: JSON file of earlier searches, which steer this one; it is written again.
-        evidence: File of `kvcompress record --evidence`.
+        options: Scorers, marks, guarantees, how many tokens stay; None compares the default scorers.
         progress: Called with stage, done, total.
 
     Raises:
@@ -127,26 +112,12 @@ def plan(
     if not isinstance(snapshot, KVSnapshot):
         what = f"a plan is of a snapshot, not of {type(snapshot).__name__}"
         raise InputError(what, "Give what kv.capture returned first, then the model")
-    chosen = PlanOptions(
-        search=search,
-        scorers=_texts("scorers", scorers),
-        keep=_texts("keep", keep),
-        keep_messages=tuple(keep_messages),
-        keep_fraction=keep_fraction,
-        guarantees=_texts("guarantees", guarantees),
-        history=None if history is None else Path(history),
-        evidence=None if evidence is None else Path(evidence),
-    )
-    options = EncodeOptions(quality=quality, max_kl=max_kl, size_ratio=size_ratio, plan=chosen)
-    found = encode(snapshot, options, codec=codec, model=lambda dtype: (model, tokenizer), progress=progress)
+    chosen = PlanOptions() if options is None else options
+    if not isinstance(chosen, PlanOptions):
+        raise InputError(f"options of a plan are PlanOptions, not {type(chosen).__name__}", "Make kv.PlanOptions(...)")
+    asked = EncodeOptions(quality=quality, max_kl=max_kl, size_ratio=size_ratio, plan=chosen)
+    found = encode(snapshot, asked, codec=codec, model=lambda dtype: (model, tokenizer), progress=progress)
     return SessionPlan(snapshot, found)
-
-
-def _texts(name: str, given: Sequence[str]) -> tuple[str, ...]:
-    """Return texts as a tuple; one text alone would be taken letter by letter."""
-    if isinstance(given, str) or not all(isinstance(one, str) for one in given):
-        raise InputError(f"{name} is not a list of texts", f"Give it as [{given!r}]" if isinstance(given, str) else "")
-    return tuple(given)
 
 
 def _same(one: KVSnapshot, other: KVSnapshot) -> bool:

@@ -19,6 +19,7 @@ from kvcompress.format.raw_snapshot import save_raw
 from kvcompress.snapshot import KVSnapshot
 from tests.codec.conftest import random_sessions, tiny_model
 
+QUICK = kv.PlanOptions(search=False)
 EXAMPLES = Path(__file__).parents[2] / "examples" / "sessions.jsonl"
 SMALL = FitSettings(rank=24, prior_rank=8, prior_taps=2, fisher_sessions=2, continuation_tokens=16)
 
@@ -41,7 +42,7 @@ def snapshot(bundled: tuple[Any, Any]) -> KVSnapshot:
 def test_a_plan_is_what_the_command_line_would_write(
     bundled: tuple[Any, Any], snapshot: KVSnapshot, tmp_path: Path
 ) -> None:
-    found = kv.plan(snapshot, *bundled, quality="high", search=False)
+    found = kv.plan(snapshot, *bundled, quality="high", options=QUICK)
     encoded = kv.encode(snapshot, kv.EncodeOptions(plan=found)).encoded
     save_raw(tmp_path / "raw.safetensors", snapshot)
     command = ["encode", str(tmp_path / "raw.safetensors"), "-o", str(tmp_path / "a.kvz")]
@@ -55,7 +56,7 @@ def test_a_plan_is_what_the_command_line_would_write(
 
 
 def test_a_plan_is_of_its_session_alone(bundled: tuple[Any, Any], snapshot: KVSnapshot) -> None:
-    found = kv.plan(snapshot, bundled[0], size_ratio=60.0, search=False, scorers=["key_norm"])
+    found = kv.plan(snapshot, bundled[0], size_ratio=60.0, options=kv.PlanOptions(search=False, scorers=["key_norm"]))
     again = kv.capture(bundled[0], snapshot.token_ids, tokenizer=bundled[1])
     assert found.encode(again).encoded is found.encoding.encoded
     with pytest.raises(InputError, match="another session"):
@@ -72,16 +73,14 @@ def test_a_plan_is_of_its_session_alone(bundled: tuple[Any, Any], snapshot: KVSn
         ({"quality": "high", "size_ratio": 20.0}, "exclude each other"),
         ({"quality": "high", "max_kl": 0.01}, "exclude each other"),
         ({"max_kl": 0.01, "size_ratio": 20.0}, "exclude each other"),
-        ({"max_kl": 0.01, "search": False}, "measuring"),
+        ({"max_kl": 0.01, "options": QUICK}, "measuring"),
         ({"quality": 3}, "a word"),
         ({"size_ratio": "20"}, "positive number"),
         ({"max_kl": True}, "positive number"),
         ({"quality": "splendid"}, "splendid"),
-        ({"scorers": ["nobody"]}, "unknown scorer"),
-        ({"scorers": "learned"}, "list of texts"),
-        ({"keep": [3]}, "list of texts"),
-        ({"guarantees": ["number"]}, "KIND=TIER"),
-        ({"keep_fraction": 2.0}, "keep fraction"),
+        ({"options": {"search": False}}, "PlanOptions"),
+        ({"options": kv.PlanOptions(scorers=["nobody"])}, "unknown scorer"),
+        ({"options": kv.PlanOptions(guarantees=["number"])}, "KIND=TIER"),
         ({"codec": "no-such-codec"}, "no-such-codec"),
     ],
 )
@@ -90,6 +89,23 @@ def test_impossible_plans_are_one_clear_line(
 ) -> None:
     with pytest.raises((InputError, CheckpointError), match=told) as failure:
         kv.plan(snapshot, *bundled, **options)
+    assert "\n" not in str(failure.value)
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ({"scorers": "learned"}, "list of texts"),
+        ({"scorers": None}, "list of texts"),
+        ({"keep": [3]}, "list of texts"),
+        ({"keep_messages": [True]}, "list of integers"),
+        ({"keep_fraction": 2.0}, "keep fraction"),
+        ({"keep_fraction": "half"}, "keep fraction"),
+    ],
+)
+def test_options_of_another_type_are_one_clear_line(options: dict[str, Any], told: str) -> None:
+    with pytest.raises(InputError, match=told) as failure:
+        kv.PlanOptions(**options)
     assert "\n" not in str(failure.value)
 
 
