@@ -8,7 +8,7 @@ from pathlib import Path
 from kvcompress.codec.directory import load_tinyvae
 from kvcompress.codec.facts import CodecFacts, read_facts
 from kvcompress.errors import CheckpointError, about
-from kvcompress.format.atomic import atomic_directory
+from kvcompress.format.atomic_directory import atomic_directory
 from kvcompress.hub.bundled import require_intact
 from kvcompress.hub.hub_id import CODEC_FILES
 from kvcompress.hub.places import codecs_home, find_codec

@@ -173,7 +173,7 @@ def test_closed_directory_is_refused(tmp_path: Path) -> None:
 
 def test_library_may_replace_the_temporary_file(tmp_path: Path) -> None:
     with atomic_path(tmp_path / "a") as temporary:
-        assert temporary.parent == tmp_path
+        assert temporary.parent.parent == tmp_path
         other = tmp_path / "other"
         other.write_bytes(b"new")
         other.chmod(0o600)
