@@ -35,12 +35,12 @@ from kvcompress.prune.session import (
     Asked,
     PlannedSession,
     SessionPlanner,
-    anchored_demand,
+    anchored_constraints,
     encode_pruned,
     named_guarantees,
 )
 from kvcompress.rate.link import Choice, choose
-from kvcompress.rate.max_kl import Race, hold_back
+from kvcompress.rate.max_kl import KLSearch, hold_back
 from kvcompress.rate.targets import encode_at_size_ratio
 from kvcompress.snapshot import KVSnapshot
 
@@ -151,7 +151,7 @@ def _coded(
     if options.max_kl is not None:
         assert model is not None
         tail = hold_back(model, snapshot, tokenizer)
-        return Race(codec, model, snapshot, tail, options.max_kl, progress).winner()
+        return KLSearch(codec, model, snapshot, tail, options.max_kl, progress).winner()
     if options.size_ratio is not None:
         return encode_at_size_ratio(codec, snapshot, options.size_ratio)
     return encode_at_quality(codec, snapshot, options.quality or DEFAULT_QUALITY)
@@ -206,7 +206,7 @@ def _pruned_lossless(
         remedy = "Give a keep fraction (--keep-fraction), and one scorer"
         raise InputError("a lossless file of a plan drops tokens by one scorer", remedy)
     scorer = find_scorer(asked.scorers[0])
-    demand = anchored_demand(tokenizer, snapshot, asked)
-    demand.kept_tokens()
+    constraints = anchored_constraints(tokenizer, snapshot, asked)
+    constraints.kept_tokens()
     evidence = collect(model, snapshot, scorer.needs, tokenizer=tokenizer, known=known)
-    return encode_pruned(LosslessCodec().encode, evidence, scorer, demand)
+    return encode_pruned(LosslessCodec().encode, evidence, scorer, constraints)
