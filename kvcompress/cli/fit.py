@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from kvcompress.cli.console import ForceOption, JsonOption, progress_bar, show
+from kvcompress.cli.console import ForceOption, JsonOption, printable, progress_bar, show
 from kvcompress.cli.fit_options import (
     CodecShareOption,
     DryRunOption,
@@ -77,10 +77,15 @@ def fit(
 
 def _place(output: Path, layers: int, force: bool) -> Path:
     """Return where the codec goes; refuse to replace one without `--force`."""
+    from kvcompress.fit.checkpoint import require_place_of_codec
+    from kvcompress.format.atomic_directory import require_directory, sweep
     from kvcompress.hub.bundled import recompute_name
 
     place = output / recompute_name(layers) if layers else output
+    require_directory(output, force=True)
+    require_place_of_codec(place)
     if (place / "config.json").exists() and not force:
+        sweep(place)
         raise InputError("already holds a codec", "Pass --force to replace it", path=place)
     return place
 
@@ -95,4 +100,4 @@ def _layers(asked: str, source: object) -> int:
 
 
 def _say(line: str) -> None:
-    sys.stderr.write(f"{line}.\n")
+    sys.stderr.write(f"{printable(line)}.\n")

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from kvcompress.cli.console import ForceOption, JsonOption, ModelOption, progress_bar, show
+from kvcompress.cli.console import ForceOption, JsonOption, ModelOption, printable, progress_bar, show
 from kvcompress.hub.bundled import DEFAULT_MODEL
 
 
@@ -74,4 +74,4 @@ def harvest(
 
 
 def _say(line: str) -> None:
-    sys.stderr.write(f"{line}.\n")
+    sys.stderr.write(f"{printable(line)}.\n")

@@ -62,10 +62,14 @@ def require_directory(path: PathLike, force: bool = False) -> None:
 
 
 @contextmanager
-def locked_directory(path: PathLike) -> Iterator[None]:
+def locked_directory(path: PathLike, *, wait: bool = False) -> Iterator[None]:
     """Let no other process write a directory within the block; the directory itself need not exist yet.
 
     What killed processes left beside it is swept in the end. `atomic_directory` of the same one may stand inside.
+
+    Args:
+        path: The directory.
+        wait: Wait for another process that is writing it, instead of refusing.
 
     Raises:
         InputError: Another process is writing it, or the place is closed to us.
@@ -73,7 +77,7 @@ def locked_directory(path: PathLike) -> Iterator[None]:
     try:
         target = _target(path)
         recover(path)
-        with sole_folder(target):
+        with sole_folder(target, wait=wait):
             yield
     except OSError as error:
         raise refused("cannot be written", error, path) from error

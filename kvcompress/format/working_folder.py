@@ -69,13 +69,14 @@ def folder_of_file(target: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def sole_folder(target: Path) -> Iterator[Path]:
+def sole_folder(target: Path, *, wait: bool = False) -> Iterator[Path]:
     """Give the one folder of a directory `target`; within the block no other process gets it.
 
     What a killed process left in it is still there. Within the block it may be asked for again and is the same.
 
     Args:
         target: A directory to be written, absolute and without links; its parent exists.
+        wait: Wait for another process that has it.
 
     Raises:
         InputError: Another process has it.
@@ -89,7 +90,7 @@ def sole_folder(target: Path) -> Iterator[Path]:
         with suppress(FileExistsError):
             folder.mkdir()
         try:
-            held = _try_lock(folder / LOCK)
+            held = _try_lock(folder / LOCK, wait)
             break
         except FileNotFoundError:  # its last holder removed it meanwhile
             continue
@@ -113,7 +114,7 @@ def keep(target: Path) -> None:
         _kept.add(target)
 
 
-def _try_lock(place: Path) -> int | None:
+def _try_lock(place: Path, wait: bool = False) -> int | None:
     """Create a file and lock it, or take it over where its holder has ended.
 
     Returns:
@@ -123,7 +124,7 @@ def _try_lock(place: Path) -> int | None:
         descriptor = os.open(place, os.O_RDWR | os.O_CREAT, 0o666)
         try:
             if fcntl is not None:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
             # Its last holder may have removed the name between our opening and locking it.
             if os.path.samestat(os.fstat(descriptor), os.stat(place)):
                 return descriptor
