@@ -62,10 +62,10 @@ def list_codecs(
 @codecs.command("show")
 def show_codec(name: NameArgument, as_json: JsonOption = False) -> None:
     """Print a codec's card and what is guaranteed: sessions, bounds, measured means."""
+    from kvcompress.codec.directory import codec_place
     from kvcompress.codec.facts import read_facts
-    from kvcompress.hub.places import find_codec
 
-    facts = read_facts(find_codec(name))
+    facts = read_facts(codec_place(name))
     if as_json:
         cards = {str(part.recompute_layers): _card(part) for part in facts.parts}
         show({"name": name, **facts.to_json(), "cards": cards}, as_json=True)

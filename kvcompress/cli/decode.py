@@ -24,7 +24,7 @@ from kvcompress.cli.models import recompute_by
 def decode(
     file: KvzArgument,
     output: Annotated[
-        Path, typer.Option("-o", "--output", help="Raw snapshot to write (.safetensors); - is standard output.")
+        Path, typer.Option("-o", "--output", help="Raw snapshot to write (.safetensors); - for standard output.")
     ],
     codec: CodecOption = None,
     model: RecomputeModelOption = None,

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 def record(
     output: Annotated[
-        Path, typer.Option("-o", "--output", help="Raw snapshot to write (.safetensors); - is standard output.")
+        Path, typer.Option("-o", "--output", help="Raw snapshot to write (.safetensors); - for standard output.")
     ],
     session: Annotated[Path | None, typer.Option(help="JSON lines of recorded sessions.")] = None,
     session_id: Annotated[str | None, typer.Option("--id", help="Session to record; the first if not given.")] = None,

@@ -41,7 +41,7 @@ def require_writable(path: PathLike, force: bool = False) -> None:
             directory is missing or closed to us.
     """
     if os.fspath(path) in STANDARD_STREAMS:
-        raise InputError("no file is made of this name", "Name a file", path=path)
+        raise InputError("standard streams are not taken here", "Name a file", path=path)
     try:
         parent = Path(os.path.realpath(path) if force else path).parent
         if not parent.is_dir():

@@ -106,8 +106,8 @@ def atomic_directory(path: PathLike, *, force: bool = False, go_on: bool = False
         target = _target(path)
         recover(path)
         with sole_folder(target) as folder:
-            fresh, leaving = folder / (UNFINISHED if go_on else "new"), folder / "leaving"
-            for left in (leaving, *(() if go_on else (fresh,))):
+            fresh, leaving, old = folder / (UNFINISHED if go_on else "new"), folder / "leaving", folder / "old"
+            for left in (leaving, old, *(() if go_on else (fresh,))):
                 remove(left)
             fresh.mkdir(exist_ok=go_on)
             try:
@@ -120,21 +120,29 @@ def atomic_directory(path: PathLike, *, force: bool = False, go_on: bool = False
                 shutil.copymode(target, fresh)
             _sync_tree(fresh)
             os.rename(fresh, leaving)
-            _put(leaving, target, folder / "old", force)
+            _put(leaving, target, old, force)
     except OSError as error:
         raise refused("cannot be written", error, path) from error
 
 
 def recover(path: PathLike) -> None:
-    """Put a directory back where a process was killed between the two renames of a system that exchanges no names."""
+    """Put a directory back where a process was killed between the two renames of a system that exchanges no names.
+
+    Raises:
+        InputError: It cannot be put back; nothing is lost.
+    """
     target = Path(os.path.realpath(path))
     old = target.parent / hidden_name(target) / "old"
     if os.path.lexists(target) or not old.is_dir():
         return
-    with suppress(InputError, OSError), sole_folder(target) as folder:
+    with sole_folder(target) as folder:
         for whole in (folder / "leaving", old):
             if whole.is_dir() and not os.path.lexists(target):
-                os.rename(whole, target)
+                try:
+                    os.rename(whole, target)
+                except OSError as error:
+                    keep(target)
+                    raise refused(f"cannot be put back from {whole}", error, path) from error
 
 
 def sweep(path: PathLike) -> None:
@@ -142,8 +150,8 @@ def sweep(path: PathLike) -> None:
     target = Path(os.path.realpath(path))
     if not (target.parent / hidden_name(target)).is_dir():
         return
-    recover(path)
     with suppress(InputError, OSError), sole_folder(target) as folder:
+        recover(path)
         if (folder / UNFINISHED).is_dir():
             keep(target)
             for entry in folder.iterdir():

@@ -34,7 +34,9 @@ LOCK = "lock"
 """In every folder: who holds it owns the folder."""
 
 _WITHOUT_LOCKS = frozenset({errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL})
-_held: dict[Path, Path] = {}
+_held: dict[Path, int] = {}
+"""Directories whose one folder this process has, and the descriptors that hold the locks."""
+
 _kept: set[Path] = set()
 
 
@@ -82,10 +84,10 @@ def sole_folder(target: Path, *, wait: bool = False) -> Iterator[Path]:
         InputError: Another process has it.
         OSError: The folder cannot be made.
     """
-    if target in _held:
-        yield _held[target]
-        return
     folder = target.parent / hidden_name(target)
+    if target in _held:
+        yield folder
+        return
     while True:
         with suppress(FileExistsError):
             folder.mkdir()
@@ -96,7 +98,7 @@ def sole_folder(target: Path, *, wait: bool = False) -> Iterator[Path]:
             continue
     if held is None:
         raise InputError("another process is writing it", "Wait for it, or choose another name", path=target)
-    _held[target] = folder
+    _held[target] = held
     try:
         yield folder
     finally:
@@ -106,6 +108,16 @@ def sole_folder(target: Path, *, wait: bool = False) -> Iterator[Path]:
             os.close(held)
         else:
             _remove(folder, held)
+
+
+def _forget() -> None:
+    """Let a child of this process hold none of its locks: it may live longer."""
+    while _held:
+        os.close(_held.popitem()[1])
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget)
 
 
 def keep(target: Path) -> None:

@@ -20,7 +20,7 @@ from kvcompress.errors import CheckpointError, InputError, first_line
 from kvcompress.hf.dequantise import dequantised, gguf_name
 from kvcompress.hf.download import from_hub, hub_name
 from kvcompress.hf.quiet import silence
-from kvcompress.hf.remote_code import require_no_code
+from kvcompress.hf.remote_code import register, require_no_code
 from kvcompress.hub.bundled import DEFAULT_MODEL, find_checkpoint, is_bundled
 from kvcompress.hub.hub_id import is_hub_id
 from kvcompress.hub.trust import remote_code_is_trusted, trusting_remote_code
@@ -59,6 +59,8 @@ def load_model(
         where = _with_config(name_or_path)
         with silence():
             model, tokenizer = _load_weights(where, dtype), load_tokenizer(where)
+    if trusted:
+        register(model.config)
     spoken = gguf_name(where) or hub_name(where)
     if spoken is not None:
         model.config.name_or_path = spoken

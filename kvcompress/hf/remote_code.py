@@ -11,6 +11,7 @@ import logging
 from pathlib import Path
 from typing import Any
 
+from transformers import AutoConfig
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 from transformers.models.auto.tokenization_auto import tokenizer_class_from_name
@@ -40,6 +41,8 @@ def require_no_code(where: Path, trusted: bool) -> None:
     config, tokenizer = _read(where / CONFIG), _read(where / TOKENIZER)
     kind = config.get("model_type")
     native = CONFIG_MAPPING[kind] if isinstance(kind, str) and kind in CONFIG_MAPPING else None
+    if native is not None and not _is_of_transformers(native):  # that of a model which was trusted before
+        native = None
     named = _auto_map(config)
     if any(name in named for name in AUTO_MODELS):
         if native is None or ("AutoModelForCausalLM" in named and native not in MODEL_FOR_CAUSAL_LM_MAPPING):
@@ -47,8 +50,19 @@ def require_no_code(where: Path, trusted: bool) -> None:
         log.warning("%s: the model's own code is not run, transformers' %r is taken", where.name, kind)
     if "AutoTokenizer" in _auto_map(tokenizer) or ("AutoTokenizer" in named and "tokenizer_class" not in tokenizer):
         maker = tokenizer.get("tokenizer_class")
-        if not isinstance(maker, str) or not any(map(tokenizer_class_from_name, (maker, f"{maker}Fast"))):
+        makers = [tokenizer_class_from_name(name) for name in (maker, f"{maker}Fast") if isinstance(maker, str)]
+        if not any(one is not None and _is_of_transformers(one) for one in makers):
             raise _refused(where / TOKENIZER, "the tokenizer")
+
+
+def register(config: Any) -> None:
+    """Let the configuration of a trusted model be made again from what a file says of it, in this process."""
+    if not _is_of_transformers(type(config)) and config.model_type not in CONFIG_MAPPING:
+        AutoConfig.register(config.model_type, type(config))
+
+
+def _is_of_transformers(found: type) -> bool:
+    return found.__module__.startswith("transformers.")
 
 
 def names_no_code(where: Path) -> bool:
