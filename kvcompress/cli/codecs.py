@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from kvcompress.cli.console import ForceOption, JsonOption, show
+from kvcompress.cli.console import LINES, ForceOption, JsonOption, loads_models, printable, show
 
 if TYPE_CHECKING:
     from kvcompress.codec.facts import CodecFacts, Part
@@ -24,6 +24,7 @@ codecs = typer.Typer(no_args_is_help=True, help="Codecs at hand: list them, show
 
 
 @codecs.command("list")
+@loads_models
 def list_codecs(
     directory: Annotated[Path | None, typer.Option(help="Also look here: a codec, or a directory of several.")] = None,
     hub: Annotated[
@@ -55,16 +56,16 @@ def list_codecs(
         show({"codecs": rows}, as_json=True)
         return
     for line in _table([_lines(one, facts, fits.get(facts.directory)) for one, facts in found]):
-        sys.stdout.write(f"{line}\n")
+        sys.stdout.write(f"{printable(line)}\n")
 
 
 @codecs.command("show")
 def show_codec(name: NameArgument, as_json: JsonOption = False) -> None:
     """Print a codec's card and what is guaranteed: sessions, bounds, measured means."""
+    from kvcompress.codec.directory import codec_place
     from kvcompress.codec.facts import read_facts
-    from kvcompress.hub.places import find_codec
 
-    facts = read_facts(find_codec(name))
+    facts = read_facts(codec_place(name))
     if as_json:
         cards = {str(part.recompute_layers): _card(part) for part in facts.parts}
         show({"name": name, **facts.to_json(), "cards": cards}, as_json=True)
@@ -73,9 +74,9 @@ def show_codec(name: NameArgument, as_json: JsonOption = False) -> None:
     for part in facts.parts:
         sys.stdout.write(f"\nlayers recomputed: {part.recompute_layers}\n")
         for line in _guarantee(part):
-            sys.stdout.write(f"  {line}\n")
+            sys.stdout.write(f"  {printable(line)}\n")
     for part in facts.parts:
-        sys.stdout.write(f"\n{_card(part).strip()}\n")
+        sys.stdout.write(f"\n{printable(_card(part).strip(), keep=LINES)}\n")
 
 
 @codecs.command("pull")
@@ -107,7 +108,7 @@ def _readable(found: Iterator[Found]) -> Iterator[tuple[Found, CodecFacts]]:
         try:
             yield one, read_facts(one.directory)
         except CheckpointError as error:
-            sys.stderr.write(f"note: {error}\n")
+            sys.stderr.write(f"note: {printable(error)}\n")
 
 
 def _fits(model: str, facts: Sequence[CodecFacts]) -> dict[Path, str]:
@@ -121,7 +122,7 @@ def _fits(model: str, facts: Sequence[CodecFacts]) -> dict[Path, str]:
 
 def _card(part: Part) -> str:
     place = part.directory / "README.md"
-    return place.read_text(encoding="utf-8") if place.is_file() else "(it has no card)"
+    return place.read_text(encoding="utf-8", errors="replace") if place.is_file() else "(it has no card)"
 
 
 def _belongs_to(facts: CodecFacts) -> dict[str, Any]:

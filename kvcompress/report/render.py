@@ -16,6 +16,7 @@ from typing import Any
 
 from kvcompress.errors import InputError
 from kvcompress.format.atomic import atomic_write
+from kvcompress.format.atomic_directory import require_directory
 from kvcompress.report.facts import cards, headline, measures, part, particulars, plain, tier_label, visible
 from kvcompress.report.facts import first_difference as _first_difference
 
@@ -98,6 +99,8 @@ def write_report(report: Mapping[str, Any], directory: str | os.PathLike[str], *
     """
     # All three are rendered first: a report that cannot be rendered leaves no half of it behind.
     rendered = {"json": render_json(report), "md": render_markdown(report), "html": render_html(report)}
+    if not Path(directory).is_dir():
+        require_directory(directory)
     try:
         Path(directory).mkdir(parents=True, exist_ok=True)
     except OSError as error:
