@@ -195,17 +195,15 @@ def _link_json(choice: Choice) -> dict[str, Any]:
 
 def _show_link(choice: Choice, file: TextIO) -> None:
     """Print the table of all ways to restore, the chosen one marked."""
-    from rich.console import Console
-    from rich.table import Table
+    from kvcompress.report.spelling import spell
+    from kvcompress.report.terminal import print_table
 
-    table = Table(box=None, pad_edge=False)
-    for name in ("layers recomputed", "bytes", "transfer", "restore", "to the first token", ""):
-        table.add_column(name, justify="right")
+    rows = []
     for option in (*choice.options, choice.prefill):
         name = "prefill" if option.recompute_layers is None else str(option.recompute_layers)
-        seconds = (
-            f"{value:.3f} s" for value in (option.transfer_seconds, option.restore_seconds, option.total_seconds)
-        )
-        table.add_row(name, f"{option.file_bytes:,}", *seconds, "chosen" if option is choice.chosen else "")
+        seconds = (option.transfer_seconds, option.restore_seconds, option.total_seconds)
+        chosen = "chosen" if option is choice.chosen else ""
+        rows.append([name, spell(option.file_bytes, "count"), *(f"{value:.3f} s" for value in seconds), chosen])
     file.write("\n")
-    Console(file=file, width=100).print(table)
+    names = ("layers recomputed", "bytes", "transfer", "restore", "to the first token", "")
+    print_table(names, rows, numbers=range(5), file=file)
