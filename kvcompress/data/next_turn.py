@@ -11,7 +11,7 @@ answer only; then what is in common ends early. A session remembers its conversa
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from kvcompress.data.chat_template import Dialogue, Message, broken_layout, layout_ids, user
@@ -22,6 +22,7 @@ from kvcompress.hf.special_tokens import ids_of, ids_of_broken
 
 if TYPE_CHECKING:
     from kvcompress.hf.types import Tokenizer
+    from kvcompress.snapshot import KVSnapshot
 
 MOST_CHARACTERS = 1 << 20
 """A longer conversation is not kept beside its tokens."""
@@ -77,6 +78,15 @@ def next_turn(
     return NextTurn(tuple(whole), min(common_prefix(ids, whole), len(whole) - 1))
 
 
+def next_turn_of(
+    tokenizer: Tokenizer, snapshot: KVSnapshot, text: str, *, special_tokens: bool = False
+) -> NextTurn:
+    """Return the same for a stored session, by the conversation that it keeps or that its tokens tell."""
+    ids = snapshot.token_ids.tolist()
+    dialogue = kept_dialogue(tokenizer, ids, snapshot.origin.conversation)
+    return next_turn(tokenizer, ids, text, dialogue=dialogue, special_tokens=special_tokens)
+
+
 def appended(tokenizer: Tokenizer, token_ids: Sequence[int], text: str, *, special_tokens: bool = False) -> list[int]:
     """Return the tokens that follow an assistant's answer where the user says `text`, what is there already left out.
 
@@ -118,6 +128,12 @@ def to_keep(tokenizer: Tokenizer, token_ids: Sequence[int], dialogue: Dialogue) 
     kept |= {"tools": [dict(tool) for tool in dialogue.tools]} if dialogue.tools else {}
     kept |= {"special_tokens": sorted(dialogue.special_tokens)} if dialogue.special_tokens else {}
     return kept if len(str(kept)) <= MOST_CHARACTERS else None
+
+
+def with_dialogue(snapshot: KVSnapshot, tokenizer: Tokenizer, dialogue: Dialogue) -> KVSnapshot:
+    """Return a snapshot that keeps the conversation of its tokens where these do not tell it."""
+    kept = to_keep(tokenizer, snapshot.token_ids.tolist(), dialogue)
+    return snapshot if kept is None else replace(snapshot, origin=replace(snapshot.origin, conversation=kept))
 
 
 def _next(tokenizer: Tokenizer, dialogue: Dialogue, text: str) -> list[int] | None:
