@@ -106,7 +106,7 @@ def _stand_ins(tokenizer: Tokenizer) -> tuple[Any, dict[str, str], dict[int, int
     secret = secrets.token_hex(8)  # or a user who knows the stand-ins could write them
     stand_ins, back = dict[str, str](), dict[int, int]()
     for name, number in names.items():
-        stand_ins[name], of = f"\ue000{secret}{number}\ue001", flags.get(name)
+        stand_ins[name], of = f"\U000f0000{secret}{number}\U000f0001", flags.get(name)
         sides = {} if of is None else {"lstrip": of.lstrip, "rstrip": of.rstrip, "single_word": of.single_word}
         reader.add_tokens([AddedToken(stand_ins[name], normalized=False, special=False, **sides)])
         back[int(reader.convert_tokens_to_ids(stand_ins[name]))] = number
