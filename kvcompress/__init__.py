@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from kvcompress.api.encoding import Encoding, encode
     from kvcompress.api.options import EncodeOptions, PlanOptions
-    from kvcompress.api.session import SavedSession, load_session, save_session
+    from kvcompress.api.session import SavedSession, load_session, next_turn, save_session
     from kvcompress.codec.directory import AutoCodec, load_codec
     from kvcompress.format.container import Encoded, load, save
     from kvcompress.hf import capture, load_model, restore
@@ -43,6 +43,7 @@ _HOMES = {
     "load_codec": "kvcompress.codec.directory",
     "load_model": "kvcompress.hf",
     "load_session": "kvcompress.api.session",
+    "next_turn": "kvcompress.api.session",
     "restore": "kvcompress.hf",
     "save": "kvcompress.format.container",
     "save_session": "kvcompress.api.session",
@@ -64,6 +65,7 @@ __all__ = [
     "load_codec",
     "load_model",
     "load_session",
+    "next_turn",
     "restore",
     "save",
     "save_session",

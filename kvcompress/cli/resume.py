@@ -49,8 +49,8 @@ def resume(
     snapshot = load_snapshot(file, codec, recompute_with(language_model, tokenizer))
     if tokenizer is None:
         raise InputError("the model has no tokenizer", "Save one beside the model", path=model)
-    cache = restore(snapshot, language_model, tokenizer=tokenizer, copy=False)
-    cache, pending, position = _start(language_model, tokenizer, snapshot, cache, prompt, plain, special_tokens)
+    restored = restore(snapshot, language_model, tokenizer=tokenizer, copy=False)
+    cache, pending, position = _start(language_model, tokenizer, snapshot, restored, prompt, plain, special_tokens)
     pieces: list[str] = []
     write = pieces.append if as_json else lambda piece: typer.echo(piece, nl=False)
     stream = TextStream(tokenizer, write, [*snapshot.token_ids.tolist()[:position], *pending])

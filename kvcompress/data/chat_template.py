@@ -98,7 +98,7 @@ def broken_layout(
     """
     text, names = layout(tokenizer, dialogue, ask=ask, name=name), pattern_of(spellings(tokenizer))
     plain = [at for at in range(len(dialogue.messages)) if at not in dialogue.special_tokens]
-    if names is None or not any(names.search(leaf) for at in plain for leaf in _texts(dialogue.messages[at])):
+    if names is None or not any(names.search(leaf) for at in plain for leaf in texts_of(dialogue.messages[at])):
         return text, ""
     dividing = pattern_of(_dividing(tokenizer))
     character = free_character(text)
@@ -127,10 +127,13 @@ def mapped(value: Any, change: Callable[[str], Any]) -> Any:
     return [mapped(one, change) for one in value] if isinstance(value, list | tuple) else value
 
 
-def _texts(message: Message) -> Iterator[str]:
-    found: list[str] = []
-    mapped({key: value for key, value in message.items() if key != "role"}, found.append)
-    yield from found
+def texts_of(value: Any) -> Iterator[str]:
+    """Yield every text in JSON but its keys."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping | list | tuple):
+        for one in value.values() if isinstance(value, Mapping) else value:
+            yield from texts_of(one)
 
 
 def _dividing(tokenizer: Tokenizer) -> set[str]:

@@ -37,8 +37,8 @@ class NextTurn:
     Attributes:
         token_ids: The whole conversation with the user's turn, the assistant's turn opened.
         kept: How many of the session's tokens it begins with; the cache of the others is not used.
-        told: Whether these are the template's tokens. Otherwise the session is in no layout that its template gives, and
-            the turn is put behind it.
+        told: Whether these are the template's tokens. Otherwise the session is in no layout that its template gives,
+            and the turn is put behind it.
     """
 
     token_ids: tuple[int, ...]
@@ -78,9 +78,7 @@ def next_turn(
     return NextTurn(tuple(whole), min(common_prefix(ids, whole), len(whole) - 1))
 
 
-def next_turn_of(
-    tokenizer: Tokenizer, snapshot: KVSnapshot, text: str, *, special_tokens: bool = False
-) -> NextTurn:
+def next_turn_of(tokenizer: Tokenizer, snapshot: KVSnapshot, text: str, *, special_tokens: bool = False) -> NextTurn:
     """Return the same for a stored session, by the conversation that it keeps or that its tokens tell."""
     ids = snapshot.token_ids.tolist()
     dialogue = kept_dialogue(tokenizer, ids, snapshot.origin.conversation)
@@ -105,8 +103,8 @@ def appended(tokenizer: Tokenizer, token_ids: Sequence[int], text: str, *, speci
 def to_keep(tokenizer: Tokenizer, token_ids: Sequence[int], dialogue: Dialogue) -> dict[str, Any] | None:
     """Return a conversation as a session's origin keeps it, None where the tokens tell as much.
 
-    A message of `role` and `content` alone is written as `[role, start, length]` where its content stands in the text of
-    the tokens, in characters.
+    A message of `role` and `content` alone is written as `[role, start, length]` where its content stands in the text
+    of the tokens, in characters.
 
     Args:
         tokenizer: With a chat template.
@@ -120,10 +118,13 @@ def to_keep(tokenizer: Tokenizer, token_ids: Sequence[int], dialogue: Dialogue) 
         return None
     text, at, messages = text_of(tokenizer, token_ids), 0, list[Any]()
     for message in dialogue.messages:
-        content = message.get("content")
-        start = text.find(content, at) if isinstance(content, str) and set(message) == {"role", "content"} else -1
-        messages.append(dict(message) if start < 0 else [message["role"], start, len(content)])
-        at = at if start < 0 else start + len(content)
+        content = message["content"] if set(message) == {"role", "content"} else None
+        start = text.find(content, at) if isinstance(content, str) else -1
+        if start < 0 or not isinstance(content, str):
+            messages.append(dict(message))
+            continue
+        messages.append([message["role"], start, len(content)])
+        at = start + len(content)
     kept: dict[str, Any] = {"messages": messages}
     kept |= {"tools": [dict(tool) for tool in dialogue.tools]} if dialogue.tools else {}
     kept |= {"special_tokens": sorted(dialogue.special_tokens)} if dialogue.special_tokens else {}

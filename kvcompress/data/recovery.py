@@ -22,7 +22,10 @@ if TYPE_CHECKING:
     from kvcompress.hf.types import Tokenizer
 
 _ROLES = {"s": "system", "u": "user", "a": "assistant", "t": "tool"}
-_PROBES = "u su a sa ua sua uau suau uaua uauau uu uaa auau us uas uat uata uatau uatt".split()
+_PROBES = (
+    *("u", "su", "a", "sa", "ua", "sua", "uau", "suau", "uaua", "uauau"),
+    *("uu", "uaa", "auau", "us", "uas", "uat", "uata", "uatau", "uatt"),
+)
 _SEAMS: weakref.WeakKeyDictionary[Any, tuple[str, Seams]] = weakref.WeakKeyDictionary()
 
 

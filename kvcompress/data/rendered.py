@@ -170,9 +170,7 @@ def _require_fields(tokenizer: Tokenizer, dialogue: Dialogue, number: int, text:
     for field, value in message.items():
         if field == "content" and isinstance(value, list):
             leaves = [(("content", *at), leaf) for at, leaf in _leaves(value) if at[-1] not in ("type", "text")]
-        elif field in PLAIN_FIELDS or value in (None, "", [], {}):
-            continue
-        elif field == "tool_call_id" and message["role"] == "tool":
+        elif field in PLAIN_FIELDS or not value or (field == "tool_call_id" and message["role"] == "tool"):
             continue
         else:
             leaves = [((field, *at), leaf) for at, leaf in _leaves(value)]

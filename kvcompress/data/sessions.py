@@ -17,7 +17,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from kvcompress.data.chat_template import Dialogue, has_template, layout_ids, mapped
+from kvcompress.data.chat_template import Dialogue, has_template, layout_ids, texts_of
 from kvcompress.data.rendered import require_rendered
 from kvcompress.data.text_files import opened_text, without_mark
 from kvcompress.errors import FormatError, InputError
@@ -133,7 +133,8 @@ def _require_message(message: Any, where: str, path: Path) -> None:
         shown = "no content" if content is None else f"content that is neither text nor a list of parts ({content!r})"
         raise FormatError(f"{where} has {shown[:120]}", "Give it as text", path=path)
     for key, value in message.items():
-        mapped({key: value}, lambda text, key=key: require_text(text, f"{where}: {key}", path=path))
+        for text in texts_of(value):
+            require_text(text, f"{where}: {key}", path=path)
 
 
 def _time(value: Any, where: str, path: Path) -> float:

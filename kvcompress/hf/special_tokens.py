@@ -1,9 +1,9 @@
 """Text that spells a special token: text of users stays text, and only what a template writes becomes special.
 
 A tokenizer finds special tokens by their spelling wherever they stand, so a user who types `<|end|>` would end a turn.
-Here a character that no text has is put into such a spelling before the template sees it. What the template itself wrote
-is then told from it: its special tokens are replaced by stand-ins, which a copy of the tokenizer knows as tokens that
-are not special, and that copy reads the whole with special tokens switched off. So everything else is split as before.
+Here a character that no text has is put into such a spelling before the template sees it. What the template itself
+wrote is then told from it: its special tokens are replaced by stand-ins, which a copy of the tokenizer knows as tokens
+that are not special, and that copy reads the whole with special tokens off. So everything else is split as before.
 """
 
 from __future__ import annotations
@@ -35,7 +35,9 @@ def require_text(text: str, what: str, *, path: object = None) -> None:
     lone = re.search("[\ud800-\udfff]", text)
     if lone is not None:
         told = f"{what} holds \\u{ord(lone[0]):04x} at character {lone.start()}, which is half of a character"
-        raise InputError(told, "Write text in UTF-8, and characters beyond \\uffff in JSON as both their halves", path=path)
+        raise InputError(
+            told, "Write text in UTF-8, and characters beyond \\uffff in JSON as both their halves", path=path
+        )
 
 
 def spellings(tokenizer: Tokenizer) -> dict[str, int]:
@@ -94,7 +96,7 @@ def ids_of_broken(tokenizer: Tokenizer, text: str, character: str) -> list[int]:
 
 
 def _stand_ins(tokenizer: Tokenizer) -> tuple[Any, dict[str, str], dict[int, int]]:
-    """Return a copy of the tokenizer that knows a stand-in for each special token, the stand-ins, and their way back."""
+    """Return a copy of the tokenizer that knows a stand-in for each special token, these, and their way back."""
     names = spellings(tokenizer)
     kept = _STAND_INS.get(tokenizer)
     if kept is not None and list(kept[1]) == list(names):

@@ -17,7 +17,8 @@ TOOLS = (
     "{{ c.function.arguments | tojson }}{{ '</call>' }}{% endfor %}{% endif %}"
 )
 PARTS = (
-    "{% if m.content is string %}{{ m.content }}{% else %}{% for part in m.content %}{{ part.text }}{% endfor %}{% endif %}"
+    "{% if m.content is string %}{{ m.content }}{% else %}{% for part in m.content %}{{ part.text }}{% endfor %}"
+    "{% endif %}"
 )
 IM = ("<|im_start|>", "<|im_end|>")
 SAID = "{{ '<|im_start|>' + m.role + '\n' }}"
@@ -26,7 +27,13 @@ ASK = "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}"
 CHATML = "{% for m in messages %}" + SAID + "{{ m.content + '<|im_end|>\n' }}{% endfor %}" + ASK + "{% endif %}"
 CHATML_SYSTEM = (
     "{% if messages[0].role != 'system' %}{{ '<|im_start|>system\nBe of help.<|im_end|>\n' }}{% endif %}"
-    "{% for m in messages %}" + SAID + "{{ m.content or '' }}" + TOOLS + "{{ '<|im_end|>\n' }}{% endfor %}" + ASK + "{% endif %}"
+    "{% for m in messages %}"
+    + SAID
+    + "{{ m.content or '' }}"
+    + TOOLS
+    + "{{ '<|im_end|>\n' }}{% endfor %}"
+    + ASK
+    + "{% endif %}"
 )
 THINKING = (
     "{% set ns = namespace(last=-1) %}{% for m in messages %}{% if m.role == 'user' %}{% set ns.last = loop.index0 %}"
@@ -82,8 +89,9 @@ DEEPSEEK = (
     "{% endfor %}{% if add_generation_prompt %}{{ '<|Assistant|><think>\n' }}{% endif %}"
 )
 COMMAND_R = (
-    "{{ '<s>' }}{% for m in messages %}{{ '<|START|><|' + ('CHATBOT' if m.role == 'assistant' else m.role | upper) + '|>' }}"
-    "{{ m.content.strip() + '<|STOP|>' }}{% endfor %}{% if add_generation_prompt %}{{ '<|START|><|CHATBOT|>' }}{% endif %}"
+    "{{ '<s>' }}{% for m in messages %}{% set who = 'CHATBOT' if m.role == 'assistant' else m.role | upper %}"
+    "{{ '<|START|><|' + who + '|>' + m.content.strip() + '<|STOP|>' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|START|><|CHATBOT|>' }}{% endif %}"
 )
 FALCON = (
     "{% for m in messages %}{% if not loop.first %}{{ '\n' }}{% endif %}{{ m.role.title() + ': ' + m.content.strip() }}"

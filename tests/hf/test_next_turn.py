@@ -1,4 +1,4 @@
-"""After a recorded or a generated answer the next turn is the one that the template gives for the whole conversation."""
+"""After a recorded or a generated answer the next turn is what the template gives for the whole conversation."""
 
 from __future__ import annotations
 
