@@ -119,20 +119,20 @@ def broken_layout(
 
 
 def mapped(value: Any, change: Callable[[str], Any]) -> Any:
-    """Return JSON with every text in it changed; keys stay."""
+    """Return JSON with every text in it changed, keys of objects too."""
     if isinstance(value, str):
         return change(value)
     if isinstance(value, Mapping):
-        return {key: mapped(one, change) for key, one in value.items()}
+        return {mapped(key, change): mapped(one, change) for key, one in value.items()}
     return [mapped(one, change) for one in value] if isinstance(value, list | tuple) else value
 
 
 def texts_of(value: Any) -> Iterator[str]:
-    """Yield every text in JSON but its keys."""
+    """Yield every text in JSON, keys of objects too."""
     if isinstance(value, str):
         yield value
     elif isinstance(value, Mapping | list | tuple):
-        for one in value.values() if isinstance(value, Mapping) else value:
+        for one in value.items() if isinstance(value, Mapping) else value:
             yield from texts_of(one)
 
 

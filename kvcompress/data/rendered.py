@@ -50,6 +50,7 @@ def require_rendered(tokenizer: Tokenizer, dialogue: Dialogue, name: str = "the 
             _require_shown(marked, number, message, where)
         if message["role"] not in KNOWN_ROLES and marked is not None:
             _require_role_token(tokenizer, marked, number, str(message["role"]), where)
+            _require_own_role(tokenizer, dialogue, number, text, where)
         _require_fields(tokenizer, dialogue, number, text, where)
     if dialogue.tools and layout(tokenizer, replace(dialogue, tools=()), name=name) == text:
         raise InputError(f"{name}: this chat template leaves out tools", "Take them out, or use a model that has them")
@@ -76,7 +77,7 @@ def _flat(content: Any) -> str:
 
 def _not_taken(message: Message, where: str) -> InputError:
     kind = "null" if message.get("content") is None else "a list of parts"
-    return InputError(f"{where}: this chat template takes no {kind} as content", "Give the content as one text")
+    return InputError(f"{where}: this chat template does not take {kind} as content", "Give the content as one text")
 
 
 def _require_text_parts(message: Message, where: str) -> None:
@@ -164,13 +165,28 @@ def _require_role_token(tokenizer: Tokenizer, marked: str, number: int, role: st
         raise InputError(what, f"Use one of {', '.join(KNOWN_ROLES)}, or a model that has the role")
 
 
+def _require_own_role(tokenizer: Tokenizer, dialogue: Dialogue, number: int, text: str, where: str) -> None:
+    """Raise `InputError` where the template takes a role that it does not know for one that it does."""
+    role = dialogue.messages[number]["role"]
+    for other in ("assistant", "user", "system"):
+        alias = (role, other) == ("developer", "system")
+        if not alias and _laid_out(tokenizer, _changed(dialogue, number, ("role",), other)) == text:
+            what = f"{where}: this chat template takes the role {role!r} for {other!r}"
+            raise InputError(what, f"Use one of {', '.join(KNOWN_ROLES)}, or a model that has the role")
+
+
 def _require_fields(tokenizer: Tokenizer, dialogue: Dialogue, number: int, text: str, where: str) -> None:
     """Raise `InputError` where a field of a message beside role and content does not show in the text."""
     message = dialogue.messages[number]
     for field, value in message.items():
         if field == "content" and isinstance(value, list):
             leaves = [(("content", *at), leaf) for at, leaf in _leaves(value) if at[-1] not in ("type", "text")]
-        elif field in PLAIN_FIELDS or not value or (field == "tool_call_id" and message["role"] == "tool"):
+        elif (
+            field in PLAIN_FIELDS
+            or value is None
+            or value in ("", [], {})
+            or (field == "tool_call_id" and message["role"] == "tool")
+        ):
             continue
         else:
             leaves = [((field, *at), leaf) for at, leaf in _leaves(value)]

@@ -1,7 +1,7 @@
 """Text that spells a special token: text of users stays text, and only what a template writes becomes special.
 
 A tokenizer finds special tokens by their spelling wherever they stand, so a user who types `<|end|>` would end a turn.
-Here a character that no text has is put into such a spelling before the template sees it. What the template itself
+Here a character that no text has is put into such spellings before the template sees them. What the template itself
 wrote is then told from it: its special tokens are replaced by stand-ins, which a copy of the tokenizer knows as tokens
 that are not special, and that copy reads the whole with special tokens off. So everything else is split as before.
 """
@@ -65,8 +65,8 @@ def free_character(text: str) -> str:
 
 
 def broken(text: str, names: re.Pattern[str] | None, character: str) -> str:
-    """Return text in which a character stands inside each spelling of a special token."""
-    return text if names is None else names.sub(lambda found: found[0][0] + character + found[0][1:], text)
+    """Return text in which a character stands before each character of each spelling of a special token."""
+    return text if names is None else names.sub(lambda found: "".join(character + one for one in found[0]), text)
 
 
 def ids_of(tokenizer: Tokenizer, text: str) -> list[int]:
@@ -76,7 +76,7 @@ def ids_of(tokenizer: Tokenizer, text: str) -> list[int]:
 
 
 def ids_of_broken(tokenizer: Tokenizer, text: str, character: str) -> list[int]:
-    """Return the token ids of text in which only spellings without `character` inside are special tokens.
+    """Return the token ids of text in which only spellings without `character` in and before them are special tokens.
 
     Raises:
         InputError: The text holds half of a surrogate pair, or the tokenizer has no other way to spell such a text.
@@ -87,7 +87,8 @@ def ids_of_broken(tokenizer: Tokenizer, text: str, character: str) -> list[int]:
     reader, stand_ins, back = _stand_ins(tokenizer)
     names = pattern_of(stand_ins)
     assert names is not None  # a spelling was broken, so there is one
-    whole = names.sub(lambda found: stand_ins[found[0]], text).replace(character, "")
+    meant = re.compile(f"(?<!{re.escape(character)})(?:{names.pattern})")  # one of one character has no inside
+    whole = meant.sub(lambda found: stand_ins[found[0]], text).replace(character, "")
     ids = list(reader(whole, add_special_tokens=False, split_special_tokens=True, verbose=False)["input_ids"])
     if set(ids) & (set(back.values()) - {getattr(tokenizer, "unk_token_id", None)}):
         remedy = "Leave it out, or let it be the token with --special-tokens-in-text"
