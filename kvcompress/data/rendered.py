@@ -179,17 +179,11 @@ def _require_fields(tokenizer: Tokenizer, dialogue: Dialogue, number: int, text:
     """Raise `InputError` where a field of a message beside role and content does not show in the text."""
     message = dialogue.messages[number]
     for field, value in message.items():
-        if field == "content" and isinstance(value, list):
-            leaves = [(("content", *at), leaf) for at, leaf in _leaves(value) if at[-1] not in ("type", "text")]
-        elif (
-            field in PLAIN_FIELDS
-            or value is None
-            or value in ("", [], {})
-            or (field == "tool_call_id" and message["role"] == "tool")
-        ):
+        is_link = field == "tool_call_id" and message["role"] == "tool"
+        parts = field == "content" and isinstance(value, list)
+        if is_link or value is None or value in ("", [], {}) or (field in PLAIN_FIELDS and not parts):
             continue
-        else:
-            leaves = [((field, *at), leaf) for at, leaf in _leaves(value)]
+        leaves = [((field, *at), leaf) for at, leaf in _leaves(value) if not (parts and at[-1] in ("type", "text"))]
         for at, leaf in leaves:
             if _laid_out(tokenizer, _changed(dialogue, number, at, _other(leaf))) == text:
                 told = ".".join(str(step) for step in at if isinstance(step, str))

@@ -1,4 +1,4 @@
-"""What a chat template does not show is refused in one line that says where; nothing is dropped or spelled as Python."""
+"""What a chat template does not show is refused in one line that says where; nothing is dropped unsaid."""
 
 from __future__ import annotations
 
@@ -97,7 +97,7 @@ def test_a_list_spelled_as_python_spells_it_is_refused(tmp_path: Path) -> None:
     template = "{% for m in messages %}{{ m.role ~ ': ' ~ m.content }}\n{% endfor %}"
     tokenizer = kinds.tokenizer_with(template, "<|end|>")
     assert "does not take a list" in refused(tmp_path, tokenizer, PARTS)
-    assert "does not take null" in refused(tmp_path, tokenizer, USER, CALL)
+    assert "line 2, message 2: this chat template" in refused(tmp_path, tokenizer, USER, CALL)
 
 
 def test_roles_that_are_taken_for_others_or_left_out_are_refused(tmp_path: Path) -> None:
@@ -162,7 +162,7 @@ def test_a_byte_order_mark_is_no_text(tmp_path: Path) -> None:
     for encoding in ("utf-16", "utf-16-be", "utf-32"):
         mark = "\ufeff" if encoding == "utf-16-be" else ""
         file.write_bytes((mark + line).encode(encoding))
-        with pytest.raises(InputError, match="UTF-16 or UTF-32 text.*UTF-8"):
+        with pytest.raises(InputError, match=r"UTF-16 or UTF-32 text.*UTF-8"):
             list(read_sessions(file))
 
 
