@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from tinyvae.config import Context, TinyVAEConfig
-from tinyvae.neighbours import MATCHES, CODING_PASSES, SOURCES, CodingPass, coding_passes
+from tinyvae.neighbours import CODING_PASSES, MATCHES, SOURCES, CodingPass, coding_passes
 from tinyvae.offsets import AGES, age_classes
 from tinyvae.predictor import Predictor
 from tinyvae.prior import TokenPrior, TokenTable

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from tinyvae.neighbours import MATCHES, CODING_PASSES, SOURCES, CodingPass
+from tinyvae.neighbours import CODING_PASSES, MATCHES, SOURCES, CodingPass
 from tinyvae.quantize import LEVELS_PER_OCTAVE
 from tinyvae.weights import StoredMatrix
 

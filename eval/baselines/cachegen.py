@@ -34,7 +34,7 @@ import numpy as np
 import numpy.typing as npt
 
 from eval.baselines.bitpacking import ByteReader, Reals, Scales, pack_scales, rounded_up, scale_type
-from eval.baselines.protocol import Calibration, Baseline
+from eval.baselines.protocol import Baseline, Calibration
 from eval.baselines.raw16 import as_reals, cache_tensors, closed, opened, rebuilt
 from kvcompress.errors import FormatError, InputError
 from kvcompress.format.container import Encoded

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from eval.baselines.eviction import points
-from eval.baselines.protocol import Calibration, Baseline
+from eval.baselines.protocol import Baseline, Calibration
 from kvcompress.hf import fingerprint
 from kvcompress.hf.attention_hook import Observer
 from kvcompress.prune.evidence.collect import read, require_whole

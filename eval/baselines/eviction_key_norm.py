@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from eval.baselines.eviction import points
-from eval.baselines.protocol import Calibration, Baseline
+from eval.baselines.protocol import Baseline, Calibration
 from kvcompress.prune.scorers.key_norm import layer_scores
 from kvcompress.snapshot import KVSnapshot
 

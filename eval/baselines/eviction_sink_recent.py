@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from eval.baselines.eviction import points
-from eval.baselines.protocol import Calibration, Baseline
+from eval.baselines.protocol import Baseline, Calibration
 from kvcompress.prune.scorers.sink_recent import layer_scores
 from kvcompress.snapshot import KVSnapshot
 

@@ -19,7 +19,7 @@ import numpy as np
 
 from eval.baselines.bitpacking import ByteReader
 from eval.baselines.kivi import group_count, grouped, ungrouped
-from eval.baselines.protocol import Calibration, Baseline
+from eval.baselines.protocol import Baseline, Calibration
 from eval.baselines.raw16 import as_reals, cache_tensors, closed, opened, rebuilt
 from kvcompress.codec.int8 import Int8Codec, pack_scales, quantize_symmetric
 from kvcompress.format.container import Encoded

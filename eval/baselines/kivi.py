@@ -34,7 +34,7 @@ from eval.baselines.bitpacking import (
     rounded_up,
     scale_type,
 )
-from eval.baselines.protocol import Calibration, Baseline
+from eval.baselines.protocol import Baseline, Calibration
 from eval.baselines.raw16 import (
     Shape,
     as_reals,

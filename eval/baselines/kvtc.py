@@ -41,7 +41,7 @@ from eval.baselines.kvtc_allocation import (
     unpack_block,
 )
 from eval.baselines.kvtc_transform import WIDE_CHANNELS, Transform, evenly, fit, require_joint
-from eval.baselines.protocol import Calibration, Baseline
+from eval.baselines.protocol import Baseline, Calibration
 from eval.baselines.raw16 import stored_dtype, stored_in
 from kvcompress.errors import FormatError
 from kvcompress.format.container import Encoded

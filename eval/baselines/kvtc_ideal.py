@@ -27,7 +27,7 @@ from torch import Tensor
 from eval.baselines.eviction import pack_kept, require_own, select, unpack_kept
 from eval.baselines.kvtc import WIDE_SINKS, fitted, is_wide
 from eval.baselines.kvtc_transform import Transform, fit, require_joint
-from eval.baselines.protocol import Calibration, Baseline
+from eval.baselines.protocol import Baseline, Calibration
 from eval.baselines.raw16 import stored_dtype, stored_in
 from kvcompress.format.ans import TableBank, decode_symbols, encode_symbols
 from kvcompress.format.container import Encoded

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from eval.baselines.protocol import Calibration, Baseline
+from eval.baselines.protocol import Baseline, Calibration
 from kvcompress.codec.lossless import LosslessCodec
 from kvcompress.format.container import Encoded
 from kvcompress.snapshot import KVSnapshot

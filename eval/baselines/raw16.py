@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from eval.baselines.bitpacking import MOST_FLOAT16, ByteReader, Reals
-from eval.baselines.protocol import Calibration, Baseline
+from eval.baselines.protocol import Baseline, Calibration
 from kvcompress.errors import FormatError, MismatchError
 from kvcompress.format.container import Encoded
 from kvcompress.format.session import encoded_session, own_sections, read_session

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from eval.baselines.protocol import Calibration, Baseline
+from eval.baselines.protocol import Baseline, Calibration
 from eval.baselines.tinyvae import held_in, points
 from kvcompress.errors import InputError
 from kvcompress.hf import fingerprint

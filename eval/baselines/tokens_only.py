@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from eval.baselines.eviction import require_own
-from eval.baselines.protocol import Calibration, Baseline
+from eval.baselines.protocol import Baseline, Calibration
 from kvcompress.errors import FormatError, InputError
 from kvcompress.format.container import Encoded
 from kvcompress.format.session import encoded_session, read_session

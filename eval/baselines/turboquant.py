@@ -34,7 +34,7 @@ import numpy as np
 
 from eval.baselines.bitpacking import ByteReader, Codes, Reals, Scales, nearest, pack_bits, pack_scales, scale_type
 from eval.baselines.lloyd_max import sphere_levels
-from eval.baselines.protocol import Calibration, Baseline
+from eval.baselines.protocol import Baseline, Calibration
 from eval.baselines.raw16 import as_reals, cache_tensors, closed, opened, rebuilt
 from kvcompress.format.container import Encoded
 from kvcompress.snapshot import KVSnapshot

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from eval.baselines.protocol import Calibration, Baseline
+from eval.baselines.protocol import Baseline, Calibration
 from eval.baselines.raw16 import closed, from_raw_words, opened, raw_words, stored_dtype, stored_in
 from kvcompress.errors import FormatError
 from kvcompress.format.container import Encoded

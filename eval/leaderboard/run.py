@@ -20,7 +20,7 @@ from kvcompress.hf import load_model
 from kvcompress.prune.scorers.profiles import FITTED
 
 FIT_TOKENS = (1024, 640)
-"""Tokens stored of the fitting sessions, in turn: worth depends on how long a session is."""
+"""Tokens stored of the fitting sessions, in turn: importance depends on how long a session is."""
 
 
 def leaderboard(

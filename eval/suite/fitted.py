@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from eval.baselines.protocol import Calibration, Baseline
+from eval.baselines.protocol import Baseline, Calibration
 from eval.baselines.registry import FITTED, Own, build_all
 from eval.baselines.shards import ShardCalibration
 from eval.suite.rows import Key, Rows, digest

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from kvcompress.hf.channels import LayerShape
-from tinyvae.neighbours import MATCHES, CODING_PASSES
+from tinyvae.neighbours import CODING_PASSES, MATCHES
 from tinyvae.offsets import AGES
 from tinyvae.prior import CONTEXTS, PAST_DIRECTIONS, SHARP_COLUMNS, SHARP_UNITS
 from tinyvae.quantize import LEVELS

@@ -6,7 +6,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tinyvae.neighbours import MATCHES, CODING_PASSES, SOURCES, pass_numbers, coding_passes
+from tinyvae.neighbours import CODING_PASSES, MATCHES, SOURCES, coding_passes, pass_numbers
 
 IDS = st.lists(st.integers(0, 5), max_size=60)
 

@@ -17,7 +17,7 @@ from eval.baselines.eviction import Eviction, Scorer, best_tokens, keep_count
 from eval.baselines.eviction_attention import WindowAttention
 from eval.baselines.eviction_key_norm import KeyNorm
 from eval.baselines.eviction_sink_recent import SinkRecent
-from eval.baselines.protocol import Calibration, Baseline
+from eval.baselines.protocol import Baseline, Calibration
 from kvcompress.codec.exact_tokens import WithExact
 from kvcompress.codec.int8 import Int8Codec
 from kvcompress.codec.lossless import LosslessCodec

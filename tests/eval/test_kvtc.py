@@ -27,7 +27,7 @@ from eval.baselines.kvtc_allocation import (
     total_bits,
     unpack_block,
 )
-from eval.baselines.protocol import Calibration, Baseline
+from eval.baselines.protocol import Baseline, Calibration
 from kvcompress.errors import FormatError, InputError, MismatchError
 from kvcompress.format.container import from_bytes, to_bytes
 from kvcompress.hf import capture

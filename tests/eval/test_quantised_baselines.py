@@ -18,7 +18,7 @@ from torch import Tensor
 
 from eval.baselines import bitpacking, cachegen, int8, kivi, persistence, raw16, turboquant, zstd
 from eval.baselines.lloyd_max import lloyd_max, sphere_coordinate
-from eval.baselines.protocol import Calibration, Baseline
+from eval.baselines.protocol import Baseline, Calibration
 from kvcompress.errors import FormatError, InputError, KVCompressError, MismatchError
 from kvcompress.format.container import Encoded, from_bytes, to_bytes
 from kvcompress.hf import capture

@@ -18,8 +18,8 @@ import torch
 from eval.real_model.words import WIDTH
 from eval.tasks import run as run_module
 from eval.tasks.asking import Blanks, Ranked, Reply
-from eval.tasks.command import tasks_command
 from eval.tasks.candidates import EXACT, Candidate, evicted, exact, tiers
+from eval.tasks.command import tasks_command
 from eval.tasks.html import render_html
 from eval.tasks.instruction_survival import invent
 from eval.tasks.kvtc_at_kl import require_harvest
