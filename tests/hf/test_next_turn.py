@@ -19,6 +19,17 @@ LONG = [
     ("assistant", "It is 4821."),
 ]
 CONVERSATIONS = [LONG, LONG[1:3], LONG[:3], LONG[1:]]
+ODD = [
+    [("user", "a\n\nb\n"), ("assistant", "x\n")],
+    [("user", ""), ("assistant", "")],
+    [("user", "  lead"), ("assistant", "  lead ")],
+    [("user", "\u00fcn\u00ef \u65e5\u672c \U0001f389"), ("assistant", "\U0001f389")],
+    [("user", "USER: ASSISTANT: hm"), ("assistant", "User: x\nAssistant: y")],
+    [("user", "x"), ("assistant", "<think>\nso\n</think>\n\nyes")],
+    [("assistant", "first"), ("user", "x"), ("assistant", "y")],
+    [("user", "x"), ("user", "y"), ("assistant", "z")],
+    [("user", "alone")],
+]
 NEXT = "Thanks, and now?"
 
 
@@ -67,6 +78,25 @@ def test_a_generated_answer_goes_on_as_its_template_lays_out_the_whole(
     turn = next_turn(tokenizer, stored, NEXT, dialogue=kept)
     assert list(turn.token_ids) == whole(tokenizer, messages)
     assert turn.told
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_odd_conversations_go_on_as_well_wherever_the_template_takes_them(name: str) -> None:
+    tokenizer, taken = tokenizer_of(name), 0
+    for messages in map(messages_of, ODD):
+        try:
+            wanted = whole(tokenizer, messages)
+        except Exception:  # the template refuses it, with whatever jinja raises
+            continue
+        written = tokenizer(messages[-1]["content"])["input_ids"]
+        opened = render(tokenizer, messages[:-1], ask=True) if len(messages) > 1 else None
+        ways = [render(tokenizer, messages)]
+        ways += [[*opened, *written], [*opened, *written, tokenizer.eos_token_id]] if opened is not None else []
+        for stored in ways:
+            kept = kept_dialogue(tokenizer, stored, to_keep(tokenizer, stored, Dialogue(tuple(messages))))
+            assert list(next_turn(tokenizer, stored, NEXT, dialogue=kept).token_ids) == wanted
+            taken += 1
+    assert taken > 10
 
 
 @pytest.mark.parametrize("name", sorted(set(KINDS) - {"mistral"}))
