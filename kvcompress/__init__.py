@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from kvcompress.api.encoding import Encoding, encode
     from kvcompress.api.options import EncodeOptions, PlanOptions
     from kvcompress.api.planning import SessionPlan, plan
-    from kvcompress.api.session import SavedSession, load_session, save_session
+    from kvcompress.api.session import SavedSession, load_session, next_turn, save_session
     from kvcompress.codec.directory import AutoCodec, load_codec
     from kvcompress.fit.from_sessions import FittedCodec, fit
     from kvcompress.format.container import Encoded, load, save
@@ -48,6 +48,7 @@ _HOMES = {
     "load_codec": "kvcompress.codec.directory",
     "load_model": "kvcompress.hf",
     "load_session": "kvcompress.api.session",
+    "next_turn": "kvcompress.api.session",
     "plan": "kvcompress.api.planning",
     "restore": "kvcompress.hf",
     "save": "kvcompress.format.container",
@@ -73,6 +74,7 @@ __all__ = [
     "load_codec",
     "load_model",
     "load_session",
+    "next_turn",
     "plan",
     "restore",
     "save",

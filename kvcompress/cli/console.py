@@ -46,6 +46,13 @@ CodecOption = Annotated[
     ),
 ]
 DtypeOption = Annotated[str, typer.Option("--dtype", help="float32, bfloat16 or float16.")]
+SpecialTokensOption = Annotated[
+    bool,
+    typer.Option(
+        "--special-tokens-in-text",
+        help="Let text that spells a special token, such as <|end|>, be that token; otherwise it stays text.",
+    ),
+]
 KvzArgument = Annotated[Path, typer.Argument(help="A .kvz file.", metavar="FILE.kvz", show_default=False)]
 TrustOption = Annotated[
     bool, typer.Option(OPTION, help="Run the Python code that comes with the model, if it needs any. Read it first.")
