@@ -7,6 +7,27 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 
+LONGEST_SHOWN = 2000
+"""Characters of a text of foreign origin that are shown; what is longer is cut, for it has to stay a line."""
+
+
+def shown(text: object) -> str:
+    r"""Return a text as it may be shown on a terminal: in one line, and nothing in it but what prints.
+
+    Control characters, line breaks, marks that turn the direction of writing and halves of surrogate pairs become
+    escapes such as `\x1b`; letters of all scripts stay. A terminal that does not know a letter is a matter of its
+    stream, which is to be opened with `errors="backslashreplace"`.
+
+    Args:
+        text: Anything; what is no text is converted first.
+    """
+    line = str(text)
+    line = line if len(line) <= LONGEST_SHOWN else f"{line[:LONGEST_SHOWN]}..."
+    if line.isprintable():
+        return line
+    return "".join(one if one.isprintable() else one.encode("unicode_escape").decode() for one in line)
+
+
 class KVCompressError(Exception):
     """Any error of this package whose message already says what happened and what to do about it.
 
@@ -21,10 +42,10 @@ class KVCompressError(Exception):
         self.what, self.remedy, self.path = what, remedy, path
 
     def __str__(self) -> str:
-        """Return the whole line: path, what, remedy."""
-        where = f"{self.path}: " if self.path is not None else ""
-        then = f" {self.remedy}." if self.remedy else ""
-        return f"{where}{self.what}.{then}"
+        """Return the whole line: path, what, remedy; what does not print is escaped, see `shown`."""
+        where = f"{shown(self.path)}: " if self.path is not None else ""
+        then = f" {shown(self.remedy)}." if self.remedy else ""
+        return f"{where}{shown(self.what)}.{then}"
 
 
 class InputError(KVCompressError):
