@@ -6,7 +6,6 @@ import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-
 LONGEST_SHOWN = 2000
 """Characters of a text of foreign origin that are shown; what is longer is cut, for it has to stay a line."""
 
@@ -50,6 +49,10 @@ class KVCompressError(Exception):
 
 class InputError(KVCompressError):
     """An argument, a session, a model or a cache that cannot be used."""
+
+
+class MemoryLimitError(InputError):
+    """What a file declares would take more memory than the user allows, see `kvcompress.format.limits`."""
 
 
 class FormatError(KVCompressError):

@@ -38,7 +38,7 @@ from eval.baselines.protocol import Calibration, Rival
 from eval.baselines.raw16 import as_reals, cache_tensors, closed, opened, rebuilt
 from kvcompress.errors import FormatError, InputError
 from kvcompress.format.container import Encoded
-from kvcompress.format.json_section import canonical_json
+from kvcompress.format.strict_json import canonical_json
 from kvcompress.snapshot import KVSnapshot, ModelFingerprint
 
 Ints = npt.NDArray[np.int32]

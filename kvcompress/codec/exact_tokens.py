@@ -17,7 +17,7 @@ from kvcompress.codec.lossless import pack_cache, unpack_cache
 from kvcompress.codec.protocol import Codec
 from kvcompress.errors import FormatError
 from kvcompress.format.container import Encoded
-from kvcompress.format.json_section import pack_positions, unpack_positions
+from kvcompress.format.positions import pack_positions, unpack_positions
 from kvcompress.snapshot import KVSnapshot, LayerKV
 
 EXACT = "exact"

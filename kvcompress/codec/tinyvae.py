@@ -29,8 +29,8 @@ from kvcompress.codec.synthesis import synthesised
 from kvcompress.errors import FormatError, InputError, MismatchError
 from kvcompress.format.ans import TableBank
 from kvcompress.format.container import Encoded
-from kvcompress.format.json_section import canonical_json
 from kvcompress.format.session import Preset, encoded_session, read_session
+from kvcompress.format.strict_json import canonical_json
 from kvcompress.hf.channels import LayerShape, layer_shapes, to_channels
 from kvcompress.hf.partial_prefill import Recompute
 from kvcompress.hf.rope import rope_of

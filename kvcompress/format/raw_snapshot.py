@@ -12,8 +12,9 @@ from torch import Tensor
 
 from kvcompress.errors import FormatError, InputError
 from kvcompress.format.atomic import PathLike, atomic_path
-from kvcompress.format.json_section import MAX_LAYERS, canonical_json, parse_json
+from kvcompress.format.json_section import MAX_LAYERS
 from kvcompress.format.safetensors_file import one_line, opened, require_format
+from kvcompress.format.strict_json import canonical_json, parse_json
 from kvcompress.snapshot import KVSnapshot, LayerKV, Origin
 
 FORMAT = "kvcompress.snapshot"

@@ -18,7 +18,8 @@ from torch import Tensor
 
 from kvcompress.errors import FormatError, InputError
 from kvcompress.format.container import HASH_CHARACTERS, Encoded
-from kvcompress.format.json_section import MAX_TOKENS, pack_origin, pack_positions, unpack_origin, unpack_positions
+from kvcompress.format.json_section import MAX_TOKENS, pack_origin, unpack_origin
+from kvcompress.format.positions import pack_positions, unpack_positions
 from kvcompress.format.token_ids import pack_tokens, unpack_tokens
 from kvcompress.snapshot import KVSnapshot, Origin
 
