@@ -15,7 +15,11 @@ from typing import Any
 from kvcompress.codec.promise import OTHER_WEIGHTS, Promise
 from kvcompress.errors import FormatError, InputError, MismatchError
 from kvcompress.format.container import HASH_CHARACTERS
+from kvcompress.format.origin import origin_of_json
 from kvcompress.snapshot import ModelFingerprint, Origin
+
+NO_ORIGIN = (b"", b"{}")
+"""Preset of a codec that does not say what its model is like, as older versions did not."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,6 +106,10 @@ def require_recorded(settings: Mapping[str, Any], own: ModelFingerprint, preset:
     stated = settings.get(OTHER_WEIGHTS)
     if stated is None:
         own.require_match(origin.fingerprint)
+        if preset not in NO_ORIGIN:
+            from kvcompress.codec.same_model import require_same_model
+
+            require_same_model(own_origin(preset), origin)
         return
     if not isinstance(stated, Mapping) or not all(isinstance(stated.get(name), str) for name in ("codec", "session")):
         raise FormatError(f"the setting {OTHER_WEIGHTS!r} is damaged")
@@ -122,15 +130,17 @@ def require_same_architecture(preset: bytes, origin: Origin) -> None:
     Raises:
         InputError: The codec does not say what its model is like.
     """
+    from kvcompress.codec.same_model import require_same_rotation
     from kvcompress.hf.architecture import Architecture
 
     own = own_origin(preset)
     Architecture.of_origin(own).require_same(Architecture.of_origin(origin))
+    require_same_rotation(own, origin)
 
 
 def own_origin(preset: bytes) -> Origin:
     """Return the origin of a codec's own model; raises `InputError` where the codec, an old one, does not know it."""
-    if preset in (b"", b"{}"):
+    if preset in NO_ORIGIN:
         what = "the codec does not say what its model is like, so other weights cannot be compared with it"
         raise InputError(what, "Fit it again with this version")
-    return Origin.from_json(json.loads(preset))
+    return origin_of_json(json.loads(preset))

@@ -61,7 +61,7 @@ def _dictionary_id(data: bytes) -> str | None:
 
 
 def pack_json(value: Any, most: int, name: str, preset: bytes = b"") -> bytes:
-    """Return a value as canonical JSON under zlib, raising `InputError` where that would have more than `most` bytes."""
+    """Return a value as canonical JSON under zlib; raises `InputError` where that would have more than `most` bytes."""
     data = canonical_json(value)
     if len(data) > most:
         raise InputError(f"the section {name!r} would have {len(data)} bytes, more than {most}")

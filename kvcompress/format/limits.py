@@ -38,10 +38,9 @@ def parse_bytes(size: str | int) -> int:
     """
     found = _SIZE.fullmatch(size.strip()) if isinstance(size, str) else None
     unit = None if found is None else _UNITS.get(found[2].upper())
-    if type(size) is int:
-        wanted = size
-    else:
-        wanted = 0 if found is None or unit is None else int(float(found[1]) * unit)
+    wanted = size if type(size) is int else 0
+    if found is not None and unit is not None:
+        wanted = int(float(found[1]) * unit)
     if wanted <= 0:
         raise InputError(f"{size!r} is no amount of memory", "Give one such as 4GB, 512MB or a number of bytes")
     return wanted
@@ -86,12 +85,10 @@ def require_memory(needed_bytes: int, what: str) -> None:
 
 
 def in_words(size_bytes: int) -> str:
-    """Return a number of bytes as people say it, rounded up in the third digit: "3.27 GB"."""
+    """Return a number of bytes as people say it: "3.27 GB"."""
     for unit, factor in (("TB", 10**12), ("GB", 10**9), ("MB", 10**6), ("kB", 10**3)):
+        if size_bytes >= 1000 * factor:
+            return f"{size_bytes // factor:,} {unit}"
         if size_bytes >= factor:
-            return (
-                f"{size_bytes / factor:.3g} {unit}"
-                if size_bytes < 1000 * factor
-                else f"{size_bytes // factor:,} {unit}"
-            )
+            return f"{size_bytes / factor:.3g} {unit}"
     return f"{size_bytes} bytes"
