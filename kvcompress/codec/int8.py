@@ -83,6 +83,9 @@ class Int8Codec:
         if odd:
             raise FormatError(f"the file's sections are not those of its codec: {', '.join(odd)}")
         shapes = list[Shape]()
+        if encoded.raw_bytes != 2 * len(encoded.sections["codes"]):
+            codes = len(encoded.sections["codes"])
+            raise FormatError(f"the header counts {encoded.raw_bytes} raw bytes, the section 'codes' has {codes} codes")
 
         def working_bytes(origin: Origin, held: Sequence[int]) -> int:
             shapes.extend(_coded_shapes(encoded, held))
@@ -94,6 +97,7 @@ class Int8Codec:
         for place in positions:
             keys = _rounded(next(tensors).transpose(0, 2, 1), dtype)
             layers.append(LayerKV(keys, _rounded(next(tensors), dtype), place))
+        next(tensors, None)  # there is none, and nothing may follow in the sections either
         return KVSnapshot(tuple(layers), token_ids, origin)
 
 

@@ -19,7 +19,7 @@ from kvcompress.errors import FormatError, InputError, MismatchError
 from kvcompress.format.container import Encoded
 from kvcompress.format.reader import Reader
 from kvcompress.format.session import encoded_session, own_sections, read_session
-from kvcompress.format.zstd_frame import zstd_pack
+from kvcompress.format.zstd_frame import most_content_bytes, zstd_pack
 from kvcompress.snapshot import CACHE_DTYPES, KVSnapshot, LayerKV, Origin
 
 # Measured on caches of two small Llama-type models (400 and 800 tokens of dialogue), raw bytes by coded bytes:
@@ -71,6 +71,9 @@ class LosslessCodec:
         if "cache" not in encoded.sections:
             raise FormatError("the section 'cache' is missing")
         cache, found = encoded.sections["cache"], list[Shape]()
+        if encoded.raw_bytes > most_content_bytes(len(cache)):
+            what = f"the header counts {encoded.raw_bytes} raw bytes, more than {len(cache)} bytes of 'cache' can hold"
+            raise FormatError(what)
 
         def working_bytes(origin: Origin, held: Sequence[int]) -> int:
             found.extend(read_shapes(_reader(cache), origin, held, encoded.raw_bytes))

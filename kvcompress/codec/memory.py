@@ -31,6 +31,9 @@ CHANNEL_BYTES = 24
 LOOKED_UP_BYTES = 32
 """Of an entry of the token table while the packed rows of a session are looked up."""
 
+MATRIX_BYTES = 16
+"""Of an entry of the matrices to channels, which are unpacked once and kept joined with others."""
+
 TOKEN_BYTES = 400
 """Of a token for its places in the order of decoding and its nearest predecessors."""
 
@@ -52,6 +55,7 @@ def decoding_bytes(codec: TinyVAECodec, encoded: Encoded, held: Sequence[int]) -
         symbols = count * _active_rank(codec, encoded, group)
         residual = count * config.channels if RESIDUAL_QP in encoded.settings else 0
         kept += KEPT_BYTES * symbols + 2 * KEPT_BYTES * residual
+        kept += MATRIX_BYTES * config.channels * (config.rank + config.prior_width)
         widest = max(codec.shapes[index].channels for index in layers)
         known = codec.known[group].channels(codec.shapes)
         units = config.prior_width + 1

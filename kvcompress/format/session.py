@@ -46,6 +46,9 @@ DecodingBytes = Callable[[Origin, Sequence[int]], int]
 TOKEN_BYTES = 48
 """Memory of a token id while it is read: as coded, in 8 bytes, as a tensor, and what is made of it."""
 
+MOST_TOKENS_A_BYTE = 32768
+"""That a byte of the section "tokens" can hold: a zstd block of 4 bytes gives 128 KiB; LZMA gets a fifth of it."""
+
 POSITION_BYTES = 16
 """Memory of a position of a layer."""
 
@@ -136,6 +139,8 @@ def read_session(
         raise FormatError("the header and the section 'origin' name different models")
     layers, base_bytes = len(origin.layer_kinds), sum(map(len, encoded.sections.values()))
     base_bytes += encoded.tokens * TOKEN_BYTES + encoded.raw_bytes // 2 * CACHE_DTYPES[origin.dtype].itemsize
+    if encoded.tokens > MOST_TOKENS_A_BYTE * len(encoded.sections["tokens"]):
+        raise FormatError(f"the header counts {encoded.tokens} tokens, more than the section 'tokens' can hold")
     doing = f"decoding {encoded.tokens:,} tokens"
     require_memory(base_bytes, doing)
     token_ids = unpack_tokens(encoded.sections["tokens"], encoded.tokens)
