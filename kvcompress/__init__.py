@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from kvcompress.api.session import SavedSession, load_session, save_session
     from kvcompress.codec.directory import AutoCodec, load_codec
     from kvcompress.format.container import Encoded, load, save
+    from kvcompress.format.limits import memory_limit
     from kvcompress.hf import capture, load_model, restore
     from kvcompress.metrics.fidelity import fidelity
     from kvcompress.snapshot import KVSnapshot
@@ -43,6 +44,7 @@ _HOMES = {
     "load_codec": "kvcompress.codec.directory",
     "load_model": "kvcompress.hf",
     "load_session": "kvcompress.api.session",
+    "memory_limit": "kvcompress.format.limits",
     "restore": "kvcompress.hf",
     "save": "kvcompress.format.container",
     "save_session": "kvcompress.api.session",
@@ -64,6 +66,7 @@ __all__ = [
     "load_codec",
     "load_model",
     "load_session",
+    "memory_limit",
     "restore",
     "save",
     "save_session",

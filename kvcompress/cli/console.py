@@ -12,6 +12,8 @@ from typing import Annotated, Any
 
 import typer
 
+from kvcompress.errors import shown
+
 ForceOption = Annotated[bool, typer.Option("--force", help="Replace an existing output file.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
 ModelOption = Annotated[
@@ -39,6 +41,15 @@ CodecOption = Annotated[
 ]
 DtypeOption = Annotated[str, typer.Option("--dtype", help="float32, bfloat16 or float16.")]
 KvzArgument = Annotated[Path, typer.Argument(help="A .kvz file.", metavar="FILE.kvz", show_default=False)]
+MaxMemoryOption = Annotated[
+    str,
+    typer.Option(
+        "--max-memory",
+        metavar="SIZE",
+        help="Refuse a file that would take more memory to decode: 4GB, 512MB or a number of bytes.",
+    ),
+]
+DEFAULT_MAX_MEMORY = "4GB"
 ProgressCallback = Callable[[str, int, int], None]
 
 
@@ -49,7 +60,17 @@ def show(data: Mapping[str, Any], *, as_json: bool) -> None:
         return
     width = max(map(len, data), default=0)
     for name, value in data.items():
-        sys.stdout.write(f"{name.replace('_', ' '):<{width}}  {_spoken(name, value)}\n")
+        write_line(f"{name.replace('_', ' '):<{width}}  {_spoken(name, value)}")
+
+
+def write_line(text: str, *, error: bool = False) -> None:
+    """Write a line on standard output, or standard error, that a file may have had a hand in.
+
+    What does not print is escaped, and so are letters that the terminal's encoding does not have.
+    """
+    stream = sys.stderr if error else sys.stdout
+    encoding = getattr(stream, "encoding", None) or "utf-8"
+    stream.write(shown(text).encode(encoding, "backslashreplace").decode(encoding) + "\n")
 
 
 def _spoken(name: str, value: Any) -> str:

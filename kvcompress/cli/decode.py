@@ -7,7 +7,16 @@ from typing import Annotated
 
 import typer
 
-from kvcompress.cli.console import CodecOption, ForceOption, JsonOption, KvzArgument, RecomputeModelOption, show
+from kvcompress.cli.console import (
+    DEFAULT_MAX_MEMORY,
+    CodecOption,
+    ForceOption,
+    JsonOption,
+    KvzArgument,
+    MaxMemoryOption,
+    RecomputeModelOption,
+    show,
+)
 from kvcompress.cli.models import recompute_by
 
 
@@ -16,6 +25,7 @@ def decode(
     output: Annotated[Path, typer.Option("-o", "--output", help="Raw snapshot to write (.safetensors).")],
     codec: CodecOption = None,
     model: RecomputeModelOption = None,
+    max_memory: MaxMemoryOption = DEFAULT_MAX_MEMORY,
     force: ForceOption = False,
     as_json: JsonOption = False,
 ) -> None:
@@ -25,7 +35,7 @@ def decode(
     from kvcompress.format.raw_snapshot import save_raw
 
     require_writable(output, force)
-    snapshot = load_snapshot(file, codec, recompute_by(model))
+    snapshot = load_snapshot(file, codec, recompute_by(model), max_memory)
     save_raw(output, snapshot, force=force)
     data = {"output": str(output), "tokens": snapshot.tokens, "file_bytes": output.stat().st_size}
     show(data, as_json=as_json)

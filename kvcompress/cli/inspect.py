@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from kvcompress.cli.console import CodecOption, JsonOption, KvzArgument, ModelOption, show
+from kvcompress.cli.console import CodecOption, JsonOption, KvzArgument, ModelOption, show, write_line
 from kvcompress.codec.promise import OTHER_WEIGHTS
 from kvcompress.hub.bundled import DEFAULT_MODEL
 
@@ -24,7 +24,7 @@ def in_words(settings: Mapping[str, Any]) -> dict[str, str]:
     if isinstance(certificate, dict):
         over = "future_tokens" if "future_tokens" in certificate else "tail_tokens"
         numbers = [certificate.get(name) for name in ("kl_nats", over, "max_kl_nats")]
-        if all(isinstance(number, (int, float)) for number in numbers):
+        if all(isinstance(number, int | float) and not isinstance(number, bool) for number in numbers):
             along = "{} tokens that the model said itself" if over == "future_tokens" else "the last {} tokens"
             told = f"mean KL {{:.4g}} nats, measured over {along}; asked for: at most {{:g}}"
             words["certificate"] = told.format(*numbers)
@@ -99,7 +99,7 @@ def inspect(
     show(data | in_words(header.settings) | told, as_json=False)
     sys.stdout.write("\n")
     for name, size in {"header": file_bytes - sum(sections.values()), **sections}.items():
-        sys.stdout.write(f"  {name:<14} {size:>12,} bytes  {size / file_bytes:6.1%}\n")
+        write_line(f"  {name:<14} {size:>12,} bytes  {size / file_bytes:6.1%}")
 
 
 def promise_of_file(codec: str | None, codec_fingerprint: str, settings: Mapping[str, Any]) -> Promise | None:
