@@ -106,11 +106,11 @@ def promise_of_file(codec: str | None, codec_fingerprint: str, settings: Mapping
     """Return what is promised of a file, where the codec that made it is at hand."""
     from kvcompress.codec.at_hand import directory_that_made
     from kvcompress.codec.promise import stated_promise
-    from kvcompress.errors import CheckpointError
+    from kvcompress.errors import CheckpointError, FormatError
     from kvcompress.hub.places import find_codec
 
     try:
         place = directory_that_made(codec_fingerprint) if codec is None else find_codec(codec)
         return None if place is None else stated_promise(place, codec_fingerprint, settings)
-    except CheckpointError:  # the file can be looked at without its codec
+    except (CheckpointError, FormatError):  # the file can be looked at without its codec
         return None

@@ -8,7 +8,6 @@ inspect` can read it at once.
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -16,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from kvcompress.errors import CheckpointError, InputError
+from kvcompress.format.strict_json import read_json
 from kvcompress.metrics.conformal import beyond_allowed, sessions_needed
 
 QUALITIES = ("transparent", "high", "usable")
@@ -234,12 +234,15 @@ def stated_promise(directory: Path, codec_fingerprint: str, settings: Mapping[st
         settings: Of the file.
     """
     quality, layers = settings.get("quality"), settings.get("recompute_layers", 0)
+    if type(layers) is not int:
+        return None
     part = directory / f"recompute-{layers}"
     place = (part if layers and part.is_dir() else directory) / "config.json"
     if not isinstance(quality, str) or not place.is_file():
         return None
-    config = json.loads(place.read_text(encoding="utf-8"))
-    if config.get("fitted", {}).get("fingerprint") != codec_fingerprint:
+    config = read_json(place, "config.json")
+    fitted = config.get("fitted") if isinstance(config, dict) else None
+    if not isinstance(fitted, dict) or fitted.get("fingerprint") != codec_fingerprint:
         return None
     return applying(promises_from_json(config.get("promises")), settings)
 
