@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import multiprocessing
 import resource
 import signal
@@ -85,6 +86,7 @@ class Worker:
         import torch
 
         warnings.simplefilter("ignore")
+        logging.disable()
         torch.set_num_threads(1)
         signal.signal(signal.SIGALRM, _alarm)
         self.place = tempfile.TemporaryDirectory(
