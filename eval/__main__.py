@@ -175,13 +175,13 @@ def recompute_command(
     import torch
 
     from eval.recompute.report import write_page
-    from eval.recompute.run import DialSettings, run_dial
+    from eval.recompute.run import TradeOffSettings, run_trade_off
     from kvcompress.cli.console import progress_bar
 
     torch.set_num_threads(threads)
     command = spoken_command(sys.argv[1:])
-    with progress_bar("dial") as progress:
-        result = run_dial(model, codec, sessions, out, DialSettings(count=count), progress, command)
+    with progress_bar("trade_off") as progress:
+        result = run_trade_off(model, codec, sessions, out, TradeOffSettings(count=count), progress, command)
     write_page(result, out)
     typer.echo((out / "report.md").read_text(encoding="utf-8"))
 

@@ -72,7 +72,7 @@ class MismatchError(KVCompressError):
 
     def __init__(self, part: str, expected: str, found: str, remedy: str = "", *, path: object = None) -> None:
         self.part, self.expected, self.found = part, expected, found
-        super().__init__(f"wrong partner in {part}: expected {expected}, found {found}", remedy, path=path)
+        super().__init__(f"mismatch in {part}: expected {expected}, found {found}", remedy, path=path)
 
 
 class CheckpointError(KVCompressError):

@@ -70,8 +70,8 @@ def ablate(
     subjects = [prepare(model, tokenizer, session, ids, tokens) for session, ids in chosen]
     calibration = [capture(model, ids[:tokens], tokenizer=tokenizer) for ids in rest[:CALIBRATION_SESSIONS]]
     known = {field.name for field in fields(FitSettings)}
-    dials = {name: value for name, value in codec.fitted["settings"].items() if name in known}
-    settings = FitSettings(**{**dials, "fisher_sessions": CALIBRATION_SESSIONS})
+    given = {name: value for name, value in codec.fitted["settings"].items() if name in known}
+    settings = FitSettings(**{**given, "fisher_sessions": CALIBRATION_SESSIONS})
     measured: dict[str, list[Point]] = {}
     for variant in chain(variants(codec, calibration), _named(others), closed_forms(model, tokenizer, rest, settings)):
         measured[variant.name] = [_point(model, variant.codec, subjects, qp) for qp in QPS]

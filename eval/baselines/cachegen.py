@@ -34,7 +34,7 @@ import numpy as np
 import numpy.typing as npt
 
 from eval.baselines.bitpacking import Reals, Scales, pack_scales, read_scales, rounded_up, scale_type, section_reader
-from eval.baselines.protocol import Calibration, Rival
+from eval.baselines.protocol import Baseline, Calibration
 from eval.baselines.raw16 import as_reals, cache_tensors, closed, opened, rebuilt
 from kvcompress.errors import FormatError, InputError
 from kvcompress.format.container import Encoded
@@ -272,7 +272,7 @@ class CacheGen:
         return found
 
 
-def family(calibration: Calibration) -> list[Rival]:
+def family(calibration: Calibration) -> list[Baseline]:
     """Profile the calibration sessions and return every quality level, with anchors and as in LMCache.
 
     Raises:

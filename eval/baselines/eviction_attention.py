@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from eval.baselines.eviction import points
-from eval.baselines.protocol import Calibration, Rival
+from eval.baselines.protocol import Baseline, Calibration
 from kvcompress.hf import fingerprint
 from kvcompress.hf.attention_hook import Observer
 from kvcompress.prune.evidence.collect import read, require_whole
@@ -61,6 +61,6 @@ class WindowAttention:
         return self._observer
 
 
-def family(calibration: Calibration) -> list[Rival]:
+def family(calibration: Calibration) -> list[Baseline]:
     """Return it at each keep fraction, observing through the calibration's model."""
     return list(points(WindowAttention(calibration.model, calibration.tokenizer)))

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from eval.baselines.eviction import points
-from eval.baselines.protocol import Calibration, Rival
+from eval.baselines.protocol import Baseline, Calibration
 from kvcompress.prune.scorers.key_norm import layer_scores
 from kvcompress.snapshot import KVSnapshot
 
@@ -36,6 +36,6 @@ class KeyNorm:
         return scores
 
 
-def family(calibration: Calibration) -> list[Rival]:
+def family(calibration: Calibration) -> list[Baseline]:
     """Return both forms at each keep fraction; there is nothing to learn."""
     return [*points(KeyNorm()), *points(KeyNorm(RECENT_SHARE))]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from eval.baselines.eviction import points
-from eval.baselines.protocol import Calibration, Rival
+from eval.baselines.protocol import Baseline, Calibration
 from kvcompress.prune.scorers.sink_recent import layer_scores
 from kvcompress.snapshot import KVSnapshot
 
@@ -20,6 +20,6 @@ class SinkRecent:
         return layer_scores(snapshot)
 
 
-def family(calibration: Calibration) -> list[Rival]:
+def family(calibration: Calibration) -> list[Baseline]:
     """Return it at each keep fraction; there is nothing to learn."""
     return list(points(SinkRecent()))

@@ -19,7 +19,7 @@ import numpy as np
 
 from eval.baselines.bitpacking import read_codes, read_scales, section_reader
 from eval.baselines.kivi import group_count, grouped, ungrouped
-from eval.baselines.protocol import Calibration, Rival
+from eval.baselines.protocol import Baseline, Calibration
 from eval.baselines.raw16 import as_reals, cache_tensors, closed, opened, rebuilt
 from kvcompress.codec.int8 import Int8Codec, pack_scales, quantize_symmetric
 from kvcompress.format.container import Encoded
@@ -83,6 +83,6 @@ class Q80:
         return rebuilt(session, parts)
 
 
-def family(calibration: Calibration) -> list[Rival]:
+def family(calibration: Calibration) -> list[Baseline]:
     """Return both layouts; nothing is learnt from the calibration sessions."""
     return [Int8(), Q80()]

@@ -36,7 +36,7 @@ from eval.baselines.bitpacking import (
     scale_type,
     section_reader,
 )
-from eval.baselines.protocol import Calibration, Rival
+from eval.baselines.protocol import Baseline, Calibration
 from eval.baselines.raw16 import (
     Shape,
     as_reals,
@@ -185,9 +185,9 @@ class Kivi:
         return ungrouped(dequantize_asymmetric(whole, zero, step), shape[-1])
 
 
-def family(calibration: Calibration) -> list[Rival]:
+def family(calibration: Calibration) -> list[Baseline]:
     """Return 2 and 4 bits with 128 and with 32 residual tokens; nothing is learnt from the calibration sessions."""
-    points: list[Rival] = []
+    points: list[Baseline] = []
     for bits, residual_tokens in POINTS:
         suffix = "" if residual_tokens == 128 else f"-r{residual_tokens}"
         points.append(Kivi(f"kivi-{bits}bit{suffix}", f"kivi{suffix}", bits, residual_tokens))

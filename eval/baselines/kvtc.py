@@ -41,7 +41,7 @@ from eval.baselines.kvtc_allocation import (
     unpack_block,
 )
 from eval.baselines.kvtc_transform import WIDE_CHANNELS, Transform, evenly, fit, require_joint
-from eval.baselines.protocol import Calibration, Rival
+from eval.baselines.protocol import Baseline, Calibration
 from eval.baselines.raw16 import stored_dtype, stored_in
 from kvcompress.errors import FormatError
 from kvcompress.format.container import Encoded
@@ -106,7 +106,7 @@ class Kvtc:
             MismatchError: The snapshot comes from another model.
             InputError: It has another geometry, or its layers hold different tokens.
         """
-        self.transform.require_partner(snapshot)
+        self.transform.require_compatible(snapshot)
         tokens = len(snapshot.layers[0].positions)
         inner = _inner(tokens)
         window = [select(layer, outer_tokens(tokens)) for layer in snapshot.layers]
@@ -191,7 +191,7 @@ def _inflate(data: bytes, size: int) -> bytes:
     return content
 
 
-def family(calibration: Calibration) -> list[Rival]:
+def family(calibration: Calibration) -> list[Baseline]:
     """Return KVTC at each of its targets; of a wide cache with the axes that the ideal form has as well."""
     if is_wide(calibration):
         return list(at_targets(*fitted(calibration, WIDE_SINKS), WIDE_TARGETS, MOST_BLOCK_RANK))
@@ -230,12 +230,12 @@ def at_targets(
     most_bits = 16 * channels // min(targets)
     samples = [evenly(part, SAMPLED_TOKENS)[:, :most_rank] for part in latents]
     keys, values = (solve(measured_distortions(sample), most_bits) for sample in samples)
-    rivals: list[Kvtc] = []
+    baselines: list[Kvtc] = []
     for target in targets:
         chosen = split_budget(keys, values, 16 * channels // target)
         plans = tuple(
             tuple((b, block_unit(part[:, b.start : b.start + b.size])) for b in blocks if b.bits)
             for blocks, part in zip(chosen, samples, strict=True)
         )
-        rivals.append(Kvtc(transform, target, (plans[0], plans[1])))
-    return rivals
+        baselines.append(Kvtc(transform, target, (plans[0], plans[1])))
+    return baselines

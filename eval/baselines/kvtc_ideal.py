@@ -27,7 +27,7 @@ from torch import Tensor
 from eval.baselines.eviction import pack_kept, require_own, select, unpack_kept
 from eval.baselines.kvtc import WIDE_SINKS, fitted, is_wide
 from eval.baselines.kvtc_transform import Transform, fit, require_joint
-from eval.baselines.protocol import Calibration, Rival
+from eval.baselines.protocol import Baseline, Calibration
 from eval.baselines.raw16 import stored_dtype, stored_in
 from kvcompress.format.ans import TableBank, decode_symbols, encode_symbols
 from kvcompress.format.container import Encoded
@@ -142,7 +142,7 @@ class KvtcIdeal:
             MismatchError: The snapshot comes from another model.
             InputError: It has another geometry, or its layers hold different tokens.
         """
-        self.transform.require_partner(snapshot)
+        self.transform.require_compatible(snapshot)
         symbols = self.symbols(snapshot)[self.sinks :]
         own = {"latents": encode_symbols(symbols.numpy(), self._all_levels(len(symbols)), self.tables.bank)}
         settings: dict[str, Any] = {"step": self.step}
@@ -189,7 +189,7 @@ def _joined(first: LayerKV, rest: LayerKV) -> LayerKV:
     return LayerKV(keys, values, torch.cat([first.positions, rest.positions]))
 
 
-def family(calibration: Calibration) -> list[Rival]:
+def family(calibration: Calibration) -> list[Baseline]:
     """Return the points of the curve, half an octave of the size ratio apart.
 
     Of a wide cache the first token is raw, and unless little is to be fitted there is a second curve without that.
@@ -202,7 +202,7 @@ def family(calibration: Calibration) -> list[Rival]:
 
 def curve(
     transform: Transform, latents: tuple[Tensor, Tensor], size_ratios: Sequence[float], sinks: int = 0
-) -> list[Rival]:
+) -> list[Baseline]:
     """Return the points of a fitted transform; see `KvtcIdeal`.
 
     Args:

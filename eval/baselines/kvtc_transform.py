@@ -59,7 +59,7 @@ class Transform:
     shapes: tuple[LayerShape, ...]
     axes: tuple[Axes, Axes]
 
-    def require_partner(self, snapshot: KVSnapshot) -> None:
+    def require_compatible(self, snapshot: KVSnapshot) -> None:
         """Raise `MismatchError` or `InputError` where the snapshot is not one that this transform takes."""
         self.model.require_match(snapshot.origin.fingerprint)
         if layer_shapes(snapshot) != self.shapes:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from eval.baselines.protocol import Calibration, Rival
+from eval.baselines.protocol import Baseline, Calibration
 from kvcompress.codec.lossless import LosslessCodec
 from kvcompress.format.container import Encoded
 from kvcompress.snapshot import KVSnapshot
@@ -25,6 +25,6 @@ class LosslessPoint:
         return LosslessCodec().decode(encoded)
 
 
-def family(calibration: Calibration) -> list[Rival]:
+def family(calibration: Calibration) -> list[Baseline]:
     """Return the one point; nothing is fitted."""
     return [LosslessPoint()]

@@ -1,4 +1,4 @@
-"""What a rival is, and what it may learn from before it is measured."""
+"""What a baseline is, and what it may learn from before it is measured."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from kvcompress.hf import capture
 from kvcompress.snapshot import KVSnapshot
 
 
-class Rival(Protocol):
+class Baseline(Protocol):
     """One point of one family: a codec whose settings are fixed.
 
     Attributes:
@@ -44,7 +44,7 @@ class Rival(Protocol):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Calibration:
-    """What a rival may be fitted to: the model and sessions that are never measured.
+    """What a baseline may be fitted to: the model and sessions that are never measured.
 
     Attributes:
         model: A causal language model in evaluation mode.

@@ -1,4 +1,4 @@
-"""The cache as it is, 16 bits a value, and what all quantising rivals share: tensors out of a snapshot and back.
+"""The cache as it is, 16 bits a value, and what all quantising baselines share: tensors out of a snapshot and back.
 
 A bfloat16 or float16 cache is stored bit by bit. The raw size of a float32 cache is counted at 2 bytes a value as well,
 so it is rounded here: to float16, which keeps three more bits than bfloat16, or, where a value is beyond float16, to
@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from eval.baselines.bitpacking import MOST_FLOAT16, Reals
-from eval.baselines.protocol import Calibration, Rival
+from eval.baselines.protocol import Baseline, Calibration
 from kvcompress.codec.int8 import shapes_of_runs
 from kvcompress.errors import FormatError, MismatchError
 from kvcompress.format.container import Encoded
@@ -29,7 +29,7 @@ Shape = tuple[int, int, int]
 
 
 class Named(Protocol):
-    """What opening and closing a file needs to know of a rival."""
+    """What opening and closing a file needs to know of a baseline."""
 
     kind: str
 
@@ -40,13 +40,13 @@ class Named(Protocol):
 
     @property
     def settings(self) -> Mapping[str, Any]:
-        """What tells this rival from others of its kind, JSON-able."""
+        """What tells this baseline from others of its kind, JSON-able."""
         ...
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Opened:
-    """What every rival's file says of the session.
+    """What every baseline's file says of the session.
 
     Attributes:
         token_ids: [N] int64.
@@ -72,32 +72,32 @@ def as_reals(tensor: Tensor) -> Reals:
     return numbers
 
 
-def closed(rival: Named, snapshot: KVSnapshot, own: Mapping[str, bytes], **settings: Any) -> Encoded:
-    """Return what a rival makes of a snapshot; the settings gain the shapes, as runs of [layers, heads, D, Dv]."""
+def closed(baseline: Named, snapshot: KVSnapshot, own: Mapping[str, bytes], **settings: Any) -> Encoded:
+    """Return what a baseline makes of a snapshot; the settings gain the shapes, as runs of [layers, heads, D, Dv]."""
     layers = [(layer.keys.shape[0], layer.keys.shape[2], layer.values.shape[2]) for layer in snapshot.layers]
     runs = [[len(list(run)), *shape] for shape, run in groupby(layers)]
-    stated = {**rival.settings, **settings, "shapes": runs}
-    return encoded_session(rival.kind, rival.fingerprint, snapshot, stated, own)
+    stated = {**baseline.settings, **settings, "shapes": runs}
+    return encoded_session(baseline.kind, baseline.fingerprint, snapshot, stated, own)
 
 
-def opened(rival: Named, encoded: Encoded, sections: Sequence[str]) -> Opened:
-    """Read the session's part of a rival's file and settle every size, before anything is allocated.
+def opened(baseline: Named, encoded: Encoded, sections: Sequence[str]) -> Opened:
+    """Read the session's part of a baseline's file and settle every size, before anything is allocated.
 
     Args:
-        rival: Who is to decode the file.
+        baseline: Who is to decode the file.
         encoded: The file.
-        sections: Names of the rival's own sections.
+        sections: Names of the baseline's own sections.
 
     Raises:
         MismatchError: Another codec, other tables or other settings made the file.
         FormatError: A section is missing, unknown or damaged, or the shapes contradict the raw size.
     """
     remedy = "Decode it with the codec that made it"
-    if encoded.codec != rival.kind:
-        raise MismatchError("the codec", encoded.codec, rival.kind, remedy)
-    if encoded.codec_fingerprint != rival.fingerprint:
-        raise MismatchError("the codec", encoded.codec_fingerprint[:16], rival.fingerprint[:16], remedy)
-    for key, value in rival.settings.items():
+    if encoded.codec != baseline.kind:
+        raise MismatchError("the codec", encoded.codec, baseline.kind, remedy)
+    if encoded.codec_fingerprint != baseline.fingerprint:
+        raise MismatchError("the codec", encoded.codec_fingerprint[:16], baseline.fingerprint[:16], remedy)
+    for key, value in baseline.settings.items():
         if encoded.settings.get(key) != value:
             raise MismatchError(f"the setting {key!r}", str(encoded.settings.get(key)), str(value), remedy)
     odd = own_sections(encoded) ^ set(sections)
@@ -200,6 +200,6 @@ class Raw16:
         return from_raw_words(encoded.sections["cache"], session, stored_in(encoded, session.origin))
 
 
-def family(calibration: Calibration) -> list[Rival]:
+def family(calibration: Calibration) -> list[Baseline]:
     """Return the only point; nothing is learnt from the calibration sessions."""
     return [Raw16()]

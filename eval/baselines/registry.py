@@ -1,4 +1,4 @@
-"""Find rivals by name: families of this room, bundled codecs, codec directories."""
+"""Find baselines by name: families of this room, bundled codecs, codec directories."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from eval.baselines.protocol import Calibration, Rival
+from eval.baselines.protocol import Baseline, Calibration
 from eval.baselines.tinyvae import held_in, points
 from kvcompress.errors import InputError
 from kvcompress.hf import fingerprint
@@ -29,7 +29,7 @@ FAMILIES = (
     "eviction_key_norm",
     "eviction_attention",
 )
-"""Modules of this room; each has `family(calibration) -> list[Rival]`."""
+"""Modules of this room; each has `family(calibration) -> list[Baseline]`."""
 
 FITTED = ("cachegen", "kvtc", "kvtc_ideal")
 """Those that learn from calibration sessions."""
@@ -42,18 +42,18 @@ class Own:
     Attributes:
         directory: Codec directory or bundled name that "tinyvae" stands for.
         curve: Measure fixed QPs too, not only the quality words that a codec promises.
-        dial: Measure the codecs that leave layers to the model too.
+        trade_off: Measure the codecs that leave layers to the model too.
     """
 
     directory: str = DEFAULT_CODEC
     curve: bool = False
-    dial: bool = False
+    trade_off: bool = False
 
 
 def resolve(names: Sequence[str]) -> list[str]:
     """Return the families asked for, "all" spelled out, each once.
 
-    Where a codec directory is named, "all" means the rivals: the bundled codec belongs to the bundled model.
+    Where a codec directory is named, "all" means the baselines: the bundled codec belongs to the bundled model.
 
     Raises:
         InputError: A name is neither a family nor a codec at hand.
@@ -68,7 +68,7 @@ def resolve(names: Sequence[str]) -> list[str]:
     return list(dict.fromkeys(wanted))
 
 
-def build(name: str, calibration: Calibration, own: Own | None = None, *, first: bool = True) -> list[Rival]:
+def build(name: str, calibration: Calibration, own: Own | None = None, *, first: bool = True) -> list[Baseline]:
     """Return the points of one family, fitted where the family needs it.
 
     Args:
@@ -86,10 +86,10 @@ def build(name: str, calibration: Calibration, own: Own | None = None, *, first:
     own = own or Own()
     place = own.directory if name == OWN else name
     named = [] if first else [Path(place).name]
-    found = list[Rival]()
+    found = list[Baseline]()
     for held in held_in(place, calibration.model, calibration.tokenizer):
         held.codec.model_fingerprint.require_match(fingerprint(calibration.model, calibration.tokenizer))
-        if held.recompute_layers and not own.dial and found:
+        if held.recompute_layers and not own.trade_off and found:
             break
         parts = [*named, *([f"m={held.recompute_layers}"] if held.recompute_layers and found else [])]
         family = f"{OWN}:{' '.join(parts)}" if parts else OWN
@@ -99,7 +99,7 @@ def build(name: str, calibration: Calibration, own: Own | None = None, *, first:
 
 def build_all(
     names: Sequence[str], calibration: Calibration, own: Own | None = None
-) -> Iterator[tuple[str, list[Rival], str | None]]:
+) -> Iterator[tuple[str, list[Baseline], str | None]]:
     """Yield for each family its points, or none and the reason why it cannot be measured."""
     ours = [name for name in names if name not in FAMILIES]
     for name in names:

@@ -46,7 +46,7 @@ class ShardCalibration(Calibration):
             directory: Of the harvest.
             sessions: At most so many.
             tokens: Of each.
-            model: For rivals that run it; its harvest it must be.
+            model: For baselines that run it; its harvest it must be.
             tokenizer: Of that model.
             few: Fit only what a quick look needs.
 

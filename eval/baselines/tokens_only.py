@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from eval.baselines.eviction import require_own
-from eval.baselines.protocol import Calibration, Rival
+from eval.baselines.protocol import Baseline, Calibration
 from kvcompress.errors import FormatError, InputError
 from kvcompress.format.container import Encoded
 from kvcompress.format.session import encoded_session, read_session
@@ -67,6 +67,6 @@ class TokensOnly:
         return snapshot
 
 
-def family(calibration: Calibration) -> list[Rival]:
+def family(calibration: Calibration) -> list[Baseline]:
     """Return the one point."""
     return [TokensOnly(calibration.model, calibration.tokenizer)]

@@ -45,7 +45,7 @@ from eval.baselines.bitpacking import (
     section_reader,
 )
 from eval.baselines.lloyd_max import sphere_levels
-from eval.baselines.protocol import Calibration, Rival
+from eval.baselines.protocol import Baseline, Calibration
 from eval.baselines.raw16 import as_reals, cache_tensors, closed, opened, rebuilt
 from kvcompress.format.container import Encoded
 from kvcompress.snapshot import KVSnapshot
@@ -144,6 +144,6 @@ class TurboQuant:
         return rebuilt(session, parts)
 
 
-def family(calibration: Calibration) -> list[Rival]:
+def family(calibration: Calibration) -> list[Baseline]:
     """Return 1 to 4 bits; nothing is learnt from the calibration sessions."""
     return [TurboQuant(bits) for bits in BITS]

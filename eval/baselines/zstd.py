@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from eval.baselines.protocol import Calibration, Rival
+from eval.baselines.protocol import Baseline, Calibration
 from eval.baselines.raw16 import closed, from_raw_words, opened, raw_words, stored_dtype, stored_in
 from kvcompress.errors import FormatError
 from kvcompress.format.container import Encoded
@@ -53,6 +53,6 @@ class Zstd:
         return from_raw_words(data, session, stored_in(encoded, session.origin))
 
 
-def family(calibration: Calibration) -> list[Rival]:
+def family(calibration: Calibration) -> list[Baseline]:
     """Return a point for each level; nothing is learnt from the calibration sessions."""
     return [Zstd(level) for level in LEVELS]

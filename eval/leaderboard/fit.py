@@ -21,11 +21,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from kvcompress.codec.sensitivity import token_worth
+from kvcompress.codec.sensitivity import token_importance
 from kvcompress.codec.tinyvae import TinyVAECodec
 from kvcompress.format.atomic import atomic_write
 from kvcompress.hf import capture
-from kvcompress.prune.allocate import own_worth_log2
+from kvcompress.prune.allocate import own_importance_log2
 from kvcompress.prune.evidence.collect import collect
 from kvcompress.prune.evidence.record import KINDS, ranks
 from kvcompress.prune.scorers.features import features
@@ -67,13 +67,13 @@ def measure_example(model: Any, tokenizer: Any, codec: TinyVAECodec, ids: Tensor
     rest = ids[tokens : tokens + CONTINUATION_TOKENS]
     generator = torch.Generator().manual_seed(seed)
     damage = torch.zeros(tokens)
-    for places, energy in token_worth(model, codec, snapshot, rest, generator, DRAWS):
+    for places, energy in token_importance(model, codec, snapshot, rest, generator, DRAWS):
         damage[places] += energy
     evidence = collect(model, snapshot, KINDS, tokenizer=tokenizer, codec=codec, seed=seed)
     names = [name for name in SCORERS if name not in FITTED_LATER]
     return Example(
         damage=damage / damage.mean().clamp(min=1e-30),
-        own=own_worth_log2(codec, snapshot),
+        own=own_importance_log2(codec, snapshot),
         scores={name: scored(find_scorer(name), evidence) for name in names},
         parts=parts_of(Salience(dict.fromkeys(PARTS, 0.2)), evidence),
         features=features(evidence),

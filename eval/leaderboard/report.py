@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from eval.leaderboard.contenders import ONE_TIER, RACE
+from eval.leaderboard.candidates import ONE_TIER, RACE
 from eval.suite.bootstrap import estimate_mean
 from kvcompress.format.atomic import atomic_write
 
@@ -20,12 +20,12 @@ CONTROLS = ("random", "sink_recent", ONE_TIER)
 
 
 def summarise(rows: Sequence[Row]) -> dict[str, Any]:
-    """Return for each board its contenders' figures over sessions, the least KL first."""
+    """Return for each board its candidates' figures over sessions, the least KL first."""
     boards: dict[str, Any] = {}
     for board in dict.fromkeys(row["board"] for row in rows):
         of_board = [row for row in rows if row["board"] == board and "failed" not in row]
-        base = {row["session"]: row["kl_nats"] for row in of_board if row["contender"] == ONE_TIER}
-        found = [_entry(name, of_board, base) for name in dict.fromkeys(row["contender"] for row in of_board)]
+        base = {row["session"]: row["kl_nats"] for row in of_board if row["candidate"] == ONE_TIER}
+        found = [_entry(name, of_board, base) for name in dict.fromkeys(row["candidate"] for row in of_board)]
         sessions = {row["session"] for row in rows if row["board"] == board}
         for entry in found:
             entry["not_met"] = len(sessions) - entry["sessions"]
@@ -34,10 +34,10 @@ def summarise(rows: Sequence[Row]) -> dict[str, Any]:
 
 
 def _entry(name: str, of_board: Sequence[Row], base: dict[str, float]) -> dict[str, Any]:
-    rows = [row for row in of_board if row["contender"] == name]
+    rows = [row for row in of_board if row["candidate"] == name]
     categories = sorted({row["category"] for row in rows})
     entry = {
-        "contender": name,
+        "candidate": name,
         "sessions": len(rows),
         "kl_nats": estimate_mean([row["kl_nats"] for row in rows]).to_json(),
         "context_lost": _total(rows, "kl_nats") / max(_total(rows, "worth_nats"), 1e-12),
@@ -77,13 +77,13 @@ def larger_at_equal_kl(entries: Sequence[dict[str, Any]]) -> float | None:
 
 
 def _bytes_over(entries: Sequence[dict[str, Any]], of: str, curve: str, *, inverse: bool) -> float | None:
-    """Return the bytes of a contender over those at which a curve of others has its KL, or the inverse.
+    """Return the bytes of a candidate over those at which a curve of others has its KL, or the inverse.
 
     Between the sizes that ran, the logarithm of the KL is taken as linear in the logarithm of the bytes.
     """
     met = [entry for entry in entries if not entry["not_met"]]
-    points = sorted(_logs(entry) for entry in met if str(entry["contender"]).startswith(curve))
-    single = next((entry for entry in met if entry["contender"] == of), None)
+    points = sorted(_logs(entry) for entry in met if str(entry["candidate"]).startswith(curve))
+    single = next((entry for entry in met if entry["candidate"] == of), None)
     if single is None:
         return None
     own, aim = _logs(single)
@@ -130,7 +130,7 @@ def _rows(entries: Iterable[dict[str, Any]]) -> list[str]:
     entries = list(entries)
     categories = sorted({name for entry in entries for name in entry["by_category"]})
     head = [
-        "contender",
+        "candidate",
         "KL (nats)",
         "sensitive KL",
         "top-1",
@@ -145,7 +145,7 @@ def _rows(entries: Iterable[dict[str, Any]]) -> list[str]:
     lines = ["| " + " | ".join(head) + " |", "| --- " + "| ---: " * (len(head) - 1) + "|"]
     for entry in entries:
         error = entry["kl_nats"]["standard_error"]
-        name = f"*{entry['contender']}*" if entry["contender"].startswith(CONTROLS) else entry["contender"]
+        name = f"*{entry['candidate']}*" if entry["candidate"].startswith(CONTROLS) else entry["candidate"]
         name += f" (not met in {entry['not_met']})" if entry["not_met"] else ""
         cells = [
             name,

@@ -14,7 +14,7 @@ from kvcompress.format.container import Encoded
 from kvcompress.format.session import read_session
 from kvcompress.hf.channels import group_positions
 from kvcompress.snapshot import KVSnapshot
-from tinyvae.neighbours import Phase
+from tinyvae.neighbours import CodingPass
 from tinyvae.quantize import outside_bin, steps_at
 
 
@@ -66,7 +66,7 @@ def outside_bins(
     vae, out = codec.vae(group), torch.zeros(symbols.shape)
     step, levels = steps_at(vae.config.reference_step, qps), vae.levels(token_ids, qps)
 
-    def keep(phase: Phase, predicted: Tensor) -> Tensor:
+    def keep(phase: CodingPass, predicted: Tensor) -> Tensor:
         rest, chosen = latents[phase.rows, : symbols.shape[1]] - predicted, symbols[phase.rows]
         out[phase.rows] = torch.where(levels[phase.rows] < 0, 0.0, outside_bin(rest, chosen, step[phase.rows]))
         return chosen

@@ -139,7 +139,7 @@ class Bench:
 def refusable(call: Callable[[], Any]) -> tuple[Any, str | None]:
     """Return what a call returns, or None and why it refused.
 
-    Ours refuse wrong partners; torch refuses, by a RuntimeError, what it cannot do in a condition.
+    Ours refuse mismatches; torch refuses, by a RuntimeError, what it cannot do in a condition.
     """
     try:
         return call(), None

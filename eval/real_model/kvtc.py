@@ -68,5 +68,5 @@ def points(
             yield [_point("kvtc", one, known) for one in at_targets(transform, latents, WIDE_TARGETS, MOST_BLOCK_RANK)]
 
 
-def _point(form: str, rival: Any, known: str) -> Point:
-    return Point("kvtc", form, rival.name, known, rival.encode, rival.decode)
+def _point(form: str, baseline: Any, known: str) -> Point:
+    return Point("kvtc", form, baseline.name, known, baseline.encode, baseline.decode)

@@ -28,9 +28,9 @@ class Point:
     """A codec at one of its settings.
 
     Attributes:
-        kind: "ours", or the family of a rival.
+        kind: "ours", or the family of a baseline.
         codec: The codec's name in tables.
-        name: Of the setting: a quality word, or a rival's rate.
+        name: Of the setting: a quality word, or a baseline's rate.
         fingerprint: Of the codec; rows of another are not this one's.
         encode: Codes a snapshot.
         decode: Returns the snapshot of a file.

@@ -30,11 +30,11 @@ def readme_table(result: Result) -> str:
     layers = {one["name"]: one["recompute_layers"] for one in result["codecs"]}
     rows = [_cells(point, layers, result) for point in points]
     settings, sessions = result["settings"], result["sessions"]["test"]["count"]
-    rivals = f"on {result['kvtc'][0]['sessions']} of them, " if result["kvtc"] else ""
+    baselines = f"on {result['kvtc'][0]['sessions']} of them, " if result["kvtc"] else ""
     last = (
         f"{result['model']['name']}, means over {sessions} sessions of {settings['tokens']:,} tokens that fitted and"
         f" verified nothing, {NEAR_TOKENS} tokens continued, whole files. KVTC is tuned to the model and"
-        f" measured {rivals}its best form counts; restoring is beside prefilling. Made by `make report-smollm2`."
+        f" measured {baselines}its best form counts; restoring is beside prefilling. Made by `make report-smollm2`."
     )
     return table(HEAD, rows) + "\n\n" + last + "\n"
 

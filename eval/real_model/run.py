@@ -110,9 +110,9 @@ class RealModelRun:
 
     def run(self) -> Row:
         """Measure what is missing, write the report and return it."""
-        ours, rivals, seconds = self.measure_ours(), self.measure_kvtc(), self.measure_seconds()
+        ours, baselines, seconds = self.measure_ours(), self.measure_kvtc(), self.measure_seconds()
         shares = {one.name: one.share for one in self.codecs}
-        result = {**self._stated(), **summarise(ours, rivals, shares), "timing": timing_summary(seconds)}
+        result = {**self._stated(), **summarise(ours, baselines, shares), "timing": timing_summary(seconds)}
         write_page(result, self.job.out)
         return result
 

@@ -1,4 +1,4 @@
-"""The dial in one picture: bytes and seconds over m, from coding everything to prefilling again."""
+"""The trade-off in one picture: bytes and seconds over m, from coding everything to prefilling again."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def draw(result: Row) -> str:
 
     points, layers = result["points"], result["layers"]
     places = [point["recompute_layers"] for point in points]
-    with Sheet("dial", WIDE_INCHES, 4.2) as sheet:
+    with Sheet("trade_off", WIDE_INCHES, 4.2) as sheet:
         axes = sheet.axes
         for tier, colour in TIER_COLOURS.items():
             values = [at_tier(point, tier)["file_bytes"] for point in points]

@@ -1,4 +1,4 @@
-"""The dial as a page: a table of the continuum, targets, and the picture."""
+"""The trade-off as a page: a table of the continuum, targets, and the picture."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from kvcompress.report.facts import spell
 
 TARGET_SHARE_OF_LAYERS = 0.25
 TARGET_GAIN, TARGET_SPEED = 1.25, 2.0
-PICTURE = "dial.svg"
+PICTURE = "trade_off.svg"
 
 
 def write_page(result: Row, out: Path) -> None:
@@ -24,7 +24,7 @@ def page(result: Row) -> str:
     """Return the report as Markdown."""
     rows = [_row(point) for point in result["points"]] + [_prefill_row(result)]
     parts = [
-        "# Recompute as a dial",
+        "# Recompute: storage against computing",
         _introduction(result),
         _table(HEAD, rows),
         "*Gain* is the size ratio over that of m = 0 at the same mean KL, "

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from eval.baselines.protocol import Rival
+from eval.baselines.protocol import Baseline
 from eval.suite.economics import break_even_tokens, link_seconds, longest_context_tokens, memory_table
 from eval.suite.rows import Rows, identity_of
 from eval.suite.settings import SuiteSettings
@@ -27,11 +27,11 @@ PREFILL = "prefill"
 MEMORY_LENGTHS_TOKENS = (512, 1024, 2048, 8192, 32768)
 
 
-def economics(suite: Suite, settings: SuiteSettings, chosen: Sequence[Rival], rows: Rows) -> dict[str, Any]:
+def economics(suite: Suite, settings: SuiteSettings, chosen: Sequence[Baseline], rows: Rows) -> dict[str, Any]:
     """Return what the report says of cost, for some codecs that have rows."""
     lengths = kept_lengths(suite, settings, chosen, rows)
-    chosen = [rival for rival in chosen if rival.name not in suite.failures]
-    held = {rival.name: suite.rows[rival.name] for rival in chosen}
+    chosen = [baseline for baseline in chosen if baseline.name not in suite.failures]
+    held = {baseline.name: suite.rows[baseline.name] for baseline in chosen}
     size = {name: sum(row["file_bytes"] for row in found) / len(found) for name, found in held.items()}
     # Where they were timed in turns, a busy machine is fair to both; those taken session by session stand in for it.
     timed = next((row for row in lengths if row["tokens"] == settings.tokens), None)
@@ -59,9 +59,9 @@ def economics(suite: Suite, settings: SuiteSettings, chosen: Sequence[Rival], ro
     }
 
 
-def kept_lengths(suite: Suite, settings: SuiteSettings, chosen: Sequence[Rival], rows: Rows) -> list[dict[str, Any]]:
+def kept_lengths(suite: Suite, settings: SuiteSettings, chosen: Sequence[Baseline], rows: Rows) -> list[dict[str, Any]]:
     """Return what was timed by length, in this part of the run or in an earlier one."""
-    codecs = " ".join(f"{rival.name}:{identity_of(rival)}" for rival in chosen)
+    codecs = " ".join(f"{baseline.name}:{identity_of(baseline)}" for baseline in chosen)
     how = f"{settings.timed_lengths} {settings.repeats} times, {torch.get_num_threads()} threads"
     key = ("lengths", how, codecs, suite.chosen[0].digest)
     row = rows.get(key) or rows.add(key, {"lengths": _lengths(suite, settings, chosen)})
@@ -73,7 +73,7 @@ def _middle(rows: Sequence[dict[str, Any]], name: str) -> float:
     return float(sorted(row[name] for row in rows)[len(rows) // 2])
 
 
-def _lengths(suite: Suite, settings: SuiteSettings, chosen: Sequence[Rival]) -> list[dict[str, Any]]:
+def _lengths(suite: Suite, settings: SuiteSettings, chosen: Sequence[Baseline]) -> list[dict[str, Any]]:
     """Time restoring and prefilling at several lengths: medians after a warm-up, all calls taking turns."""
     ids = torch.cat([one.ids for one in suite.chosen])
     limit = min(context_limit(suite.model) or len(ids), len(ids))
@@ -84,15 +84,15 @@ def _lengths(suite: Suite, settings: SuiteSettings, chosen: Sequence[Rival]) -> 
             stored = ids[:tokens]
             snapshot = capture(suite.model, stored, tokenizer=suite.tokenizer)
             calls: dict[str, Callable[[], object]] = {}
-            for number, rival in enumerate(chosen):
+            for number, baseline in enumerate(chosen):
                 path = Path(temporary) / f"{number}.kvz"
                 try:
-                    save(path, rival.encode(snapshot))
-                    bring_back(suite.model, rival, path)
+                    save(path, baseline.encode(snapshot))
+                    bring_back(suite.model, baseline, path)
                 except Exception as error:  # its failure is its own, not the run's
-                    suite.failures[rival.name] = f"{tokens} tokens to be timed: {reason_of(error)}"
+                    suite.failures[baseline.name] = f"{tokens} tokens to be timed: {reason_of(error)}"
                     continue
-                calls[rival.name] = partial(bring_back, suite.model, rival, path)
+                calls[baseline.name] = partial(bring_back, suite.model, baseline, path)
             del snapshot
             seconds = in_turns({PREFILL: partial(prefill, suite.model, stored), **calls}, settings.repeats)
             found.append({"tokens": tokens, "prefill_seconds": seconds.pop(PREFILL), "restore_seconds": seconds})

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from eval.baselines.protocol import Rival
+from eval.baselines.protocol import Baseline
 
 
-def thin(found: list[Rival], most: int) -> list[Rival]:
+def thin(found: list[Baseline], most: int) -> list[Baseline]:
     """Return at most `most` points of each curve, spread over its range; named quality words stay."""
-    curves: dict[str, list[Rival]] = {}
+    curves: dict[str, list[Baseline]] = {}
     for point in found:
         curves.setdefault(point.family, []).append(point)
     return [point for curve in curves.values() for point in _thinned(curve, most)]
 
 
-def _thinned(curve: list[Rival], most: int) -> list[Rival]:
+def _thinned(curve: list[Baseline], most: int) -> list[Baseline]:
     if len(curve) <= most:
         return curve
     named = [point for point in curve if getattr(point, "quality", None)]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from eval.baselines.protocol import Rival
+from eval.baselines.protocol import Baseline
 from eval.suite.bootstrap import estimate_mean, estimate_ratio
 from eval.suite.hops import Hop, Journey, drift, hop_worths
 from eval.suite.rows import Rows, digest, identity_of
@@ -23,22 +23,22 @@ HOP_START_TOKENS, HOP_TOKENS = 256, 128
 
 
 def drifts(
-    suite: Suite, settings: SuiteSettings, chosen: Sequence[Rival], rows: Rows, advance: Advance
+    suite: Suite, settings: SuiteSettings, chosen: Sequence[Baseline], rows: Rows, advance: Advance
 ) -> dict[str, Any]:
     """Return the drift of some codecs, hop by hop; one that fails on the way is left out and says why."""
     sessions = suite.chosen[: settings.hop_sessions if settings.hops else 0]
     worths: list[list[float]] = []
-    found: dict[str, list[list[Hop]]] = {rival.name: [] for rival in chosen}
+    found: dict[str, list[list[Hop]]] = {baseline.name: [] for baseline in chosen}
     for number, one in enumerate(sessions):
         journey = Journey.over(one.ids, settings.hops, HOP_START_TOKENS, HOP_TOKENS)
         worths.append(_worths(suite, settings, journey, rows))
-        for done, rival in enumerate(chosen, 1):
-            if rival.name in found:
+        for done, baseline in enumerate(chosen, 1):
+            if baseline.name in found:
                 try:
-                    found[rival.name].append(_hops(suite, settings, rival, journey, rows))
+                    found[baseline.name].append(_hops(suite, settings, baseline, journey, rows))
                 except Exception as error:  # a codec that fits whole sessions only has no drift to show
-                    suite.failures.setdefault(f"{rival.name} (drift)", reason_of(error))
-                    del found[rival.name]
+                    suite.failures.setdefault(f"{baseline.name} (drift)", reason_of(error))
+                    del found[baseline.name]
             advance("hops", number * len(chosen) + done, len(sessions) * len(chosen))
     return {name: hop_figures(hops, worths) for name, hops in found.items() if hops}
 
@@ -52,11 +52,11 @@ def _worths(suite: Suite, settings: SuiteSettings, journey: Journey, rows: Rows)
     return [float(worth) for worth in row["hop_worth_nats"]]
 
 
-def _hops(suite: Suite, settings: SuiteSettings, rival: Rival, journey: Journey, rows: Rows) -> list[Hop]:
-    key = ("hops", rival.name, identity_of(rival), f"{settings.hops} hops", digest(journey.token_ids))
+def _hops(suite: Suite, settings: SuiteSettings, baseline: Baseline, journey: Journey, rows: Rows) -> list[Hop]:
+    key = ("hops", baseline.name, identity_of(baseline), f"{settings.hops} hops", digest(journey.token_ids))
     row = rows.get(key)
     if row is None:
-        hops = drift(suite.model, suite.tokenizer, _coder(rival), journey)
+        hops = drift(suite.model, suite.tokenizer, _coder(baseline), journey)
         row = rows.add(key, {"hops": [[hop.kl_nats, hop.top1_agreement] for hop in hops]})
     return [Hop(number, kl, same) for number, (kl, same) in enumerate(row["hops"], 1)]
 
@@ -90,5 +90,5 @@ def hop_figures(sessions: Sequence[Sequence[Hop]], worths: Sequence[Sequence[flo
     return figures
 
 
-def _coder(rival: Rival) -> Callable[[KVSnapshot], KVSnapshot]:
-    return lambda snapshot: rival.decode(from_bytes(to_bytes(rival.encode(snapshot))))
+def _coder(baseline: Baseline) -> Callable[[KVSnapshot], KVSnapshot]:
+    return lambda snapshot: baseline.decode(from_bytes(to_bytes(baseline.encode(snapshot))))

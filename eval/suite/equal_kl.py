@@ -1,7 +1,7 @@
-"""Sizes at equal damage: how many times smaller a file is than a rival's would be at the same mean KL.
+"""Sizes at equal damage: how many times smaller a file is than a baseline's would be at the same mean KL.
 
 A family's points are joined by straight lines in the logarithms of KL and size ratio, and read off at our KL. Points
-that another of the family beats in both are left out, so a rival is never blamed for settings that nobody would choose.
+that another of the family beats in both are left out, so a baseline is never blamed for settings that nobody would choose.
 Nothing is read off beyond a family's points. Intervals come from resampling sessions, ours and theirs together: a hard
 session is hard for both.
 """
@@ -59,12 +59,14 @@ class Curve:
         return float(self.kl[drawn].mean()), float(self.raw[drawn].sum() / self.file[drawn].sum())
 
 
-def equal_kl(ours: Mapping[str, Sequence[Row]], rivals: Mapping[str, Sequence[Sequence[Row]]]) -> list[dict[str, Any]]:
-    """Return for each point of ours and each family of rivals what its size ratio is at our KL.
+def equal_kl(
+    ours: Mapping[str, Sequence[Row]], baselines: Mapping[str, Sequence[Sequence[Row]]]
+) -> list[dict[str, Any]]:
+    """Return for each point of ours and each family of baselines what its size ratio is at our KL.
 
     Args:
         ours: Name -> rows, one a session.
-        rivals: Family -> its points, each the rows of the same sessions in the same order.
+        baselines: Family -> its points, each the rows of the same sessions in the same order.
 
     Returns:
         Names, our KL and size ratio, theirs there, and how many times larger their files are, with an interval. A
@@ -74,7 +76,7 @@ def equal_kl(ours: Mapping[str, Sequence[Row]], rivals: Mapping[str, Sequence[Se
     for name, rows in ours.items():
         own = Curve(rows)
         kl, ratio = own.at(np.arange(len(rows)))
-        for family, points in rivals.items():
+        for family, points in baselines.items():
             at, times = _beside(own, [Curve(point) for point in points])
             if at is not None and times is not None:
                 both = {"their_size_ratio": at.to_json(), "times_larger": times.to_json()}

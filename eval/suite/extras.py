@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from eval.baselines.persistence import original_sizes
-from eval.baselines.protocol import Rival
+from eval.baselines.protocol import Baseline
 from eval.baselines.registry import OWN
 from eval.baselines.tinyvae import TinyVAEPoint
 from eval.suite.bound import BoundOf
@@ -43,14 +43,14 @@ def extras(suite: Suite, settings: SuiteSettings, rows: Rows, advance: Advance, 
         advance: Told of each part.
         show_text: Whether the result may hold what a session says.
     """
-    chosen = featured(suite, settings.featured_rivals)
+    chosen = featured(suite, settings.featured_baselines)
     latent = [point for point in _own(chosen) if is_latent(point)]
     parts: dict[str, Callable[[], Any]] = {
         "controls": lambda: [control.to_json() for control in over_sessions(suite.controls)],
         "original_formats": lambda: _original_formats(suite.sample),
         "bound": lambda: _bounds(suite, latent, settings.bound_sessions),
         "equal_kl": lambda: _equal_kl(suite),
-        "published": lambda: published() if any(r.family in FIXED_RATE for r in suite.rivals) else [],
+        "published": lambda: published() if any(r.family in FIXED_RATE for r in suite.baselines) else [],
         "hops": lambda: drifts(suite, settings, _drifting(chosen, settings), rows, advance),
         "bits_by_layer": lambda: {p.name: bits_by_layer(p.codec, suite.sample, p.qp or 0) for p in latent},
         "strip": lambda: _strip(suite, latent, show_text=show_text),
@@ -69,52 +69,60 @@ def extras(suite: Suite, settings: SuiteSettings, rows: Rows, advance: Advance, 
 
 def slow_extras(suite: Suite, settings: SuiteSettings, rows: Rows, advance: Advance) -> None:
     """Take the further measures that take long and whose codecs the first session decides: a run cut short has them."""
-    chosen = featured(suite, settings.featured_rivals)
+    chosen = featured(suite, settings.featured_baselines)
     drifts(suite, settings, _drifting(chosen, settings), rows, advance)
     kept_lengths(suite, settings, chosen, rows)
 
 
-def _own(chosen: Sequence[Rival]) -> list[TinyVAEPoint]:
-    return [rival for rival in chosen if isinstance(rival, TinyVAEPoint) and rival.family == OWN]
+def _own(chosen: Sequence[Baseline]) -> list[TinyVAEPoint]:
+    return [baseline for baseline in chosen if isinstance(baseline, TinyVAEPoint) and baseline.family == OWN]
 
 
-def _drifting(chosen: Sequence[Rival], settings: SuiteSettings) -> list[Rival]:
-    rivals = [rival for rival in chosen if not isinstance(rival, TinyVAEPoint)]
-    return [*_own(chosen), *rivals[: settings.hop_rivals]]
+def _drifting(chosen: Sequence[Baseline], settings: SuiteSettings) -> list[Baseline]:
+    baselines = [baseline for baseline in chosen if not isinstance(baseline, TinyVAEPoint)]
+    return [*_own(chosen), *baselines[: settings.hop_baselines]]
 
 
-def featured(suite: Suite, most_rivals: int) -> list[Rival]:
-    """Return the points worth the slow measures: this project's quality words, and each rival's smallest usable file.
+def featured(suite: Suite, most_baselines: int) -> list[Baseline]:
+    """Return the points worth the slow measures: this project's quality words, and each baseline's smallest usable file.
 
     The first session decides, so that the choice is known before the others are measured. A family without a usable
     point is left out; of the others the smallest files come first, at most so many. The one that stores no cache is not
     among them: it is the prefill that all are held against.
     """
     found = [
-        rival
-        for rival in suite.rivals
-        if isinstance(rival, TinyVAEPoint) and rival.name in suite.rows and rival.quality
+        baseline
+        for baseline in suite.baselines
+        if isinstance(baseline, TinyVAEPoint) and baseline.name in suite.rows and baseline.quality
     ]
-    best: dict[str, tuple[float, Rival]] = {}
-    for rival in suite.rivals:
-        rows = suite.rows.get(rival.name)
-        if isinstance(rival, TinyVAEPoint) or rival.family == RECOMPUTED or not rows or rival.name in suite.failures:
+    best: dict[str, tuple[float, Baseline]] = {}
+    for baseline in suite.baselines:
+        rows = suite.rows.get(baseline.name)
+        if (
+            isinstance(baseline, TinyVAEPoint)
+            or baseline.family == RECOMPUTED
+            or not rows
+            or baseline.name in suite.failures
+        ):
             continue
         size = rows[0]["file_bytes"]
-        if mean_kl_nats(rows[:1]) <= TIERS[-1].max_kl_nats and size < best.get(rival.family, (float("inf"), rival))[0]:
-            best[rival.family] = (size, rival)
+        if (
+            mean_kl_nats(rows[:1]) <= TIERS[-1].max_kl_nats
+            and size < best.get(baseline.family, (float("inf"), baseline))[0]
+        ):
+            best[baseline.family] = (size, baseline)
     ordered = sorted(best.values(), key=lambda pair: pair[0])
-    return [*found, *(rival for _, rival in ordered[:most_rivals])]
+    return [*found, *(baseline for _, baseline in ordered[:most_baselines])]
 
 
 def _equal_kl(suite: Suite) -> list[dict[str, Any]]:
-    """Return how much larger rivals' files are at the KL of each of our points; only points with all sessions count."""
-    whole = [rival for rival in suite.rivals if len(suite.rows.get(rival.name, [])) == len(suite.chosen)]
-    ours = {rival.name: suite.rows[rival.name] for rival in whole if is_ours(rival.family)}
+    """Return how much larger baselines' files are at the KL of each of our points; only points with all sessions count."""
+    whole = [baseline for baseline in suite.baselines if len(suite.rows.get(baseline.name, [])) == len(suite.chosen)]
+    ours = {baseline.name: suite.rows[baseline.name] for baseline in whole if is_ours(baseline.family)}
     families: dict[str, list[list[Row]]] = {}
-    for rival in whole:
-        if not is_ours(rival.family) and rival.family != RECOMPUTED:
-            families.setdefault(rival.family, []).append(suite.rows[rival.name])
+    for baseline in whole:
+        if not is_ours(baseline.family) and baseline.family != RECOMPUTED:
+            families.setdefault(baseline.family, []).append(suite.rows[baseline.name])
     return equal_kl(ours, families)
 
 

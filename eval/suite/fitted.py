@@ -1,4 +1,4 @@
-"""Rivals that take minutes to fit, without fitting them again: a run that goes on knows their points by name.
+"""Baselines that take minutes to fit, without fitting them again: a run that goes on knows their points by name.
 
 What was fitted is noted in the rows: names, sizes, fingerprints. Where all rows of a family are there, the points stand
 in for themselves, and the family is fitted again only if something new is asked of one of them.
@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from eval.baselines.protocol import Calibration, Rival
+from eval.baselines.protocol import Baseline, Calibration
 from eval.baselines.registry import FITTED, Own, build_all
 from eval.baselines.shards import ShardCalibration
 from eval.suite.rows import Key, Rows, digest
@@ -20,8 +20,8 @@ from kvcompress.errors import InputError
 from kvcompress.format.container import Encoded
 from kvcompress.snapshot import KVSnapshot
 
-Built = tuple[str, list[Rival], str | None]
-Measured = Callable[[Sequence[Rival]], bool]
+Built = tuple[str, list[Baseline], str | None]
+Measured = Callable[[Sequence[Baseline]], bool]
 
 
 class Recorded:
@@ -32,7 +32,7 @@ class Recorded:
         again: Fits its family again and returns the points by name.
     """
 
-    def __init__(self, point: dict[str, Any], again: Callable[[], dict[str, Rival]]) -> None:
+    def __init__(self, point: dict[str, Any], again: Callable[[], dict[str, Baseline]]) -> None:
         self.name, self.family, self.kind = str(point["name"]), str(point["family"]), str(point["kind"])
         self.codec_bytes, self.fingerprint = int(point["codec_bytes"]), str(point["fingerprint"])
         self._again = again
@@ -45,7 +45,7 @@ class Recorded:
         """Decode with the point itself."""
         return self._itself().decode(encoded)
 
-    def _itself(self) -> Rival:
+    def _itself(self) -> Baseline:
         found = self._again().get(self.name)
         if found is None or found.fingerprint != self.fingerprint:
             raise InputError(f"{self.name} is another codec when fitted again", "Measure it anew, without --resume")
@@ -64,7 +64,7 @@ def points_of(
         rows: Where fitted points are noted.
         measured: Tells whether all rows of some points are there.
     """
-    known: dict[str, list[Rival]] = {}
+    known: dict[str, list[Baseline]] = {}
     for name in (name for name in names if name in FITTED):
         row = rows.get(_key(name, calibration))
         found = _stand_ins(row["points"], name, calibration) if row else []
@@ -77,9 +77,9 @@ def points_of(
         yield name, found, reason
 
 
-def _stand_ins(points: Sequence[dict[str, Any]], name: str, calibration: Calibration) -> list[Rival]:
+def _stand_ins(points: Sequence[dict[str, Any]], name: str, calibration: Calibration) -> list[Baseline]:
     @cache
-    def again() -> dict[str, Rival]:
+    def again() -> dict[str, Baseline]:
         ((_, found, reason),) = build_all([name], calibration)
         if reason is not None:
             raise InputError(f"{name} cannot be fitted again: {reason}")
@@ -88,7 +88,7 @@ def _stand_ins(points: Sequence[dict[str, Any]], name: str, calibration: Calibra
     return [Recorded(point, again) for point in points]
 
 
-def _noted(point: Rival) -> dict[str, Any]:
+def _noted(point: Baseline) -> dict[str, Any]:
     return {name: getattr(point, name) for name in ("name", "family", "kind", "codec_bytes", "fingerprint")}
 
 

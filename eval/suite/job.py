@@ -17,7 +17,7 @@ class Job:
         codecs: Families, codec directories, or "all".
         sessions: JSON lines of sessions.
         out: Directory of rows and report.
-        calibration: Sessions that rivals are fitted to; if not given, those of `sessions` that are not measured.
+        calibration: Sessions that baselines are fitted to; if not given, those of `sessions` that are not measured.
         shards: Harvest that they are fitted to instead.
         own: What is measured of this project's codecs.
         command: The command line, for the report.

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from eval.baselines.protocol import Rival
+from eval.baselines.protocol import Baseline
 from eval.baselines.tinyvae import stored_in_words
 from eval.suite.attention import attention_errors
 from eval.suite.branches import branch_divergence
@@ -27,7 +27,7 @@ Row = dict[str, Any]
 
 @torch.inference_mode()
 def measure_point(
-    model: Any, tokenizer: Any, rival: Rival, subject: Subject, probes: Probes, path: Path, *, thorough: bool
+    model: Any, tokenizer: Any, baseline: Baseline, subject: Subject, probes: Probes, path: Path, *, thorough: bool
 ) -> Row:
     """Return the row of one codec and one session.
 
@@ -37,7 +37,7 @@ def measure_point(
     Args:
         model: The model both caches belong to.
         tokenizer: Its tokenizer.
-        rival: The codec.
+        baseline: The codec.
         subject: The session, with what the exact cache predicts.
         probes: What is asked beyond what followed.
         path: Where its file is written, to be measured by `stat` and read back.
@@ -45,17 +45,17 @@ def measure_point(
     """
     exact_snapshot = subject.snapshot
     clock = [time.perf_counter()]
-    save(path, rival.encode(exact_snapshot), force=True)
+    save(path, baseline.encode(exact_snapshot), force=True)
     clock.append(time.perf_counter())
     encoded = load(path)
-    decoded = rival.decode(encoded)
+    decoded = baseline.decode(encoded)
     clock.append(time.perf_counter())
     cache = restore(decoded, model)
     clock.append(time.perf_counter())
     positions = compare(subject, continuation_logits(model, cache, subject.continuation, exact_snapshot.tokens))
     row: Row = {
-        "codec": rival.name,
-        "family": rival.family,
+        "codec": baseline.name,
+        "family": baseline.family,
         "session": subject.session.id,
         "category": subject.session.category,
         "stored": stored_in_words(encoded),
@@ -72,8 +72,8 @@ def measure_point(
     if len(subject.continuation) > NEAR_TOKENS:
         row["whole"] = positions.figures(len(subject.continuation))
     row |= _asked(model, tokenizer, subject, cache)
-    row |= probe_row(model, rival, probes, cache, exact_snapshot.tokens)
-    return row | (_thorough(model, rival, subject, cache) if thorough else {})
+    row |= probe_row(model, baseline, probes, cache, exact_snapshot.tokens)
+    return row | (_thorough(model, baseline, subject, cache) if thorough else {})
 
 
 def _asked(model: Any, tokenizer: Any, subject: Subject, cache: Any) -> Row:
@@ -90,12 +90,12 @@ def _asked(model: Any, tokenizer: Any, subject: Subject, cache: Any) -> Row:
     }
 
 
-def _thorough(model: Any, rival: Rival, subject: Subject, cache: Any) -> Row:
+def _thorough(model: Any, baseline: Baseline, subject: Subject, cache: Any) -> Row:
     snapshot = subject.snapshot
     opening = subject.continuation[:1].tolist()
     branches = branch_divergence(model, subject.cache, cache, snapshot.token_ids, opening)
     errors = attention_errors(model, subject.cache, cache, subject.continuation, snapshot.tokens)
-    _, peak = peak_bytes(lambda: rival.encode(snapshot))
+    _, peak = peak_bytes(lambda: baseline.encode(snapshot))
     return {
         "branch_divergence_nats": branches.jensen_shannon_nats,
         "attention_errors": list(errors),

@@ -18,10 +18,10 @@ SessionsOption = Annotated[
 OutOption = Annotated[Path, typer.Option(help="Directory of rows and report.")]
 QuickOption = Annotated[bool, typer.Option("--quick", help="A look in minutes: few sessions and points.")]
 CalibrationOption = Annotated[
-    Path | None, typer.Option(help="Sessions that rivals are fitted to; the unmeasured ones if not given.")
+    Path | None, typer.Option(help="Sessions that baselines are fitted to; the unmeasured ones if not given.")
 ]
 ShardsOption = Annotated[
-    Path | None, typer.Option(help="Harvest of `kvcompress harvest` that rivals are fitted to instead.")
+    Path | None, typer.Option(help="Harvest of `kvcompress harvest` that baselines are fitted to instead.")
 ]
 TokensOption = Annotated[int | None, typer.Option(help="Tokens stored of each session.", min=32)]
 ContinuationOption = Annotated[
@@ -33,8 +33,8 @@ HopsOption = Annotated[int | None, typer.Option(help="Times a session is saved a
 CurveOption = Annotated[
     bool, typer.Option("--curve", help="Measure fixed QPs of this project's codecs, not its promises only.")
 ]
-DialOption = Annotated[
-    bool, typer.Option("--dial", help="Measure the codecs of a directory that leave layers to the model, too.")
+RecomputeOption = Annotated[
+    bool, typer.Option("--trade-off", help="Measure the codecs of a directory that leave layers to the model, too.")
 ]
 GoOnOption = Annotated[bool, typer.Option("--resume", help="Go on from the rows found in OUT.")]
 ShowTextOption = Annotated[

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from eval.baselines.protocol import Rival
+from eval.baselines.protocol import Baseline
 from eval.suite.greedy import GreedyPath, follow, greedy_path
 from eval.suite.planted import Planted, answers, planted
 from eval.suite.prompts import Prompt, perturbed_prompts, prompt_figures
@@ -50,7 +50,7 @@ def prepare_probes(model: Any, tokenizer: Any, subject: Subject, *, plant: bool)
 
 
 @torch.inference_mode()
-def probe_row(model: Any, rival: Rival, probes: Probes, cache: Any, tokens: int) -> dict[str, Any]:
+def probe_row(model: Any, baseline: Baseline, probes: Probes, cache: Any, tokens: int) -> dict[str, Any]:
     """Return what a decoded cache of `tokens` tokens answers, as part of a row."""
     parting = follow(model, cache, probes.path)
     return {
@@ -58,13 +58,13 @@ def probe_row(model: Any, rival: Rival, probes: Probes, cache: Any, tokens: int)
         "trajectory_tokens": len(probes.path.tokens),
         "divergence_margin_nats": parting.margin_nats,
         "perturbed": prompt_figures(model, cache, probes.prompts, tokens),
-        "planted": [] if probes.planted is None else _planted(model, rival, probes.planted),
+        "planted": [] if probes.planted is None else _planted(model, baseline, probes.planted),
     }
 
 
-def _planted(model: Any, rival: Rival, twin: Planted) -> list[list[Any]]:
+def _planted(model: Any, baseline: Baseline, twin: Planted) -> list[list[Any]]:
     """Return of each planted number its distance, and whether the decoded and the exact cache give it."""
-    decoded = rival.decode(from_bytes(to_bytes(rival.encode(twin.snapshot))))
+    decoded = baseline.decode(from_bytes(to_bytes(baseline.encode(twin.snapshot))))
     given = answers(model, restore(decoded, model, copy=False), twin.asked, twin.snapshot.tokens)
     return [
         [one.distance_tokens, ours, exact] for one, ours, exact in zip(twin.asked, given, twin.recalled, strict=True)

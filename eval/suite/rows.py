@@ -59,9 +59,9 @@ class Rows:
         return self._rows[key]
 
 
-def identity_of(rival: Any) -> str:
+def identity_of(baseline: Any) -> str:
     """Return 16 digits that tell one codec, with all that it was fitted to, from any other of its name."""
-    return str(getattr(rival, "identity", rival.fingerprint))[:16]
+    return str(getattr(baseline, "identity", baseline.fingerprint))[:16]
 
 
 def digest(ids: Sequence[Tensor] | Tensor) -> str:

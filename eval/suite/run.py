@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from eval.baselines.protocol import Calibration, Rival
+from eval.baselines.protocol import Baseline, Calibration
 from eval.baselines.registry import FITTED, Own, resolve
 from eval.baselines.shards import ShardCalibration, require_apart
 from eval.suite.aggregate import codec_entry
@@ -63,9 +63,9 @@ class Suite:
         model: The model.
         tokenizer: Its tokenizer.
         chosen: The sessions.
-        rivals: Every point, in the order measured.
+        baselines: Every point, in the order measured.
         rows: Rows by codec name.
-        exact: Names of rivals' points that lose next to nothing.
+        exact: Names of baselines' points that lose next to nothing.
         failures: Codec or family name -> why it failed.
         worth: For each session what its context is worth, see `Subject.worth_nats`.
         controls: For each session they were taken on, what computing the same in other ways moves.
@@ -75,7 +75,7 @@ class Suite:
     model: Any
     tokenizer: Any
     chosen: list[Chosen]
-    rivals: list[Rival] = field(default_factory=list)
+    baselines: list[Baseline] = field(default_factory=list)
     rows: dict[str, list[Row]] = field(default_factory=dict)
     exact: set[str] = field(default_factory=set)
     failures: dict[str, str] = field(default_factory=dict)
@@ -132,7 +132,7 @@ def run_suite(job: Job, size: Callable[[int], SuiteSettings]) -> dict[str, Any]:
 
 
 def _calibration(job: Job, suite: Suite, settings: SuiteSettings, rest: list[Tensor], names: list[str]) -> Calibration:
-    """Return what rivals may be fitted to; refuse what is too little for those that are wanted."""
+    """Return what baselines may be fitted to; refuse what is too little for those that are wanted."""
     model, tokenizer, few = suite.model, suite.tokenizer, settings.few
     if job.shards is not None:
         require_apart(job.shards, [one.ids for one in suite.chosen])
@@ -141,7 +141,7 @@ def _calibration(job: Job, suite: Suite, settings: SuiteSettings, rest: list[Ten
         rest = [ids for _, ids in tokenized_sessions(model, tokenizer, job.calibration)]
     if len(rest) < LEAST_CALIBRATION and set(FITTED) & set(names):
         remedy = "Give more sessions, measure fewer with --count, or name others with --calibration or --shards"
-        raise InputError(f"{len(rest)} sessions are left to fit rivals to", remedy, path=job.sessions)
+        raise InputError(f"{len(rest)} sessions are left to fit baselines to", remedy, path=job.sessions)
     return Calibration(model, tokenizer, rest[: settings.calibration], few=few)
 
 
@@ -161,31 +161,31 @@ def _fit(
     rows: Rows,
     advance: Advance,
 ) -> None:
-    def measured(points: Sequence[Rival]) -> bool:
+    def measured(points: Sequence[Baseline]) -> bool:
         held = thin(list(points), settings.most_points)
         todo = list(_todo(suite, settings, held))
-        return not any(_missing_of(rival, todo, settings, rows) for rival in held)
+        return not any(_missing_of(baseline, todo, settings, rows) for baseline in held)
 
     total, done = sum(FIT_WEIGHTS.get(name, 1) for name in names), 0
     for name, found, reason in points_of(names, calibration, own, rows, measured):
-        suite.rivals += thin(found, settings.most_points)
+        suite.baselines += thin(found, settings.most_points)
         if reason is not None:
             suite.failures[name] = without_places(reason)
         done += FIT_WEIGHTS.get(name, 1)
         advance("fitting", done, total)
 
 
-def _missing_of(rival: Rival, todo: Sequence[_Todo], settings: SuiteSettings, rows: Rows) -> int:
-    """Return how many rows of a rival are missing; one that is given up after the first session needs no others."""
-    first = rows.get(todo[0].keys[rival.name])
+def _missing_of(baseline: Baseline, todo: Sequence[_Todo], settings: SuiteSettings, rows: Rows) -> int:
+    """Return how many rows of a baseline are missing; one that is given up after the first session needs no others."""
+    first = rows.get(todo[0].keys[baseline.name])
     if first is not None and mean_kl_nats([first]) > settings.most_first_nats:
         return 0
-    return sum(rows.get(one.keys[rival.name]) is None for one in todo)
+    return sum(rows.get(one.keys[baseline.name]) is None for one in todo)
 
 
 def measure_all(suite: Suite, settings: SuiteSettings, rows: Rows, advance: Advance) -> None:
     """Measure session by session, so that a run cut short has all codecs on the same sessions."""
-    todo, done = list(_todo(suite, settings, suite.rivals)), 0
+    todo, done = list(_todo(suite, settings, suite.baselines)), 0
     with tempfile.TemporaryDirectory() as temporary:
         path = Path(temporary) / "session.kvz"
         for one in todo:
@@ -193,11 +193,11 @@ def measure_all(suite: Suite, settings: SuiteSettings, rows: Rows, advance: Adva
             suite.worth.append(_worth(suite, settings, made, rows))
             if one.control:
                 suite.controls.append(_controls(suite, made, rows))
-            for rival in suite.rivals:
-                if not _wanted(suite, settings, rival.name, one):
+            for baseline in suite.baselines:
+                if not _wanted(suite, settings, baseline.name, one):
                     continue
-                missing = rows.get(one.keys[rival.name]) is None
-                _one(suite, rival, made, path, rows)
+                missing = rows.get(one.keys[baseline.name]) is None
+                _one(suite, baseline, made, path, rows)
                 if missing:
                     done += 1
                     advance("sessions and codecs", done, done + _missing(suite, settings, todo, rows))
@@ -220,17 +220,17 @@ def _missing(suite: Suite, settings: SuiteSettings, todo: Sequence[_Todo], rows:
 
 
 def _look_ahead(suite: Suite, settings: SuiteSettings) -> None:
-    """Let go of rivals' points that lost too much on the first session for anybody to use them; note the exact ones."""
-    for rival in suite.rivals:
-        found = suite.rows.get(rival.name)
-        if not found or is_ours(rival.family):
+    """Let go of baselines' points that lost too much on the first session for anybody to use them; note the exact ones."""
+    for baseline in suite.baselines:
+        found = suite.rows.get(baseline.name)
+        if not found or is_ours(baseline.family):
             continue
         lost, most = mean_kl_nats(found), settings.most_first_nats
         if lost > most:
             reason = f"lost {lost:.2f} nats on the first session, more than {most:g}: not measured on the others"
-            suite.failures.setdefault(rival.name, reason)
+            suite.failures.setdefault(baseline.name, reason)
         elif lost < EXACT_NATS:
-            suite.exact.add(rival.name)
+            suite.exact.add(baseline.name)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -246,15 +246,15 @@ class _Todo:
     keys: dict[str, Key]
 
 
-def _todo(suite: Suite, settings: SuiteSettings, rivals: Sequence[Rival]) -> Iterator[_Todo]:
+def _todo(suite: Suite, settings: SuiteSettings, baselines: Sequence[Baseline]) -> Iterator[_Todo]:
     planting = 0 if any(one.session.facts for one in suite.chosen) else settings.planted
     for number, chosen in enumerate(suite.chosen):
         thorough, plant = number < settings.thorough, number < planting
         near = number >= settings.long_sessions and len(chosen.following) > NEAR_TOKENS
         how = "+".join(["thorough"] * thorough + ["planted"] * plant + ["near"] * near)
         keys: dict[str, Key] = {}
-        for rival in rivals:
-            keys[rival.name] = "suite", rival.name, identity_of(rival), how, chosen.digest
+        for baseline in baselines:
+            keys[baseline.name] = "suite", baseline.name, identity_of(baseline), how, chosen.digest
         yield _Todo(number, chosen, thorough, plant, number < settings.control_sessions, near, keys)
 
 
@@ -294,33 +294,33 @@ def _controls(suite: Suite, made: _Made, rows: Rows) -> ControlRow:
     return found
 
 
-def _one(suite: Suite, rival: Rival, made: _Made, path: Path, rows: Rows) -> None:
+def _one(suite: Suite, baseline: Baseline, made: _Made, path: Path, rows: Rows) -> None:
     """Measure one codec on one session, unless its row is there."""
-    key = made.todo.keys[rival.name]
+    key = made.todo.keys[baseline.name]
     row = rows.get(key)
     if row is None:
-        given = suite.model, suite.tokenizer, rival, made.subject, made.probes, path
+        given = suite.model, suite.tokenizer, baseline, made.subject, made.probes, path
         try:
             measured = measure_point(*given, thorough=made.todo.thorough)
-        except Exception as error:  # whatever a rival does wrong is its own failure, not the run's
-            suite.failures[rival.name] = f"session {made.todo.chosen.session.id}: {reason_of(error)}"
+        except Exception as error:  # whatever a baseline does wrong is its own failure, not the run's
+            suite.failures[baseline.name] = f"session {made.todo.chosen.session.id}: {reason_of(error)}"
             return
         row = rows.add(key, measured)
-    suite.rows.setdefault(rival.name, []).append(row)
+    suite.rows.setdefault(baseline.name, []).append(row)
 
 
 def entries(suite: Suite) -> list[dict[str, Any]]:
     """Return the report's entry of every codec, those that failed included."""
     found: list[dict[str, Any]] = []
     values_count = suite.sample.values_count
-    for rival in suite.rivals:
-        reason = suite.failures.get(rival.name)
-        rows = suite.rows.get(rival.name)
+    for baseline in suite.baselines:
+        reason = suite.failures.get(baseline.name)
+        rows = suite.rows.get(baseline.name)
         if rows:
-            found.append(codec_entry(rows, codec_bytes=rival.codec_bytes, values_count=values_count, failed=reason))
+            found.append(codec_entry(rows, codec_bytes=baseline.codec_bytes, values_count=values_count, failed=reason))
         else:
-            found.append({"name": rival.name, "family": rival.family, "failed": reason or "was not measured"})
-    built = {rival.name for rival in suite.rivals}
+            found.append({"name": baseline.name, "family": baseline.family, "failed": reason or "was not measured"})
+    built = {baseline.name for baseline in suite.baselines}
     for name, reason in suite.failures.items():
         if name not in built:
             found.append({"name": Path(name).name, "family": Path(name).name, "failed": reason})

@@ -26,18 +26,18 @@ class SuiteSettings:
         count: Sessions measured.
         thorough: Sessions on which the slow measures are taken too.
         planted: Sessions that numbers are planted in, where none states a fact.
-        calibration: Sessions that rivals are fitted to, at most.
+        calibration: Sessions that baselines are fitted to, at most.
         most_points: Points of a curve, at most.
-        most_first_nats: A rival's point that loses more on the first session is measured on no other.
-        exact_sessions: Sessions on which a rival's point is measured that loses next to nothing on the first.
+        most_first_nats: A baseline's point that loses more on the first session is measured on no other.
+        exact_sessions: Sessions on which a baseline's point is measured that loses next to nothing on the first.
         long_sessions: Sessions that go on over the whole continuation; the others over the first 128 tokens of it.
-        few: Fit only the strongest form of a rival that has several.
+        few: Fit only the strongest form of a baseline that has several.
         quick: Whether this is the quick run.
         worth_stride: What the context is worth is measured at every so many-th position.
         control_sessions: Sessions on which the noise floor is measured.
         bound_sessions: Sessions whose latents the bound is of.
-        featured_rivals: Rivals, beside this project's codecs, that lengths and links are measured for.
-        hop_rivals: Those of them that drift is measured for.
+        featured_baselines: Baselines, beside this project's codecs, that lengths and links are measured for.
+        hop_baselines: Those of them that drift is measured for.
         hops: Times a session is stored and resumed along its way.
         hop_sessions: Sessions that drift is measured on.
         timed_lengths: Lengths at which restoring is timed, as shares of `tokens`.
@@ -59,8 +59,8 @@ class SuiteSettings:
     worth_stride: int = 1
     control_sessions: int = 6
     bound_sessions: int = 24
-    featured_rivals: int = 14
-    hop_rivals: int = 14
+    featured_baselines: int = 14
+    hop_baselines: int = 14
     hops: int = 10
     hop_sessions: int = 3
     timed_lengths: tuple[float, ...] = (0.25, 0.5, 1, 2)
@@ -77,7 +77,7 @@ QUICK = SuiteSettings(
     few=True,
     quick=True,
     hop_sessions=1,
-    featured_rivals=2,
+    featured_baselines=2,
 )
 
 
@@ -107,8 +107,8 @@ def for_model(parameters: int, *, quick: bool) -> SuiteSettings:
             thorough=0,
             calibration=8,
             bound_sessions=1,
-            featured_rivals=1,
-            hop_rivals=0,
+            featured_baselines=1,
+            hop_baselines=0,
             hops=3,
             hop_sessions=1,
         )
@@ -121,8 +121,8 @@ def for_model(parameters: int, *, quick: bool) -> SuiteSettings:
         most_points=5,
         control_sessions=2,
         bound_sessions=4,
-        featured_rivals=2,
-        hop_rivals=0,
+        featured_baselines=2,
+        hop_baselines=0,
         hop_sessions=2,
         timed_lengths=(0.25, 0.5, 1),
         repeats=3,

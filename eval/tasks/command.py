@@ -16,7 +16,7 @@ def tasks_command(
     task: Annotated[list[str], typer.Option(help="Task to measure; repeat it. [default: all]")] = [],  # noqa: B006
     sizes: Annotated[list[str], typer.Option(help="TASK=N, with commas or repeated; those not named are found.")] = [],  # noqa: B006
     shards: Annotated[Path | None, typer.Option(help="Harvest that KVTC is fitted to; KVTC is left out else.")] = None,
-    answers: Annotated[int, typer.Option(help="Answers judged of each task and contender, at least.", min=1)] = 60,
+    answers: Annotated[int, typer.Option(help="Answers judged of each task and candidate, at least.", min=1)] = 60,
     contexts: Annotated[int, typer.Option(help="Contexts of each task, at least.", min=1)] = 10,
     keep_fraction: Annotated[
         list[float], typer.Option(help="Share of the tokens that stay where tokens are dropped; repeat it.")

@@ -20,7 +20,7 @@ class Sheet:
         heading: Above it; "" for none.
         note: Sentences between heading and table.
         head: Names of columns.
-        rows: Each as (kind of the contender, cells).
+        rows: Each as (kind of the candidate, cells).
     """
 
     heading: str
@@ -44,7 +44,7 @@ def render_html(result: Result) -> str:
         lstrip_blocks=True,
     )
     figures = []
-    if any(task["contenders"] for task in result["tasks"]):
+    if any(task["candidates"] for task in result["tasks"]):
         figures.append(("Accuracy by task", ACCURACY_CAPTION, Markup(draw_accuracy(result))))
     if placed(result) is not None:
         figures.append(("Key-value retrieval by place", PLACES_CAPTION, Markup(draw_places(result))))
@@ -57,7 +57,7 @@ def render_html(result: Result) -> str:
         warnings=warnings(result),
         figures=figures,
         checks=[_check(result, one) for one in result["checks"]],
-        sheets=[overview(result), *(_task(task) for task in result["tasks"] if task["contenders"])],
+        sheets=[overview(result), *(_task(task) for task in result["tasks"] if task["candidates"])],
         command=result["command"],
         made_by=made_by(result),
     )
@@ -74,7 +74,7 @@ def warnings(result: Result) -> list[str]:
     """Return what must be said of tasks that the exact cache is not up to."""
     found = []
     for task in result["tasks"]:
-        if not task["contenders"]:
+        if not task["candidates"]:
             found.append(f"{_heading(task)} was not measured. {ladder_in_words(task)}")
         elif not task["enough"]:
             found.append(f"{_heading(task)}: the exact cache answers too little of it where it was measured.")
@@ -82,11 +82,11 @@ def warnings(result: Result) -> list[str]:
 
 
 def overview(result: Result) -> Sheet:
-    """Return accuracy of every contender on every task."""
-    measured = [task for task in result["tasks"] if task["contenders"]]
+    """Return accuracy of every candidate on every task."""
+    measured = [task for task in result["tasks"] if task["candidates"]]
     rows = []
-    for one in result["contenders"]:
-        held = [{found["name"]: found for found in task["contenders"]}.get(one["name"]) for task in measured]
+    for one in result["candidates"]:
+        held = [{found["name"]: found for found in task["candidates"]}.get(one["name"]) for task in measured]
         cells = tuple("-" if found is None else points(found["accuracy"]["value"]) for found in held)
         rows.append((str(one["kind"]), (one["name"], *cells)))
     return Sheet("All tasks", "% right.", ("", *(task["title"] for task in measured)), tuple(rows))
@@ -94,7 +94,7 @@ def overview(result: Result) -> Sheet:
 
 def _task(task: Result) -> Sheet:
     failed = "".join(f" {name} could not be measured: {why}" for name, why in task["failed"].items())
-    rows = tuple((str(one["kind"]), _cells(one)) for one in task["contenders"])
+    rows = tuple((str(one["kind"]), _cells(one)) for one in task["candidates"])
     return Sheet(_heading(task), told_of(task) + failed, ("", "% right", "to exact", "size ratio", "stored as"), rows)
 
 

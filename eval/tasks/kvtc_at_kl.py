@@ -25,7 +25,7 @@ from eval.real_model.equal_kl import ratio_at
 from eval.real_model.kvtc import fingerprint
 from eval.suite.damage import NEAR_TOKENS, damage
 from eval.suite.rows import digest
-from eval.tasks.contenders import KVTC, Contender
+from eval.tasks.candidates import KVTC, Candidate
 from kvcompress.data.shards import CALIBRATION, Shards
 from kvcompress.errors import InputError
 from kvcompress.format.container import Encoded, from_bytes, to_bytes
@@ -80,33 +80,33 @@ class KvtcAtKl:
         self.shards, self.numbers = require_harvest(directory, kl_sessions)
         self._subjects: list[tuple[KVSnapshot, Tensor, Tensor]] = []
 
-    def identity(self, ours: Contender) -> str:
+    def identity(self, ours: Candidate) -> str:
         """Return what rows of KVTC at the KL of a quality are known by, before anything is fitted."""
         fitted = fingerprint(self.directory, self.fit_sessions, self.tokens)
         on = digest([self.shards.token_ids(number)[: self.tokens] for number in self.numbers])
         return hashlib.sha256(f"{fitted} {on} {ours.fingerprint} {ours.quality}".encode()).hexdigest()
 
-    def contenders(self, ours: Sequence[Contender]) -> tuple[dict[str, Contender], dict[str, dict[str, Any]]]:
+    def candidates(self, ours: Sequence[Candidate]) -> tuple[dict[str, Candidate], dict[str, dict[str, Any]]]:
         """Return KVTC at the KL of each of our qualities, by quality, and what was found on the way.
 
-        A quality whose KL lies off KVTC's curve by more than a factor of 2 has no contender.
+        A quality whose KL lies off KVTC's curve by more than a factor of 2 has no candidate.
         """
         transform, tables = self._fitted()
-        rivals = {rate: KvtcIdeal(transform, tables, rate, SINKS) for rate in RATES}
-        total, curve = len(rivals) + len(ours), list[list[float]]()
-        for done, (rate, rival) in enumerate(rivals.items(), 1):
-            curve.append([self._kl_nats(rival.encode, rival.decode), rate])
+        baselines = {rate: KvtcIdeal(transform, tables, rate, SINKS) for rate in RATES}
+        total, curve = len(baselines) + len(ours), list[list[float]]()
+        for done, (rate, baseline) in enumerate(baselines.items(), 1):
+            curve.append([self._kl_nats(baseline.encode, baseline.decode), rate])
             self.say("KVTC at our KL", done, total)
-        found, matches = dict[str, Contender](), dict[str, dict[str, Any]]()
-        for done, one in enumerate(ours, len(rivals) + 1):
+        found, matches = dict[str, Candidate](), dict[str, dict[str, Any]]()
+        for done, one in enumerate(ours, len(baselines) + 1):
             assert one.encode is not None
             assert one.decode is not None
             kl = self._kl_nats(one.encode, one.decode)
             rate = ratio_at([(at, size) for at, size in curve if at > 0], kl) if kl > 0 else float("nan")
             matches[one.quality] = {"kl_nats": kl, "aimed_ratio": rate if rate == rate else None, "curve": curve}
             if rate == rate:
-                rival = KvtcIdeal(transform, tables, rate, SINKS)
-                found[one.quality] = named(one.quality, self.identity(one), rival.encode, rival.decode)
+                baseline = KvtcIdeal(transform, tables, rate, SINKS)
+                found[one.quality] = named(one.quality, self.identity(one), baseline.encode, baseline.decode)
             self.say("KVTC at our KL", done, total)
         return found, matches
 
@@ -146,6 +146,6 @@ def named(
     fingerprint: str,
     encode: Callable[[KVSnapshot], Encoded] | None = None,
     decode: Callable[[Encoded], KVSnapshot] | None = None,
-) -> Contender:
+) -> Candidate:
     """Return KVTC as it stands in tables."""
-    return Contender(f"KVTC, {quality}", KVTC, quality, fingerprint, encode, decode)
+    return Candidate(f"KVTC, {quality}", KVTC, quality, fingerprint, encode, decode)

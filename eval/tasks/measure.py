@@ -1,4 +1,4 @@
-"""Measure one contender on one example: a true file, loaded, decoded, restored, and asked every question."""
+"""Measure one candidate on one example: a true file, loaded, decoded, restored, and asked every question."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 
 from eval.baselines.tinyvae import stored_in_words
 from eval.suite.rows import Row, digest
-from eval.tasks.contenders import EXACT, Contender
+from eval.tasks.candidates import EXACT, Candidate
 from eval.tasks.protocol import Example, Judged, Resumed
 from kvcompress.format.container import load, save
 from kvcompress.hf import restore
@@ -48,29 +48,29 @@ def ask_all(model: Any, tokenizer: Any, snapshot: KVSnapshot, example: Example) 
 
 
 def measure(
-    model: Any, tokenizer: Any, contender: Contender, example: Example, snapshot: KVSnapshot, path: Path
+    model: Any, tokenizer: Any, candidate: Candidate, example: Example, snapshot: KVSnapshot, path: Path
 ) -> Row:
-    """Return the row of a contender on an example.
+    """Return the row of a candidate on an example.
 
     Args:
         model: The model.
         tokenizer: Its tokenizer.
-        contender: Who stores the context.
+        candidate: Who stores the context.
         example: Context and questions.
         snapshot: The exact cache of the context.
         path: Where the file is written, to be sized by `stat` and read back.
     """
     facts: Row = {"tokens": snapshot.tokens, "raw_bytes": snapshot.raw_bytes}
-    if contender.kind == EXACT:
+    if candidate.kind == EXACT:
         return {**facts, **ask_all(model, tokenizer, snapshot, example)}
-    assert contender.encode is not None
-    assert contender.decode is not None
+    assert candidate.encode is not None
+    assert candidate.decode is not None
     clock = [time.perf_counter()]
-    save(path, contender.encode(snapshot), force=True)
+    save(path, candidate.encode(snapshot), force=True)
     clock.append(time.perf_counter())
     encoded = load(path)
     with torch.inference_mode():
-        decoded = contender.decode(encoded)
+        decoded = candidate.decode(encoded)
     clock.append(time.perf_counter())
     return {
         **facts,

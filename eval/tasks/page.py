@@ -22,7 +22,7 @@ ACCURACY, PLACES = "accuracy.svg", "places.svg"
 def write_page(result: Result, out: Path) -> None:
     """Write the report into a directory that exists; each file appears whole or not at all."""
     files = {"report.json": json.dumps(result, indent=1) + "\n", "report.md": page(result)}
-    if any(task["contenders"] for task in result["tasks"]):
+    if any(task["candidates"] for task in result["tasks"]):
         files[ACCURACY] = draw_accuracy(result, alone=True) + "\n"
     if placed(result) is not None:
         files[PLACES] = draw_places(result, alone=True) + "\n"
@@ -33,12 +33,12 @@ def write_page(result: Result, out: Path) -> None:
 
 def page(result: Result) -> str:
     """Return the report as Markdown of 80 columns."""
-    measured = [task for task in result["tasks"] if task["contenders"]]
+    measured = [task for task in result["tasks"] if task["candidates"]]
     parts = [
         f"# Tasks: {result['model']['name']}",
         paragraph(introduction(result)),
         "## Accuracy",
-        *([f"![Accuracy of each contender on each task]({ACCURACY})"] if measured else []),
+        *([f"![Accuracy of each candidate on each task]({ACCURACY})"] if measured else []),
         *overview(result),
         *targets(result),
         *(part for task in result["tasks"] for part in _task(task)),
@@ -75,11 +75,11 @@ def introduction(result: Result) -> str:
 
 
 def overview(result: Result) -> list[str]:
-    """Return accuracy of every contender on every task, and what each loses on average."""
-    measured = [task for task in result["tasks"] if task["contenders"]]
+    """Return accuracy of every candidate on every task, and what each loses on average."""
+    measured = [task for task in result["tasks"] if task["candidates"]]
     if not measured:
         return ["Nothing was measured: the exact cache answers too little of every task."]
-    names = [one["name"] for one in result["contenders"]]
+    names = [one["name"] for one in result["candidates"]]
     rows = [[name, *(_accuracy_of(task, name) for task in measured)] for name in names]
     means = [[one["name"], points(one["accuracy"]), difference(one["difference"])] for one in result["means"]]
     return [
@@ -91,7 +91,7 @@ def overview(result: Result) -> list[str]:
 
 
 def _accuracy_of(task: Mapping[str, Any], name: str) -> str:
-    found = next((one for one in task["contenders"] if one["name"] == name), None)
+    found = next((one for one in task["candidates"] if one["name"] == name), None)
     return "-" if found is None else points(found["accuracy"]["value"])
 
 
@@ -99,7 +99,7 @@ def _below(result: Result) -> list[str]:
     """Return what must be said of tasks that the exact cache is not up to."""
     found = []
     for task in result["tasks"]:
-        if not task["contenders"]:
+        if not task["candidates"]:
             best = max(one["accuracy"] for one in task["tried"])
             told = f"no size of {task['title']} is one that the exact cache is up to; at best it answers {best:.0%}"
             found.append(paragraph(f"Not measured: {told}. {ladder_in_words(task)}"))
@@ -123,7 +123,7 @@ def targets(result: Result) -> list[str]:
 
 
 def _task(task: Mapping[str, Any]) -> list[str]:
-    if not task["contenders"]:
+    if not task["candidates"]:
         return []
     rows = [
         [
@@ -132,11 +132,11 @@ def _task(task: Mapping[str, Any]) -> list[str]:
             "" if one["kind"] == "exact" else difference(one["difference"]),
             size_ratio(one),
         ]
-        for one in task["contenders"]
+        for one in task["candidates"]
     ]
     stored = [
         [one["name"], counted(one["stored"]), str(one["unlike"]), *_seconds(one)]
-        for one in task["contenders"]
+        for one in task["candidates"]
         if "stored" in one
     ]
     return [
@@ -156,8 +156,8 @@ def _places(result: Result) -> list[str]:
     task = placed(result)
     if task is None:
         return []
-    stretches = [stretch["place"] for stretch in task["contenders"][0]["by_place"]]
-    rows = [[one["name"], *(points(part["accuracy"]) for part in one["by_place"])] for one in task["contenders"]]
+    stretches = [stretch["place"] for stretch in task["candidates"][0]["by_place"]]
+    rows = [[one["name"], *(points(part["accuracy"]) for part in one["by_place"])] for one in task["candidates"]]
     head = ("% right", *(f"{100 * low:.0f}-{100 * high:.0f} %" for low, high in stretches))
     return [
         "## By place in the context",

@@ -1,4 +1,4 @@
-"""Two pictures: accuracy of every contender on every task, and accuracy by place in the context."""
+"""Two pictures: accuracy of every candidate on every task, and accuracy by place in the context."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 from eval.recompute.picture import standing_alone
 from eval.suite.report.palette import SuiteSheet
-from eval.tasks.contenders import EVICTION, EXACT, KVTC, OURS, PLAN
+from eval.tasks.candidates import EVICTION, EXACT, KVTC, OURS, PLAN
 from kvcompress.report.plots import ACCENT, CARD, INK, MUTED, TIER_COLOURS, WIDE_INCHES
 
 Result = Mapping[str, Any]
@@ -15,35 +15,35 @@ Look = dict[str, Any]
 MARKERS = {EXACT: "|", OURS: "o", KVTC: "D", PLAN: "s", EVICTION: "v"}
 BY_PLACE = "key_value"
 APART = 0.78
-"""Share of a task's row that its contenders take up."""
+"""Share of a task's row that its candidates take up."""
 
 
 def draw_accuracy(result: Result, *, alone: bool = False) -> str:
-    """Return each contender's accuracy with its interval, task by task.
+    """Return each candidate's accuracy with its interval, task by task.
 
     Args:
         result: With at least one task that was measured.
         alone: With colours of its own, for a file; else the page colours it.
     """
-    tasks = [task for task in result["tasks"] if task["contenders"]]
-    contenders = result["contenders"]
-    height = 1.3 + len(tasks) * (0.24 + 0.13 * len(contenders))
+    tasks = [task for task in result["tasks"] if task["candidates"]]
+    candidates = result["candidates"]
+    height = 1.3 + len(tasks) * (0.24 + 0.13 * len(candidates))
     with SuiteSheet("accuracy", WIDE_INCHES, height) as sheet:
-        for number, one in enumerate(contenders):
-            shift = APART * (number / max(1, len(contenders) - 1) - 0.5)
-            _row_of_points(sheet.axes, tasks, one, shift, _look(contenders, number))
+        for number, one in enumerate(candidates):
+            shift = APART * (number / max(1, len(candidates) - 1) - 0.5)
+            _row_of_points(sheet.axes, tasks, one, shift, _look(candidates, number))
         _task_rows(sheet.axes, tasks)
         sheet.legend(4)
     return _finished(sheet.svg(_told(tasks)), alone)
 
 
-def _row_of_points(axes: Any, tasks: Sequence[Result], contender: Result, shift: float, look: Look) -> None:
-    """Draw one contender's points, a task each."""
+def _row_of_points(axes: Any, tasks: Sequence[Result], candidate: Result, shift: float, look: Look) -> None:
+    """Draw one candidate's points, a task each."""
     held = [
         (place + shift, one["accuracy"])
         for place, task in enumerate(tasks)
-        for one in task["contenders"]
-        if one["name"] == contender["name"]
+        for one in task["candidates"]
+        if one["name"] == candidate["name"]
     ]
     if not held:
         return
@@ -73,7 +73,7 @@ def _label(task: Result) -> str:
 
 def placed(result: Result) -> Result | None:
     """Return the task that is drawn by place, None where it was not measured."""
-    return next((task for task in result["tasks"] if task["name"] == BY_PLACE and task["contenders"]), None)
+    return next((task for task in result["tasks"] if task["name"] == BY_PLACE and task["candidates"]), None)
 
 
 def draw_places(result: Result, *, alone: bool = False) -> str:
@@ -87,12 +87,12 @@ def draw_places(result: Result, *, alone: bool = False) -> str:
     assert task is not None
     with SuiteSheet("places", WIDE_INCHES, 3.9) as sheet:
         axes = sheet.axes
-        for number, named in enumerate(result["contenders"]):
-            one = next((found for found in task["contenders"] if found["name"] == named["name"]), None)
+        for number, named in enumerate(result["candidates"]):
+            one = next((found for found in task["candidates"] if found["name"] == named["name"]), None)
             if one is not None:
                 middles = [50 * (low + high) for low, high in (part["place"] for part in one["by_place"])]
                 values = [100 * part["accuracy"] for part in one["by_place"]]
-                look = _look(result["contenders"], number)
+                look = _look(result["candidates"], number)
                 style = {KVTC: "--", PLAN: ":", EVICTION: ":"}.get(one["kind"], "-")
                 axes.plot(middles, values, linestyle=style, linewidth=1.6, **(look | _spare_bar(one)))
         axes.set_xlim(0, 100)
@@ -108,11 +108,11 @@ def _spare_bar(one: Result) -> Look:
     return {"marker": "x"} if one["kind"] == EXACT else {}
 
 
-def _look(contenders: Sequence[Result], number: int) -> Look:
-    """Return how a contender is drawn: its colour says its quality, its marker what it is."""
-    one = contenders[number]
+def _look(candidates: Sequence[Result], number: int) -> Look:
+    """Return how a candidate is drawn: its colour says its quality, its marker what it is."""
+    one = candidates[number]
     colour = {EXACT: INK, PLAN: ACCENT, EVICTION: MUTED}.get(one["kind"]) or TIER_COLOURS.get(one["quality"], ACCENT)
-    kin = [other["name"] for other in contenders if other["kind"] == one["kind"]]
+    kin = [other["name"] for other in candidates if other["kind"] == one["kind"]]
     hollow = one["kind"] == KVTC or (one["kind"] in (PLAN, EVICTION) and kin.index(one["name"]) > 0)
     size = {EXACT: 11, KVTC: 5.5}.get(one["kind"], 7)
     return {
@@ -131,7 +131,7 @@ def _finished(svg: str, alone: bool) -> str:
 
 def _told(tasks: Sequence[Result]) -> str:
     told = [
-        f"{task['title']}: " + ", ".join(f"{one['name']} {one['accuracy']['value']:.0%}" for one in task["contenders"])
+        f"{task['title']}: " + ", ".join(f"{one['name']} {one['accuracy']['value']:.0%}" for one in task["candidates"])
         for task in tasks
     ]
     return f"Share of right answers; {'; '.join(told)}"

@@ -6,16 +6,16 @@ from collections.abc import Mapping
 from typing import Any
 
 from eval.real_model.words import table
-from eval.tasks.contenders import EXACT
+from eval.tasks.candidates import EXACT
 from eval.tasks.spelling import points
 
 Result = Mapping[str, Any]
 
 
 def readme_table(result: Result) -> str:
-    """Return a row a task, a column a contender, and a line on how they were measured."""
-    names = [one["name"] for one in result["contenders"]]
-    tasks = [task for task in result["tasks"] if task["contenders"] and task["enough"]]
+    """Return a row a task, a column a candidate, and a line on how they were measured."""
+    names = [one["name"] for one in result["candidates"]]
+    tasks = [task for task in result["tasks"] if task["candidates"] and task["enough"]]
     rows = [(f"{task['title'].lower()}, {task['tokens']:,.0f} tokens", *_cells(task, names)) for task in tasks]
     answers = sorted({task["answers"] for task in tasks})
     spread = f"{answers[0]} to {answers[-1]}" if len(answers) > 1 else f"{answers[0]}"
@@ -28,6 +28,6 @@ def readme_table(result: Result) -> str:
 
 
 def _cells(task: Result, names: list[str]) -> list[str]:
-    found = {one["name"]: one["accuracy"]["value"] for one in task["contenders"]}
+    found = {one["name"]: one["accuracy"]["value"] for one in task["candidates"]}
     assert EXACT in found
     return [f"{points(found[name])} %" if name in found else "failed" for name in names]

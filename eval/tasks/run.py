@@ -1,4 +1,4 @@
-"""The run: find each task's size, measure every contender on the same examples, write the report.
+"""The run: find each task's size, measure every candidate on the same examples, write the report.
 
 Rows are kept as they are measured, and a run that was killed goes on. Memory holds one example at a time.
 """
@@ -18,7 +18,7 @@ import torch
 from eval.real_model.codecs import Measured, find_codecs
 from eval.suite.provenance import commit, package_versions
 from eval.suite.rows import Row, Rows
-from eval.tasks.contenders import EXACT, Contender, evicted, exact, kept_fractions, planned, tiers
+from eval.tasks.candidates import EXACT, Candidate, evicted, exact, kept_fractions, planned, tiers
 from eval.tasks.kvtc_at_kl import KvtcAtKl, named
 from eval.tasks.ladder import Ladder, accuracy_of, climb, examples_for
 from eval.tasks.measure import digest_of, measure
@@ -41,9 +41,9 @@ class Case:
     size: int
     example: Example
 
-    def key(self, contender: Contender) -> tuple[str, ...]:
-        """Return what the row of a contender is known by."""
-        named = contender.kind, contender.name, contender.fingerprint[:16]
+    def key(self, candidate: Candidate) -> tuple[str, ...]:
+        """Return what the row of a candidate is known by."""
+        named = candidate.kind, candidate.name, candidate.fingerprint[:16]
         return (*named, self.task, str(self.size), digest_of(self.example))
 
 
@@ -57,7 +57,7 @@ class TasksSettings:
     """How much is measured.
 
     Attributes:
-        answers: Judged of each task and contender, at least.
+        answers: Judged of each task and candidate, at least.
         least_examples: Of each task, where an example asks for many answers.
         calibration_answers: Judged of the exact cache at each size that is tried.
         keep_fractions: Shares of the tokens that stay where tokens are dropped.
@@ -137,9 +137,9 @@ class TasksRun:
         """Measure what is missing, write the report and return it."""
         ladders = {task.name: self.ladder(task) for task in self.tasks}
         cases = [case for task in self.tasks for case in self._cases(task, ladders[task.name].size)]
-        contenders, matches = self.contenders(cases)
-        rows = self.measured(cases, contenders)
-        result = {**self._stated(), "kvtc": matches, **summarise(self.tasks, ladders, contenders, rows)}
+        candidates, matches = self.candidates(cases)
+        rows = self.measured(cases, candidates)
+        result = {**self._stated(), "kvtc": matches, **summarise(self.tasks, ladders, candidates, rows)}
         write_page(result, self.job.out)
         return result
 
@@ -162,9 +162,9 @@ class TasksRun:
         count = examples_for(task, self.settings.answers, self.settings.least_examples)
         return [Case(task.name, size, one) for one in examples(task, size, count, self.tokenizer, MEASURE)]
 
-    def contenders(self, cases: Sequence[Case]) -> tuple[list[Contender], dict[str, Any]]:
+    def candidates(self, cases: Sequence[Case]) -> tuple[list[Candidate], dict[str, Any]]:
         """Return who is measured, and how KVTC's ratios were found; it is fitted only where a row is missing."""
-        ours, beside, matches = tiers(self.codec.codec), dict[str, Contender](), dict[str, Any]()
+        ours, beside, matches = tiers(self.codec.codec), dict[str, Candidate](), dict[str, Any]()
         if self.job.shards is not None:
             beside, matches = self._kvtc(self.job.shards, ours, cases)
         found = [exact()]
@@ -178,51 +178,51 @@ class TasksRun:
         return found, matches
 
     def _kvtc(
-        self, shards: Path, ours: Sequence[Contender], cases: Sequence[Case]
-    ) -> tuple[dict[str, Contender], dict[str, Any]]:
+        self, shards: Path, ours: Sequence[Candidate], cases: Sequence[Case]
+    ) -> tuple[dict[str, Candidate], dict[str, Any]]:
         sizes = self.settings.kvtc_fit_sessions, self.settings.kvtc_kl_sessions, self.settings.kvtc_tokens
         source = KvtcAtKl(self.model, self.tokenizer, shards, *sizes, self.progress)
-        rivals = {one.quality: named(one.quality, source.identity(one)) for one in ours}
-        keys = {quality: ("match", quality, rival.fingerprint[:16]) for quality, rival in rivals.items()}
+        baselines = {one.quality: named(one.quality, source.identity(one)) for one in ours}
+        keys = {quality: ("match", quality, baseline.fingerprint[:16]) for quality, baseline in baselines.items()}
         matches = {quality: row for quality, key in keys.items() if (row := self.rows.get(key)) is not None}
-        reached = [rival for quality, rival in rivals.items() if matches.get(quality, {}).get("aimed_ratio")]
-        missing = any(self.rows.get(case.key(rival)) is None for rival in reached for case in cases)
-        if len(matches) < len(rivals) or missing:
-            rivals, found = source.contenders(ours)
+        reached = [baseline for quality, baseline in baselines.items() if matches.get(quality, {}).get("aimed_ratio")]
+        missing = any(self.rows.get(case.key(baseline)) is None for baseline in reached for case in cases)
+        if len(matches) < len(baselines) or missing:
+            baselines, found = source.candidates(ours)
             matches = {quality: self.rows.add(keys[quality], row) for quality, row in found.items()}
         told = {quality: {name: row[name] for name in MATCH} for quality, row in matches.items()}
-        return {quality: rivals[quality] for quality in rivals if matches[quality]["aimed_ratio"]}, told
+        return {quality: baselines[quality] for quality in baselines if matches[quality]["aimed_ratio"]}, told
 
-    def measured(self, cases: Sequence[Case], contenders: Sequence[Contender]) -> dict[str, list[dict[str, Row]]]:
-        """Return for each task, example by example, the row of each contender by its name."""
+    def measured(self, cases: Sequence[Case], candidates: Sequence[Candidate]) -> dict[str, list[dict[str, Row]]]:
+        """Return for each task, example by example, the row of each candidate by its name."""
         found: dict[str, list[dict[str, Row]]] = {}
         totals = Counter(case.task for case in cases)
         for case in cases:
             held = found.setdefault(case.task, [])
-            held.append(self._rows_of(case, contenders))
+            held.append(self._rows_of(case, candidates))
             self.progress(case.task, len(held), totals[case.task])
         return found
 
-    def _rows_of(self, case: Case, contenders: Sequence[Contender]) -> dict[str, Row]:
+    def _rows_of(self, case: Case, candidates: Sequence[Candidate]) -> dict[str, Row]:
         """Return the rows of an example, those missing measured now; its exact cache is made once."""
         snapshot, found = None, dict[str, Row]()
         with tempfile.TemporaryDirectory() as temporary:
-            for contender in contenders:
-                key = case.key(contender)
+            for candidate in candidates:
+                key = case.key(candidate)
                 row = self.rows.get(key)
                 if row is None:
                     snapshot = snapshot or capture(self.model, case.example.context, tokenizer=self.tokenizer)
                     path = Path(temporary) / "context.kvz"
-                    row = self.rows.add(key, self._row(contender, case.example, snapshot, path))
-                found[contender.name] = row
+                    row = self.rows.add(key, self._row(candidate, case.example, snapshot, path))
+                found[candidate.name] = row
         return found
 
-    def _row(self, contender: Contender, example: Example, snapshot: KVSnapshot, path: Path) -> Row:
-        """Return a new row; one that says why where the contender cannot store this context."""
+    def _row(self, candidate: Candidate, example: Example, snapshot: KVSnapshot, path: Path) -> Row:
+        """Return a new row; one that says why where the candidate cannot store this context."""
         try:
-            return measure(self.model, self.tokenizer, contender, example, snapshot, path)
+            return measure(self.model, self.tokenizer, candidate, example, snapshot, path)
         except KVCompressError as error:
-            if contender.kind == EXACT:  # then it is the question that cannot be asked
+            if candidate.kind == EXACT:  # then it is the question that cannot be asked
                 raise
             return {"failed": str(error)}
 

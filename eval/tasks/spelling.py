@@ -36,7 +36,7 @@ def _with_ends(figure: Figure, value: str, spelled: Any) -> str:
 
 
 def size_ratio(one: Figure) -> str:
-    """Return a contender's size ratio with its interval; nothing for the exact cache."""
+    """Return a candidate's size ratio with its interval; nothing for the exact cache."""
     return ratio(one["size_ratio"]) if "size_ratio" in one else ""
 
 

@@ -1,6 +1,6 @@
-"""Rows to figures: accuracy of each contender on each task, and its difference to the exact cache.
+"""Rows to figures: accuracy of each candidate on each task, and its difference to the exact cache.
 
-Examples are resampled, never answers: the answers of one context are not independent. Contender and exact cache are
+Examples are resampled, never answers: the answers of one context are not independent. Candidate and exact cache are
 resampled together, for they answer the same questions.
 """
 
@@ -17,7 +17,7 @@ from eval.real_model.interval import PERCENTILES, Interval, over_sessions, ratio
 from eval.real_model.targets import check
 from eval.suite.bootstrap import BOOTSTRAP_SEED, RESAMPLES
 from eval.suite.rows import Row
-from eval.tasks.contenders import EXACT, OURS, Contender
+from eval.tasks.candidates import EXACT, OURS, Candidate
 from eval.tasks.ladder import LEAST_ACCURACY, Ladder
 from eval.tasks.protocol import Task
 
@@ -34,7 +34,7 @@ STRETCHES = 5
 def summarise(
     tasks: Sequence[Task],
     ladders: Mapping[str, Ladder],
-    contenders: Sequence[Contender],
+    candidates: Sequence[Candidate],
     rows: Mapping[str, ByExample],
 ) -> dict[str, Any]:
     """Return figures of every task, means over tasks, and targets.
@@ -42,23 +42,23 @@ def summarise(
     Args:
         tasks: In the order of the report.
         ladders: What was found of each task's sizes.
-        contenders: In the order of the report.
-        rows: Task -> example by example, the row of each contender by name; tasks that were not measured are absent.
+        candidates: In the order of the report.
+        rows: Task -> example by example, the row of each candidate by name; tasks that were not measured are absent.
     """
-    found = [_task(task, ladders[task.name], contenders, rows.get(task.name, ())) for task in tasks]
+    found = [_task(task, ladders[task.name], candidates, rows.get(task.name, ())) for task in tasks]
     return {
-        "contenders": [{"name": one.name, "kind": one.kind, "quality": one.quality} for one in contenders],
+        "candidates": [{"name": one.name, "kind": one.kind, "quality": one.quality} for one in candidates],
         "tasks": found,
-        "means": _means(contenders, [rows[task.name] for task in tasks if task.name in rows]),
+        "means": _means(candidates, [rows[task.name] for task in tasks if task.name in rows]),
         "checks": _checks(found),
     }
 
 
-def _task(task: Task, ladder: Ladder, contenders: Sequence[Contender], rows: ByExample) -> dict[str, Any]:
+def _task(task: Task, ladder: Ladder, candidates: Sequence[Candidate], rows: ByExample) -> dict[str, Any]:
     facts = {name: getattr(task, name) for name in ("name", "title", "short", "about", "unit")} | ladder.to_json()
     if not rows:
-        return {**facts, "examples": 0, "contenders": [], "failed": {}}
-    failed = {one.name: reason for one in contenders if (reason := _failure(rows, one.name)) is not None}
+        return {**facts, "examples": 0, "candidates": [], "failed": {}}
+    failed = {one.name: reason for one in candidates if (reason := _failure(rows, one.name)) is not None}
     exact = accuracy(rows, EXACT)
     return {
         **facts,
@@ -66,27 +66,27 @@ def _task(task: Task, ladder: Ladder, contenders: Sequence[Contender], rows: ByE
         "answers": sum(len(row[EXACT]["scores"]) for row in rows),
         "tokens": float(np.mean([row[EXACT]["tokens"] for row in rows])),
         "enough": exact.value >= LEAST_ACCURACY,
-        "contenders": [_figures(rows, one) for one in contenders if one.name not in failed],
+        "candidates": [_figures(rows, one) for one in candidates if one.name not in failed],
         "failed": failed,
     }
 
 
 def _failure(rows: ByExample, name: str) -> str | None:
-    """Return why a contender could not store one of the contexts."""
+    """Return why a candidate could not store one of the contexts."""
     return next((row[name]["failed"] for row in rows if "failed" in row[name]), None)
 
 
-def _figures(rows: ByExample, contender: Contender) -> dict[str, Any]:
-    mine = [row[contender.name] for row in rows]
+def _figures(rows: ByExample, candidate: Candidate) -> dict[str, Any]:
+    mine = [row[candidate.name] for row in rows]
     found = {
-        "name": contender.name,
-        "kind": contender.kind,
-        "quality": contender.quality,
-        "accuracy": accuracy(rows, contender.name).to_json(),
-        "difference": difference(rows, contender.name).to_json(),
+        "name": candidate.name,
+        "kind": candidate.kind,
+        "quality": candidate.quality,
+        "accuracy": accuracy(rows, candidate.name).to_json(),
+        "difference": difference(rows, candidate.name).to_json(),
         "by_place": _by_place(mine),
     }
-    if contender.kind == EXACT:
+    if candidate.kind == EXACT:
         return found
     return {
         **found,
@@ -102,12 +102,12 @@ _CLOCKS = ("encode", "decode", "answer")
 
 
 def right_and_asked(rows: ByExample, name: str) -> Floats:
-    """Return [examples, 2]: how many answers of a contender are right, and how many were asked for."""
+    """Return [examples, 2]: how many answers of a candidate are right, and how many were asked for."""
     return np.array([[sum(row[name]["scores"]), len(row[name]["scores"])] for row in rows], np.float64)
 
 
 def accuracy(rows: ByExample, name: str) -> Interval:
-    """Return the share of right answers of a contender."""
+    """Return the share of right answers of a candidate."""
     counts = right_and_asked(rows, name)
     return over_sessions(len(counts), lambda drawn: _share(counts[drawn]))
 
@@ -135,10 +135,10 @@ def _by_place(rows: Sequence[Row]) -> list[dict[str, Any]]:
     return found
 
 
-def _means(contenders: Sequence[Contender], groups: Sequence[ByExample]) -> list[dict[str, Any]]:
-    """Return accuracy and difference of each contender as means over the tasks that it could store."""
+def _means(candidates: Sequence[Candidate], groups: Sequence[ByExample]) -> list[dict[str, Any]]:
+    """Return accuracy and difference of each candidate as means over the tasks that it could store."""
     found = []
-    for one in contenders:
+    for one in candidates:
         held = [rows for rows in groups if _failure(rows, one.name) is None]
         if held:
             counts = [(right_and_asked(rows, one.name), right_and_asked(rows, EXACT)) for rows in held]
@@ -172,6 +172,6 @@ def _checks(tasks: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     return [
         check(one["difference"], -MOST_LOST[one["quality"]], at_least=True, task=task["name"], quality=one["quality"])
         for task in tasks
-        for one in task["contenders"]
+        for one in task["candidates"]
         if one["kind"] == OURS and one["quality"] in MOST_LOST and task["enough"]
     ]

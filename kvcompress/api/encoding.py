@@ -35,7 +35,7 @@ from kvcompress.prune.session import (
     Asked,
     PlannedSession,
     SessionPlanner,
-    anchored_demand,
+    anchored_constraints,
     encode_pruned,
     named_guarantees,
 )
@@ -206,7 +206,7 @@ def _pruned_lossless(
         remedy = "Give a keep fraction (--keep-fraction), and one scorer"
         raise InputError("a lossless file of a plan drops tokens by one scorer", remedy)
     scorer = find_scorer(asked.scorers[0])
-    demand = anchored_demand(tokenizer, snapshot, asked)
-    demand.kept_tokens()
+    constraints = anchored_constraints(tokenizer, snapshot, asked)
+    constraints.kept_tokens()
     evidence = collect(model, snapshot, scorer.needs, tokenizer=tokenizer, known=known)
-    return encode_pruned(LosslessCodec().encode, evidence, scorer, demand)
+    return encode_pruned(LosslessCodec().encode, evidence, scorer, constraints)

@@ -178,7 +178,7 @@ def _layers(asked: str, raw: Path) -> int:
 
 
 def _link_json(choice: Choice) -> dict[str, Any]:
-    return {"dial": [way.to_json() for way in choice.ways], "prefill": choice.prefill.to_json()}
+    return {"trade_off": [way.to_json() for way in choice.ways], "prefill": choice.prefill.to_json()}
 
 
 def _show_link(choice: Choice) -> None:

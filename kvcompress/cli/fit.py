@@ -59,9 +59,9 @@ def fit(
     source = FitSource(model or (None if shards is not None else DEFAULT_MODEL), sessions, shards, tokens)
     source.check()
     asked = {"rank": rank, "prior_rank": prior_rank, "prior_taps": prior_taps, "prior_width": prior_width}
-    dials = {name: value for name, value in asked.items() if value is not None}
+    given = {name: value for name, value in asked.items() if value is not None}
     layers = _layers(recompute_layers, source)
-    settings = FitSettings(**dials, codec_share=codec_share, recompute_layers=layers, seed=seed)
+    settings = FitSettings(**given, codec_share=codec_share, recompute_layers=layers, seed=seed)
     if dry_run:
         from kvcompress.cli.dry_run import show_dry_run
 

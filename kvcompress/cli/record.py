@@ -95,7 +95,7 @@ def _write_evidence(
     needs = {need for name in scorers or SCORERS for need in find_scorer(name).needs}
     codec = load_codec(codec_name) if codec_name is not None else None
     if codec is not None:
-        codec.require_partner(snapshot)
+        codec.require_compatible(snapshot)
     clock = None if ages is None else torch.tensor(ages[: snapshot.tokens])
     found = collect(
         model, snapshot, needs, tokenizer=tokenizer, codec=codec, known=Evidence(snapshot, ages_seconds=clock)

@@ -1,4 +1,4 @@
-"""`kvcompress verify`: checksums, and whether codec and model are the right partners. Exit status 1 if not."""
+"""`kvcompress verify`: checksums, and whether codec and model are a match. Exit status 1 if not."""
 
 from __future__ import annotations
 

@@ -159,7 +159,7 @@ class Analysis:
         return {PROBE: probe}
 
     def _rebuilt(self, codes: list[GroupCode]) -> KVSnapshot:
-        known = self.codec.known_layers(self.snapshot)
+        known = self.codec.conditioning_layers(self.snapshot)
         return synthesised(self.codec, self.snapshot.token_ids, self.snapshot.origin, known, codes)
 
     def _sections(self, codes: list[GroupCode]) -> dict[str, bytes]:

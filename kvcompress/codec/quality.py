@@ -7,7 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 from kvcompress.codec.int8 import Int8Codec
 from kvcompress.codec.lossless import LosslessCodec
-from kvcompress.codec.out_of_distribution import figures_of_file, is_unlike, knows, opens_unlike
+from kvcompress.codec.out_of_distribution import (
+    figures_of_file,
+    is_out_of_distribution,
+    knows,
+    opens_out_of_distribution,
+)
 from kvcompress.codec.promise import FALLBACK, INT8, LATENTS, LOSSLESS, QUALITIES, Setting
 from kvcompress.format.container import Encoded
 from kvcompress.snapshot import KVSnapshot
@@ -30,9 +35,9 @@ def encode_at_quality(codec: TinyVAECodec, snapshot: KVSnapshot, quality: str) -
         InputError: The codec does not promise the quality.
     """
     codec.promise_of(quality)
-    codec.require_partner(snapshot)
+    codec.require_compatible(snapshot)
     finer = QUALITIES[QUALITIES.index(quality) :: -1] if quality in QUALITIES else (quality,)
-    if opens_unlike(codec, snapshot.token_ids):
+    if opens_out_of_distribution(codec, snapshot.token_ids):
         finer = ()
     analysis: Analysis | None = None
     for stored in (name for name in finer if name in codec.promises):
@@ -42,7 +47,7 @@ def encode_at_quality(codec: TinyVAECodec, snapshot: KVSnapshot, quality: str) -
             return weightless(snapshot, setting, settings)
         analysis = analysis or codec.analyse(snapshot)
         decoded, encoded = analysis.tried(setting.qp, _stated(setting, settings), setting.residual_qp, checked=True)
-        if not knows(codec, stored) or not is_unlike(
+        if not knows(codec, stored) or not is_out_of_distribution(
             codec, stored, figures_of_file(snapshot, encoded, decoded), snapshot.tokens
         ):
             return encoded

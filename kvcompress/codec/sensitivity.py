@@ -13,7 +13,7 @@ from kvcompress.hf.types import CausalLM
 from kvcompress.snapshot import KVSnapshot
 
 
-def token_worth(
+def token_importance(
     model: CausalLM,
     codec: TinyVAECodec,
     snapshot: KVSnapshot,

@@ -24,7 +24,7 @@ from kvcompress.codec.other_weights import Adopted, own_origin
 from kvcompress.codec.promise import OTHER_WEIGHTS
 from kvcompress.codec.promising import Promising
 from kvcompress.codec.quality import encode_at_quality
-from kvcompress.codec.recompute import Known, recomputed
+from kvcompress.codec.recompute import ConditioningLayers, recomputed
 from kvcompress.codec.same_model import require_same_model
 from kvcompress.codec.synthesis import synthesised
 from kvcompress.errors import FormatError, InputError, MismatchError
@@ -92,14 +92,14 @@ class TinyVAECodec(
         self.recompute: Recompute | None = None
         self.adopted: Adopted | None = None
         self.groups = [tuple(group["layers"]) for group in groups]
-        self.known = [Known.from_json(group) for group in groups]
+        self.conditioning = [ConditioningLayers.from_json(group) for group in groups]
         self.shapes = [LayerShape(*shape) for shape in shapes]
         self.model_fingerprint = ModelFingerprint.from_json(model)
         self.fitted, self._promises = dict(fitted or {}), promises or {}
         self.lower = [Lower.from_json(group) for group in groups]
         self.shared_table = shared_table
         self.vaes = nn.ModuleList()
-        for group, known, lower in zip(groups, self.known, self.lower, strict=True):
+        for group, known, lower in zip(groups, self.conditioning, self.lower, strict=True):
             table = self.vae(0).prior.table if shared_table and len(self.vaes) else None
             config = TinyVAEConfig(**group["config"])
             self.vaes.append(TinyVAE(config, known.channels(self.shapes), lower.latents, table))
@@ -113,7 +113,7 @@ class TinyVAECodec(
         """Return the arguments that rebuild this codec's geometry, as `config.json` holds them."""
         groups = [
             {"layers": list(layers), "config": self.vae(index).config.to_json()}
-            | self.known[index].to_json()
+            | self.conditioning[index].to_json()
             | self.lower[index].to_json()
             for index, layers in enumerate(self.groups)
         ]
@@ -135,7 +135,7 @@ class TinyVAECodec(
         """sha256 over geometry, weights and tables, and over how bits are read, see `tinyvae.bitstream`."""
         if self._fingerprint is None:
             config = self.config_json()
-            # A codec that codes all layers names none, so that its fingerprint is that of versions before the dial.
+            # A codec that codes all layers names none, so that its fingerprint is that of versions before the trade-off.
             named = ("groups", "shapes", "model", "recompute_layers", "shared_table")
             geometry = {name: config[name] for name in named if name in config}
             marker = bitstream_marker()
@@ -169,7 +169,7 @@ class TinyVAECodec(
         assert isinstance(vae, TinyVAE)
         return vae
 
-    def require_partner(self, snapshot: KVSnapshot) -> None:
+    def require_compatible(self, snapshot: KVSnapshot) -> None:
         """Raise `MismatchError` or `InputError` where the snapshot is not of this codec's model."""
         partner = self.model_fingerprint if self.adopted is None else self.adopted.session
         partner.require_match(snapshot.origin.fingerprint)
@@ -212,7 +212,7 @@ class TinyVAECodec(
             MismatchError: The snapshot comes from another model.
             InputError: It has another geometry, or its layers hold different tokens.
         """
-        self.require_partner(snapshot)
+        self.require_compatible(snapshot)
         return Analysis(self, snapshot, [self.latents(snapshot, group) for group in range(len(self.groups))])
 
     def encode(
@@ -316,17 +316,19 @@ class TinyVAECodec(
         """
         channels = to_channels(snapshot, self.groups[group], rope_of(snapshot.origin))
         place = snapshot.layers[self.groups[group][0]].positions
-        self.known[group].require_cover(self.known_layers(snapshot), place)
-        context = self.vae(group).context(snapshot.token_ids, self.known_rows(snapshot, group), place)
+        self.conditioning[group].require_cover(self.conditioning_layers(snapshot), place)
+        context = self.vae(group).context(snapshot.token_ids, self.conditioning_rows(snapshot, group), place)
         return self.vae(group).analyse(context, channels), context
 
-    def known_layers(self, snapshot: KVSnapshot) -> dict[int, LayerKV]:
+    def conditioning_layers(self, snapshot: KVSnapshot) -> dict[int, LayerKV]:
         """Return the layers of a snapshot that this codec does not code, by index."""
         return dict(enumerate(snapshot.layers[: self.recompute_layers + 1])) if self.recompute_layers else {}
 
-    def known_rows(self, snapshot: KVSnapshot, group: int) -> Tensor | None:
+    def conditioning_rows(self, snapshot: KVSnapshot, group: int) -> Tensor | None:
         """Return the channels [N, C'] of a snapshot that predict a group beside the tokens; None if there are none."""
-        return self.known[group].rows(self.known_layers(snapshot), snapshot.tokens, rope_of(snapshot.origin))
+        return self.conditioning[group].rows(
+            self.conditioning_layers(snapshot), snapshot.tokens, rope_of(snapshot.origin)
+        )
 
 
 __all__ = ["TinyVAECodec"]

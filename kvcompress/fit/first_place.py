@@ -62,11 +62,11 @@ def fit_opening(prior: TokenPrior, token_ids: Tensor, channels: Tensor, openings
     prior.store_first(mixing, constant.float())
 
 
-def fit_first_place(vae: TinyVAE, relative_worth: Sequence[float], exponent: float) -> None:
+def fit_first_place(vae: TinyVAE, relative_importance: Sequence[float], exponent: float) -> None:
     """Set how much finer place 0 is, from what an error there costs in units of other places' mean."""
     assert vae.first_place is not None
-    if not relative_worth:
+    if not relative_importance:
         return
-    worth = max(1e-6, sum(relative_worth) / len(relative_worth))
+    worth = max(1e-6, sum(relative_importance) / len(relative_importance))
     levels = LEVELS_PER_OCTAVE * 0.5 * exponent * float(torch.tensor(worth).log2())
     vae.first_place[0] = round(min(max(levels, 0.0), LARGEST_OFFSET))

@@ -98,7 +98,7 @@ def fit_checkpoint(
     Args:
         source: Model and sessions, or shards.
         output: Directory of the codec.
-        settings: Dials.
+        settings: Of the fit.
         progress: Called with stage, done, total.
         announce: Called with lines that a user should read.
 

@@ -1,4 +1,4 @@
-"""Futures: what a model says next when it goes on from the exact cache by itself.
+"""Continuations: what a model says next when it goes on from the exact cache by itself.
 
 Nobody knows how a session will go on. What the model itself thinks likely stands in for it: to tell which cache entries
 matter for what comes (`kvcompress.prune.evidence.collect`), and to measure plans before one is committed
@@ -20,14 +20,19 @@ from kvcompress.hf.restore import restore
 from kvcompress.hf.types import Cache, CausalLM
 from kvcompress.snapshot import KVSnapshot
 
-FUTURES = 4
-FUTURE_TOKENS = 96
+CONTINUATIONS = 4
+CONTINUATION_TOKENS = 96
 LEAST_TOKENS = 16
 
 
 @torch.no_grad()
-def sample_futures(
-    model: CausalLM, snapshot: KVSnapshot, *, count: int = FUTURES, tokens: int = FUTURE_TOKENS, seed: int = 0
+def sample_continuations(
+    model: CausalLM,
+    snapshot: KVSnapshot,
+    *,
+    count: int = CONTINUATIONS,
+    tokens: int = CONTINUATION_TOKENS,
+    seed: int = 0,
 ) -> Tensor:
     """Return [count, tokens] int64: continuations drawn from the model, side by side, at temperature 1.
 

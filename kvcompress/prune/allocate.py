@@ -31,15 +31,15 @@ CHOICES = (Tier.PRIOR, Tier.COARSE, Tier.FINE)
 """Tiers that a budget decides between; exact and dropped are asked for."""
 
 ROUNDS = 4
-LEVELS_PER_WORTH_OCTAVE = 8
+LEVELS_PER_IMPORTANCE_OCTAVE = 8
 """A step goes with worth ** -1/2, and sixteen levels are an octave of it."""
 
 
-def own_worth_log2(codec: TinyVAECodec, snapshot: KVSnapshot) -> Tensor:
+def own_importance_log2(codec: TinyVAECodec, snapshot: KVSnapshot) -> Tensor:
     """Return [N] float32: log2 of what the codec itself expects each token to be worth, by id and age."""
     total = torch.zeros(snapshot.tokens)
     for group in range(len(codec.groups)):
-        total += codec.vae(group).qps(snapshot.token_ids, 0).float() / LEVELS_PER_WORTH_OCTAVE / len(codec.groups)
+        total += codec.vae(group).qps(snapshot.token_ids, 0).float() / LEVELS_PER_IMPORTANCE_OCTAVE / len(codec.groups)
     return total - total.mean() if snapshot.tokens else total
 
 

@@ -30,9 +30,9 @@ from kvcompress.prune.allocate import (
     foreseen_damage,
     measure_costs,
     offsets_of,
-    own_worth_log2,
+    own_importance_log2,
 )
-from kvcompress.prune.constraints import Demand, choose_kept, drop
+from kvcompress.prune.constraints import Constraints, choose_kept, drop
 from kvcompress.prune.scorers.profiles import profile_of
 from kvcompress.prune.scorers.registry import require_scores
 from kvcompress.prune.tiers import Tier
@@ -93,7 +93,7 @@ class Planner:
         snapshot: The whole cache.
         scorer: Name of the scorer; its profile says what its ranks are worth.
         score: [N] float, the scorer's.
-        demand: What the plans must keep to.
+        constraints: What the plans must keep to.
         settings: Go into the headers of files.
 
     Raises:
@@ -104,7 +104,7 @@ class Planner:
     snapshot: KVSnapshot
     scorer: str
     score: Tensor
-    demand: Demand
+    constraints: Constraints
     settings: Mapping[str, Any] = field(default_factory=dict)
     worth: Tensor = field(init=False)
     kept: Tensor = field(init=False)
@@ -115,15 +115,15 @@ class Planner:
 
     def __post_init__(self) -> None:
         """Decide who stays."""
-        self.codec.require_partner(self.snapshot)
+        self.codec.require_compatible(self.snapshot)
         score = require_scores(self.score, self.snapshot.tokens, self.scorer)
-        worth = profile_of(self.scorer).worth(score, own_worth_log2(self.codec, self.snapshot)) ** HEDGE
+        worth = profile_of(self.scorer).worth(score, own_importance_log2(self.codec, self.snapshot)) ** HEDGE
         self.worth = worth / worth.mean().clamp(min=1e-300) if len(worth) else worth
         self._latents = self.codec.analyse(self.snapshot).latents
-        if self.demand.keep_fraction is None:
+        if self.constraints.keep_fraction is None:
             self.kept, self.pruned = torch.ones(self.snapshot.tokens, dtype=torch.bool), self.snapshot
             return
-        self.kept = choose_kept(self.demand, self.worth * self._energy())
+        self.kept = choose_kept(self.constraints, self.worth * self._energy())
         self.pruned = drop(self.snapshot, self.kept)
         self._latents = self._latents_of_kept()
 
@@ -158,8 +158,8 @@ class Planner:
         """
         costs = self.costs(qp)
         unit = float((costs.errors[0] * self.worth).mean()) if len(self.worth) else 1.0
-        tiers = allocate(costs, self.worth, weight / max(unit, 1e-300), self.demand.floor)
-        tiers = torch.where(self.kept, torch.maximum(tiers, self.demand.floor), int(Tier.DROPPED))
+        tiers = allocate(costs, self.worth, weight / max(unit, 1e-300), self.constraints.floor)
+        tiers = torch.where(self.kept, torch.maximum(tiers, self.constraints.floor), int(Tier.DROPPED))
         share = foreseen_damage(costs, self.worth, tiers) / max(unit * max(len(tiers), 1), 1e-300)
         return Plan(self.scorer, qp, weight, tiers, share, foreseen_bits(costs, tiers))
 
@@ -218,7 +218,7 @@ class Planner:
         return float((costs.errors[CHOICES.index(Tier.COARSE)] * self.worth).sum()) / max(whole, 1e-300)
 
     def smallest(self, qp: int) -> Planned:
-        """Return the file of the least that the demand allows; made once."""
+        """Return the file of the least that the constraints allows; made once."""
         if qp not in self._least:
             self._least[qp] = self.encode(self.plan(qp, LEAST_WEIGHT))
         return self._least[qp]

@@ -1,7 +1,7 @@
 """Race and trace: candidate plans run side by side, the best by measured rate and damage is committed.
 
 A runner is a scorer at a base QP. All run at equal bytes and each is judged by the KL of resuming from its decoded
-file along sampled futures (`kvcompress.metrics.sampled_kl`); the plan of one tier for all runs too, so a race never
+file along sampled continuations (`kvcompress.metrics.sampled_kl`); the plan of one tier for all runs too, so a race never
 loses to not planning. Where the aim is a damage and not a size, the leader of the history is brought to it first, the
 others run at its bytes, and the winner is brought to the aim. Of equal damages the smaller file wins, then the earlier
 runner. What the losers did is noted in the history (`kvcompress.prune.history`), which says who runs first next time
@@ -25,7 +25,7 @@ from kvcompress.snapshot import KVSnapshot
 
 QP_STEPS = (0, 12)
 """Rates of the coarse tier above that of one tier: where most tokens fall to prior only, the others can be finer. At 20
-so many fall that what is lost lies beyond the judge's futures: on 16 sessions at "high" a race with these runners, too,
+so many fall that what is lost lies beyond the judge's continuations: on 16 sessions at "high" a race with these runners, too,
 lost .0122 nats instead of .0068."""
 
 MOST_RUNNERS = 6
@@ -77,7 +77,7 @@ class Race:
 
     Args:
         codec: Codec of all plans.
-        planners: One a scorer, with the same session and demand.
+        planners: One a scorer, with the same session and constraints.
         damage: The judge.
         qp: Quantisation parameter of the file of one tier that the race is about.
         history: What earlier races found; this one is noted in it.

@@ -15,7 +15,7 @@ from kvcompress.hf.types import CausalLM, Tokenizer
 from kvcompress.metrics.fidelity import TIERS
 from kvcompress.metrics.sampled_kl import Judge
 from kvcompress.prune.anchors import SINK, SINK_TOKENS, Anchor, find_anchors, marked, text_of
-from kvcompress.prune.constraints import GUARANTEES, Demand, choose_kept, drop, floor_of
+from kvcompress.prune.constraints import GUARANTEES, Constraints, choose_kept, drop, floor_of
 from kvcompress.prune.evidence.collect import collect
 from kvcompress.prune.evidence.record import Evidence
 from kvcompress.prune.history import History
@@ -34,7 +34,7 @@ QUICK_STEP = 12
 """Rate of a quick plan's coarse tier above that of one tier."""
 
 MARGIN = 0.7
-"""Share of a quality word's bound on KL that a plan may use up along the judge's futures, which are few. A plan is
+"""Share of a quality word's bound on KL that a plan may use up along the judge's continuations, which are few. A plan is
 measured on its own session; the codec's promise is of sessions of one tier, and no file of a plan claims it."""
 
 
@@ -46,7 +46,7 @@ class Asked:
         scorers: Names of those that race.
         quality: As good as the file of one tier of this quality word, on this session.
         size_ratio: Raw 16-bit bytes of the whole cache over bytes of the file.
-        max_kl_nats: Bound on the mean KL along sampled futures.
+        max_kl_nats: Bound on the mean KL along sampled continuations.
         keep_fraction: Share of the tokens that stays in memory; None drops nothing.
         patterns: Regular expressions of what to mark.
         messages: Indices of messages to mark.
@@ -80,7 +80,7 @@ class PlannedSession:
         table: What it keeps of each token, with anchors and score parts.
         finishes: Every runner of the race at equal bytes.
         winner: Name of the runner that was committed.
-        kl_nats: What it loses along the judge's futures; None without a race, as the next two.
+        kl_nats: What it loses along the judge's continuations; None without a race, as the next two.
         one_tier_bytes: Size of the file of one tier that it is compared with.
         one_tier_kl_nats: What that loses.
         notes: What a user who looks at the file alone would miss.
@@ -139,13 +139,13 @@ class SessionPlanner:
         self.codec, self.model, self.tokenizer, self.snapshot, self.asked = codec, model, tokenizer, snapshot, asked
         self.history, self.progress, self._judge = history, progress, judge
         self.scorers = [find_scorer(name) for name in dict.fromkeys(asked.scorers)]
-        codec.require_partner(snapshot)
-        anchored_demand(tokenizer, snapshot, asked).kept_tokens()  # every refusal comes before the model runs
+        codec.require_compatible(snapshot)
+        anchored_constraints(tokenizer, snapshot, asked).kept_tokens()  # every refusal comes before the model runs
         self.text = text_of(tokenizer, snapshot.token_ids) if tokenizer is not None else None
         needs = {need for scorer in self.scorers for need in scorer.needs}
         self.evidence = collect(model, snapshot, needs, tokenizer=tokenizer, codec=codec, known=evidence)
         self.anchors = self._anchors()
-        self.demand = Demand(floor_of(self.anchors, snapshot.tokens, asked.guarantees), asked.keep_fraction)
+        self.constraints = Constraints(floor_of(self.anchors, snapshot.tokens, asked.guarantees), asked.keep_fraction)
 
     def _anchors(self) -> list[Anchor]:
         if self.text is None:
@@ -171,7 +171,7 @@ class SessionPlanner:
             found = race.at_damage(allowed, single_bytes)
             best = found or race.closest()
             if found is None:
-                told = f"no plan loses at most {allowed:.2g} nats along sampled futures"
+                told = f"no plan loses at most {allowed:.2g} nats along sampled continuations"
                 notes.append(f"{told}: the one stored loses {best.kl_nats:.2g}")
         encoded, winner, kl = best.planned.encoded, best.name, best.kl_nats
         if self._one_tier_wins(best, single_bytes, single_kl):
@@ -216,7 +216,7 @@ class SessionPlanner:
                 self.snapshot,
                 scorer.name,
                 scored(scorer, self.evidence),
-                self.demand,
+                self.constraints,
                 self._settings(),
             )
             for scorer in self.scorers
@@ -247,7 +247,7 @@ class SessionPlanner:
 
     def _one_tier_wins(self, best: Finish, file_bytes: int, kl: float) -> bool:
         """Tell whether not planning is at least as good and lawful."""
-        lawful = self.asked.keep_fraction is None and bool((self.demand.floor <= int(Tier.COARSE)).all())
+        lawful = self.asked.keep_fraction is None and bool((self.constraints.floor <= int(Tier.COARSE)).all())
         if self.asked.size_ratio is not None:
             fits = file_bytes <= self.snapshot.raw_bytes / self.asked.size_ratio
             return lawful and fits and kl < best.kl_nats
@@ -270,7 +270,7 @@ class SessionPlanner:
         return replace(table, anchors=kinds_of(self.anchors, self.snapshot.tokens), parts=parts)
 
 
-def anchored_demand(tokenizer: Tokenizer | None, snapshot: KVSnapshot, asked: Asked) -> Demand:
+def anchored_constraints(tokenizer: Tokenizer | None, snapshot: KVSnapshot, asked: Asked) -> Constraints:
     """Return what a plan must keep to, from tokens and text alone.
 
     Raises:
@@ -283,11 +283,11 @@ def anchored_demand(tokenizer: Tokenizer | None, snapshot: KVSnapshot, asked: As
     else:
         text = text_of(tokenizer, snapshot.token_ids)
         anchors = find_anchors(text, marks=marked(text, asked.patterns, asked.messages))
-    return Demand(floor_of(anchors, snapshot.tokens, asked.guarantees), asked.keep_fraction)
+    return Constraints(floor_of(anchors, snapshot.tokens, asked.guarantees), asked.keep_fraction)
 
 
 def encode_pruned(
-    encode: Callable[[KVSnapshot], Encoded], evidence: Evidence, scorer: Scorer, demand: Demand
+    encode: Callable[[KVSnapshot], Encoded], evidence: Evidence, scorer: Scorer, constraints: Constraints
 ) -> Encoded:
     """Drop tokens by a scorer's order alone and let any codec encode the rest; exact tokens are laid over it.
 
@@ -295,11 +295,11 @@ def encode_pruned(
         encode: Any codec's `encode`.
         evidence: What the scorer needs.
         scorer: Whose order it is.
-        demand: How many stay, and which must.
+        constraints: How many stay, and which must.
     """
-    kept = choose_kept(demand, scored(scorer, evidence))
+    kept = choose_kept(constraints, scored(scorer, evidence))
     pruned = drop(evidence.snapshot, kept)
-    return with_exact(encode(pruned), pruned, demand.floor == int(Tier.EXACT))
+    return with_exact(encode(pruned), pruned, constraints.floor == int(Tier.EXACT))
 
 
 def named_guarantees(words: Sequence[str]) -> dict[str, Tier]:

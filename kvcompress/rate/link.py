@@ -1,10 +1,10 @@
-"""The recompute dial: code a session with every codec at hand and choose the one that is soonest back over a link.
+"""The storage-compute trade-off: code a session with every codec at hand and choose the one that is soonest back over a link.
 
 ```
 time to the first token = file bytes over the link + seconds to restore (decode, recompute, build the cache)
 ```
 More layers recomputed make the file smaller and restoring slower; which weighs more depends on link and machine.
-Sending token ids alone and prefilling again is the end of the dial.
+Sending token ids alone and prefilling again is the end of the trade-off.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ class Way:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Choice:
-    """What the dial found: the file to keep, how every m did, and prefilling beside them."""
+    """What the trade-off found: the file to keep, how every m did, and prefilling beside them."""
 
     encoded: Encoded
     ways: tuple[Way, ...]

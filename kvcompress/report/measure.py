@@ -96,8 +96,8 @@ def encode_seconds(codec: Any, encoded: Encoded, exact: KVSnapshot, tiers: Tenso
     held = drop(exact, tiers > int(Tier.DROPPED)) if exact.tokens else exact
     if "rate" not in encoded.settings:
         return median_seconds(lambda: codec.encode(held))
-    dials = {"offsets": stored_offsets(encoded), "residual_qp": encoded.settings.get(RESIDUAL_QP)}
-    return median_seconds(lambda: codec.encode(held, encoded.settings["rate"], **dials))
+    given = {"offsets": stored_offsets(encoded), "residual_qp": encoded.settings.get(RESIDUAL_QP)}
+    return median_seconds(lambda: codec.encode(held, encoded.settings["rate"], **given))
 
 
 def measure_file(
@@ -119,7 +119,7 @@ def measure_file(
     token_ids = decoded.token_ids
     session, ids = find_session_of(model, tokenizer, sessions, session_id, token_ids)
     exact = capture(model, token_ids, tokenizer=tokenizer)
-    restore(decoded, model, tokenizer=tokenizer)  # refuses a wrong partner before anything is measured
+    restore(decoded, model, tokenizer=tokenizer)  # refuses a mismatch before anything is measured
     continuation, source = continuation_of(model, exact, ids)
     measured = fidelity(model, restore(exact, model), restore(decoded, model), token_ids, continuation)
     asked = questions(session, tokenizer, token_ids.tolist())

@@ -246,7 +246,7 @@ def test_the_wrong_model_is_refused_before_the_race(stored: dict[str, Path], tmp
     line = refused(
         "encode", stored["raw.safetensors"], "-o", tmp_path / "x.kvz", "--max-kl", "0.1", "--model", tmp_path / "other"
     )
-    assert "wrong partner in the model's config" in line
+    assert "mismatch in the model's config" in line
 
 
 def test_sessions_unlike_the_codecs_are_stored_finer_and_inspect_says_so(

@@ -164,13 +164,13 @@ def test_nan_is_refused(snapshot: KVSnapshot) -> None:
         dataclasses.replace(snapshot, layers=layers)
 
 
-def test_wrong_partner_refused_other_model(codec: TinyVAECodec) -> None:
+def test_mismatch_refused_other_model(codec: TinyVAECodec) -> None:
     foreign = capture(tiny_model(seed=5), random_sessions(1, 20)[0])
     with pytest.raises(MismatchError, match="weights"):
         codec.encode(foreign, 100)
 
 
-def test_wrong_partner_refused_other_codec(codec: TinyVAECodec, snapshot: KVSnapshot) -> None:
+def test_mismatch_refused_other_codec(codec: TinyVAECodec, snapshot: KVSnapshot) -> None:
     encoded = codec.encode(snapshot, 100)
     other = copy.deepcopy(codec)
     other.table_counts[0] += 1

@@ -22,11 +22,11 @@ from kvcompress.codec.out_of_distribution import (
     LEAST_SESSIONS,
     Figures,
     Limit,
+    calibration_statistics,
     figures_of_file,
-    is_unlike,
-    known_of,
+    is_out_of_distribution,
     knows,
-    opens_unlike,
+    opens_out_of_distribution,
     usual_openings,
 )
 from kvcompress.codec.promise import QUALITIES, Setting
@@ -59,8 +59,8 @@ TOKENS = 200
 @pytest.fixture(scope="module")
 def full(model: Any) -> TinyVAECodec:
     """A codec of full rank: its files reach any KL."""
-    dials = FitSettings(rank=192, prior_rank=16, prior_taps=2, fisher_sessions=4, continuation_tokens=32)
-    return fit_codec(model, None, random_sessions(12, 128), dials, lambda stage, done, total: None)[0]
+    given = FitSettings(rank=192, prior_rank=16, prior_taps=2, fisher_sessions=4, continuation_tokens=32)
+    return fit_codec(model, None, random_sessions(12, 128), given, lambda stage, done, total: None)[0]
 
 
 @pytest.fixture(scope="module")
@@ -231,7 +231,7 @@ def test_the_shortest_session_works(codec: TinyVAECodec, model: Any) -> None:
     assert encoded.settings["certificate"]["tail_tokens"] == 16
 
 
-def test_wrong_partners_are_refused(codec: TinyVAECodec, model: Any, long: KVSnapshot) -> None:
+def test_mismatches_are_refused(codec: TinyVAECodec, model: Any, long: KVSnapshot) -> None:
     with pytest.raises(MismatchError, match="weights"):
         raced(codec, tiny_model(seed=5), long, 0.1)
     foreign = tiny_model(seed=5)
@@ -396,7 +396,7 @@ def known_from(model: Any, codec: TinyVAECodec, trials: list[SessionTrial]) -> d
             bench.measure(number, [Setting("latents", qp)])
             losses = bench.ledger.losses[number, Setting("latents", qp)]
             found.setdefault(name, []).append(Figures(losses.bits_per_token, losses.error))
-    return known_of(found)
+    return calibration_statistics(found)
 
 
 @pytest.fixture(scope="module")
@@ -478,7 +478,7 @@ def test_codecs_that_know_nothing_ask_nothing(codec: TinyVAECodec, snapshot: KVS
         plain = copy.deepcopy(codec)
         plain.fitted["known"] = known
         assert not knows(plain, "high")
-        assert not is_unlike(plain, "high", Figures(1e9, 1e9), 100)
+        assert not is_out_of_distribution(plain, "high", Figures(1e9, 1e9), 100)
         assert encode_at_quality(plain, snapshot, "high").settings == {"rate": 90, "quality": "high"}
 
 
@@ -550,7 +550,7 @@ def test_the_finest_rate_is_one_of_the_codec() -> None:
 def test_openings_are_usual_where_another_is_not_to_be_expected(openings: list[int | None], usual: list[int]) -> None:
     assert usual_openings(openings) == usual
     figures = {"high": [Figures(1.0, 1.0)] * 8}
-    assert known_of(figures, openings).get("openings", []) == usual
+    assert calibration_statistics(figures, openings).get("openings", []) == usual
 
 
 def test_sessions_that_open_as_no_other_are_not_trusted_to_latents(codec: TinyVAECodec, snapshot: KVSnapshot) -> None:
@@ -573,7 +573,7 @@ def test_damaged_openings_are_refused(codec: TinyVAECodec, snapshot: KVSnapshot,
 def test_a_session_of_no_tokens_opens_with_none(codec: TinyVAECodec) -> None:
     changed = told(codec, ())
     changed.fitted["known"]["openings"] = [1]
-    assert not opens_unlike(changed, torch.zeros(0, dtype=torch.int64))
+    assert not opens_out_of_distribution(changed, torch.zeros(0, dtype=torch.int64))
 
 
 def test_calibration_learns_how_sessions_open(codec: TinyVAECodec, model: Any) -> None:

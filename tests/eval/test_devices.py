@@ -291,7 +291,7 @@ def test_a_model_that_bfloat16_rounds_is_refused_and_its_symbols_survive(tmp_pat
     exact = Bench(job, REFERENCE, tmp_path / "encode-0").encode()["sessions"][0]
     rounded = Bench(job, BFLOAT16, tmp_path / "encode-1").encode()["sessions"][0]
     assert rounded["own"] is None
-    assert "wrong partner in the model's weights" in rounded["refused"]
+    assert "mismatch in the model's weights" in rounded["refused"]
     assert rounded["shared_sha256"] == exact["shared_sha256"] is not None
     job["files"] = [{"path": exact["own"]["path"], "session": 0}]
     here = Bench(job, REFERENCE, tmp_path / "decode-0").decode()["files"][0]
@@ -299,7 +299,7 @@ def test_a_model_that_bfloat16_rounds_is_refused_and_its_symbols_survive(tmp_pat
     assert here["symbols_sha256"] == there["symbols_sha256"] == exact["own"]["symbols_sha256"]
     assert len(here["greedy"]) == 3
     assert here["refused"] is None
-    assert "wrong partner in the model's weights" in there["refused"]
+    assert "mismatch in the model's weights" in there["refused"]
 
 
 def test_two_conditions_read_each_others_files(sessions_file: Path) -> None:

@@ -157,8 +157,8 @@ def test_a_cache_that_went_on_is_the_cache_of_the_longer_session(held: tuple[Any
 
 def test_ten_hops_of_a_codec_are_held_against_the_model_that_never_stopped(held: tuple[Any, Any, Tensor]) -> None:
     model, tokenizer, ids = held
-    journey, rival = Journey.over(ids[:256], 10, 128, 16), Raw16()
-    hops = drift(model, tokenizer, lambda snapshot: rival.decode(rival.encode(snapshot)), journey)
+    journey, baseline = Journey.over(ids[:256], 10, 128, 16), Raw16()
+    hops = drift(model, tokenizer, lambda snapshot: baseline.decode(baseline.encode(snapshot)), journey)
     assert [hop.hop for hop in hops] == list(range(1, 11))
     assert max(hop.kl_nats for hop in hops) < 1e-3
     rough = drift(model, tokenizer, _spoiled, journey)

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from eval.leaderboard.board import read_rows
-from eval.leaderboard.contenders import ONE_TIER, RACE, names
+from eval.leaderboard.candidates import ONE_TIER, RACE, names
 from eval.leaderboard.fit import Example, fit_profile, fit_salience, fit_scorers, write_fitted
 from eval.leaderboard.report import larger_at_equal_kl, markdown, smaller_at_equal_kl, summarise
 from kvcompress.errors import CheckpointError, FormatError
@@ -23,12 +23,12 @@ from kvcompress.prune.scorers.salience import PARTS
 TOKENS = 400
 
 
-def row(session: str, contender: str, kl: float, size: int, board: str = "bytes:high") -> dict[str, Any]:
+def row(session: str, candidate: str, kl: float, size: int, board: str = "bytes:high") -> dict[str, Any]:
     counts = dict.fromkeys(("asked", "recalled", "recalled_exact_cache", "sensitive"), 2)
     rules = dict.fromkeys(("rules", "rules_lost", "rules_kept", "rules_kept_exact_cache"), 1)
     figures = {"kl_nats": kl, "worth_nats": 1.0, "sensitive_kl_nats": kl, "top1_agreement": 0.9, "seconds": 0.1}
     sizes = {"file_bytes": size, "raw_bytes": 100_000, "kept_tokens": 10}
-    place = {"session": session, "category": "facts", "board": board, "contender": contender}
+    place = {"session": session, "category": "facts", "board": board, "candidate": candidate}
     return place | counts | rules | figures | sizes
 
 
@@ -36,10 +36,10 @@ def test_the_board_ranks_by_kl_and_says_what_was_not_met() -> None:
     rows = [
         row(s, name, kl, 1000) for s in "ab" for name, kl in ((ONE_TIER, 0.04), ("random", 0.09), ("learned", 0.01))
     ]
-    rows.append({"session": "a", "board": "bytes:high", "contender": RACE, "failed": "too small"})
+    rows.append({"session": "a", "board": "bytes:high", "candidate": RACE, "failed": "too small"})
     rows.append(row("b", RACE, 0.02, 900))
     entries = summarise(rows)["bytes:high"]
-    assert [entry["contender"] for entry in entries] == ["learned", RACE, ONE_TIER, "random"]
+    assert [entry["candidate"] for entry in entries] == ["learned", RACE, ONE_TIER, "random"]
     assert [entry["not_met"] for entry in entries] == [0, 1, 0, 0]
     assert [entry["better_than_one_tier"] for entry in entries] == [2, 1, 0, 0]
     page = markdown(
@@ -98,11 +98,11 @@ def test_every_scorer_and_both_controls_are_on_every_board() -> None:
     assert ("half:usable", RACE) in pairs
 
 
-def example(seed: int, worth_of: str = "sensitivity") -> Example:
+def example(seed: int, importance_of: str = "sensitivity") -> Example:
     """A session whose damage follows from one feature, up to noise, and that a codec half expects."""
     generator = torch.Generator().manual_seed(seed)
     rows = torch.rand(TOKENS, len(FEATURES), generator=generator)
-    told = rows[:, list(FEATURES).index(worth_of)]
+    told = rows[:, list(FEATURES).index(importance_of)]
     own = torch.randn(TOKENS, generator=generator)
     damage = torch.exp2(6 * told + 0.5 * own) * torch.rand(TOKENS, generator=generator).add(0.5)
     parts = {name: torch.rand(TOKENS, generator=generator) for name in PARTS} | {"reward": told}

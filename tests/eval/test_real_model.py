@@ -295,10 +295,10 @@ def test_damage_in_float32_is_the_kl_in_float64() -> None:
 
 def test_the_first_token_can_be_raw() -> None:
     transform, latents = fit(Calibration(tiny_model(), None, random_sessions(16, 260)), 1)
-    rival = KvtcIdeal(transform, Tables(torch.cat(latents, 1)), 8.0, 1)
+    baseline = KvtcIdeal(transform, Tables(torch.cat(latents, 1)), 8.0, 1)
     for tokens in (0, 1, 2, 90):
         snapshot = capture(tiny_model(), random_sessions(1, tokens, 9)[0])
-        decoded = rival.decode(from_bytes(to_bytes(rival.encode(snapshot))))
+        decoded = baseline.decode(from_bytes(to_bytes(baseline.encode(snapshot))))
         assert torch.equal(decoded.token_ids, snapshot.token_ids)
         for ours, exact in zip(decoded.layers, snapshot.layers, strict=True):
             assert ours.keys.shape == exact.keys.shape

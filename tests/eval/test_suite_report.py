@@ -19,7 +19,7 @@ import pytest
 
 from eval.suite.report import compare, readme_table, render_html, render_markdown, validate, write_suite_report
 from eval.suite.report.compare import difference_in_errors
-from eval.suite.report.facts import best_points, rival_at_same_kl, spell_estimate
+from eval.suite.report.facts import baseline_at_same_kl, best_points, spell_estimate
 from eval.suite.report.markdown import MOST_README_ROWS
 from eval.suite.report.promise_table import kept, promise_table
 from kvcompress.errors import InputError
@@ -324,7 +324,7 @@ def test_the_main_table_has_a_row_for_each_measured_codec_ours_first() -> None:
 def test_the_best_point_of_a_tier_is_found_among_all_that_keep_its_promise() -> None:
     result = example()
     for best, tier in zip(best_points(result), TIERS, strict=True):
-        for side, point in ((True, best.ours), (False, best.rival)):
+        for side, point in ((True, best.ours), (False, best.baseline)):
             kept = [
                 row["size"]["size_ratio"]["mean"]
                 for row in result["codecs"]
@@ -338,7 +338,7 @@ def test_the_best_point_of_a_tier_is_found_among_all_that_keep_its_promise() -> 
             assert point["size"]["size_ratio"]["mean"] == max(kept)
 
 
-def test_the_rival_at_the_same_kl_lies_on_the_line_between_its_points() -> None:
+def test_the_baseline_at_the_same_kl_lies_on_the_line_between_its_points() -> None:
     def point(name: str, family: str, ratio: float, kl: float) -> dict[str, object]:
         measured = {"size": {"size_ratio": {"mean": ratio}}, "fidelity": {"kl_nats": {"mean": kl}}}
         return {"name": name, "family": family, "failed": None, **measured}
@@ -346,10 +346,10 @@ def test_the_rival_at_the_same_kl_lies_on_the_line_between_its_points() -> None:
     ours = point("tinyvae-a", "tinyvae", 50.0, 0.01)
     rows = [ours, point("k1", "kvtc", 4.0, 0.001), point("k2", "kvtc", 16.0, 0.1), point("i", "int8", 99.0, 0.5)]
     rows += [point("tokens", "tokens", 900.0, 0.001), point("tokens2", "tokens", 990.0, 0.1)]
-    family, ratio = rival_at_same_kl({"codecs": rows}, ours) or ("", 0.0)
+    family, ratio = baseline_at_same_kl({"codecs": rows}, ours) or ("", 0.0)
     assert family == "kvtc"
     assert ratio == pytest.approx(8.0)  # half-way in both logarithms
-    assert rival_at_same_kl({"codecs": rows[:2]}, ours) is None
+    assert baseline_at_same_kl({"codecs": rows[:2]}, ours) is None
 
 
 def test_a_rate_chosen_beforehand_stands_for_its_tier() -> None:

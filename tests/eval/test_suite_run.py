@@ -49,11 +49,11 @@ def _entry(result: dict[str, Any], name: str) -> dict[str, Any]:
 
 def test_sizes_are_those_of_the_file_system(result: dict[str, Any], tmp_path: Path, sessions_file: Path) -> None:
     model, tokenizer = load_model(find_checkpoint(DEFAULT_MODEL))
-    rival = next(r for r in int8_family(None) if r.name == "int8")  # type: ignore[arg-type]
+    baseline = next(r for r in int8_family(None) if r.name == "int8")  # type: ignore[arg-type]
     sizes = []
     for number, (_, ids) in enumerate(tokenized_sessions(model, tokenizer, sessions_file)[:2]):
         path = tmp_path / f"{number}.kvz"
-        save(path, rival.encode(capture(model, ids[:96], tokenizer=tokenizer)))
+        save(path, baseline.encode(capture(model, ids[:96], tokenizer=tokenizer)))
         sizes.append(path.stat().st_size)
     size = _entry(result, "int8")["size"]
     assert size["file_bytes"] == sum(sizes) / 2
@@ -64,11 +64,11 @@ def test_sizes_are_those_of_the_file_system(result: dict[str, Any], tmp_path: Pa
 def test_kl_agrees_with_plain_forward_passes(result: dict[str, Any], sessions_file: Path) -> None:
     """Decoded keys and values are pasted into the model's own cache by hand; no code of the suite is used."""
     model, tokenizer = load_model(find_checkpoint(DEFAULT_MODEL))
-    rival = next(r for r in int8_family(None) if r.name == "int8")  # type: ignore[arg-type]
+    baseline = next(r for r in int8_family(None) if r.name == "int8")  # type: ignore[arg-type]
     means, worths = [], []
     for _, ids in tokenized_sessions(model, tokenizer, sessions_file)[:2]:
         stored, rest = ids[:96], ids[96:160]
-        decoded = rival.decode(rival.encode(capture(model, stored, tokenizer=tokenizer)))
+        decoded = baseline.decode(baseline.encode(capture(model, stored, tokenizer=tokenizer)))
         with torch.no_grad():
             exact = model(ids[:160][None]).logits[0, 96:].double().log_softmax(-1)
             cache = model(stored[None], use_cache=True).past_key_values
@@ -129,7 +129,9 @@ def test_a_run_that_goes_on_measures_and_fits_nothing_twice(
         assert after.get(part) == before.get(part), part
 
 
-def test_hopeless_settings_of_rivals_are_given_up_after_the_first_session(tmp_path: Path, sessions_file: Path) -> None:
+def test_hopeless_settings_of_baselines_are_given_up_after_the_first_session(
+    tmp_path: Path, sessions_file: Path
+) -> None:
     found = run(
         ["tinyvae", "int8", "turboquant"], sessions_file, tmp_path, replace(SMALL, most_first_nats=1e-9, hops=0)
     )
@@ -140,7 +142,7 @@ def test_hopeless_settings_of_rivals_are_given_up_after_the_first_session(tmp_pa
     assert sum(row.get("codec") == "int8" for row in rows) == 1
 
 
-def test_only_the_first_sessions_go_on_for_long_and_exact_rivals_are_measured_on_few(
+def test_only_the_first_sessions_go_on_for_long_and_exact_baselines_are_measured_on_few(
     tmp_path: Path, sessions_file: Path
 ) -> None:
     settings = replace(SMALL, continuation_tokens=160, long_sessions=1, exact_sessions=1, hops=0)
@@ -161,14 +163,14 @@ class _Spoiled:
     name, family, kind, codec_bytes, fingerprint = "spoiled", "spoiled", "int8", 0, ""
 
     def __init__(self) -> None:
-        self.rival, self.calls = next(r for r in int8_family(None) if r.name == "int8"), 0  # type: ignore[arg-type]
+        self.baseline, self.calls = next(r for r in int8_family(None) if r.name == "int8"), 0  # type: ignore[arg-type]
 
     def encode(self, snapshot: KVSnapshot) -> Any:
         self.calls += snapshot.tokens == 96
-        return self.rival.encode(snapshot)
+        return self.baseline.encode(snapshot)
 
     def decode(self, encoded: Any) -> KVSnapshot:
-        snapshot = self.rival.decode(encoded)
+        snapshot = self.baseline.decode(encoded)
         if self.calls < 4:  # the slow measures of the first session encode once more
             return snapshot
         first = snapshot.layers[0]
@@ -176,7 +178,7 @@ class _Spoiled:
         return KVSnapshot((spoiled, *snapshot.layers[1:]), snapshot.token_ids, snapshot.origin)
 
 
-def test_a_failed_rival_says_why_and_costs_the_others_nothing(
+def test_a_failed_baseline_says_why_and_costs_the_others_nothing(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, sessions_file: Path
 ) -> None:
     def build(names: Any, calibration: Any, *others: Any) -> Iterator[Any]:
@@ -204,7 +206,7 @@ def test_unknown_codec_short_sessions_and_wrong_files_are_one_line(tmp_path: Pat
         run(["raw16"], sessions_file, tmp_path / "a", replace(SMALL, tokens=100_000))
     few = tmp_path / "few.jsonl"
     few.write_text("".join(sessions_file.read_text().splitlines(keepends=True)[:3]))
-    with pytest.raises(InputError, match="left to fit rivals to"):
+    with pytest.raises(InputError, match="left to fit baselines to"):
         run(["kvtc"], few, tmp_path / "b", SMALL)
     assert not (tmp_path / "a").exists()
     with pytest.raises(KVCompressError, match="cannot be read"):
@@ -214,17 +216,17 @@ def test_unknown_codec_short_sessions_and_wrong_files_are_one_line(tmp_path: Pat
         read_result(tmp_path)
 
 
-def test_all_means_the_rivals_where_a_codec_directory_is_named(tmp_path: Path) -> None:
+def test_all_means_the_baselines_where_a_codec_directory_is_named(tmp_path: Path) -> None:
     assert resolve(["all"]) == [OWN, *FAMILIES]
     assert resolve([str(tmp_path), "all"]) == [str(tmp_path), *FAMILIES]
     assert resolve(["int8", "int8"]) == ["int8"]
 
 
 def test_thinning_keeps_ends_and_quality_words() -> None:
-    rivals = [_Spoiled() for _ in range(9)]
-    chosen = thin(list(rivals), 3)
-    assert chosen == [rivals[0], rivals[4], rivals[8]]
-    assert thin(list(rivals), 20) == rivals
+    baselines = [_Spoiled() for _ in range(9)]
+    chosen = thin(list(baselines), 3)
+    assert chosen == [baselines[0], baselines[4], baselines[8]]
+    assert thin(list(baselines), 20) == baselines
 
 
 def test_readme_keeps_its_text_and_takes_the_table(result: dict[str, Any], tmp_path: Path) -> None:
@@ -252,8 +254,8 @@ def test_file_of_every_codec_is_read_back(result: dict[str, Any], tmp_path: Path
     model, tokenizer = load_model(find_checkpoint(DEFAULT_MODEL))
     _, ids = tokenized_sessions(model, tokenizer, sessions_file)[0]
     snapshot = capture(model, ids[:96], tokenizer=tokenizer)
-    rival = next(r for r in int8_family(None) if r.name == "int8")  # type: ignore[arg-type]
-    save(tmp_path / "a.kvz", rival.encode(snapshot))
-    decoded = rival.decode(load(tmp_path / "a.kvz"))
+    baseline = next(r for r in int8_family(None) if r.name == "int8")  # type: ignore[arg-type]
+    save(tmp_path / "a.kvz", baseline.encode(snapshot))
+    decoded = baseline.decode(load(tmp_path / "a.kvz"))
     assert not torch.equal(decoded.layers[0].keys, snapshot.layers[0].keys)
     assert torch.equal(decoded.token_ids, snapshot.token_ids)

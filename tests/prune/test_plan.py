@@ -22,7 +22,7 @@ from kvcompress.hf import capture
 from kvcompress.metrics.sampled_kl import Judge
 from kvcompress.prune.allocate import CHOICES, Costs, allocate, foreseen_damage, measure_costs, offsets_of
 from kvcompress.prune.anchors import Anchor
-from kvcompress.prune.constraints import GUARANTEES, Demand, choose_kept, drop, floor_of
+from kvcompress.prune.constraints import GUARANTEES, Constraints, choose_kept, drop, floor_of
 from kvcompress.prune.evidence.collect import collect
 from kvcompress.prune.history import History, Record, load_history, save_history
 from kvcompress.prune.planner import Planner
@@ -48,8 +48,10 @@ def score(model: Any, codec: TinyVAECodec, snapshot: KVSnapshot) -> Tensor:
     return scored(scorer, collect(model, snapshot, scorer.needs, codec=codec))
 
 
-def planner(codec: TinyVAECodec, snapshot: KVSnapshot, score: Tensor, demand: Demand | None = None) -> Planner:
-    return Planner(codec, snapshot, "output_sensitivity", score, demand or Demand(no_floor(snapshot.tokens)))
+def planner(
+    codec: TinyVAECodec, snapshot: KVSnapshot, score: Tensor, constraints: Constraints | None = None
+) -> Planner:
+    return Planner(codec, snapshot, "output_sensitivity", score, constraints or Constraints(no_floor(snapshot.tokens)))
 
 
 costs = st.lists(st.tuples(st.floats(0, 50), st.floats(0, 50), st.floats(0.01, 9)), min_size=1, max_size=6)
@@ -118,7 +120,7 @@ def test_a_planned_file_says_its_plan_and_decodes(
 ) -> None:
     floor = no_floor(80)
     floor[5:9], floor[20] = int(Tier.FINE), int(Tier.EXACT)
-    runner = planner(codec, snapshot, score, Demand(floor, keep_fraction))
+    runner = planner(codec, snapshot, score, Constraints(floor, keep_fraction))
     plan = runner.plan(QP, 20.0)
     found = runner.encode(plan)
     save(tmp_path / "a.kvz", found.encoded)
@@ -142,20 +144,20 @@ def test_what_is_worth_most_stays_and_ties_go_to_the_newest() -> None:
     floor = no_floor(6)
     floor[0] = int(Tier.PRIOR)
     loss = torch.tensor([0.0, 5.0, 1.0, 1.0, 1.0, 0.5], dtype=torch.float64)
-    assert choose_kept(Demand(floor, 0.5), loss).tolist() == [True, True, False, False, True, False]
-    assert bool(choose_kept(Demand(floor), loss).all())
+    assert choose_kept(Constraints(floor, 0.5), loss).tolist() == [True, True, False, False, True, False]
+    assert bool(choose_kept(Constraints(floor), loss).all())
 
 
 @pytest.mark.parametrize("fraction", [0.0, -0.1, 1.01, float("nan")])
 def test_keep_fractions_that_are_none_are_refused(fraction: float) -> None:
     with pytest.raises(InputError, match="keep fraction"):
-        Demand(no_floor(4), fraction)
+        Constraints(no_floor(4), fraction)
 
 
 def test_anchors_that_are_too_many_are_refused_with_what_they_cost() -> None:
     floor = torch.full((10,), int(Tier.COARSE))
     with pytest.raises(InputError, match=r"anchors alone are 10 tokens.*leaves 3.*Keep at least 1\.000"):
-        Demand(floor, 0.3).kept_tokens()
+        Constraints(floor, 0.3).kept_tokens()
 
 
 def test_a_layer_may_not_be_emptied() -> None:
@@ -207,7 +209,7 @@ def test_the_exact_cache_loses_nothing_and_a_coarser_one_more(
 
 def racing(codec: TinyVAECodec, snapshot: KVSnapshot, judge: Judge, score: Tensor, **options: Any) -> Race:
     noise = scored(find_scorer("random"), collect(None, snapshot, []))
-    planners = [planner(codec, snapshot, score), Planner(codec, snapshot, "random", noise, Demand(no_floor(80)))]
+    planners = [planner(codec, snapshot, score), Planner(codec, snapshot, "random", noise, Constraints(no_floor(80)))]
     return Race(codec, planners, judge, QP, **options)
 
 
@@ -244,8 +246,8 @@ def test_budgets_below_the_anchors_are_refused_with_what_these_cost(
     codec: TinyVAECodec, snapshot: KVSnapshot, judge: Judge, score: Tensor
 ) -> None:
     floor = torch.full((80,), int(Tier.FINE))
-    race = Race(codec, [planner(codec, snapshot, score, Demand(floor))], judge, QP)
-    least = planner(codec, snapshot, score, Demand(floor)).smallest(QP + QP_STEPS[0]).file_bytes
+    race = Race(codec, [planner(codec, snapshot, score, Constraints(floor))], judge, QP)
+    least = planner(codec, snapshot, score, Constraints(floor)).smallest(QP + QP_STEPS[0]).file_bytes
     with pytest.raises(InputError, match=f"the 80 guaranteed tokens alone make {least:,}"):
         race.at_bytes(least // 2)
 
@@ -287,7 +289,7 @@ def test_a_quick_plan_is_foreseen_to_lose_what_one_tier_does(
 ) -> None:
     asked = Asked(scorers=("output_sensitivity",), quality="usable")
     found = SessionPlanner(codec, model, None, snapshot, asked).run_quickly()
-    runner = planner(codec, snapshot, score, Demand(floor_of([Anchor("sink", 0, 4)], 80)))
+    runner = planner(codec, snapshot, score, Constraints(floor_of([Anchor("sink", 0, 4)], 80)))
     qp = codec.qp_of("usable")
     plan = runner.losing(qp + 12, runner.one_tier_damage(qp)).plan
     assert torch.equal(found.table.tiers, plan.tiers)

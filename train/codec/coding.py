@@ -14,7 +14,7 @@ from kvcompress.hf.channels import from_channels, group_positions, to_channels
 from kvcompress.hf.rope import rope_of
 from kvcompress.snapshot import KVSnapshot
 from tinyvae import Context, TinyVAE
-from tinyvae.neighbours import phases
+from tinyvae.neighbours import coding_passes
 from tinyvae.quantize import dequantize, quantize, steps_at
 
 
@@ -27,7 +27,7 @@ class Coded:
         context: Of its T tokens, lower groups known.
         channels: [T, C] float32, exact.
         latents: [T, R] float32, of what the prior leaves of them, lower groups known.
-        innovations: [T, R] float32, what prior and prediction leave to code.
+        residuals: [T, R] float32, what prior and prediction leave to code.
         decoded: [T, R] float32, latents that the decoder has.
         spoken: [T, R] bool, latents whose symbol is not 0.
         qps: [T] int32.
@@ -38,7 +38,7 @@ class Coded:
     context: Context
     channels: Tensor
     latents: Tensor
-    innovations: Tensor
+    residuals: Tensor
     decoded: Tensor
     spoken: Tensor
     qps: Tensor
@@ -60,7 +60,7 @@ def coded_groups(codec: TinyVAECodec, snapshot: KVSnapshot, qp: int, offsets: Te
     rope, found = rope_of(snapshot.origin), list[tuple[Tensor, Tensor, Context]]()
     for group, layers in enumerate(codec.groups):
         vae, places = codec.vae(group), group_positions(snapshot, layers)
-        context = vae.context(snapshot.token_ids, codec.known_rows(snapshot, group), places)
+        context = vae.context(snapshot.token_ids, codec.conditioning_rows(snapshot, group), places)
         channels = to_channels(snapshot, layers, rope)
         found.append((channels, _latents(vae, context, channels), context))
     outliers = Analysis(codec, snapshot, [(latents.detach(), context) for _, latents, context in found]).outliers
@@ -73,9 +73,9 @@ def coded_groups(codec: TinyVAECodec, snapshot: KVSnapshot, qp: int, offsets: Te
         context = replace(context, lifts=None if lifted is None else lifted[places])
         context, wanted = vae.given(context, latents, codec.lower[group].rows(below, places, snapshot.tokens))
         levels = _levels(vae, context, qps, latents.shape[1])
-        innovations, decoded, spoken = coded_latents(vae, wanted, context, qps, levels)
+        residuals, decoded, spoken = coded_latents(vae, wanted, context, qps, levels)
         below.append((places, context.ordinary(decoded.detach())))
-        yield Coded(group, context, channels, wanted, innovations, decoded, spoken, qps, levels)
+        yield Coded(group, context, channels, wanted, residuals, decoded, spoken, qps, levels)
 
 
 def _latents(vae: TinyVAE, context: Context, channels: Tensor) -> Tensor:
@@ -93,7 +93,7 @@ def _levels(vae: TinyVAE, context: Context, qps: Tensor, latents: int) -> Tensor
 def coded_latents(
     vae: TinyVAE, latents: Tensor, context: Context, qps: Tensor, levels: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Code latents [T, R] as the codec does, phase by phase, with gradients past the quantiser.
+    """Code latents [T, R] as the codec does, pass by pass, with gradients past the quantiser.
 
     The symbols are those that the encoder would write. Gradients take a latent whose symbol is not 0 as it was before
     rounding (straight through), and one whose symbol is 0 as what prior and prediction say: there these alone decide
@@ -105,25 +105,25 @@ def coded_latents(
     step = steps_at(vae.config.reference_step, qps)
     ordinary = torch.ones(len(latents), 1) if context.lifts is None else (context.lifts == 0).float()[:, None]
     shown, decoded = latents.new_zeros(len(latents) + 1, latents.shape[1]), torch.zeros_like(latents)
-    innovations, told = torch.zeros_like(latents), torch.zeros(latents.shape, dtype=torch.bool)
-    for phase in phases(context.token_ids):
-        span = phase.span
-        predicted = vae.predicted(shown, phase, context, qps)
-        innovation = latents[span] - predicted
-        symbols = quantize(innovation.detach(), step[span], levels[span])
+    residuals, told = torch.zeros_like(latents), torch.zeros(latents.shape, dtype=torch.bool)
+    for coding_pass in coding_passes(context.token_ids):
+        span = coding_pass.span
+        predicted = vae.predicted(shown, coding_pass, context, qps)
+        residual = latents[span] - predicted
+        symbols = quantize(residual.detach(), step[span], levels[span])
         spoken = predicted + dequantize(symbols, step[span], levels[span], vae.centroids)
         straight = spoken.detach() + latents[span] - latents[span].detach()
         rows = torch.where(symbols != 0, straight, predicted)
-        decoded = decoded.index_copy(0, phase.rows, rows)
-        shown = shown.index_copy(0, phase.rows, rows * ordinary[span])
-        innovations = innovations.index_copy(0, phase.rows, innovation)
+        decoded = decoded.index_copy(0, coding_pass.rows, rows)
+        shown = shown.index_copy(0, coding_pass.rows, rows * ordinary[span])
+        residuals = residuals.index_copy(0, coding_pass.rows, residual)
         told[span] = symbols != 0
-    return innovations, decoded, told
+    return residuals, decoded, told
 
 
 def as_cached(codec: TinyVAECodec, snapshot: KVSnapshot, coded: Sequence[Coded]) -> list[tuple[Tensor, Tensor]]:
     """Return keys and values [1, H, T, D] of every layer as the decoder gives them, RoPE applied, with gradients."""
-    known = codec.known_layers(snapshot)
+    known = codec.conditioning_layers(snapshot)
     layers = {index: (layer.keys[None], layer.values[None]) for index, layer in known.items()}
     rope = rope_of(snapshot.origin)
     for one in coded:

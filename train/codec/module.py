@@ -49,7 +49,7 @@ class StageModule(lightning.LightningModule, ABC):
     Args:
         codec: Trained in place.
         recipe: The recipe.
-        stage: The stage's dials.
+        stage: The stage's settings.
     """
 
     def __init__(self, codec: TinyVAECodec, recipe: CodecRecipe, stage: Stage) -> None:
@@ -161,7 +161,7 @@ class RateStage(StageModule):
     Args:
         codec: Trained in place.
         recipe: The recipe.
-        stage: The stage's dials.
+        stage: The stage's settings.
     """
 
     def __init__(self, codec: TinyVAECodec, recipe: CodecRecipe, stage: Stage) -> None:
@@ -178,12 +178,12 @@ class RateStage(StageModule):
     def _priced(self, coded: Coded) -> tuple[Tensor, Tensor, Tensor]:
         vae = self.codec.vae(coded.group)
         step = steps_at(vae.config.reference_step, coded.qps)
-        bits, octave = self.prices.bits(coded.innovations, step, coded.levels)
+        bits, octave = self.prices.bits(coded.residuals, step, coded.levels)
         left = coded.channels - vae.prior.expected(coded.context.hidden)
         whole = (times_block_metric(left, vae.transform.metric.dense, vae.config.blocks) * left).sum(1)
         within = ((coded.latents @ self._grams[coded.group]) * coded.latents).sum(1)  # latents are a least-squares fit
         squares = (whole - within).clamp(min=0)
-        unsaid = coded.innovations.masked_fill(coded.spoken, 0.0).square().sum(1)
+        unsaid = coded.residuals.masked_fill(coded.spoken, 0.0).square().sum(1)
         return bits.mean(), octave.mean(), error_bits(squares + unsaid, step).mean()
 
 
@@ -194,7 +194,7 @@ class DivergenceStage(StageModule):
         codec: Trained in place.
         model: The frozen language model.
         recipe: The recipe.
-        stage: The stage's dials.
+        stage: The stage's settings.
     """
 
     def __init__(self, codec: TinyVAECodec, model: Any, recipe: CodecRecipe, stage: Stage) -> None:
@@ -226,7 +226,7 @@ class DivergenceStage(StageModule):
 
     def _spent(self, coded: list[Coded], tokens: int) -> tuple[Tensor, Tensor]:
         steps = [steps_at(self.codec.vae(one.group).config.reference_step, one.qps) for one in coded]
-        found = [self.prices.bits(one.innovations, step, one.levels) for one, step in zip(coded, steps, strict=True)]
+        found = [self.prices.bits(one.residuals, step, one.levels) for one, step in zip(coded, steps, strict=True)]
         bits, octave = (torch.stack([part[k].sum() for part in found]).sum() / tokens for k in (0, 1))
         return bits, octave
 

@@ -48,17 +48,17 @@ class Prices:
         square = octave / (2 * np.log(2) * spreads**2)
         return cls(*(torch.from_numpy(part.astype(np.float32)) for part in (bits, square, octave)))
 
-    def bits(self, innovations: Tensor, steps: Tensor, levels: Tensor) -> tuple[Tensor, Tensor]:
+    def bits(self, residuals: Tensor, steps: Tensor, levels: Tensor) -> tuple[Tensor, Tensor]:
         """Return bits and the bits that halving the step would add, of each token, both [T] float32.
 
         Args:
-            innovations: [T, R] float32, what prior and prediction leave.
+            residuals: [T, R] float32, what prior and prediction leave.
             steps: [T, 1] float32 quantisation steps.
             levels: [T, R] int32; what is negative is not coded and costs nothing.
         """
         coded, index = (levels >= 0).float(), levels.clamp(min=0).long()
         spread = torch.exp2(2 * index / LEVELS_PER_OCTAVE - 8.0)  # squared, in steps
-        power = (innovations / steps).square() / spread
+        power = (residuals / steps).square() / spread
         bent = TAIL * torch.log1p(power / TAIL) / BENT
         change = self.square[index] * spread * (bent - 1.0)
         return ((self.entropy[index] + change) * coded).sum(1), (self.octave[index] * coded).sum(1)

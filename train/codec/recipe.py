@@ -41,7 +41,7 @@ class CodecRecipe:
     """How a codec is made.
 
     Attributes:
-        fit: Dials of the closed form, from which training starts.
+        fit: Settings of the closed form, from which training starts.
         prior_layers: Learned causal layers of the prior.
         predictor_width: Hidden units of the learned predictor; 0 keeps prediction linear.
         rate_stage: Prior and prediction, on bits and on the error of what is not coded.

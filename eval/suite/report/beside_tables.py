@@ -12,7 +12,7 @@ from kvcompress.report.facts import spell
 
 
 def equal_kl_table(result: Result) -> Table | None:
-    """Return for each point of ours what each family of rivals would weigh at its KL, the hardest rival first."""
+    """Return for each point of ours what each family of baselines would weigh at its KL, the hardest baseline first."""
     found = result.get("equal_kl")
     if not found:
         return None
@@ -38,12 +38,12 @@ def equal_kl_table(result: Result) -> Table | None:
         WORDS,
         Column("its KL, nats"),
         Column("its size ratio"),
-        Column("rival", False),
-        Column("rival's size ratio at this KL"),
-        Column("rival's files larger, times"),
+        Column("baseline", False),
+        Column("baseline's size ratio at this KL"),
+        Column("baseline's files larger, times"),
     )
     note = (
-        "On the same sessions: a rival's best settings are joined in logarithms of KL and size ratio and read off at "
+        "On the same sessions: a baseline's best settings are joined in logarithms of KL and size ratio and read off at "
         "our mean KL. A family whose points do not reach this KL is left out. 95 % intervals by resampling sessions, "
         "ours and theirs together. Both sides leave out the bytes of the codec itself."
     )

@@ -11,9 +11,9 @@ from eval.suite.equal_kl import ratio_at
 from kvcompress.metrics.fidelity import TIERS
 from kvcompress.report.facts import NOTHING, spell
 
-OURS, CHIEF_RIVAL = "tinyvae", "kvtc"
+OURS, CHIEF_BASELINE = "tinyvae", "kvtc"
 RECOMPUTED = "tokens"
-"""The family that stores no cache at all: always the smallest, so it is shown but never called the best rival."""
+"""The family that stores no cache at all: always the smallest, so it is shown but never called the best baseline."""
 
 TIER_NAMES = tuple(tier.name for tier in TIERS)
 KL_BOUNDS_NATS = {tier.name: tier.max_kl_nats for tier in TIERS}
@@ -29,12 +29,12 @@ class Best:
 
     tier: str
     ours: Codec | None
-    rival: Codec | None
+    baseline: Codec | None
 
 
 def family_order(family: str) -> tuple[int, str]:
-    """Return the key that puts our families first, the chief rival second and the others by name."""
-    return (0 if is_ours(family) else {CHIEF_RIVAL: 1}.get(family, 2)), family
+    """Return the key that puts our families first, the chief baseline second and the others by name."""
+    return (0 if is_ours(family) else {CHIEF_BASELINE: 1}.get(family, 2)), family
 
 
 def is_ours(family: str) -> bool:
@@ -78,15 +78,15 @@ def smallest_file(codecs: Sequence[Codec], tier: str) -> Codec | None:
     """Return the codec with the largest size ratio among those that keep the tier.
 
     A point of ours that bears the tier's name stands before all others that do as well: its QP was chosen on other
-    sessions, so it is not the luckiest of many. Rivals have the luck.
+    sessions, so it is not the luckiest of many. Baselines have the luck.
     """
     kept = [codec for codec in codecs if keeps(codec, tier)]
     named = [codec for codec in kept if is_ours(codec["family"]) and codec["name"] == f"{codec['family']}-{tier}"]
     return max(named or kept, key=size_ratio, default=None)
 
 
-def rival_at_same_kl(result: Result, codec: Codec) -> tuple[str, float] | None:
-    """Return the rival family with the largest size ratio at a codec's mean KL, and that ratio.
+def baseline_at_same_kl(result: Result, codec: Codec) -> tuple[str, float] | None:
+    """Return the baseline family with the largest size ratio at a codec's mean KL, and that ratio.
 
     It is read off between a family's points, see `eval.suite.equal_kl`. Families whose points do not lie on both sides
     are left out, and so is the one that stores no cache.
@@ -106,7 +106,7 @@ def rival_at_same_kl(result: Result, codec: Codec) -> tuple[str, float] | None:
 
 
 def interval_at_same_kl(result: Result, codec: Codec, family: str) -> str | None:
-    """Return how many times larger a rival family's files are at a codec's KL, with its interval; None if unknown."""
+    """Return how many times larger a baseline family's files are at a codec's KL, with its interval; None if unknown."""
     for row in result.get("equal_kl") or []:
         if (row["codec"], row["family"]) == (codec["name"], family):
             return spell_interval(row["times_larger"], "times")
@@ -114,7 +114,7 @@ def interval_at_same_kl(result: Result, codec: Codec, family: str) -> str | None
 
 
 def promised_word(codec: Codec) -> str | None:
-    """Return the quality word that a point of ours is stored at; None of rivals and of fixed QPs."""
+    """Return the quality word that a point of ours is stored at; None of baselines and of fixed QPs."""
     word = codec["name"].rpartition("-")[2]
     named = is_ours(codec["family"]) and codec["name"] == f"{codec['family']}-{word}"
     return word if named and word in TIER_NAMES else None
@@ -124,17 +124,17 @@ def best_points(result: Result) -> list[Best]:
     """Return for each tier our best codec and the best of all others."""
     codecs = measured(result)
     ours = [codec for codec in codecs if is_ours(codec["family"])]
-    rivals = [codec for codec in codecs if not is_ours(codec["family"]) and codec["family"] != RECOMPUTED]
-    return [Best(tier, smallest_file(ours, tier), smallest_file(rivals, tier)) for tier in TIER_NAMES]
+    baselines = [codec for codec in codecs if not is_ours(codec["family"]) and codec["family"] != RECOMPUTED]
+    return [Best(tier, smallest_file(ours, tier), smallest_file(baselines, tier)) for tier in TIER_NAMES]
 
 
 def shown(result: Result) -> list[Codec]:
-    """Return the few codecs worth a curve: the best of ours and of the rivals in each tier.
+    """Return the few codecs worth a curve: the best of ours and of the baselines in each tier.
 
     Where a side keeps no tier at all, its codec with the least KL stands for it.
     """
     points = best_points(result)
-    chosen = {codec["name"] for best in points for codec in (best.ours, best.rival) if codec is not None}
+    chosen = {codec["name"] for best in points for codec in (best.ours, best.baseline) if codec is not None}
     codecs = measured(result)
     for ours in (True, False):
         side = [codec for codec in codecs if is_ours(codec["family"]) == ours]

@@ -7,12 +7,13 @@ import re
 from collections.abc import Sequence
 
 from eval.suite.report.facts import (
-    CHIEF_RIVAL,
+    CHIEF_BASELINE,
     OURS,
     TIER_NAMES,
     Best,
     Codec,
     Result,
+    baseline_at_same_kl,
     best_points,
     circumstances,
     families,
@@ -21,7 +22,6 @@ from eval.suite.report.facts import (
     measured,
     recalled,
     recalled_uncompressed,
-    rival_at_same_kl,
     size_ratio,
     smallest_file,
     spell_estimate,
@@ -53,7 +53,7 @@ def render_markdown(result: Result) -> str:
 def readme_table(result: Result) -> str:
     """Return a short Markdown table: each family at each tier, with its largest size ratio there.
 
-    Where there are more than 16 such rows, our family and the chief rival keep theirs, the others keep the largest of
+    Where there are more than 16 such rows, our family and the chief baseline keep theirs, the others keep the largest of
     each tier, and a line says how many are left out.
 
     Args:
@@ -94,7 +94,7 @@ def _thinned(rows: list[tuple[str, Codec]]) -> list[tuple[str, Codec]]:
     kept = list(rows)
     while len(kept) > MOST_README_ROWS:
         counts = {tier: sum(row[0] == tier for row in kept) for tier in TIER_NAMES}
-        others = [row for row in kept if row[1]["family"] not in (OURS, CHIEF_RIVAL)]
+        others = [row for row in kept if row[1]["family"] not in (OURS, CHIEF_BASELINE)]
         crowded = max({row[0] for row in others}, key=lambda tier: (counts[tier], tier))
         kept.remove(min((row for row in others if row[0] == crowded), key=lambda row: size_ratio(row[1])))
     return kept
@@ -116,27 +116,27 @@ def _readme_cells(codec: Codec, tier: str) -> tuple[str, ...]:
 
 
 def best_table(result: Result) -> Table:
-    """Return the best points: for each tier ours, the best rival in the tier, and the best rival at the same KL."""
-    columns = (Column("tier", False), Column(OURS, False), Column("size ratio"), Column("best rival", False))
-    compared = (Column("size ratio"), Column("ours over theirs"), Column("best rival at our KL", False))
+    """Return the best points: for each tier ours, the best baseline in the tier, and the best baseline at the same KL."""
+    columns = (Column("tier", False), Column(OURS, False), Column("size ratio"), Column("best baseline", False))
+    compared = (Column("size ratio"), Column("ours over theirs"), Column("best baseline at our KL", False))
     rows = [Row((best.tier, *_best_cells(best), *_same_kl_cells(result, best))) for best in best_points(result)]
     return Table("", "", (*columns, *compared, Column("size ratio"), Column("ours over theirs")), tuple(rows))
 
 
 def _same_kl_cells(result: Result, best: Best) -> tuple[str, str, str]:
-    rival = rival_at_same_kl(result, best.ours) if best.ours else None
-    if rival is None or best.ours is None:
+    baseline = baseline_at_same_kl(result, best.ours) if best.ours else None
+    if baseline is None or best.ours is None:
         return NOTHING, NOTHING, NOTHING
-    found = interval_at_same_kl(result, best.ours, rival[0])
-    return rival[0], spell(rival[1], "ratio"), found or f"{size_ratio(best.ours) / rival[1]:.2f}"
+    found = interval_at_same_kl(result, best.ours, baseline[0])
+    return baseline[0], spell(baseline[1], "ratio"), found or f"{size_ratio(best.ours) / baseline[1]:.2f}"
 
 
 def _best_cells(best: Best) -> tuple[str, ...]:
     cells: list[str] = []
-    for codec in (best.ours, best.rival):
+    for codec in (best.ours, best.baseline):
         cells += [codec["name"], spell_estimate(codec["size"]["size_ratio"], "ratio")] if codec else [NOTHING] * 2
-    both = best.ours and best.rival
-    return (*cells, f"{size_ratio(best.ours) / size_ratio(best.rival):.2f}" if both else NOTHING)  # type: ignore[arg-type]
+    both = best.ours and best.baseline
+    return (*cells, f"{size_ratio(best.ours) / size_ratio(best.baseline):.2f}" if both else NOTHING)  # type: ignore[arg-type]
 
 
 def table_lines(table: Table) -> list[str]:

@@ -14,12 +14,12 @@ from eval.suite.report.facts import (
     Best,
     Codec,
     Result,
+    baseline_at_same_kl,
     best_points,
     circumstances,
     interval_at_same_kl,
     kl_nats,
     measured,
-    rival_at_same_kl,
     shown,
     size_ratio,
     spell_estimate,
@@ -97,22 +97,22 @@ def leads(table: Table) -> bool:
 
 
 def _card(result: Result, best: Best) -> Card:
-    """Return a tier's card: our size ratio, the best rival's, and how they compare in the tier and at the same KL."""
+    """Return a tier's card: our size ratio, the best baseline's, and how they compare in the tier and at the same KL."""
     notes = [_point(best.ours) if best.ours else f"no {OURS} codec keeps this promise"]
-    if best.rival is None:
-        notes.append("nor does any rival" if best.ours is None else "no rival keeps this promise")
+    if best.baseline is None:
+        notes.append("nor does any baseline" if best.ours is None else "no baseline keeps this promise")
     else:
-        notes.append(f"best rival: {_point(best.rival)}")
-    if best.ours and best.rival:
-        times = size_ratio(best.ours) / size_ratio(best.rival)
+        notes.append(f"best baseline: {_point(best.baseline)}")
+    if best.ours and best.baseline:
+        times = size_ratio(best.ours) / size_ratio(best.baseline)
         compared = f"{times:.1f} times smaller" if times >= 1 else f"{1 / times:.1f} times larger"
-        notes.append(f"files {compared} than the best rival's")
-    rival = rival_at_same_kl(result, best.ours) if best.ours else None
-    if best.ours and rival:
-        found = interval_at_same_kl(result, best.ours, rival[0])
-        larger = found or f"{size_ratio(best.ours) / rival[1]:.1f}"
+        notes.append(f"files {compared} than the best baseline's")
+    baseline = baseline_at_same_kl(result, best.ours) if best.ours else None
+    if best.ours and baseline:
+        found = interval_at_same_kl(result, best.ours, baseline[0])
+        larger = found or f"{size_ratio(best.ours) / baseline[1]:.1f}"
         notes.append(
-            f"at the same KL {rival[0]} reaches {spell(rival[1], 'ratio')}: its files are {larger} times larger"
+            f"at the same KL {baseline[0]} reaches {spell(baseline[1], 'ratio')}: its files are {larger} times larger"
         )
     figure = spell_estimate(best.ours["size"]["size_ratio"], "ratio") if best.ours else "not reached"
     return Card(best.tier, figure, tuple(notes))
@@ -168,7 +168,7 @@ _RATE_CAPTION = (
 )
 _TAIL_CAPTION = (
     "The share of tokens whose KL lies above a value: what a mean hides is at the lower right. Best codecs of ours and "
-    "of the rivals in each tier; lines are full for transparent, dashed for high, dotted for usable ones."
+    "of the baselines in each tier; lines are full for transparent, dashed for high, dotted for usable ones."
 )
 _RECALL_CAPTION = "Planted facts that the resumed model repeats exactly, by the tokens between fact and question."
 _LINK_CAPTION = "Transfer of the file and restore, over the speed of the link."

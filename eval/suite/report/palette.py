@@ -1,6 +1,6 @@
 """How a family looks in every figure: colour, marker, line; and the sheet that knows these colours.
 
-Seven hues and twelve markers tell families apart: ours and the chief rival have a hue of their own and heavier lines,
+Seven hues and twelve markers tell families apart: ours and the chief baseline have a hue of their own and heavier lines,
 the others share six hues, filled for the first six families and hollow for the next; from the thirteenth on a hue comes
 with another marker than before.
 """
@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from eval.suite.report.facts import CHIEF_RIVAL, OURS, Codec
+from eval.suite.report.facts import CHIEF_BASELINE, OURS, Codec
 from kvcompress.report.plots import ACCENT, CARD, INK, Sheet
 
 # Stand-ins for the page's --family-1 to --family-7, as in kvcompress.report.plots.
@@ -50,13 +50,13 @@ class Look:
 def looks(families: Sequence[str]) -> dict[str, Look]:
     """Return the look of each family; the same list gives the same looks."""
     found = {}
-    others = [family for family in families if family not in (OURS, CHIEF_RIVAL)]
+    others = [family for family in families if family not in (OURS, CHIEF_BASELINE)]
     for index, family in enumerate(others):
         colour = OTHER_COLOURS[index % len(OTHER_COLOURS)]
         hollow = (index // len(OTHER_COLOURS)) % 2 == 1
         marker = OTHER_MARKERS[(index + index // len(OTHER_MARKERS)) % len(OTHER_MARKERS)]
         found[family] = Look(colour, marker, CARD if hollow else colour, 1.0, 6.0, 4)
-    found[CHIEF_RIVAL] = Look(CHIEF_COLOUR, "D", CHIEF_COLOUR, 2.0, 6.5, 5)
+    found[CHIEF_BASELINE] = Look(CHIEF_COLOUR, "D", CHIEF_COLOUR, 2.0, 6.5, 5)
     found[OURS] = Look(ACCENT, "o", ACCENT, 2.8, 8.0, 6)
     return {family: found[family] for family in families}
 

@@ -93,7 +93,7 @@ def main_table(result: Result) -> Table:
         "Size ratio: 16-bit bytes over file bytes, headers included. KL is from the exact cache to the decoded one; "
         "context lost is KL over what the context is worth; sensitive KL is over the positions that need the context; "
         "the score is described below. A mean stands with its standard error over sessions."
-        + (" Rivals that lose next to nothing are measured on few sessions." if unequal else "")
+        + (" Baselines that lose next to nothing are measured on few sessions." if unequal else "")
         + (f" The exact cache recalls {exact} facts." if exact else "")
         + (_WIDE if result["model"]["dtype"] == "float32" else "")
     )

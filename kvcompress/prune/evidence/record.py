@@ -56,7 +56,7 @@ class Evidence:
         window_attention: For each layer [Hq, N] float32, attention that the last queries pay to each token, summed.
         queries: For each layer the moments of the latest queries.
         reconstruction: For each layer [Hq, N] float32, the most that any query pays while the session is read again.
-        sensitivity: [N] float32, squared gradient of sampled futures with respect to the token's cache.
+        sensitivity: [N] float32, squared gradient of sampled continuations with respect to the token's cache.
         ages_seconds: [N] float32, how long ago each token was said, or None where no clock ran.
     """
 

@@ -19,7 +19,7 @@ from kvcompress.hf.rope import rope_of
 from kvcompress.prune.evidence.record import QUERIES, Evidence, QueryStatistics, over_layers
 from kvcompress.snapshot import LayerKV
 
-FUTURE_TOKENS = 128
+CONTINUATION_TOKENS = 128
 
 
 class ExpectedAttention:
@@ -56,8 +56,8 @@ def _layer_score(index: int, layer: LayerKV, statistics: QueryStatistics, rope: 
 
 def mean_rotation(rope: Rope, layer: int, size: int, start: int) -> Tensor:
     """Return the mean over the next positions of the rotation, as the matrix [D, D] that rows are multiplied by."""
-    positions = torch.arange(start, start + FUTURE_TOKENS)
-    unit = torch.eye(size)[:, None].expand(size, FUTURE_TOKENS, size)
+    positions = torch.arange(start, start + CONTINUATION_TOKENS)
+    unit = torch.eye(size)[:, None].expand(size, CONTINUATION_TOKENS, size)
     turned: Tensor = rope.redo(layer, unit, positions)
     return turned.float().mean(1)
 

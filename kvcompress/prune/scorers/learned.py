@@ -4,7 +4,7 @@ In the spirit of "KVzap: Fast, Adaptive, and Faithful KV Cache Pruning" (Jegou a
 distils KVzip into a small network on hidden states; here the input is what the other scorers measure, as ranks, and
 the target is the damage that a unit of error in each token's cache did to what really followed. One hidden layer; the
 loss is the deviance of a gamma distribution, whose minimum is the mean of the damage and not that of its logarithm.
-Cost: one reading of the session, a few sampled futures. Evidence: all.
+Cost: one reading of the session, a few sampled continuations. Evidence: all.
 """
 
 from __future__ import annotations

@@ -21,7 +21,7 @@ EXACT, OURS, KVTC, PLAN, EVICTION = "exact", "ours", "kvtc", "plan", "eviction"
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Contender:
+class Candidate:
     """One way to store a context.
 
     Attributes:
@@ -41,18 +41,18 @@ class Contender:
     decode: Callable[[Encoded], KVSnapshot] | None = None
 
 
-def exact() -> Contender:
+def exact() -> Candidate:
     """Return the exact cache."""
-    return Contender(EXACT, EXACT, "", EXACT)
+    return Candidate(EXACT, EXACT, "", EXACT)
 
 
-def tiers(codec: TinyVAECodec) -> list[Contender]:
+def tiers(codec: TinyVAECodec) -> list[Candidate]:
     """Return the qualities that a codec promises, each encoded as it was verified."""
     points = [our_point("", codec, word) for word in QUALITIES if word in codec.promises]
-    return [Contender(p.name, OURS, p.name, p.fingerprint, p.encode, p.decode) for p in points]
+    return [Candidate(p.name, OURS, p.name, p.fingerprint, p.encode, p.decode) for p in points]
 
 
-def planned(codec: TinyVAECodec, model: Any, tokenizer: Any, scorer: str, fraction: float) -> Contender:
+def planned(codec: TinyVAECodec, model: Any, tokenizer: Any, scorer: str, fraction: float) -> Candidate:
     """Return a plan that keeps a fraction of the tokens, coded at the codec's finest quality.
 
     Args:
@@ -65,7 +65,7 @@ def planned(codec: TinyVAECodec, model: Any, tokenizer: Any, scorer: str, fracti
     quality = next(word for word in QUALITIES if word in codec.promises)
     asked = Asked(scorers=(scorer,), quality=quality, keep_fraction=fraction)
     identity = our_point("", codec, quality).fingerprint
-    return Contender(
+    return Candidate(
         f"plan keeps {fraction:.0%}",
         PLAN,
         quality,
@@ -75,11 +75,11 @@ def planned(codec: TinyVAECodec, model: Any, tokenizer: Any, scorer: str, fracti
     )
 
 
-def evicted(fraction: float) -> Contender:
+def evicted(fraction: float) -> Candidate:
     """Return the control: sinks and the newest tokens at 16 bits, the middle gone (StreamingLLM, arXiv 2309.17453)."""
-    rival = Eviction(SinkRecent(), fraction)
+    baseline = Eviction(SinkRecent(), fraction)
     name = f"newest {fraction:.0%}"
-    return Contender(name, EVICTION, "", f"{rival.name} {fraction}", rival.encode, rival.decode)
+    return Candidate(name, EVICTION, "", f"{baseline.name} {fraction}", baseline.encode, baseline.decode)
 
 
 def kept_fractions(fractions: Sequence[float]) -> tuple[float, ...]:

@@ -1,4 +1,4 @@
-"""A directory with everything that the recompute dial needs, made by the commands that users type."""
+"""A directory with everything that the storage-compute trade-off needs, made by the commands that users type."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ TOKENS = 150
 FIT = ("--rank", 12, "--prior-rank", 8, "--prior-taps", 2, "--prior-width", 24)
 
 
-def build_dial(root: Path, sessions_file: Path) -> Path:
+def build_trade_off(root: Path, sessions_file: Path) -> Path:
     """Write a small model with the bundled tokenizer, its sessions, codecs for m = 0 and 1, a raw snapshot, a file."""
     torch.manual_seed(0)
     config = LlamaConfig(
@@ -39,9 +39,9 @@ def build_dial(root: Path, sessions_file: Path) -> Path:
     short = [{"id": row["id"], "messages": row["messages"][:12]} for row in rows]
     (root / "sessions.jsonl").write_text("".join(json.dumps(row) + "\n" for row in short))
     for layers in (0, 1):
-        dial = ("--recompute-layers", layers) if layers else ()
+        trade_off = ("--recompute-layers", layers) if layers else ()
         options = ("--model", root / "model", "--sessions", root / "sessions.jsonl", *FIT)
-        run("fit", *options, *dial, "-o", root / "codec")
+        run("fit", *options, *trade_off, "-o", root / "codec")
     for layers in (0, 1):
         _promise(root / "codec" / ("recompute-1" if layers else ""))
     options = ("--model", root / "model", "--session", root / "sessions.jsonl", "--tokens", TOKENS)

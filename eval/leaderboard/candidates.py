@@ -24,12 +24,12 @@ from kvcompress.codec.tinyvae import TinyVAECodec
 from kvcompress.errors import InputError
 from kvcompress.format.container import Encoded, to_bytes
 from kvcompress.metrics.sampled_kl import Judge
-from kvcompress.prune.constraints import Demand, choose_kept, drop
+from kvcompress.prune.constraints import Constraints, choose_kept, drop
 from kvcompress.prune.evidence.collect import collect
 from kvcompress.prune.evidence.record import KINDS, Evidence
 from kvcompress.prune.planner import Planner, clamped_qp
 from kvcompress.prune.scorers.registry import SCORERS, find_scorer, scored
-from kvcompress.prune.session import Asked, SessionPlanner, anchored_demand
+from kvcompress.prune.session import Asked, SessionPlanner, anchored_constraints
 from kvcompress.snapshot import KVSnapshot
 
 QP_STEP = 12
@@ -48,18 +48,18 @@ ONE_TIER, RACE, PLAN = "one tier", "race", "plan"
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Entry:
-    """One contender's cache of one session.
+    """One candidate's cache of one session.
 
     Attributes:
         board: What it is compared with.
-        contender: Its name.
+        candidate: Its name.
         decoded: What the model resumes from.
         file_bytes: Size of its file, 0 where nothing was coded.
         seconds: What making it took.
     """
 
     board: str
-    contender: str
+    candidate: str
     decoded: KVSnapshot
     file_bytes: int
     seconds: float
@@ -67,7 +67,7 @@ class Entry:
 
 @dataclass(slots=True, eq=False)
 class Case:
-    """A session made ready for all contenders.
+    """A session made ready for all candidates.
 
     Args:
         model: The model.
@@ -99,12 +99,12 @@ class Case:
         """Return the planner of a scorer, made once."""
         if scorer not in self._planners:
             score = scored(find_scorer(scorer), self.evidence())
-            self._planners[scorer] = Planner(self.codec, self.snapshot, scorer, score, self.demand())
+            self._planners[scorer] = Planner(self.codec, self.snapshot, scorer, score, self.constraints())
         return self._planners[scorer]
 
-    def demand(self, keep_fraction: float | None = None) -> Demand:
+    def constraints(self, keep_fraction: float | None = None) -> Constraints:
         """Return the default guarantees."""
-        return anchored_demand(self.tokenizer, self.snapshot, Asked(keep_fraction=keep_fraction))
+        return anchored_constraints(self.tokenizer, self.snapshot, Asked(keep_fraction=keep_fraction))
 
     def race(self, **asked: Any) -> Encoded:
         """Return the file of the default race."""
@@ -123,7 +123,7 @@ class Case:
 
 
 def names(qualities: Sequence[str], compared: Sequence[str]) -> list[tuple[str, str]]:
-    """Return board and name of every contender, in the order in which they are measured.
+    """Return board and name of every candidate, in the order in which they are measured.
 
     Args:
         qualities: Quality words whose one-tier files the default race is beside.
@@ -131,19 +131,19 @@ def names(qualities: Sequence[str], compared: Sequence[str]) -> list[tuple[str, 
     """
     found = []
     for quality in qualities:
-        contenders = [ONE_TIER, RACE]
+        candidates = [ONE_TIER, RACE]
         if quality in compared:
-            contenders += [*SCORERS, *(f"{RACE} {part:g}" for part in SMALLER)]
-            contenders += [f"{ONE_TIER} +{step}" for step in FINER]
-        found += [(f"bytes:{quality}", name) for name in contenders]
+            candidates += [*SCORERS, *(f"{RACE} {part:g}" for part in SMALLER)]
+            candidates += [f"{ONE_TIER} +{step}" for step in FINER]
+        found += [(f"bytes:{quality}", name) for name in candidates]
         found += [(f"quality:{quality}", RACE), (f"half:{quality}", RACE)]
     for fraction in KEPT_FRACTIONS:
         found += [(f"kept:{fraction:g}", name) for name in (*SCORERS, PLAN)]
     return found
 
 
-def enter(case: Case, board: str, contender: str) -> Entry:
-    """Make one contender's cache.
+def enter(case: Case, board: str, candidate: str) -> Entry:
+    """Make one candidate's cache.
 
     Raises:
         InputError: The guaranteed anchors alone are larger than the budget.
@@ -152,39 +152,39 @@ def enter(case: Case, board: str, contender: str) -> Entry:
     case.evidence()
     start = time.perf_counter()
     if kind == "kept":
-        decoded, size = kept_only(case, contender, float(what)), 0
+        decoded, size = kept_only(case, candidate, float(what)), 0
     else:
-        encoded = coded(case, kind, what, contender)
+        encoded = coded(case, kind, what, candidate)
         decoded, size = WithExact(case.codec).decode(encoded), len(to_bytes(encoded))
-    return Entry(board, contender, decoded, size, time.perf_counter() - start)
+    return Entry(board, candidate, decoded, size, time.perf_counter() - start)
 
 
-def kept_only(case: Case, contender: str, fraction: float) -> KVSnapshot:
+def kept_only(case: Case, candidate: str, fraction: float) -> KVSnapshot:
     """Return the exact cache of the tokens that a scorer keeps; no anchor is guaranteed, so that it shows itself."""
-    demand = Demand(torch.zeros(case.snapshot.tokens, dtype=torch.int64), fraction)
-    if contender == PLAN:
+    constraints = Constraints(torch.zeros(case.snapshot.tokens, dtype=torch.int64), fraction)
+    if candidate == PLAN:
         score = scored(find_scorer("learned"), case.evidence())
-        return Planner(case.codec, case.snapshot, "learned", score, demand).pruned
-    kept = choose_kept(demand, scored(find_scorer(contender), case.evidence()).double())
+        return Planner(case.codec, case.snapshot, "learned", score, constraints).pruned
+    kept = choose_kept(constraints, scored(find_scorer(candidate), case.evidence()).double())
     return drop(case.snapshot, kept)
 
 
-def coded(case: Case, kind: str, quality: str, contender: str) -> Encoded:
-    """Return one contender's file."""
+def coded(case: Case, kind: str, quality: str, candidate: str) -> Encoded:
+    """Return one candidate's file."""
     qp = case.codec.qp_of(quality)
     single = case.codec.encode(case.snapshot, qp)
     if kind == "quality":
         return case.race(quality=quality)
     if kind == "half":
         return case.race(quality=quality, keep_fraction=HALF)
-    if contender.startswith(ONE_TIER):
-        step = int(contender.partition("+")[2] or 0)
+    if candidate.startswith(ONE_TIER):
+        step = int(candidate.partition("+")[2] or 0)
         return case.codec.encode(case.snapshot, clamped_qp(qp + step)) if step else single
-    if contender.startswith(RACE):
+    if candidate.startswith(RACE):
         latents = sum(len(data) for name, data in single.sections.items() if name.startswith("latents"))
-        spared = (1 - float(contender.partition(" ")[2] or 1)) * latents
+        spared = (1 - float(candidate.partition(" ")[2] or 1)) * latents
         return case.race(size_ratio=case.snapshot.raw_bytes / (len(to_bytes(single)) - spared))
-    found = case.planner(contender).within(clamped_qp(qp + QP_STEP), len(to_bytes(single)))
+    found = case.planner(candidate).within(clamped_qp(qp + QP_STEP), len(to_bytes(single)))
     if found is None:
         raise InputError("the guaranteed anchors alone are larger than the file of one tier")
     return found.encoded

@@ -1,4 +1,4 @@
-"""Quantising rivals: real bytes, real packing, errors within the bound that each method promises."""
+"""Quantising baselines: real bytes, real packing, errors within the bound that each method promises."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from torch import Tensor
 
 from eval.baselines import bitpacking, cachegen, int8, kivi, persistence, raw16, turboquant, zstd
 from eval.baselines.lloyd_max import lloyd_max, sphere_coordinate
-from eval.baselines.protocol import Calibration, Rival
+from eval.baselines.protocol import Baseline, Calibration
 from kvcompress.errors import FormatError, InputError, KVCompressError, MismatchError
 from kvcompress.format.container import Encoded, from_bytes, to_bytes
 from kvcompress.format.reader import Reader
@@ -32,10 +32,10 @@ ROOMS = (raw16, zstd, int8, kivi, turboquant, cachegen)
 HALF_ULP = 2.0**-11  # float16, relative
 
 
-def fitted(*snapshots: KVSnapshot) -> dict[str, Rival]:
-    """Return every rival, fitted to these caches where it is fitted at all."""
+def fitted(*snapshots: KVSnapshot) -> dict[str, Baseline]:
+    """Return every baseline, fitted to these caches where it is fitted at all."""
     calibration: Any = SimpleNamespace(snapshots=lambda: iter(snapshots))
-    return {rival.name: rival for room in ROOMS for rival in room.family(calibration)}
+    return {baseline.name: baseline for room in ROOMS for baseline in room.family(calibration)}
 
 
 def filled(shapes: list[tuple[int, int, int]], count: int, fill: Any, dtype: str = "float32") -> KVSnapshot:
@@ -80,10 +80,10 @@ def snapshot() -> KVSnapshot:
 
 
 @pytest.fixture(scope="module")
-def rivals() -> dict[str, Rival]:
+def baselines() -> dict[str, Baseline]:
     model = tiny_model()
     calibration = Calibration(model, None, random_sessions(6, 150, seed=3))
-    return {rival.name: rival for room in ROOMS for rival in room.family(calibration)}
+    return {baseline.name: baseline for room in ROOMS for baseline in room.family(calibration)}
 
 
 def arrays(snapshot: KVSnapshot) -> list[np.ndarray]:
@@ -91,14 +91,14 @@ def arrays(snapshot: KVSnapshot) -> list[np.ndarray]:
 
 
 @pytest.mark.parametrize("name", SNAPSHOTS)
-def test_every_rival_survives_bytes_and_is_deterministic(name: str) -> None:
+def test_every_baseline_survives_bytes_and_is_deterministic(name: str) -> None:
     snapshot = SNAPSHOTS[name]()
     again = fitted(snapshot)
-    for rival in fitted(snapshot).values():
-        data = to_bytes(rival.encode(snapshot))
-        assert data == to_bytes(again[rival.name].encode(snapshot)), rival.name
-        decoded = rival.decode(from_bytes(data))
-        require_identical(decoded, again[rival.name].decode(rival.encode(snapshot)))
+    for baseline in fitted(snapshot).values():
+        data = to_bytes(baseline.encode(snapshot))
+        assert data == to_bytes(again[baseline.name].encode(snapshot)), baseline.name
+        decoded = baseline.decode(from_bytes(data))
+        require_identical(decoded, again[baseline.name].decode(baseline.encode(snapshot)))
         assert torch.equal(decoded.token_ids, snapshot.token_ids)
         assert decoded.origin.to_json() == json.loads(json.dumps(snapshot.origin.to_json())) | {
             part: getattr(snapshot.origin, part) for part in ("layer_kinds", "rope_layers")
@@ -112,33 +112,33 @@ def test_every_rival_survives_bytes_and_is_deterministic(name: str) -> None:
 @pytest.mark.parametrize("point", ["raw16", "zstd-3", "zstd-19"])
 def test_sixteen_bit_caches_come_back_bit_by_bit(name: str, point: str) -> None:
     snapshot = SNAPSHOTS[name]()
-    rival = fitted(snapshot)[point]
-    require_identical(rival.decode(from_bytes(to_bytes(rival.encode(snapshot)))), snapshot)
+    baseline = fitted(snapshot)[point]
+    require_identical(baseline.decode(from_bytes(to_bytes(baseline.encode(snapshot)))), snapshot)
 
 
 @pytest.mark.parametrize("point", ["raw16", "zstd-3"])
 def test_float32_is_rounded_to_float16_or_beyond_its_range_to_bfloat16(point: str) -> None:
     for name, dtype in (("llama", torch.float16), ("tiny", torch.float16), ("bits-float32", torch.bfloat16)):
         snapshot = SNAPSHOTS[name]()
-        rival = fitted(snapshot)[point]
-        decoded = rival.decode(rival.encode(snapshot))
+        baseline = fitted(snapshot)[point]
+        decoded = baseline.decode(baseline.encode(snapshot))
         for found, exact in zip(decoded.layers, snapshot.layers, strict=True):
             for part, wanted in ((found.keys, exact.keys), (found.values, exact.values)):
                 assert torch.equal(part, wanted.to(dtype).float())
 
 
-def test_raw16_stores_two_bytes_a_value(rivals: dict[str, Rival], snapshot: KVSnapshot) -> None:
-    assert len(rivals["raw16"].encode(snapshot).sections["cache"]) == snapshot.raw_bytes
+def test_raw16_stores_two_bytes_a_value(baselines: dict[str, Baseline], snapshot: KVSnapshot) -> None:
+    assert len(baselines["raw16"].encode(snapshot).sections["cache"]) == snapshot.raw_bytes
 
 
 @pytest.mark.parametrize("name", ["llama", "sliding", "odd heads", "constant", "zeros", "tiny"])
 def test_kivi_errors_stay_within_half_a_step_of_every_group(name: str) -> None:
     snapshot = SNAPSHOTS[name]()
-    for rival in kivi.family(Calibration(None, None, [])):
-        assert isinstance(rival, kivi.Kivi)
-        decoded = arrays(rival.decode(rival.encode(snapshot)))
+    for baseline in kivi.family(Calibration(None, None, [])):
+        assert isinstance(baseline, kivi.Kivi)
+        decoded = arrays(baseline.decode(baseline.encode(snapshot)))
         for index, (exact, found) in enumerate(zip(arrays(snapshot), decoded, strict=True)):
-            require_kivi_bound(exact, found, index % 2 == 0, rival.bits, rival.residual_tokens)
+            require_kivi_bound(exact, found, index % 2 == 0, baseline.bits, baseline.residual_tokens)
 
 
 def require_kivi_bound(exact: np.ndarray, found: np.ndarray, keys: bool, bits: int, residual: int) -> None:
@@ -157,12 +157,12 @@ def require_kivi_bound(exact: np.ndarray, found: np.ndarray, keys: bool, bits: i
 
 def test_kivi_uses_its_bits(snapshot: KVSnapshot) -> None:
     """A group of the first layer's keys takes both ends of its range and no more values than it has codes."""
-    for rival in kivi.family(Calibration(None, None, [])):
-        assert isinstance(rival, kivi.Kivi)
-        keys = rival.decode(rival.encode(snapshot)).layers[0].keys[:, :32]
+    for baseline in kivi.family(Calibration(None, None, [])):
+        assert isinstance(baseline, kivi.Kivi)
+        keys = baseline.decode(baseline.encode(snapshot)).layers[0].keys[:, :32]
         for head, channel in ((0, 0), (1, 5)):
             levels = sorted(set(keys[head, :, channel].tolist()))
-            assert 2 ** (rival.bits - 1) < len(levels) <= 2**rival.bits
+            assert 2 ** (baseline.bits - 1) < len(levels) <= 2**baseline.bits
             exact = snapshot.layers[0].keys[head, :32, channel]
             assert levels[0] == pytest.approx(float(exact.min()), rel=2e-3)
             assert levels[-1] == pytest.approx(float(exact.max()), rel=2e-3)
@@ -171,10 +171,10 @@ def test_kivi_uses_its_bits(snapshot: KVSnapshot) -> None:
 @pytest.mark.parametrize("name", ["llama", "odd heads", "constant", "tiny"])
 def test_int8_errors_stay_within_half_a_step(name: str) -> None:
     snapshot = SNAPSHOTS[name]()
-    for rival in int8.family(Calibration(None, None, [])):
-        decoded = arrays(rival.decode(rival.encode(snapshot)))
+    for baseline in int8.family(Calibration(None, None, [])):
+        decoded = arrays(baseline.decode(baseline.encode(snapshot)))
         for index, (exact, found) in enumerate(zip(arrays(snapshot), decoded, strict=True)):
-            if rival.name == "q8_0":
+            if baseline.name == "q8_0":
                 cuts = range(0, exact.shape[2], 32)
                 largest = np.concatenate(
                     [np.abs(exact[..., c : c + 32]).max(-1, keepdims=True).repeat(32, -1) for c in cuts], axis=-1
@@ -193,23 +193,23 @@ def packed(count: int, bits: int) -> int:
 def test_sections_are_as_long_as_their_formulas_say() -> None:
     snapshot = SNAPSHOTS["odd heads"]()
     shapes = [part.shape for part in arrays(snapshot)]
-    for rival in fitted(snapshot).values():
-        sizes = {name: len(data) for name, data in rival.encode(snapshot).sections.items()}
-        if isinstance(rival, turboquant.TurboQuant):
-            assert sizes["codes"] == sum(packed(math.prod(shape), rival.bits) for shape in shapes)
+    for baseline in fitted(snapshot).values():
+        sizes = {name: len(data) for name, data in baseline.encode(snapshot).sections.items()}
+        if isinstance(baseline, turboquant.TurboQuant):
+            assert sizes["codes"] == sum(packed(math.prod(shape), baseline.bits) for shape in shapes)
             assert sizes["scales"] == sum(1 + 2 * heads * count for heads, count, _ in shapes)
-        elif rival.name == "int8":
+        elif baseline.name == "int8":
             assert sizes["codes"] == sum(math.prod(shape) for shape in shapes)
             tallies = [h * (t if i % 2 else d) for i, (h, t, d) in enumerate(shapes)]
             assert sizes["scales"] == sum(1 + 2 * tally for tally in tallies)
-        elif rival.name == "q8_0":
+        elif baseline.name == "q8_0":
             assert sizes["scales"] == sum(1 + 2 * h * t * math.ceil(d / 32) for h, t, d in shapes)
-        elif isinstance(rival, kivi.Kivi):
-            old, kept = rival.residual_tokens, [0, 0, 0]
+        elif isinstance(baseline, kivi.Kivi):
+            old, kept = baseline.residual_tokens, [0, 0, 0]
             for index, (heads, count, size) in enumerate(shapes):
                 split = count - (count % old if index % 2 == 0 else min(count, old))
                 groups = size * math.ceil(split / 32) if index % 2 == 0 else split * math.ceil(size / 32)
-                kept[0] += packed(heads * split * size, rival.bits)
+                kept[0] += packed(heads * split * size, baseline.bits)
                 kept[1] += 1 + 2 * 2 * heads * groups
                 kept[2] += 2 * heads * (count - split) * size
             assert [sizes["codes"], sizes["scales"], sizes["residual"]] == kept
@@ -220,8 +220,8 @@ def test_scales_beyond_float16_are_kept_in_float32() -> None:
     snapshot = SNAPSHOTS["bits-bfloat16"]()
     assert max(np.abs(part).max() for part in arrays(snapshot)) > 1e30
     for point in ("int8", "q8_0", "kivi-4bit-r32", "turboquant-4bit", "cachegen-x4", "cachegen-lmcache-x4"):
-        rival = fitted(snapshot)[point]
-        for exact, found in zip(arrays(snapshot), arrays(rival.decode(rival.encode(snapshot))), strict=True):
+        baseline = fitted(snapshot)[point]
+        for exact, found in zip(arrays(snapshot), arrays(baseline.decode(baseline.encode(snapshot))), strict=True):
             assert np.abs(found - exact).max() <= 0.5 * np.abs(exact).max()
 
 
@@ -229,8 +229,8 @@ def test_scales_beyond_float16_are_kept_in_float32() -> None:
 def test_turboquant_has_the_distortion_that_its_quantiser_promises(bits: int) -> None:
     """Vectors lose what random directions lose whose coordinates go to the nearest level, without any rotation."""
     snapshot = filled([(2, 32, 8)], 800, gaussian)
-    rival = turboquant.TurboQuant(bits)
-    for exact, found in zip(arrays(snapshot), arrays(rival.decode(rival.encode(snapshot))), strict=True):
+    baseline = turboquant.TurboQuant(bits)
+    for exact, found in zip(arrays(snapshot), arrays(baseline.decode(baseline.encode(snapshot))), strict=True):
         size = exact.shape[-1]
         levels, distortion = lloyd_max(sphere_coordinate(size), 2**bits)
         random = np.random.default_rng(1).standard_normal((20_000, size))
@@ -245,8 +245,8 @@ def test_turboquant_has_the_distortion_that_its_quantiser_promises(bits: int) ->
 @pytest.mark.parametrize("name", ["llama", "odd heads", "tiny", "largest-float16"])
 def test_turboquant_keeps_lengths(name: str) -> None:
     snapshot = SNAPSHOTS[name]()
-    for rival in turboquant.family(Calibration(None, None, [])):
-        for exact, found in zip(arrays(snapshot), arrays(rival.decode(rival.encode(snapshot))), strict=True):
+    for baseline in turboquant.family(Calibration(None, None, [])):
+        for exact, found in zip(arrays(snapshot), arrays(baseline.decode(baseline.encode(snapshot))), strict=True):
             if name == "largest-float16":  # a coordinate beyond the cache's dtype is cut there
                 assert np.abs(found).max() <= 65504
                 continue
@@ -262,10 +262,12 @@ def test_rotations_are_orthogonal_and_differ_from_head_to_head() -> None:
 
 
 @pytest.mark.parametrize("quality", cachegen.QUALITIES)
-def test_cachegen_errors_stay_within_half_a_bin(rivals: dict[str, Rival], snapshot: KVSnapshot, quality: float) -> None:
+def test_cachegen_errors_stay_within_half_a_bin(
+    baselines: dict[str, Baseline], snapshot: KVSnapshot, quality: float
+) -> None:
     for curve, every in (("cachegen", 10), ("cachegen-lmcache", 10**9)):
-        rival = rivals[f"{curve}-x{quality:g}"]
-        decoded = arrays(rival.decode(rival.encode(snapshot)))
+        baseline = baselines[f"{curve}-x{quality:g}"]
+        decoded = arrays(baseline.decode(baseline.encode(snapshot)))
         for index, (exact, found) in enumerate(zip(arrays(snapshot), decoded, strict=True)):
             fine = index // 2 < 1  # the first of three layers, for keys and for values
             most = int(quality * (32 if fine else 16)) // 2 - 1
@@ -283,22 +285,22 @@ def test_cachegen_bins_are_those_of_its_authors_at_32_layers() -> None:
     assert bins[1::2] == [32] * 2 + [16] * 30
 
 
-def test_cachegen_is_as_short_as_its_tables_allow(rivals: dict[str, Rival], snapshot: KVSnapshot) -> None:
-    for rival in (found for found in rivals.values() if isinstance(found, cachegen.CacheGen)):
+def test_cachegen_is_as_short_as_its_tables_allow(baselines: dict[str, Baseline], snapshot: KVSnapshot) -> None:
+    for baseline in (found for found in baselines.values() if isinstance(found, cachegen.CacheGen)):
         bits = 0.0
         for index, exact in enumerate(arrays(snapshot)):
             rows = np.concatenate(list(exact), axis=1)  # [T, H * D]
-            part = cachegen.quantize(rows, rival.most[index], rival.group_tokens)
-            for symbols, table in zip((part.anchors, part.others), rival.tables[index], strict=True):
+            part = cachegen.quantize(rows, baseline.most[index], baseline.group_tokens)
+            for symbols, table in zip((part.anchors, part.others), baseline.tables[index], strict=True):
                 for channel in range(symbols.shape[1] if symbols.size else 0):
                     counts = table[channel][symbols[:, channel] + table.shape[1] // 2]
                     bits -= np.log2(counts / 65536).sum()
-        size_bits = 8 * len(rival.encode(snapshot).sections["symbols"])
+        size_bits = 8 * len(baseline.encode(snapshot).sections["symbols"])
         assert bits - 32 <= size_bits <= 1.001 * bits + 64
         uniform = sum(
-            part.size * math.log2(2 * most + 1) for part, most in zip(arrays(snapshot), rival.most, strict=True)
+            part.size * math.log2(2 * most + 1) for part, most in zip(arrays(snapshot), baseline.most, strict=True)
         )
-        assert rival.group_tokens or size_bits < 0.95 * uniform
+        assert baseline.group_tokens or size_bits < 0.95 * uniform
 
 
 @given(st.lists(st.lists(st.integers(0, 5000), min_size=5, max_size=5), min_size=1, max_size=4))
@@ -313,42 +315,42 @@ def test_integer_tables_sum_to_a_power_of_two_and_exclude_nothing(rows: list[lis
         assert counts[row.argmax()] >= max(counts) - cachegen.POOLED_COUNTS - rounding
 
 
-def test_cachegen_refuses_other_models_tables_and_shapes(rivals: dict[str, Rival], snapshot: KVSnapshot) -> None:
-    rival, other = rivals["cachegen-x1"], fitted(snapshot)["cachegen-x1"]
-    assert rival.fingerprint != other.fingerprint
+def test_cachegen_refuses_other_models_tables_and_shapes(baselines: dict[str, Baseline], snapshot: KVSnapshot) -> None:
+    baseline, other = baselines["cachegen-x1"], fitted(snapshot)["cachegen-x1"]
+    assert baseline.fingerprint != other.fingerprint
     with pytest.raises(MismatchError):
-        other.decode(rival.encode(snapshot))
+        other.decode(baseline.encode(snapshot))
     with pytest.raises(MismatchError):
-        rival.encode(make_snapshot(dtype="float32"))
+        baseline.encode(make_snapshot(dtype="float32"))
     fewer = KVSnapshot(
         tuple(LayerKV(layer.keys[:1], layer.values[:1], layer.positions) for layer in snapshot.layers),
         snapshot.token_ids,
         snapshot.origin,
     )
     with pytest.raises(InputError):
-        rival.encode(fewer)
+        baseline.encode(fewer)
     with pytest.raises(InputError):
         cachegen.family(Calibration(None, None, []))
 
 
-def test_tables_are_counted_and_only_tables(rivals: dict[str, Rival]) -> None:
-    for rival in rivals.values():
+def test_tables_are_counted_and_only_tables(baselines: dict[str, Baseline]) -> None:
+    for baseline in baselines.values():
         channels = 2 * 3 * 2 * 16  # tensors a layer, layers, heads, head size
-        if isinstance(rival, cachegen.CacheGen):
-            symbols = sum((255 if rival.group_tokens else 0) + 2 * most + 1 for most in rival.most)
-            assert rival.codec_bytes == 2 * symbols * channels // len(rival.most)
-            assert len(rival.fingerprint) == 64
+        if isinstance(baseline, cachegen.CacheGen):
+            symbols = sum((255 if baseline.group_tokens else 0) + 2 * most + 1 for most in baseline.most)
+            assert baseline.codec_bytes == 2 * symbols * channels // len(baseline.most)
+            assert len(baseline.fingerprint) == 64
         else:
-            assert (rival.codec_bytes, rival.fingerprint) == (0, "")
+            assert (baseline.codec_bytes, baseline.fingerprint) == (0, "")
 
 
-def test_finer_settings_cost_more_and_lose_less(rivals: dict[str, Rival], snapshot: KVSnapshot) -> None:
+def test_finer_settings_cost_more_and_lose_less(baselines: dict[str, Baseline], snapshot: KVSnapshot) -> None:
     curves: dict[str, list[tuple[int, float]]] = {}
-    for rival in rivals.values():
-        encoded = rival.encode(snapshot)
-        decoded = arrays(rival.decode(encoded))
+    for baseline in baselines.values():
+        encoded = baseline.encode(snapshot)
+        decoded = arrays(baseline.decode(encoded))
         error = sum(float(((a - b) ** 2).sum()) for a, b in zip(arrays(snapshot), decoded, strict=True))
-        curves.setdefault(rival.family, []).append((len(to_bytes(encoded)), error))
+        curves.setdefault(baseline.family, []).append((len(to_bytes(encoded)), error))
     assert set(curves) >= {"kivi", "kivi-r32", "cachegen", "cachegen-lmcache", "turboquant"}
     for name in ("kivi", "kivi-r32", "cachegen", "cachegen-lmcache", "turboquant"):
         errors = [error for _, error in sorted(curves[name])]
@@ -360,9 +362,9 @@ def changed(encoded: Encoded, **sections: bytes) -> Encoded:
     return dataclasses.replace(encoded, sections={**encoded.sections, **sections})
 
 
-def test_damaged_files_end_in_a_typed_error(rivals: dict[str, Rival], snapshot: KVSnapshot) -> None:
-    for rival in rivals.values():
-        encoded = rival.encode(snapshot)
+def test_damaged_files_end_in_a_typed_error(baselines: dict[str, Baseline], snapshot: KVSnapshot) -> None:
+    for baseline in baselines.values():
+        encoded = baseline.encode(snapshot)
         for name in set(encoded.sections) - {"tokens", "origin", "positions"}:
             data = encoded.sections[name]
             # An entropy coder reads any whole words, none included, as some message: that is for checksums to find.
@@ -370,36 +372,36 @@ def test_damaged_files_end_in_a_typed_error(rivals: dict[str, Rival], snapshot: 
             for bad in (data[:-1], data + b"\0", b"", data[: len(data) // 2]):
                 if bad not in (data, hopeless):
                     with pytest.raises(FormatError):
-                        rival.decode(changed(encoded, **{name: bad}))
+                        baseline.decode(changed(encoded, **{name: bad}))
             rest = {key: value for key, value in encoded.sections.items() if key != name}
             with pytest.raises(FormatError):
-                rival.decode(dataclasses.replace(encoded, sections=rest))
+                baseline.decode(dataclasses.replace(encoded, sections=rest))
         for shapes in ([[3, 2, 16, 17]], [[2, 2, 16, 16]], "3", [[3, 2, 16]], [[3, -2, -16, 16]], None):
             with pytest.raises(FormatError):
-                rival.decode(dataclasses.replace(encoded, settings={**encoded.settings, "shapes": shapes}))
+                baseline.decode(dataclasses.replace(encoded, settings={**encoded.settings, "shapes": shapes}))
 
 
-def test_files_of_other_settings_are_refused(rivals: dict[str, Rival], snapshot: KVSnapshot) -> None:
-    for rival in rivals.values():
-        encoded = rival.encode(snapshot)
-        for other in rivals.values():
-            if other is not rival:
+def test_files_of_other_settings_are_refused(baselines: dict[str, Baseline], snapshot: KVSnapshot) -> None:
+    for baseline in baselines.values():
+        encoded = baseline.encode(snapshot)
+        for other in baselines.values():
+            if other is not baseline:
                 with pytest.raises(MismatchError):
                     other.decode(encoded)
 
 
 def test_a_stored_dtype_that_cannot_be_is_refused(snapshot: KVSnapshot) -> None:
-    rival = raw16.Raw16()
-    encoded = rival.encode(snapshot)
+    baseline = raw16.Raw16()
+    encoded = baseline.encode(snapshot)
     for stored in ("float64", None, 3):
         with pytest.raises(FormatError):
-            rival.decode(dataclasses.replace(encoded, settings={**encoded.settings, "stored": stored}))
+            baseline.decode(dataclasses.replace(encoded, settings={**encoded.settings, "stored": stored}))
 
 
-def test_names_are_unique_and_printable(rivals: dict[str, Rival]) -> None:
+def test_names_are_unique_and_printable(baselines: dict[str, Baseline]) -> None:
     count = sum(len(room.family(Calibration(None, None, []))) for room in ROOMS if room is not cachegen)
-    assert len(rivals) == count + 2 * len(cachegen.QUALITIES)
-    assert all(name == rival.name and name.isprintable() and rival.family for name, rival in rivals.items())
+    assert len(baselines) == count + 2 * len(cachegen.QUALITIES)
+    assert all(name == baseline.name and name.isprintable() and baseline.family for name, baseline in baselines.items())
 
 
 @given(st.integers(1, 8), st.data())
@@ -464,7 +466,7 @@ def test_views_are_not_counted_with_what_lies_behind_them(snapshot: KVSnapshot) 
     assert sizes["torch.save"] - 4 * 10 * snapshot.values_count // snapshot.tokens < 8000
 
 
-def test_other_models_are_named_in_the_error(rivals: dict[str, Rival], snapshot: KVSnapshot) -> None:
+def test_other_models_are_named_in_the_error(baselines: dict[str, Baseline], snapshot: KVSnapshot) -> None:
     foreign = dataclasses.replace(snapshot.origin, fingerprint=ModelFingerprint("a" * 64, "b" * 64, "c" * 64))
     with pytest.raises(KVCompressError, match="config"):
-        rivals["cachegen-lmcache-x1"].encode(KVSnapshot(snapshot.layers, snapshot.token_ids, foreign))
+        baselines["cachegen-lmcache-x1"].encode(KVSnapshot(snapshot.layers, snapshot.token_ids, foreign))
