@@ -10,7 +10,7 @@ LONGEST_SHOWN = 2000
 """Characters of a text of foreign origin that are shown; what is longer is cut, for it has to stay a line."""
 
 
-def shown(text: object) -> str:
+def shown(text: object, keep: str = "") -> str:
     r"""Return a text as it may be shown on a terminal: in one line, and nothing in it but what prints.
 
     Control characters, line breaks, marks that turn the direction of writing and halves of surrogate pairs become
@@ -19,12 +19,12 @@ def shown(text: object) -> str:
 
     Args:
         text: Anything; what is no text is converted first.
+        keep: Characters that stay as they are, such as line breaks.
     """
-    line = str(text)
-    line = line if len(line) <= LONGEST_SHOWN else f"{line[:LONGEST_SHOWN]}..."
-    if line.isprintable():
-        return line
-    return "".join(one if one.isprintable() else one.encode("unicode_escape").decode() for one in line)
+    found = str(text)
+    if found.isprintable():
+        return found
+    return "".join(one if one.isprintable() or one in keep else one.encode("unicode_escape").decode() for one in found)
 
 
 class KVCompressError(Exception):
@@ -44,7 +44,8 @@ class KVCompressError(Exception):
         """Return the whole line: path, what, remedy; what does not print is escaped, see `shown`."""
         where = f"{shown(self.path)}: " if self.path is not None else ""
         then = f" {shown(self.remedy)}." if self.remedy else ""
-        return f"{where}{shown(self.what)}.{then}"
+        what = self.what if len(self.what) <= LONGEST_SHOWN else f"{self.what[:LONGEST_SHOWN]}..."
+        return f"{where}{shown(what)}.{then}"
 
 
 class InputError(KVCompressError):
@@ -108,5 +109,7 @@ def about(path: object) -> Iterator[None]:
 
 def require_positive(what: str, value: float, remedy: str = "") -> None:
     """Raise `InputError` unless a number is positive and finite; `what` names it, such as "a size ratio"."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise InputError(f"{what} must be a positive number, not {value!r}", remedy)
     if not (value > 0 and math.isfinite(value)):
         raise InputError(f"{what} must be a positive number, not {value:g}", remedy)

@@ -12,7 +12,7 @@ from kvcompress.hub.bundled import DEFAULT_MODEL
 RECOMPUTE, TOKENS, WEIGHTS = "Recomputed layers", "Tiers by token (a plan)", "Other weights"
 
 RawArgument = Annotated[Path, typer.Argument(help="Raw snapshot (.safetensors).", metavar="RAW.safetensors")]
-OutputOption = Annotated[Path, typer.Option("-o", "--output", help="File to write (.kvz).")]
+OutputOption = Annotated[Path, typer.Option("-o", "--output", help="File to write (.kvz); - is standard output.")]
 QualityOption = Annotated[
     str | None,
     typer.Option(
@@ -82,7 +82,7 @@ PlanTableOption = Annotated[
         help="JSON file to write: token, tier, bits, anchors, score parts, candidates.", rich_help_panel=TOKENS
     ),
 ]
-RacesOption = Annotated[
+HistoryOption = Annotated[
     Path | None,
     typer.Option(help="JSON file of earlier comparisons, which steer this one.", rich_help_panel=TOKENS),
 ]

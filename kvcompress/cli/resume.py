@@ -8,12 +8,14 @@ import typer
 
 from kvcompress.cli.console import (
     DEFAULT_MAX_MEMORY,
+    LINES,
     CodecOption,
     DtypeOption,
     JsonOption,
     KvzArgument,
     MaxMemoryOption,
     ModelOption,
+    printable,
     show,
 )
 from kvcompress.errors import InputError
@@ -53,7 +55,7 @@ def resume(
     places = [layer.positions for layer in snapshot.layers]
     pending, position = resume_start(cache, snapshot.token_ids, prompt_ids, layer_positions=places)
     pieces: list[str] = []
-    write = pieces.append if as_json else lambda piece: typer.echo(piece, nl=False)
+    write = pieces.append if as_json else lambda piece: typer.echo(printable(piece, keep=LINES), nl=False)
     stream = TextStream(tokenizer, write, [*snapshot.token_ids.tolist(), *prompt_ids])
     stop = {tokenizer.eos_token_id} - {None}
     new_ids = generate_from(

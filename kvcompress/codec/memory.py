@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from kvcompress.codec.analysis import HIGHEST_QP, OFFSETS, RESIDUAL_QP
+from kvcompress.codec.analysis import OFFSETS
 from kvcompress.codec.outliers import OUTLIERS
+from kvcompress.codec.settings import RESIDUAL_QP, TinyVAESettings
 from kvcompress.format.ans import largest_choice
 from kvcompress.format.container import Encoded
 from tinyvae.prior import CONTEXTS, MEAN_BLOCK
@@ -71,12 +72,16 @@ def decoding_bytes(codec: TinyVAECodec, encoded: Encoded, held: Sequence[int]) -
 
 def _active_rank(codec: TinyVAECodec, encoded: Encoded, group: int) -> int:
     """Return how many leading latents of a group can have symbols, at most."""
-    vae, qp = codec.vae(group), encoded.settings.get("rate")
-    if OUTLIERS in encoded.sections or type(qp) is not int or not 0 <= qp <= HIGHEST_QP:
+    vae = codec.vae(group)
+    if OUTLIERS in encoded.sections:
         return vae.config.rank
     offset = largest_choice(encoded.sections[OFFSETS]) if OFFSETS in encoded.sections else 0
     of_tokens = int(vae.token_offset.max()) + int(vae.age_offset.max())
     first = vae.first_place
-    most = qp + (offset or 0) + (of_tokens if first is None else max(of_tokens, int(first[0])))
+    most = (
+        TinyVAESettings.from_json(encoded.settings).qp
+        + (offset or 0)
+        + (of_tokens if first is None else max(of_tokens, int(first[0])))
+    )
     lift = 0 if first is None else max(0, int(first[1]))
     return vae.active_rank(torch.tensor([most]), torch.tensor([lift]))

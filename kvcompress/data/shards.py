@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from kvcompress.errors import FormatError, InputError
+from kvcompress.format.atomic_directory import recover
 from kvcompress.format.raw_snapshot import load_raw, origin_of_raw, raw_layers
 from kvcompress.format.safetensors_file import opened
 from kvcompress.format.strict_json import read_json, read_json_lines
@@ -113,6 +114,7 @@ class Shards:
 
     def __init__(self, directory: Path, parts: Sequence[str] = (FIT, LEVELS, CALIBRATION)) -> None:
         index = directory / INDEX
+        recover(directory)
         if not index.is_file():
             raise InputError("no finished harvest here", "Make one with `kvcompress harvest`", path=directory)
         rows = [ShardRow.from_json(line, index) for _, line in read_json_lines(index, "a shard")]
