@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from kvcompress.codec.directory import AutoCodec, load_codec
     from kvcompress.fit.from_sessions import FittedCodec, fit
     from kvcompress.format.container import Encoded, load, save
+    from kvcompress.format.limits import memory_limit
     from kvcompress.hf import capture, load_model, restore
     from kvcompress.metrics.fidelity import fidelity
     from kvcompress.snapshot import KVSnapshot
@@ -48,6 +49,7 @@ _HOMES = {
     "load_codec": "kvcompress.codec.directory",
     "load_model": "kvcompress.hf",
     "load_session": "kvcompress.api.session",
+    "memory_limit": "kvcompress.format.limits",
     "next_turn": "kvcompress.api.session",
     "plan": "kvcompress.api.planning",
     "restore": "kvcompress.hf",
@@ -74,6 +76,7 @@ __all__ = [
     "load_codec",
     "load_model",
     "load_session",
+    "memory_limit",
     "next_turn",
     "plan",
     "restore",

@@ -107,7 +107,7 @@ class Origin:
                 next_position=int(data["next_position"]),
                 conversation=dict(data["conversation"]) if data.get("conversation") is not None else None,
             )
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise InputError(f"the origin of the snapshot is incomplete ({error})") from error
         if origin.dtype not in CACHE_DTYPES:
             raise InputError(f"unknown cache dtype {origin.dtype!r}", f"Use one of {', '.join(CACHE_DTYPES)}")

@@ -115,7 +115,12 @@ def _with_messages(snapshot: KVSnapshot, tokenizer: Tokenizer, messages: Sequenc
 
 
 def load_session(
-    path: str | Path, model: CausalLM, *, tokenizer: Tokenizer | None = None, codec: str | Path | None = None
+    path: str | Path,
+    model: CausalLM,
+    *,
+    tokenizer: Tokenizer | None = None,
+    codec: str | Path | None = None,
+    max_memory: str | int | None = None,
 ) -> Any:
     """Load a session as a cache that the model goes on from.
 
@@ -124,6 +129,7 @@ def load_session(
         model: The model that recorded it, in evaluation mode, on any device.
         tokenizer: Compared with the file's where given.
         codec: Name, directory or Hub id; None takes the one at hand that made the file.
+        max_memory: The most memory that decoding may take, such as "512MB" or a number of bytes; 4 GB by default.
 
     Returns:
         A `transformers.DynamicCache` on the model's device, for `model.generate(ids, past_key_values=cache)`.
@@ -131,8 +137,9 @@ def load_session(
     Raises:
         MismatchError: The file is of another model, tokenizer or codec.
         FormatError: It is damaged; `IntegrityError` where a checksum tells.
+        MemoryLimitError: What it declares would take more memory.
     """
-    snapshot = load_snapshot(Path(path), codec, recompute_with(model, tokenizer))
+    snapshot = load_snapshot(Path(path), codec, recompute_with(model, tokenizer), max_memory)
     return restore(snapshot, model, tokenizer=tokenizer, copy=False)
 
 

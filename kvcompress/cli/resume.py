@@ -8,11 +8,13 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from kvcompress.cli.console import (
+    DEFAULT_MAX_MEMORY,
     LINES,
     CodecOption,
     DtypeOption,
     JsonOption,
     KvzArgument,
+    MaxMemoryOption,
     ModelOption,
     SpecialTokensOption,
     printable,
@@ -39,6 +41,7 @@ def resume(
     temperature: Annotated[float, typer.Option(help="0 takes the most likely token.", min=0.0)] = 0.0,
     seed: Annotated[int, typer.Option(help="Seed of sampling.")] = 0,
     dtype: DtypeOption = "float32",
+    max_memory: MaxMemoryOption = DEFAULT_MAX_MEMORY,
     as_json: JsonOption = False,
 ) -> None:
     """Load a session and let the model go on."""
@@ -48,7 +51,7 @@ def resume(
     from kvcompress.hf.generation import TextStream, generate_from
 
     language_model, tokenizer = load_model(model, dtype)
-    snapshot = load_snapshot(file, codec, recompute_with(language_model, tokenizer))
+    snapshot = load_snapshot(file, codec, recompute_with(language_model, tokenizer), max_memory)
     if tokenizer is None:
         raise InputError("the model has no tokenizer", "Save one beside the model", path=model)
     restored = restore(snapshot, language_model, tokenizer=tokenizer, copy=False)
