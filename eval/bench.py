@@ -23,6 +23,7 @@ from kvcompress.metrics.timing import bring_back, in_turns, prefill
 from kvcompress.prune.evidence.collect import collect
 from kvcompress.prune.scorers.registry import find_scorer
 from kvcompress.prune.session import Asked, SessionPlanner
+from kvcompress.report.terminal import print_table
 
 SESSIONS = Path("examples/sessions.jsonl")
 ROUNDS = 15
@@ -98,5 +99,6 @@ def _tell(head: str, seconds: Mapping[str, float], result: Mapping[str, object],
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text(json.dumps(result, indent=1) + "\n")
     print(head)
-    for name, value in seconds.items():
-        print(f"  {name.replace('_', ' '):<22} {value * 1000:8.1f} ms")
+    print_table(
+        (), [(name.replace("_", " "), f"{value * 1000:.1f} ms") for name, value in seconds.items()], numbers=(1,)
+    )

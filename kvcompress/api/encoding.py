@@ -182,7 +182,7 @@ def _planned(
     options: EncodeOptions,
     plan: PlanOptions,
     codec: str | Path | None,
-    model: ModelSource,
+    load: ModelSource,
     progress: Progress,
 ) -> Encoding:
     asked = Asked(
@@ -200,7 +200,7 @@ def _planned(
     history = load_history(plan.history)
     tinyvae = None if options.lossless else load_codec(codec or _codec_of(snapshot))
     known = _stored_evidence(plan, snapshot, tinyvae)
-    language_model, tokenizer = model(snapshot.origin.dtype)
+    language_model, tokenizer = load(snapshot.origin.dtype)
     if tinyvae is None:
         return Encoding(_pruned_lossless(language_model, tokenizer, snapshot, asked, known))
     planner = SessionPlanner(tinyvae, language_model, tokenizer, snapshot, asked, history, progress, known)

@@ -6,10 +6,21 @@ import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
 
 from kvcompress.api.options import NONE, PLANS, SEARCH, EncodeOptions, PlanOptions
-from kvcompress.cli.console import CodecOption, ForceOption, JsonOption, RecomputeLayersOption, progress_bar, show
+from kvcompress.cli.console import (
+    CodecOption,
+    ForceOption,
+    JsonOption,
+    RecomputeLayersOption,
+    beside,
+    printable,
+    progress_bar,
+    require_output,
+    show,
+    written,
+)
 from kvcompress.cli.encode_options import (
     EncodeModelOption,
     EvidenceOption,
@@ -67,6 +78,7 @@ def encode(
     sessions: SessionsOption = None,
 ) -> None:
     """Compress a raw snapshot."""
+    require_output(output, force, as_json)
     planned = _plan(plan, scorer, keep, keep_message, keep_fraction, guarantee, plan_table, history, evidence)
     options = EncodeOptions(
         quality=quality,
@@ -85,13 +97,13 @@ def encode(
     found, data = _encoded(raw, output, options, codec, model or DEFAULT_MODEL, plan_table, force)
     encoded, choice = found.encoded, found.link
     for note in found.notes:
-        sys.stderr.write(f"note: {note}.\n")
+        sys.stderr.write(f"note: {printable(note)}.\n")
     if as_json:
         show(data | {"settings": dict(encoded.settings)} | (_link_json(choice) if choice else {}), as_json=True)
         return
-    show(data | in_words(settings_of(encoded)), as_json=False)
+    show(data | in_words(settings_of(encoded)), as_json=False, file=beside(output))
     if choice:
-        _show_link(choice)
+        _show_link(choice, beside(output))
 
 
 def _encoded(
@@ -111,8 +123,8 @@ def _encoded(
     from kvcompress.format.raw_snapshot import load_raw
     from kvcompress.prune.table import save_table
 
-    for written in (output, *([plan_table] if plan_table is not None else [])):
-        require_writable(written, force)
+    if plan_table is not None:
+        require_writable(plan_table, force)
     snapshot = load_raw(raw)
     start = time.perf_counter()
     with about(raw), progress_bar("encode") as progress:
@@ -120,8 +132,9 @@ def _encoded(
     seconds = time.perf_counter() - start
     if plan_table is not None and found.plan is not None:
         save_table(plan_table, found.plan.table, found.plan.search(), force=force)
-    save(output, found.encoded, force=force)
-    file_bytes = output.stat().st_size
+    with written(output) as place:
+        save(place, found.encoded, force=force)
+        file_bytes = place.stat().st_size
     data = {"output": str(output), "tokens": snapshot.tokens, "raw_bytes": snapshot.raw_bytes, "file_bytes": file_bytes}
     data |= {"size_ratio": snapshot.raw_bytes / file_bytes, "encode_seconds": seconds, "codec": found.encoded.codec}
     return found, data
@@ -180,19 +193,17 @@ def _link_json(choice: Choice) -> dict[str, Any]:
     return {"trade_off": [option.to_json() for option in choice.options], "prefill": choice.prefill.to_json()}
 
 
-def _show_link(choice: Choice) -> None:
+def _show_link(choice: Choice, file: TextIO) -> None:
     """Print the table of all ways to restore, the chosen one marked."""
-    from rich.console import Console
-    from rich.table import Table
+    from kvcompress.report.spelling import spell
+    from kvcompress.report.terminal import print_table
 
-    table = Table(box=None, pad_edge=False)
-    for name in ("layers recomputed", "bytes", "transfer", "restore", "to the first token", ""):
-        table.add_column(name, justify="right")
+    rows = []
     for option in (*choice.options, choice.prefill):
         name = "prefill" if option.recompute_layers is None else str(option.recompute_layers)
-        seconds = (
-            f"{value:.3f} s" for value in (option.transfer_seconds, option.restore_seconds, option.total_seconds)
-        )
-        table.add_row(name, f"{option.file_bytes:,}", *seconds, "chosen" if option is choice.chosen else "")
-    sys.stdout.write("\n")
-    Console(file=sys.stdout, width=100).print(table)
+        seconds = (option.transfer_seconds, option.restore_seconds, option.total_seconds)
+        chosen = "chosen" if option is choice.chosen else ""
+        rows.append([name, spell(option.file_bytes, "count"), *(f"{value:.3f} s" for value in seconds), chosen])
+    file.write("\n")
+    names = ("layers recomputed", "bytes", "transfer", "restore", "to the first token", "")
+    print_table(names, rows, numbers=range(5), file=file)

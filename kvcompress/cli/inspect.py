@@ -86,5 +86,8 @@ def inspect(
     told = {"promise": promise_in_words(promise)} if promise else {}
     show(data | in_words(stated) | told, as_json=False)
     sys.stdout.write("\n")
-    for name, size in {"header": file_bytes - sum(sections.values()), **sections}.items():
-        sys.stdout.write(f"  {name:<14} {size:>12,} bytes  {size / file_bytes:6.1%}\n")
+    from kvcompress.report.terminal import print_table
+
+    listed = {"header": file_bytes - sum(sections.values()), **sections}
+    rows = [(name, f"{size:,}", f"{size / file_bytes:.1%}") for name, size in listed.items()]
+    print_table(("section", "bytes", "share"), rows, numbers=(1, 2))

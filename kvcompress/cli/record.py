@@ -8,7 +8,18 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from kvcompress.cli.console import DtypeOption, ForceOption, JsonOption, ModelOption, show
+from kvcompress.cli.console import (
+    LINES,
+    DtypeOption,
+    ForceOption,
+    JsonOption,
+    ModelOption,
+    beside,
+    printable,
+    require_output,
+    show,
+    written,
+)
 from kvcompress.errors import InputError
 from kvcompress.hub.bundled import DEFAULT_CODEC, DEFAULT_MODEL
 
@@ -18,7 +29,9 @@ if TYPE_CHECKING:
 
 
 def record(
-    output: Annotated[Path, typer.Option("-o", "--output", help="Raw snapshot to write (.safetensors).")],
+    output: Annotated[
+        Path, typer.Option("-o", "--output", help="Raw snapshot to write (.safetensors); - for standard output.")
+    ],
     session: Annotated[Path | None, typer.Option(help="JSON lines of recorded sessions.")] = None,
     session_id: Annotated[str | None, typer.Option("--id", help="Session to record; the first if not given.")] = None,
     text: Annotated[Path | None, typer.Option(help="Plain text file to record instead of a session.")] = None,
@@ -51,7 +64,7 @@ def record(
     from kvcompress.hf import capture, load_model
     from kvcompress.prune.evidence.recorded import write_evidence
 
-    require_writable(output, force)
+    require_output(output, force, as_json)
     if evidence is not None:
         require_writable(evidence, force)
     language_model, tokenizer = load_model(model, dtype)
@@ -67,10 +80,12 @@ def record(
     if evidence is not None:
         chosen = codec or (DEFAULT_CODEC if model == DEFAULT_MODEL else None)
         write_evidence(evidence, language_model, tokenizer, snapshot, scorer, chosen, ages, force)
-    save_raw(output, snapshot, force=force)
     data = {"output": str(output), "tokens": snapshot.tokens, "raw_bytes": snapshot.raw_bytes}
-    data |= {"file_bytes": output.stat().st_size}
-    show(data | ({"evidence": str(evidence)} if evidence is not None else {}), as_json=as_json)
+    with written(output) as place:
+        save_raw(place, snapshot, force=force)
+        data |= {"file_bytes": place.stat().st_size}
+    told = data | ({"evidence": str(evidence)} if evidence is not None else {})
+    show(told, as_json=as_json, file=beside(output))
 
 
 def _said(
@@ -104,7 +119,7 @@ def _chat(model: CausalLM, tokenizer: Tokenizer) -> tuple[list[int], list[float]
         messages.append({"role": "user", "content": line})
         ids = session_token_ids(Session("chat", messages), tokenizer, ask=True)
         stamps = [*stamps[: len(ids)], *[time.time()] * (len(ids) - len(stamps))]
-        stream = TextStream(tokenizer, lambda piece: typer.echo(piece, nl=False), ids)
+        stream = TextStream(tokenizer, _echo, ids)
         new_ids = talk.reply(ids, max_new_tokens=80, stop_ids=[tokenizer.eos_token_id], on_token=stream)
         stream.close()
         typer.echo()
@@ -114,6 +129,10 @@ def _chat(model: CausalLM, tokenizer: Tokenizer) -> tuple[list[int], list[float]
     if not ids:
         raise InputError("nothing was said, so there is nothing to record")
     return ids, [stamps[-1] - stamp for stamp in stamps], talk
+
+
+def _echo(piece: str) -> None:
+    typer.echo(printable(piece, keep=LINES), nl=False)
 
 
 def _line() -> str:

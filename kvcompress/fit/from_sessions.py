@@ -12,8 +12,10 @@ from torch import Tensor
 from kvcompress.data.harvest import tokenized_sessions
 from kvcompress.data.sessions import Session, session_token_ids
 from kvcompress.errors import InputError
+from kvcompress.fit.checkpoint import require_place_of_codec
 from kvcompress.fit.run import Announce, FitSource, Progress, fit_checkpoint
 from kvcompress.fit.settings import FitSettings
+from kvcompress.format.atomic_directory import require_directory, sweep
 from kvcompress.hf.capture import check_ids
 from kvcompress.hf.families import context_tokens
 from kvcompress.hf.types import CausalLM, Tokenizer
@@ -141,10 +143,13 @@ def place_of(output: Path, recompute_layers: int, *, force: bool) -> Path:
     """Return where a codec goes.
 
     Raises:
-        InputError: A codec lies there, and `force` is not given.
+        InputError: A codec lies there, and `force` is not given, or what lies there is no codec.
     """
     place = output / recompute_name(recompute_layers) if recompute_layers else output
+    require_directory(output, force=True)
+    require_place_of_codec(place)
     if (place / "config.json").exists() and not force:
+        sweep(place)
         raise InputError("already holds a codec", "Pass --force to replace it", path=place)
     return place
 

@@ -7,7 +7,6 @@ run that was killed goes on where it stopped.
 from __future__ import annotations
 
 import resource
-import shutil
 import sys
 import time
 from collections.abc import Callable
@@ -20,17 +19,19 @@ from torch import Tensor
 
 from kvcompress.codec.tinyvae import TinyVAECodec
 from kvcompress.data.harvest import harvest, write_shards
-from kvcompress.data.shards import INDEX, Shards, opening_digest
+from kvcompress.data.shards import Shards, opening_digest
 from kvcompress.errors import InputError
 from kvcompress.fit.calibrate import TooFewSessionsError
-from kvcompress.fit.checkpoint import finish_codec, save_codec, stored_in_words
+from kvcompress.fit.checkpoint import finish_codec, require_place_of_codec, save_codec, stored_in_words
 from kvcompress.fit.fitter import Fitter, require_coded_layers
 from kvcompress.fit.floor import floor_nats
 from kvcompress.fit.settings import FitSettings
 from kvcompress.fit.trials import CONTINUATION_TOKENS
 from kvcompress.fit.working import Working
+from kvcompress.format.atomic_directory import discard, locked_directory
 from kvcompress.hf import fingerprint, load_model
 from kvcompress.hf.types import CausalLM, Tokenizer
+from kvcompress.hub.bundled import recompute_name
 from kvcompress.snapshot import KVSnapshot
 
 PASSES = 2
@@ -103,7 +104,7 @@ class ShardTrial:
 def fit_checkpoint(
     source: FitSource, output: Path, settings: FitSettings, progress: Progress, announce: Announce = lambda line: None
 ) -> dict[str, Any]:
-    """Fit, verify and save; `output` appears whole or not at all.
+    """Fit, verify and save; `output` appears whole or not at all, and no other process fits the same codec meanwhile.
 
     Args:
         source: Model and sessions, or shards.
@@ -116,11 +117,21 @@ def fit_checkpoint(
         A summary: tokens, seconds, peak memory, size of the checkpoint, what is promised.
 
     Raises:
-        InputError: Too few sessions to fit to.
+        InputError: Too few sessions to fit to, a directory that cannot be replaced, or one that another process writes.
         MismatchError: The shards are of another model.
     """
     source.check()
     require_coded_layers(settings.recompute_layers, source.layer_count())
+    require_place_of_codec(output)
+    # A codec and those beside it that recompute layers are one directory: replacing one copies the others.
+    beside = settings.recompute_layers and output.name == recompute_name(settings.recompute_layers)
+    with locked_directory(output.parent if beside else output):
+        return _fit(source, output, settings, progress, announce)
+
+
+def _fit(
+    source: FitSource, output: Path, settings: FitSettings, progress: Progress, announce: Announce
+) -> dict[str, Any]:
     start, place = time.perf_counter(), output.with_name(output.name + ".fit")
     loaded = source.load()
     if source.shards is not None:
@@ -139,7 +150,7 @@ def fit_checkpoint(
     else:
         verify(codec, *again, shards, working, progress, announce)
     save_codec(codec, output)
-    shutil.rmtree(place, ignore_errors=True)
+    discard(place, output)
     return _summary(codec, output, time.perf_counter() - start)
 
 
@@ -151,11 +162,11 @@ def _harvest(
         raise InputError("sessions are harvested with a model", "Name it with --model")
     target, (model, tokenizer) = place / "shards", loaded
     stated = replace(settings.harvest_settings(), tokens=source.tokens)
-    if not (target / INDEX).is_file():
-        if source.sessions is not None:
-            write_shards(model, tokenizer, source.sessions, target, progress, settings=stated, announce=announce)
-        else:
-            harvest(model, tokenizer, source.rows or (), target, progress, settings=stated, announce=announce)
+    options: dict[str, Any] = {"settings": stated, "announce": announce, "own": True}
+    if source.sessions is not None:
+        write_shards(model, tokenizer, source.sessions, target, progress, **options)
+    else:
+        harvest(model, tokenizer, source.rows or (), target, progress, **options)
     return Shards(target)
 
 

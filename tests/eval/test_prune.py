@@ -137,11 +137,11 @@ def test_fits_find_what_the_damage_follows_from(examples: list[Example], tmp_pat
     assert profile_of("output_sensitivity", path).curve == tuple(fitted["profiles"]["output_sensitivity"]["curve"])
 
 
-def test_worth_has_mean_one_and_follows_rank_and_codec() -> None:
+def test_importance_has_mean_one_and_follows_rank_and_codec() -> None:
     profile = Profile(1.0, tuple(4 * knot for knot in KNOTS))
-    worth = profile.worth(torch.tensor([3.0, 1.0, 2.0]), torch.tensor([0.0, 0.0, 1.0]))
-    assert float(worth.mean()) == pytest.approx(1)
-    assert (worth / worth[1]).tolist() == pytest.approx([16, 1, 8])
+    importance = profile.importance(torch.tensor([3.0, 1.0, 2.0]), torch.tensor([0.0, 0.0, 1.0]))
+    assert float(importance.mean()) == pytest.approx(1)
+    assert (importance / importance[1]).tolist() == pytest.approx([16, 1, 8])
 
 
 def test_the_bundled_fit_covers_every_scorer_and_says_how_it_was_made() -> None:
