@@ -55,8 +55,7 @@ def list_codecs(
         ]
         show({"codecs": rows}, as_json=True)
         return
-    for line in _table([_lines(one, facts, fits.get(facts.directory)) for one, facts in found]):
-        sys.stdout.write(f"{printable(line)}\n")
+    _print_table([_lines(one, facts, fits.get(facts.directory)) for one, facts in found])
 
 
 @codecs.command("show")
@@ -173,16 +172,17 @@ def _size(part: Part, quality: str) -> str:
     return "?" if coded is None else f"<{coded:.3g}x" if coded < 1000 else f"<{coded:,.0f}x"
 
 
-def _table(groups: Sequence[Sequence[Sequence[str]]]) -> Iterator[str]:
-    """Yield the table, its columns as wide as they need to be."""
+def _print_table(groups: Sequence[Sequence[Sequence[str]]]) -> None:
+    """Print a row for each codec and number of recomputed layers."""
+    from kvcompress.report.terminal import print_table
+
     rows = [row for group in groups for row in group]
     if not rows:
-        yield "no codec is at hand"
+        sys.stdout.write("no codec is at hand\n")
         return
     fits = ["fits"] if len(rows[0]) > 6 + len(QUALITIES) else []
     head = ["name", "place", "model", "weights", *fits, "m", "bytes", *(f"{name}: size, KL" for name in QUALITIES)]
-    widths = [max(len(row[column]) for row in [head, *rows]) for column in range(len(head))]
-    for row in [head, *rows]:
-        yield "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
-    yield ""
-    yield "m: layers that the model recomputes. KL in nats. A size after < leaves token ids and header out."
+    print_table(head, rows, numbers=(4 + len(fits), 5 + len(fits)))
+    sys.stdout.write(
+        "\nm: layers that the model recomputes. KL in nats. A size after < leaves token ids and header out.\n"
+    )

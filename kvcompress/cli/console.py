@@ -80,9 +80,9 @@ def show(data: Mapping[str, Any], *, as_json: bool, file: TextIO | None = None) 
     if as_json:
         file.write(json.dumps(data) + "\n")
         return
-    width = max(map(len, data), default=0)
-    for name, value in data.items():
-        file.write(f"{printable(name).replace('_', ' '):<{width}}  {printable(_spoken(name, value))}\n")
+    from kvcompress.report.terminal import print_table
+
+    print_table((), [(name.replace("_", " "), _spoken(name, value)) for name, value in data.items()], file=file)
 
 
 def is_standard_output(output: Path) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
@@ -42,14 +42,13 @@ from kvcompress.cli.encode_options import (
     SessionsOption,
     SizeRatioOption,
 )
-from kvcompress.cli.inspect import in_words, other_weights_in_words
-from kvcompress.codec.promise import OTHER_WEIGHTS
+from kvcompress.cli.inspect import in_words
+from kvcompress.codec.settings import settings_of
 from kvcompress.errors import InputError, about
 from kvcompress.hub.bundled import DEFAULT_MODEL
 
 if TYPE_CHECKING:
     from kvcompress.api.encoding import Encoding
-    from kvcompress.format.container import Encoded
     from kvcompress.rate.link import Choice
 
 
@@ -97,12 +96,12 @@ def encode(
         raise InputError(what, "Without them no model is run")
     found, data = _encoded(raw, output, options, codec, model or DEFAULT_MODEL, plan_table, force)
     encoded, choice = found.encoded, found.link
-    for note in (*found.notes, *_notes(encoded, data["size_ratio"], choice, codec)):
+    for note in found.notes:
         sys.stderr.write(f"note: {printable(note)}.\n")
     if as_json:
         show(data | {"settings": dict(encoded.settings)} | (_link_json(choice) if choice else {}), as_json=True)
         return
-    show(data | in_words(encoded.settings), as_json=False, file=beside(output))
+    show(data | in_words(settings_of(encoded)), as_json=False, file=beside(output))
     if choice:
         _show_link(choice, beside(output))
 
@@ -196,53 +195,15 @@ def _link_json(choice: Choice) -> dict[str, Any]:
 
 def _show_link(choice: Choice, file: TextIO) -> None:
     """Print the table of all ways to restore, the chosen one marked."""
-    from rich.console import Console
-    from rich.table import Table
+    from kvcompress.report.spelling import spell
+    from kvcompress.report.terminal import print_table
 
-    table = Table(box=None, pad_edge=False)
-    for name in ("layers recomputed", "bytes", "transfer", "restore", "to the first token", ""):
-        table.add_column(name, justify="right")
+    rows = []
     for option in (*choice.options, choice.prefill):
         name = "prefill" if option.recompute_layers is None else str(option.recompute_layers)
-        seconds = (
-            f"{value:.3f} s" for value in (option.transfer_seconds, option.restore_seconds, option.total_seconds)
-        )
-        table.add_row(name, f"{option.file_bytes:,}", *seconds, "chosen" if option is choice.chosen else "")
+        seconds = (option.transfer_seconds, option.restore_seconds, option.total_seconds)
+        chosen = "chosen" if option is choice.chosen else ""
+        rows.append([name, spell(option.file_bytes, "count"), *(f"{value:.3f} s" for value in seconds), chosen])
     file.write("\n")
-    Console(file=file, width=100).print(table)
-
-
-def _notes(encoded: Encoded, reached: float, choice: Choice | None, codec: str | None) -> Iterator[str]:
-    """Yield what a user who looks at the size alone would miss, a line each."""
-    settings = encoded.settings
-    if choice:
-        from kvcompress.rate.link import prefill_note
-
-        told = prefill_note(choice)
-        if told is not None:
-            yield told
-    if "size_ratio" in settings:
-        from kvcompress.rate.targets import size_ratio_note
-
-        note = size_ratio_note(encoded, reached)
-        if note is not None:
-            yield note
-    if OTHER_WEIGHTS in settings:
-        yield f"{other_weights_in_words(settings)}: only these can go on from it"
-    if settings.get("stored") in ("residual", "lossless") and not settings.get("unlike"):
-        yield f"latents alone do not keep {settings['quality']!r} on this model: {_stored_in_words(encoded, codec)}"
-    if settings.get("unlike"):
-        told = "this session differs from those that the codec was calibrated on"
-        yield f"{told}: stored at {settings['stored']!r} instead of {settings['quality']!r}"
-    if "certificate" in settings and "rate" not in settings:
-        certificate = settings["certificate"]
-        told = f"no QP of the codec keeps a mean KL of {certificate['max_kl_nats']:g} nats"
-        yield f"{told}: stored by the codec {encoded.codec!r}, which loses {certificate['kl_nats']:.2g}"
-
-
-def _stored_in_words(encoded: Encoded, codec: str | None) -> str:
-    from kvcompress.cli.inspect import promise_of_file
-    from kvcompress.codec.promise import promise_in_words
-
-    promise = promise_of_file(codec, encoded.codec_fingerprint, encoded.settings)
-    return promise_in_words(promise) if promise else f"stored as {encoded.settings['stored']}"
+    names = ("layers recomputed", "bytes", "transfer", "restore", "to the first token", "")
+    print_table(names, rows, numbers=range(5), file=file)

@@ -26,7 +26,6 @@ from kvcompress.hub.bundled import DEFAULT_CODEC, DEFAULT_MODEL
 if TYPE_CHECKING:
     from kvcompress.hf.conversation import Conversation
     from kvcompress.hf.types import CausalLM, Tokenizer
-    from kvcompress.snapshot import KVSnapshot
 
 
 def record(
@@ -63,6 +62,7 @@ def record(
     from kvcompress.format.atomic import require_writable
     from kvcompress.format.raw_snapshot import save_raw
     from kvcompress.hf import capture, load_model
+    from kvcompress.prune.evidence.recorded import write_evidence
 
     require_output(output, force, as_json)
     if evidence is not None:
@@ -79,43 +79,13 @@ def record(
         snapshot = capture(language_model, ids[:tokens], tokenizer=tokenizer)
     if evidence is not None:
         chosen = codec or (DEFAULT_CODEC if model == DEFAULT_MODEL else None)
-        _write_evidence(evidence, language_model, tokenizer, snapshot, scorer, chosen, ages, force)
+        write_evidence(evidence, language_model, tokenizer, snapshot, scorer, chosen, ages, force)
     data = {"output": str(output), "tokens": snapshot.tokens, "raw_bytes": snapshot.raw_bytes}
     with written(output) as place:
         save_raw(place, snapshot, force=force)
         data |= {"file_bytes": place.stat().st_size}
     told = data | ({"evidence": str(evidence)} if evidence is not None else {})
     show(told, as_json=as_json, file=beside(output))
-
-
-def _write_evidence(
-    path: Path,
-    model: CausalLM,
-    tokenizer: Tokenizer,
-    snapshot: KVSnapshot,
-    scorers: list[str] | None,
-    codec_name: str | None,
-    ages: list[float] | None,
-    force: bool,
-) -> None:
-    """Collect what scorers need of a session, with the age of each token where a clock ran, and store it."""
-    import torch
-
-    from kvcompress.codec.directory import load_codec
-    from kvcompress.prune.evidence.collect import collect
-    from kvcompress.prune.evidence.file import save_evidence
-    from kvcompress.prune.evidence.record import Evidence
-    from kvcompress.prune.scorers.registry import SCORERS, find_scorer
-
-    needs = {need for name in scorers or SCORERS for need in find_scorer(name).needs}
-    codec = load_codec(codec_name) if codec_name is not None else None
-    if codec is not None:
-        codec.require_compatible(snapshot)
-    clock = None if ages is None else torch.tensor(ages[: snapshot.tokens])
-    found = collect(
-        model, snapshot, needs, tokenizer=tokenizer, codec=codec, known=Evidence(snapshot, ages_seconds=clock)
-    )
-    save_evidence(path, found, codec.fingerprint if codec is not None else "", force=force)
 
 
 def _said(

@@ -10,6 +10,7 @@ from kvcompress.codec.tinyvae import TinyVAECodec
 from kvcompress.errors import CheckpointError, InputError
 from kvcompress.format.atomic_directory import recover
 from kvcompress.hub.bundled import DEFAULT_CODEC, codec_parts, require_intact
+from kvcompress.hub.hub_id import SCORERS_FILE
 from kvcompress.hub.places import find_codec
 from tinyvae.bitstream import bitstream_marker
 
@@ -74,6 +75,8 @@ def load_tinyvae(directory: Path) -> TinyVAECodec:
         told = "the codec is damaged" if bitstream_marker() is None else "this version reads bits in another way"
         what = f"{told}: its digest is {codec.fingerprint[:16]}, its config.json says {str(stated)[:16]}"
         raise CheckpointError(what, "Fit or fetch it again", path=directory)
+    scorers = directory / SCORERS_FILE
+    codec.scorers = scorers if scorers.is_file() else None
     return codec.eval()
 
 

@@ -10,7 +10,7 @@ from kvcompress.codec.facts import CodecFacts, read_facts
 from kvcompress.errors import CheckpointError, about
 from kvcompress.format.atomic_directory import atomic_directory
 from kvcompress.hub.bundled import require_intact
-from kvcompress.hub.hub_id import CODEC_FILES
+from kvcompress.hub.hub_id import COPIED_FILES
 from kvcompress.hub.places import codecs_home
 
 
@@ -40,7 +40,7 @@ def pull(name: str, output: Path | None = None, *, force: bool = False) -> Codec
             require_intact(part.directory)
             copy = fresh / part.directory.relative_to(source)
             copy.mkdir(exist_ok=True)
-            for file in CODEC_FILES:
+            for file in COPIED_FILES:
                 if (part.directory / file).is_file():
                     shutil.copyfile(part.directory / file, copy / file)  # follows links, which a Hub cache is made of
             if part.fingerprint is None:

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from kvcompress.codec.tinyvae import TinyVAECodec
-from kvcompress.data.harvest import write_shards
+from kvcompress.data.harvest import harvest, write_shards
 from kvcompress.data.shards import Shards, opening_digest
 from kvcompress.errors import InputError
 from kvcompress.fit.calibrate import TooFewSessionsError
@@ -50,16 +50,24 @@ class FitSource:
         sessions: JSON lines of recorded sessions, to be harvested; None where shards are given.
         shards: A finished harvest; None where sessions are given.
         tokens: Sessions are cut at so many tokens; None at the model's context.
+        rows: Sessions in memory instead, name and token ids [N] int64 of each.
+        loaded: The model in memory and its tokenizer, instead of its name.
     """
 
     model: str | None
     sessions: Path | None = None
     shards: Path | None = None
     tokens: int | None = None
+    rows: tuple[tuple[str, Tensor], ...] | None = None
+    loaded: tuple[CausalLM, Tokenizer | None] | None = None
+
+    def load(self) -> tuple[CausalLM, Tokenizer | None] | None:
+        """Return the model and its tokenizer; None where none is named."""
+        return self.loaded or (None if self.model is None else load_model(self.model))
 
     def check(self) -> None:
         """Raise `InputError` unless there is one source, and a model where sessions are to be harvested."""
-        if (self.sessions is None) == (self.shards is None):
+        if [self.sessions, self.shards, self.rows].count(None) != 2:
             raise InputError("a fit needs either --sessions or --shards", "Give one of them")
         if self.shards is not None and self.tokens is not None:
             raise InputError("shards are cut already", "Leave --tokens away, or harvest again")
@@ -68,6 +76,8 @@ class FitSource:
         """Return how many layers the model has."""
         if self.shards is not None:
             return len(Shards(self.shards).origin.layer_kinds)
+        if self.loaded is not None:
+            return int(self.loaded[0].config.get_text_config(decoder=True).num_hidden_layers)
         from kvcompress.hf.loading import model_config
 
         return int(model_config(self.model or "").num_hidden_layers)
@@ -123,7 +133,7 @@ def _fit(
     source: FitSource, output: Path, settings: FitSettings, progress: Progress, announce: Announce
 ) -> dict[str, Any]:
     start, place = time.perf_counter(), output.with_name(output.name + ".fit")
-    loaded = load_model(source.model) if source.model is not None else None
+    loaded = source.load()
     if source.shards is not None:
         shards = Shards(source.shards)
     else:
@@ -134,10 +144,11 @@ def _fit(
     key = {"passes": PASSES, "settings": asdict(settings), "shards": shards.settings}
     working = Working(place / f"passes-{settings.recompute_layers}", key)
     codec = Fitter(shards, settings, progress, working).fit()
-    if source.model is None:
+    again = source.load()
+    if again is None:
         announce("no model was named, so nothing was verified: the codec promises no quality")
     else:
-        verify(codec, *load_model(source.model), shards, working, progress, announce)
+        verify(codec, *again, shards, working, progress, announce)
     save_codec(codec, output)
     discard(place, output)
     return _summary(codec, output, time.perf_counter() - start)
@@ -147,12 +158,15 @@ def _harvest(
     source: FitSource, loaded: Any, settings: FitSettings, place: Path, progress: Progress, announce: Announce
 ) -> Shards:
     """Return the shards of the sessions of a file, made in the working directory."""
-    if loaded is None or source.sessions is None:
+    if loaded is None:
         raise InputError("sessions are harvested with a model", "Name it with --model")
     target, (model, tokenizer) = place / "shards", loaded
     stated = replace(settings.harvest_settings(), tokens=source.tokens)
     options: dict[str, Any] = {"settings": stated, "announce": announce, "own": True}
-    write_shards(model, tokenizer, source.sessions, target, progress, **options)
+    if source.sessions is not None:
+        write_shards(model, tokenizer, source.sessions, target, progress, **options)
+    else:
+        harvest(model, tokenizer, source.rows or (), target, progress, **options)
     return Shards(target)
 
 

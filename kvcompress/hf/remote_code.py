@@ -49,8 +49,9 @@ def require_no_code(where: Path, trusted: bool) -> None:
             raise _refused(where / CONFIG, "the model")
         log.warning("%s: the model's own code is not run, transformers' %r is taken", where.name, kind)
     if "AutoTokenizer" in _auto_map(tokenizer) or ("AutoTokenizer" in named and "tokenizer_class" not in tokenizer):
-        maker = str(tokenizer.get("tokenizer_class"))
-        makers = [tokenizer_class_from_name(name) for name in (maker, f"{maker}Fast")]
+        maker = tokenizer.get("tokenizer_class")
+        names = (maker, f"{maker}Fast") if isinstance(maker, str) else ()
+        makers = [tokenizer_class_from_name(name) for name in names]
         if not any(one is not None and _is_of_transformers(one) for one in makers):
             raise _refused(where / TOKENIZER, "the tokenizer")
 

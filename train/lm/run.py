@@ -16,6 +16,7 @@ from lightning.pytorch.loggers import CSVLogger
 from torch.utils.data import DataLoader
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from kvcompress.hf.forward import run
 from train.lm.corpus import Corpus, load_corpus
 from train.lm.curriculum import Batches, Recipe
 from train.lm.facts import invent_fact, state
@@ -47,7 +48,7 @@ def bits_per_byte(
     texts += [text[60_000:61_500] for text in corpus.texts[:8]]
     for text in texts:
         ids = torch.tensor([tokenizer(text, add_special_tokens=False)["input_ids"][:512]])
-        logits = model(input_ids=ids[:, :-1], use_cache=False).logits
+        logits = run(model, ids[:, :-1])
         nats += float(torch.nn.functional.cross_entropy(logits[0], ids[0, 1:], reduction="sum"))
         size_bytes += len(str(tokenizer.decode(ids[0], skip_special_tokens=True)).encode())
     return nats / math.log(2) / size_bytes
