@@ -9,16 +9,16 @@ from typing import Annotated
 import typer
 
 from eval.bench import bench, bench_planning
+from eval.check_command import check_real_command
 from eval.demo import demo
 from eval.demo_fit import demo_fit
 from eval.models import model_smollm2_command
-from eval.real_model.check_command import check_real_command
-from eval.real_model.command import real_model_command
-from eval.suite.command import SESSIONS, run_command
-from eval.suite.spoken import spoken_command
-from eval.tasks.command import tasks_command
 from kvcompress.errors import InputError, KVCompressError
 from kvcompress.hub.bundled import DEFAULT_CODEC, DEFAULT_MODEL
+from kvcompress_eval.real_model.command import real_model_command
+from kvcompress_eval.suite.command import SESSIONS, run_command
+from kvcompress_eval.suite.spoken import spoken_command
+from kvcompress_eval.tasks.command import tasks_command
 
 app = typer.Typer(no_args_is_help=True, help=__doc__, pretty_exceptions_enable=False)
 
@@ -70,8 +70,8 @@ def compare_command(
     second: Annotated[Path, typer.Argument(help="Directory of the other.")],
 ) -> None:
     """Say codec by codec how two reports differ, and which differences exceed their standard errors."""
-    from eval.suite.publish import read_result
-    from eval.suite.report import compare
+    from kvcompress_eval.suite.publish import read_result
+    from kvcompress_eval.suite.report import compare
 
     typer.echo(compare(read_result(first), read_result(second)))
 
@@ -113,7 +113,7 @@ def devices_command(
     quality: Annotated[str, typer.Option(help="Quality word of the files.")] = "transparent",
 ) -> None:
     """Encode in one condition, decode in another, for every pair at hand; exit status 1 where a symbol changed."""
-    from eval.portability.run import devices
+    from kvcompress_eval.portability.run import devices
 
     devices(out, model, codec, sessions, tokens, count, quality)
 

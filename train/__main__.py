@@ -54,7 +54,7 @@ def fit(
     out: Annotated[Path, typer.Option("-o", "--out", help="Directory of the codec; its run, beside it, is resumed.")],
     sessions: Annotated[Path | None, typer.Option(help="JSON lines of recorded sessions.")] = None,
     shards: Annotated[Path | None, typer.Option(help="What `kvcompress harvest` left, instead of sessions.")] = None,
-    config: Annotated[Path, typer.Option(help="Recipe (YAML).")] = Path("train/configs/codec.yaml"),
+    config: Annotated[Path, typer.Option(help="Recipe (YAML).")] = Path("kvcompress_train/recipes/small.yaml"),
     model: Annotated[str, typer.Option(help="Model directory, or the name of a bundled model.")] = "reference-lm",
     devices: Annotated[int | None, typer.Option(help="Processes of data-parallel training.", min=1)] = None,
     threads: Annotated[int, typer.Option(help="Threads of torch in each process.", min=1)] = 2,
@@ -67,12 +67,12 @@ def fit(
     import torch
 
     from kvcompress.cli.console import progress_bar
-    from train.codec.recipe import read_recipe
+    from kvcompress_train.recipe import read_recipe
 
     recipe = read_recipe(config)
     recipe = replace(recipe, devices=devices or recipe.devices, logger=logger or recipe.logger)
     torch.set_num_threads(threads)
-    from train.codec.run import CodecRun
+    from kvcompress_train.run import CodecRun
 
     with progress_bar("fit") as progress:
         summary = CodecRun(recipe, model, sessions, shards, out, progress).run()

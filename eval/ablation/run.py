@@ -14,8 +14,6 @@ from typing import Any
 import torch
 
 from eval.ablation.variants import Variant, closed_forms, variants
-from eval.suite.chosen import choose_sessions
-from eval.suite.subject import Subject, prepare
 from kvcompress.codec.directory import load_codec
 from kvcompress.codec.tinyvae import TinyVAECodec
 from kvcompress.data.harvest import tokenized_sessions
@@ -24,6 +22,8 @@ from kvcompress.fit.settings import FitSettings
 from kvcompress.format.container import to_bytes
 from kvcompress.hf import capture, load_model, restore
 from kvcompress.metrics.fidelity import continuation_logits, kl_nats
+from kvcompress_eval.suite.chosen import choose_sessions
+from kvcompress_eval.suite.subject import Subject, prepare
 
 QPS = (72, 60, 48, 36, 24, 12, 0)
 TARGETS_NATS = (0.002, 0.01, 0.04)

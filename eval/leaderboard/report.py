@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 
 from eval.leaderboard.candidates import ONE_TIER, RACE
-from eval.suite.bootstrap import estimate_mean
 from kvcompress.format.atomic import atomic_write
+from kvcompress_eval.suite.bootstrap import estimate_mean
 
 Row = dict[str, Any]
 CONTROLS = ("random", "sink_recent", ONE_TIER)

@@ -13,21 +13,21 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-import eval.suite.run as suite_run
+import kvcompress_eval.suite.run as suite_run
 from eval.__main__ import app
-from eval.baselines.int8 import family as int8_family
-from eval.baselines.registry import FAMILIES, OWN, build_all, resolve
-from eval.suite.curves import thin
-from eval.suite.job import Job
-from eval.suite.publish import read_result, write_readme
-from eval.suite.run import run_suite
-from eval.suite.settings import SuiteSettings
 from kvcompress.data.harvest import tokenized_sessions
 from kvcompress.errors import InputError, KVCompressError
 from kvcompress.format.container import load, save
 from kvcompress.hf import capture, load_model
 from kvcompress.hub.bundled import DEFAULT_MODEL, find_checkpoint
 from kvcompress.snapshot import KVSnapshot, LayerKV
+from kvcompress_eval.baselines.int8 import family as int8_family
+from kvcompress_eval.baselines.registry import FAMILIES, OWN, build_all, resolve
+from kvcompress_eval.suite.curves import thin
+from kvcompress_eval.suite.job import Job
+from kvcompress_eval.suite.publish import read_result, write_readme
+from kvcompress_eval.suite.run import run_suite
+from kvcompress_eval.suite.settings import SuiteSettings
 
 SMALL = SuiteSettings(tokens=96, continuation_tokens=64, count=2, thorough=1, calibration=4, most_points=2, quick=True)
 
@@ -117,7 +117,7 @@ def test_a_run_that_goes_on_measures_and_fits_nothing_twice(
 
     monkeypatch.setattr(suite_run, "measure_point", never)
     monkeypatch.setattr(suite_run, "prepare", never)
-    monkeypatch.setattr("eval.baselines.cachegen.family", never)
+    monkeypatch.setattr("kvcompress_eval.baselines.cachegen.family", never)
     after = run(codecs, sessions_file, tmp_path, settings, go_on=True)
     assert (tmp_path / "rows.jsonl").read_text() == lines
     same = ("sessions", "codecs", "controls", "hops", "economics", "equal_kl")
