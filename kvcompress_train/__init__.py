@@ -1,1 +1,1 @@
-"""Recipe of the codec: closed form first, then training of prior and transform with Lightning."""
+"""Training of codecs, installed with the extra `train`: closed form first, then prior and transform with Lightning."""

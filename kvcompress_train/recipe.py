@@ -10,6 +10,7 @@ import yaml
 
 from kvcompress.errors import InputError
 from kvcompress.fit.settings import FitSettings
+from kvcompress_train.recipes import find_recipe, recipe_text
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,18 +83,18 @@ class CodecRecipe:
         return asdict(self)
 
 
-def read_recipe(path: Path) -> CodecRecipe:
+def read_recipe(name_or_path: str | Path) -> CodecRecipe:
     """Read a recipe; what it does not name keeps its default.
 
+    Args:
+        name_or_path: A YAML file, or the name of a recipe that comes along.
+
     Raises:
-        InputError: The file is missing or not YAML, or names what no recipe has.
+        InputError: There is none, it is not YAML, or it names what no recipe has.
     """
+    path, text = find_recipe(name_or_path), recipe_text(name_or_path)
     try:
-        data = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(
-            "the recipe cannot be read", "Name one such as kvcompress_train/recipes/small.yaml", path=path
-        ) from error
+        data = yaml.safe_load(text) or {}
     except yaml.YAMLError as error:
         raise InputError(f"the recipe is not YAML ({str(error).splitlines()[0]})", path=path) from error
     parts = {"fit": FitSettings, "rate_stage": Stage, "divergence_stage": Stage}

@@ -223,7 +223,7 @@ class CodecRun:
         if self.recipe.logger == "csv":
             return CSVLogger(directory, name=name)
         if find_spec("wandb") is None:
-            remedy = 'Install it with `pip install -e ".[train]"`, or pass --logger csv'
+            remedy = 'pip install "kvcompress[train]", or pass --logger csv'
             raise InputError("wandb is not installed", remedy)
         online = os.environ.get("WANDB_MODE") == "online"
         config = self.recipe.to_json()

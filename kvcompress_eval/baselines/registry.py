@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from kvcompress.codec.at_hand import codec_for
+from kvcompress.codec.facts import read_facts
 from kvcompress.errors import InputError
 from kvcompress.hf import fingerprint
-from kvcompress.hub.bundled import DEFAULT_CODEC
+from kvcompress.hf.fingerprint import ModelFingerprint
+from kvcompress.hub.places import find_codec
 from kvcompress_eval.baselines.protocol import Baseline, Calibration
 from kvcompress_eval.baselines.tinyvae import held_in, points
 
@@ -40,12 +43,12 @@ class Own:
     """What is measured of this project's codec.
 
     Attributes:
-        directory: Codec directory or bundled name that "tinyvae" stands for.
+        directory: Codec directory or name that "tinyvae" stands for; None for the one at hand that fits the model.
         curve: Measure fixed QPs too, not only the quality words that a codec promises.
         trade_off: Measure the codecs that leave layers to the model too.
     """
 
-    directory: str = DEFAULT_CODEC
+    directory: str | None = None
     curve: bool = False
     trade_off: bool = False
 
@@ -68,6 +71,24 @@ def resolve(names: Sequence[str]) -> list[str]:
     return list(dict.fromkeys(wanted))
 
 
+def require_codecs(names: Sequence[str], own: Own, model: ModelFingerprint) -> None:
+    """Refuse, before anything is measured, a codec that was named and cannot be.
+
+    Args:
+        names: As `resolve` returned them.
+        own: What is measured of this project's codecs.
+        model: The model's.
+
+    Raises:
+        CheckpointError: There is none where one is named, or it is damaged.
+        MismatchError: It is of another model.
+    """
+    places = [own.directory if name == OWN else name for name in names if name not in FAMILIES]
+    for place in filter(None, places):
+        facts = read_facts(find_codec(place))
+        ModelFingerprint.from_json(facts.model).require_match(model, path=place)
+
+
 def build(name: str, calibration: Calibration, own: Own | None = None, *, first: bool = True) -> list[Baseline]:
     """Return the points of one family, fitted where the family needs it.
 
@@ -84,11 +105,12 @@ def build(name: str, calibration: Calibration, own: Own | None = None, *, first:
     if name in FAMILIES:
         return list(importlib.import_module(f"kvcompress_eval.baselines.{name}").family(calibration))
     own = own or Own()
-    place = own.directory if name == OWN else name
+    mine = fingerprint(calibration.model, calibration.tokenizer)
+    place = name if name != OWN else own.directory or str(codec_for(asdict(mine)))
     named = [] if first else [Path(place).name]
     found = list[Baseline]()
     for held in held_in(place, calibration.model, calibration.tokenizer):
-        held.codec.model_fingerprint.require_match(fingerprint(calibration.model, calibration.tokenizer))
+        held.codec.model_fingerprint.require_match(mine)
         if held.recompute_layers and not own.trade_off and found:
             break
         parts = [*named, *([f"m={held.recompute_layers}"] if held.recompute_layers and found else [])]

@@ -20,7 +20,6 @@ from kvcompress_eval.portability.compare import cache_difference, resumption_dif
 from kvcompress_eval.portability.conditions import REFERENCE, Condition
 from kvcompress_eval.portability.worker import RESULT
 
-ROOT = Path(__file__).parents[2]
 Row = dict[str, Any]
 Advance = Callable[[str, int, int], None]
 
@@ -103,7 +102,7 @@ class Phases:
         ]
         command += ["--job", str(job), "--out", str(out)]
         environment = condition.environment(os.environ)
-        done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
         if done.returncode or not (out / RESULT).is_file():
             lines = done.stderr.strip().splitlines() or [f"it ended with status {done.returncode}"]
             raise KVCompressError(f"{task} failed in the condition {condition.label} ({lines[-1].rstrip('.')})")

@@ -15,7 +15,7 @@ import platform
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -31,15 +31,16 @@ from kvcompress.hf import fingerprint, load_model
 from kvcompress.hf.loading import model_directory
 from kvcompress.hub.bundled import DEFAULT_CODEC, DEFAULT_MODEL
 from kvcompress.hub.places import find_codec
+from kvcompress_eval.examples import example_sessions
 from kvcompress_eval.portability.compare import explain_symbols, judge
 from kvcompress_eval.portability.conditions import REFERENCE, Condition, conditions_at_hand, why_no_cuda
 from kvcompress_eval.portability.phases import Advance, Phases
 from kvcompress_eval.portability.report import markdown, show
 from kvcompress_eval.portability.symbols import outside_bins
 from kvcompress_eval.suite.chosen import choose_sessions
+from kvcompress_eval.suite.spoken import spoken_command
 from tinyvae.quantize import steps_at
 
-SESSIONS = Path("examples/sessions.jsonl")
 GOLDEN = Path("tests/format/golden")
 CONTINUATION_TOKENS, GREEDY_TOKENS = 64, 32
 Row = dict[str, Any]
@@ -61,7 +62,7 @@ class Asked:
 
     model: str | Path = DEFAULT_MODEL
     codec: str | Path = DEFAULT_CODEC
-    sessions: Path = SESSIONS
+    sessions: Path = field(default_factory=example_sessions)
     tokens: int = 512
     session_count: int = 1
     quality: str = "transparent"
@@ -72,7 +73,7 @@ def devices(
     out: Path = Path("reports/devices"),
     model_path: str | Path = DEFAULT_MODEL,
     codec: str | Path = DEFAULT_CODEC,
-    sessions: Path = SESSIONS,
+    sessions: Path | None = None,
     tokens: int = 512,
     session_count: int = 1,
     quality: str = "transparent",
@@ -82,7 +83,7 @@ def devices(
 
     Ends the process with status 1 where a symbol changed between encoder and decoder, or on bad input, in one line.
     """
-    asked = Asked(model_path, codec, sessions, tokens, session_count, quality, golden)
+    asked = Asked(model_path, codec, sessions or example_sessions(), tokens, session_count, quality, golden)
     try:
         _make(out)  # before a minute of work
         with progress_bar("devices") as advance:
@@ -243,7 +244,7 @@ def _facts(asked: Asked, conditions: Sequence[Condition], encoded: dict[Conditio
     """Return what was run, on what, and what was not at hand."""
     return {
         "schema": 1,
-        "command": " ".join(["python -m eval", *sys.argv[1:]]),
+        "command": spoken_command(sys.argv),
         "versions": {"kvcompress": __version__, "torch": torch.__version__, "python": platform.python_version()},
         "machine": platform.machine(),
         "model": Path(job["model"]).name,

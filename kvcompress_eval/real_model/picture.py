@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from eval.recompute.picture import standing_alone
 from kvcompress.metrics.fidelity import TIERS
 from kvcompress.report.facts import TIMES
 from kvcompress.report.plots import ACCENT, CARD, MUTED, TIER_COLOURS, WIDE_INCHES
 from kvcompress_eval.suite.report.palette import CHIEF_COLOUR, OTHER_COLOURS, SuiteSheet
+from kvcompress_eval.suite.report.standing_alone import standing_alone
 
 HUES = {"family-1": "#c2477f", "family-2": "#3a9d5d", "family-3": "#c77d2f", "family-4": "#7a63c7"}
 HUES |= {"family-5": "#2b9aa0", "family-6": "#a0862b", "family-7": "#b05a4a"}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -9,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from eval.models import KnownModel, known_model
+from kvcompress.cli.console import JsonOption
+from kvcompress.cli.extras import require_packages
 from kvcompress.hub.bundled import DEFAULT_CODEC, DEFAULT_MODEL
 from kvcompress_eval.suite.options import (
     CalibrationOption,
@@ -23,7 +25,6 @@ from kvcompress_eval.suite.options import (
     ModelOption,
     OutOption,
     QuickOption,
-    ReadmeOption,
     RecomputeOption,
     SessionsOption,
     ShardsOption,
@@ -35,9 +36,6 @@ from kvcompress_eval.suite.options import (
 
 if TYPE_CHECKING:
     from kvcompress_eval.suite.settings import SuiteSettings
-
-SESSIONS = Path("examples/sessions.jsonl")
-"""The project's own: what they say may be shown."""
 
 
 def run_command(
@@ -59,33 +57,33 @@ def run_command(
     show_text: ShowTextOption = False,
     threads: ThreadsOption = 2,
     wandb: WandbOption = False,
-    readme: ReadmeOption = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Measure codecs on recorded sessions after a true decode and resume, and write the report."""
+    require_packages("the suite's report", ("jinja2", "matplotlib"), "eval")
     import torch
 
     from kvcompress_eval.baselines.registry import Own
+    from kvcompress_eval.examples import example_sessions, is_example
     from kvcompress_eval.suite.job import Job
-    from kvcompress_eval.suite.publish import log_to_wandb, write_readme
+    from kvcompress_eval.suite.publish import log_to_wandb
     from kvcompress_eval.suite.run import run_suite
     from kvcompress_eval.suite.settings import for_model
     from kvcompress_eval.suite.spoken import spoken_command
 
     torch.set_num_threads(threads)
-    known = known_model(model) or KnownModel(model, DEFAULT_CODEC, SESSIONS, None)
-    places = sessions or known.sessions
-    harvest = known.shards if known.shards is not None and known.shards.is_dir() and not calibration else None
+    places = sessions or example_sessions()
     job = Job(
-        model=known.model,
+        model=model,
         codecs=tuple(codec),
         sessions=places,
         out=out,
         calibration=calibration,
-        shards=shards or harvest,
-        own=Own(codec_dir or known.codec, curve=curve, trade_off=trade_off),
-        command=spoken_command(sys.argv[1:]),
+        shards=shards,
+        own=Own(codec_dir or (DEFAULT_CODEC if model == DEFAULT_MODEL else None), curve=curve, trade_off=trade_off),
+        command=spoken_command(sys.argv),
         go_on=go_on,
-        show_text=show_text or is_own(places),
+        show_text=show_text or is_example(places),
     )
 
     given = {"tokens": tokens, "continuation_tokens": continuation, "count": count, "hops": hops}
@@ -95,14 +93,7 @@ def run_command(
         return replace(for_model(parameters, quick=quick), **asked)
 
     result = run_suite(job, size)
-    typer.echo(f"{(out / 'report.md').read_text(encoding='utf-8')}\nreport: {out / 'report.html'}")
-    if readme:
-        write_readme(result, Path("README.md"))
+    page = f"{(out / 'report.md').read_text(encoding='utf-8')}\nreport: {out / 'report.html'}"
+    typer.echo(json.dumps(result) if as_json else page)
     if wandb:
         log_to_wandb(result, out)
-
-
-def is_own(sessions: Path) -> bool:
-    """Tell whether a file of sessions is the one that comes with the project."""
-    own = Path(__file__).parents[2] / SESSIONS
-    return own.is_file() and sessions.resolve() == own.resolve()

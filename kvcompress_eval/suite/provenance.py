@@ -98,6 +98,8 @@ def package_versions() -> dict[str, str]:
 def commit() -> str | None:
     """Return the commit that the working tree is at, marked where files differ from it; None outside a checkout."""
     root = Path(__file__).parents[2]
+    if not (root / "pyproject.toml").is_file():
+        return None  # installed: the repository around it is another's
     try:
         head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=root, capture_output=True, text=True, check=True)
         changed = subprocess.run(

@@ -1,4 +1,4 @@
-"""Where results go beyond the report: the README's table, Weights & Biases; and how they are read again."""
+"""Where results go beyond the report, to Weights & Biases; and how they are read again."""
 
 from __future__ import annotations
 
@@ -7,9 +7,8 @@ import os
 from pathlib import Path
 from typing import Any
 
-from eval.readme.between import write_between
 from kvcompress.errors import FormatError, InputError
-from kvcompress_eval.suite.report import readme_table, validate
+from kvcompress_eval.suite.report import validate
 
 
 def read_result(path: Path) -> dict[str, Any]:
@@ -33,15 +32,6 @@ def read_result(path: Path) -> dict[str, Any]:
     return dict(result)
 
 
-def write_readme(result: dict[str, Any], path: Path) -> None:
-    """Replace what stands between the result marks of the README.
-
-    Raises:
-        InputError: The file has no such marks.
-    """
-    write_between(path, "results", readme_table(result))
-
-
 def log_to_wandb(result: dict[str, Any], out: Path) -> None:
     """Log sizes and fidelity of every codec as one offline run, unless WANDB_MODE says otherwise.
 
@@ -51,7 +41,7 @@ def log_to_wandb(result: dict[str, Any], out: Path) -> None:
     try:
         import wandb
     except ImportError as error:
-        raise InputError("the package wandb is missing", "pip install 'kvcompress[train]'") from error
+        raise InputError("the package wandb is missing", 'pip install "kvcompress[train]"') from error
     mode = os.environ.get("WANDB_MODE", "offline")
     names = ("model", "sessions", "machine", "versions", "seeds", "command", "commit")
     config = {name: result[name] for name in names}

@@ -26,7 +26,7 @@ from kvcompress.hf import capture, fingerprint, load_model
 from kvcompress.hf.loading import model_directory
 from kvcompress.snapshot import KVSnapshot
 from kvcompress_eval.baselines.protocol import Baseline, Calibration
-from kvcompress_eval.baselines.registry import FITTED, Own, resolve
+from kvcompress_eval.baselines.registry import FITTED, Own, require_codecs, resolve
 from kvcompress_eval.baselines.shards import ShardCalibration, require_apart
 from kvcompress_eval.suite.aggregate import codec_entry
 from kvcompress_eval.suite.chosen import Chosen, choose_sessions
@@ -100,11 +100,13 @@ def run_suite(job: Job, size: Callable[[int], SuiteSettings]) -> dict[str, Any]:
 
     Raises:
         InputError: Nothing can be measured: an unknown codec, no session long enough, none left to calibrate on.
-        MismatchError: The harvest is of another model.
+        CheckpointError: No codec lies where one was named.
+        MismatchError: The harvest, or a codec that was named, is of another model.
     """
     started, clock = datetime.now(UTC), time.perf_counter()
     names = resolve(job.codecs)
     model, tokenizer = load_model(job.model)
+    require_codecs(names, job.own, fingerprint(model, tokenizer))
     settings = size(sum(part.numel() for part in model.parameters()))
     found = tokenized_sessions(model, tokenizer, job.sessions)
     pairs, rest = choose_sessions(found, settings.count, settings.tokens, settings.continuation_tokens)

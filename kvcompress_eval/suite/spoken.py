@@ -11,14 +11,16 @@ _PLACE = re.compile(r"(?<![\w.~/-])~?/(?:[^\s/:'\",;()]+/)+(?=[^\s/])")
 
 
 def spoken_command(arguments: Sequence[str]) -> str:
-    """Return the command line `python -m eval` with its arguments, places cut down to their last names.
+    """Return a command line as it was given, places cut down to their last names.
 
     A path within the checkout stays, for the same command works in another checkout.
 
     Args:
-        arguments: Behind `python -m eval`.
+        arguments: The program, then what it was given: `sys.argv`.
     """
-    return " ".join(["python -m eval", *(shlex.quote(spoken_argument(argument)) for argument in arguments)])
+    program = Path(arguments[0])
+    called = f"python -m {program.parent.name}" if program.stem == "__main__" else program.stem
+    return " ".join([called, *(shlex.quote(spoken_argument(argument)) for argument in arguments[1:])])
 
 
 def spoken_argument(argument: str) -> str:

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from kvcompress.cli.console import JsonOption
+from kvcompress.cli.extras import require_packages
+
 
 def tasks_command(
     model: Annotated[str, typer.Option(help="Model directory, or the name of a bundled model.")],
     codec: Annotated[str, typer.Option(help="Codec directory, or the name of a bundled codec.")],
-    out: Annotated[Path, typer.Option(help="Directory of rows and report; rows found there stay.")],
+    out: Annotated[
+        Path, typer.Option("-o", "--output", "--out", help="Directory of rows and report; rows found there stay.")
+    ],
     task: Annotated[list[str], typer.Option(help="Task to measure; repeat it. [default: all]")] = [],  # noqa: B006
     sizes: Annotated[list[str], typer.Option(help="TASK=N, with commas or repeated; those not named are found.")] = [],  # noqa: B006
     shards: Annotated[Path | None, typer.Option(help="Harvest that KVTC is fitted to; KVTC is left out else.")] = None,
@@ -27,14 +33,14 @@ def tasks_command(
     recompute_layers: Annotated[int, typer.Option(help="Which codec of the directory.", min=0)] = 0,
     kvtc_fit_sessions: Annotated[int, typer.Option(help="Harvested sessions that KVTC is fitted to.", min=2)] = 24,
     threads: Annotated[int, typer.Option(help="Threads of torch.", min=1)] = 2,
-    readme: Annotated[bool, typer.Option("--readme", help="Write the table into README.md.")] = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Ask a model for what lies in the middle of its context, from stored caches; goes on where it stopped."""
+    require_packages("the report of the tasks", ("jinja2", "matplotlib"), "eval")
     import torch
 
-    from eval.readme.between import write_between
-    from eval.readme.tasks import readme_table
     from kvcompress.cli.console import progress_bar
+    from kvcompress_eval.suite.spoken import spoken_command
     from kvcompress_eval.tasks.ladder import named_sizes
     from kvcompress_eval.tasks.registry import find_tasks
     from kvcompress_eval.tasks.run import Job, TasksRun, TasksSettings
@@ -49,9 +55,7 @@ def tasks_command(
         kvtc_fit_sessions=kvtc_fit_sessions,
     )
     given = named_sizes(sizes, find_tasks(task))
-    job = Job(model, codec, tuple(task), given, shards, out, " ".join(["python -m eval", *sys.argv[1:]]))
+    job = Job(model, codec, tuple(task), given, shards, out, spoken_command(sys.argv))
     with progress_bar("tasks") as progress:
         result = TasksRun(job, settings, progress).run()
-    if readme:
-        write_between(Path("README.md"), "tasks", readme_table(result))
-    typer.echo((out / "report.md").read_text(encoding="utf-8"))
+    typer.echo(json.dumps(result) if as_json else (out / "report.md").read_text(encoding="utf-8"))

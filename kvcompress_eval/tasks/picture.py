@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from eval.recompute.picture import standing_alone
 from kvcompress.report.plots import ACCENT, CARD, INK, MUTED, TIER_COLOURS, WIDE_INCHES
 from kvcompress_eval.suite.report.palette import SuiteSheet
+from kvcompress_eval.suite.report.standing_alone import standing_alone
 from kvcompress_eval.tasks.candidates import EVICTION, EXACT, KVTC, OURS, PLAN
 
 Result = Mapping[str, Any]

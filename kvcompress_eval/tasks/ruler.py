@@ -26,7 +26,7 @@ def generator(module: str) -> Any:
     try:
         return importlib.import_module(f"lm_eval.tasks.ruler.{module}")
     except ImportError as error:
-        remedy = "pip install -e '.[eval]', or name other tasks with --task"
+        remedy = 'pip install "kvcompress[eval]", or name other tasks with --task'
         raise InputError(f"the package lm_eval is missing ({error})", remedy) from error
 
 

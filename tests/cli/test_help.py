@@ -71,7 +71,7 @@ def test_completion_is_offered() -> None:
 
 
 def test_a_report_without_its_extra_says_what_to_install(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr("kvcompress.cli.report.find_spec", lambda name: None)
+    monkeypatch.setattr("kvcompress.cli.extras.find_spec", lambda name: None)
     done = CliRunner().invoke(app, ["report", "x.kvz", "--session", "s.jsonl", "-o", str(tmp_path)])
     assert isinstance(done.exception, InputError)
     assert "kvcompress[report]" in str(done.exception)

@@ -88,8 +88,8 @@ def smallest_file(codecs: Sequence[Codec], tier: str) -> Codec | None:
 def baseline_at_same_kl(result: Result, codec: Codec) -> tuple[str, float] | None:
     """Return the baseline family with the largest size ratio at a codec's mean KL, and that ratio.
 
-    It is read off between a family's points, see `kvcompress_eval.suite.equal_kl`. Families whose points do not lie on both sides
-    are left out, and so is the one that stores no cache.
+    It is read off between a family's points, see `kvcompress_eval.suite.equal_kl`. Families whose points do not lie on
+    both sides are left out, and so is the one that stores no cache.
     """
     found: list[tuple[float, str]] = []
     for family in families(result):
