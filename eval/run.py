@@ -1,4 +1,4 @@
-"""`python -m eval run`: `kvcompress eval run` that knows where the makefile puts what belongs to a model."""
+"""`kvcompress eval run`: `kvcompress eval run` that knows where the makefile puts what belongs to a model."""
 
 from __future__ import annotations
 

@@ -1,9 +1,9 @@
 """Which tokens, decoded before it, tell most about a token: integers from the token ids alone.
 
-Tokens are decoded in three coding passes, every one at once: each fourth, those half-way between, the rest. A token of a later
-pass looks at the nearest tokens of earlier coding passes before and after it, and at the nearest occurrence, before or after,
-of the same token and of the same pair of tokens. What is near in time or has the same words is alike in the cache, also
-where the model has moved away from what the tokens alone would tell.
+Tokens are decoded in three coding passes, every one at once: each fourth, those half-way between, the rest. A token of
+a later pass looks at the nearest tokens of earlier passes before and after it, and at the nearest occurrence, before or
+after, of the same token and of the same pair of tokens. What is near in time or has the same words is alike in the
+cache, also where the model has moved away from what the tokens alone would tell.
 """
 
 from __future__ import annotations

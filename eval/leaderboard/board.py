@@ -41,7 +41,7 @@ class BoardSettings:
         tokens: Tokens stored of each session.
         continuation_tokens: Tokens predicted after them.
         count: Sessions.
-        compared: Quality words at which every scorer competes; at the others only the default race.
+        compared: Quality words at which every scorer competes; at the others only the default search.
     """
 
     qualities: tuple[str, ...] = ("transparent", "high", "usable")

@@ -2,8 +2,8 @@
 
 ```
 bytes:<quality>    files of the size of the one-tier file of a quality word: one tier, each scorer's plan, the
-                   default race; the race at smaller sizes, and one tier at larger ones
-quality:<quality>  the default race asked to be as good as one tier
+                   default search; the search at smaller sizes, and one tier at larger ones
+quality:<quality>  the default search asked to be as good as one tier
 half:<quality>     the same with half of the tokens dropped from memory
 kept:<fraction>    exact numbers of the tokens that each scorer keeps, nothing coded; the plan's own choice beside
 ```
@@ -33,17 +33,17 @@ from kvcompress.snapshot import KVSnapshot
 from kvcompress_eval.suite.subject import Subject
 
 QP_STEP = 12
-"""Rate of a scorer's coarse tier above that of one tier; the race tries others too."""
+"""Rate of a scorer's coarse tier above that of one tier; the search tries others too."""
 
 SMALLER = (0.3, 0.5, 0.75)
-"""Bytes of the race's latents and offsets, as shares of one tier's latents, to find where it loses as much."""
+"""Bytes of the search's latents and offsets, as shares of one tier's latents, to find where it loses as much."""
 
 FINER = (8, 16, 24, 32, 48)
-"""Rates of one tier above that of the quality word, to find where it loses as little as the race."""
+"""Rates of one tier above that of the quality word, to find where it loses as little as the search."""
 
 KEPT_FRACTIONS = (1 / 2, 1 / 4)
 HALF = 0.5
-ONE_TIER, RACE, PLAN = "one tier", "race", "plan"
+ONE_TIER, SEARCH, PLAN = "one tier", "search", "plan"
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -106,8 +106,8 @@ class Case:
         """Return the default guarantees."""
         return anchored_constraints(self.tokenizer, self.snapshot, Asked(keep_fraction=keep_fraction))
 
-    def race(self, **asked: Any) -> Encoded:
-        """Return the file of the default race."""
+    def search(self, **asked: Any) -> Encoded:
+        """Return the file of the default search."""
         if self._judge is None:
             self._judge = Judge(self.model, self.snapshot)
         planner = SessionPlanner(
@@ -126,17 +126,17 @@ def names(qualities: Sequence[str], compared: Sequence[str]) -> list[tuple[str, 
     """Return board and name of every candidate, in the order in which they are measured.
 
     Args:
-        qualities: Quality words whose one-tier files the default race is beside.
+        qualities: Quality words whose one-tier files the default search is beside.
         compared: Those of them at which every scorer's plan competes and equal KL is looked for.
     """
     found = []
     for quality in qualities:
-        candidates = [ONE_TIER, RACE]
+        candidates = [ONE_TIER, SEARCH]
         if quality in compared:
-            candidates += [*SCORERS, *(f"{RACE} {part:g}" for part in SMALLER)]
+            candidates += [*SCORERS, *(f"{SEARCH} {part:g}" for part in SMALLER)]
             candidates += [f"{ONE_TIER} +{step}" for step in FINER]
         found += [(f"bytes:{quality}", name) for name in candidates]
-        found += [(f"quality:{quality}", RACE), (f"half:{quality}", RACE)]
+        found += [(f"quality:{quality}", SEARCH), (f"half:{quality}", SEARCH)]
     for fraction in KEPT_FRACTIONS:
         found += [(f"kept:{fraction:g}", name) for name in (*SCORERS, PLAN)]
     return found
@@ -174,16 +174,16 @@ def coded(case: Case, kind: str, quality: str, candidate: str) -> Encoded:
     qp = case.codec.qp_of(quality)
     single = case.codec.encode(case.snapshot, qp)
     if kind == "quality":
-        return case.race(quality=quality)
+        return case.search(quality=quality)
     if kind == "half":
-        return case.race(quality=quality, keep_fraction=HALF)
+        return case.search(quality=quality, keep_fraction=HALF)
     if candidate.startswith(ONE_TIER):
         step = int(candidate.partition("+")[2] or 0)
         return case.codec.encode(case.snapshot, clamped_qp(qp + step)) if step else single
-    if candidate.startswith(RACE):
+    if candidate.startswith(SEARCH):
         latents = sum(len(data) for name, data in single.sections.items() if name.startswith("latents"))
         spared = (1 - float(candidate.partition(" ")[2] or 1)) * latents
-        return case.race(size_ratio=case.snapshot.raw_bytes / (len(to_bytes(single)) - spared))
+        return case.search(size_ratio=case.snapshot.raw_bytes / (len(to_bytes(single)) - spared))
     found = case.planner(candidate).within(clamped_qp(qp + QP_STEP), len(to_bytes(single)))
     if found is None:
         raise InputError("the guaranteed anchors alone are larger than the file of one tier")

@@ -4,7 +4,7 @@ Of each fitting session a first part is stored and what really followed is known
 each stored token's latents did to the predictions along it is measured by gradients, averaged over sampled outcomes;
 no sampled future enters the target, only what scorers see. Then follow, in closed form or by descent:
 
-    profiles   worth as a function of the rank in each scorer's order, beside what the codec expects by id and age
+    profiles   importance as a function of the rank in each scorer's order, beside what the codec expects by id and age
     salience   five weights, none below 0, by least squares on the rank of the damage
     learned    a network of 16 hidden units on the logarithm of the damage, by its gamma deviance
 """
@@ -48,7 +48,7 @@ class Example:
 
     Attributes:
         damage: [N] float32, of mean 1: what a unit of squared error in each token's latents cost.
-        own: [N] float32, the codec's own expectation, as the logarithm (base 2) of worth.
+        own: [N] float32, the codec's own expectation, as the logarithm (base 2) of importance.
         scores: Of the scorers that need no fit, [N] each.
         parts: Of the salience, [N] each.
         features: [N, F] float32.

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from eval.leaderboard.candidates import ONE_TIER, RACE
+from eval.leaderboard.candidates import ONE_TIER, SEARCH
 from kvcompress.format.atomic import atomic_write
 from kvcompress_eval.suite.bootstrap import estimate_mean
 
@@ -67,13 +67,13 @@ def _total(rows: Sequence[Row], key: str) -> float:
 
 
 def smaller_at_equal_kl(entries: Sequence[dict[str, Any]]) -> float | None:
-    """Return how many times smaller the race's file is where its KL is that of one tier, None outside its sizes."""
-    return _bytes_over(entries, of=ONE_TIER, curve=RACE, inverse=False)
+    """Return how many times smaller the search's file is where its KL is that of one tier, None outside its sizes."""
+    return _bytes_over(entries, of=ONE_TIER, curve=SEARCH, inverse=False)
 
 
 def larger_at_equal_kl(entries: Sequence[dict[str, Any]]) -> float | None:
-    """Return how many times larger one tier's file is where its KL is that of the race, None outside its sizes."""
-    return _bytes_over(entries, of=RACE, curve=ONE_TIER, inverse=True)
+    """Return how many times larger one tier's file is where its KL is that of the search, None outside its sizes."""
+    return _bytes_over(entries, of=SEARCH, curve=ONE_TIER, inverse=True)
 
 
 def _bytes_over(entries: Sequence[dict[str, Any]], of: str, curve: str, *, inverse: bool) -> float | None:
@@ -108,9 +108,9 @@ def markdown(result: dict[str, Any]) -> str:
         lines += [f"## {_title(board)}", ""]
         smaller, larger = (result[name].get(board) for name in ("smaller_at_equal_kl", "larger_at_equal_kl"))
         if smaller is not None:
-            lines += [f"At the mean KL of one tier the race's file is {smaller:.2f} times smaller.", ""]
+            lines += [f"At the mean KL of one tier the search's file is {smaller:.2f} times smaller.", ""]
         if larger is not None:
-            lines += [f"At the mean KL of the race the file of one tier is {larger:.2f} times larger.", ""]
+            lines += [f"At the mean KL of the search the file of one tier is {larger:.2f} times larger.", ""]
         lines += _rows(entries)
     return "\n".join(lines)
 

@@ -20,7 +20,7 @@ from kvcompress.prune.scorers.profiles import FITTED
 from kvcompress_eval.suite.chosen import choose_sessions
 
 FIT_TOKENS = (1024, 640)
-"""Tokens stored of the fitting sessions, in turn: worth depends on how long a session is."""
+"""Tokens stored of the fitting sessions, in turn: importance depends on how long a session is."""
 
 
 def leaderboard(

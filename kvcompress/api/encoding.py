@@ -40,7 +40,7 @@ from kvcompress.prune.session import (
     named_guarantees,
 )
 from kvcompress.rate.link import Choice, choose
-from kvcompress.rate.max_kl import Race, hold_back
+from kvcompress.rate.max_kl import KLSearch, hold_back
 from kvcompress.rate.targets import encode_at_size_ratio
 from kvcompress.snapshot import KVSnapshot
 
@@ -151,7 +151,7 @@ def _coded(
     if options.max_kl is not None:
         assert model is not None
         tail = hold_back(model, snapshot, tokenizer)
-        return Race(codec, model, snapshot, tail, options.max_kl, progress).winner()
+        return KLSearch(codec, model, snapshot, tail, options.max_kl, progress).winner()
     if options.size_ratio is not None:
         return encode_at_size_ratio(codec, snapshot, options.size_ratio)
     return encode_at_quality(codec, snapshot, options.quality or DEFAULT_QUALITY)

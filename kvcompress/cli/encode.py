@@ -14,6 +14,7 @@ from kvcompress.cli.encode_options import (
     EncodeModelOption,
     EvidenceOption,
     GuaranteeOption,
+    HistoryOption,
     KeepFractionOption,
     KeepMessageOption,
     KeepOption,
@@ -25,7 +26,6 @@ from kvcompress.cli.encode_options import (
     PlanOption,
     PlanTableOption,
     QualityOption,
-    RacesOption,
     RawArgument,
     ScorerOption,
     SessionsOption,
@@ -62,13 +62,13 @@ def encode(
     keep_fraction: KeepFractionOption = None,
     guarantee: GuaranteeOption = None,
     plan_table: PlanTableOption = None,
-    races: RacesOption = None,
+    history: HistoryOption = None,
     evidence: EvidenceOption = None,
     allow_other_weights: OtherWeightsOption = False,
     sessions: SessionsOption = None,
 ) -> None:
     """Compress a raw snapshot."""
-    planned = _plan(plan, scorer, keep, keep_message, keep_fraction, guarantee, plan_table, races, evidence)
+    planned = _plan(plan, scorer, keep, keep_message, keep_fraction, guarantee, plan_table, history, evidence)
     options = EncodeOptions(
         quality=quality,
         max_kl=max_kl,
@@ -120,7 +120,7 @@ def _encoded(
         found = encode_snapshot(snapshot, options, codec=codec, model=model_source(model), progress=progress)
     seconds = time.perf_counter() - start
     if plan_table is not None and found.plan is not None:
-        save_table(plan_table, found.plan.table, found.plan.race(), force=force)
+        save_table(plan_table, found.plan.table, found.plan.search(), force=force)
     save(output, found.encoded, force=force)
     file_bytes = output.stat().st_size
     data = {"output": str(output), "tokens": snapshot.tokens, "raw_bytes": snapshot.raw_bytes, "file_bytes": file_bytes}
@@ -136,7 +136,7 @@ def _plan(
     keep_fraction: float | None,
     guarantees: list[str] | None,
     table: Path | None,
-    races: Path | None,
+    history: Path | None,
     evidence: Path | None,
 ) -> PlanOptions | None:
     """Return the plan that options ask for, None where they ask for none."""
@@ -149,7 +149,7 @@ def _plan(
         "--keep-fraction": keep_fraction is not None,
         "--guarantee": guarantees,
         "--plan-table": table,
-        "--races": races,
+        "--history": history,
         "--evidence": evidence,
     }
     named = [name for name, value in given.items() if value]
@@ -164,7 +164,7 @@ def _plan(
         keep_messages=tuple(messages or ()),
         keep_fraction=keep_fraction,
         guarantees=tuple(guarantees or ()),
-        history=races,
+        history=history,
         evidence=evidence,
     )
 
@@ -178,21 +178,23 @@ def _layers(asked: str, raw: Path) -> int:
 
 
 def _link_json(choice: Choice) -> dict[str, Any]:
-    return {"trade_off": [way.to_json() for way in choice.ways], "prefill": choice.prefill.to_json()}
+    return {"trade_off": [option.to_json() for option in choice.options], "prefill": choice.prefill.to_json()}
 
 
 def _show_link(choice: Choice) -> None:
-    """Print the table of all ways back, the chosen one marked."""
+    """Print the table of all ways to restore, the chosen one marked."""
     from rich.console import Console
     from rich.table import Table
 
     table = Table(box=None, pad_edge=False)
     for name in ("layers recomputed", "bytes", "transfer", "restore", "to the first token", ""):
         table.add_column(name, justify="right")
-    for way in (*choice.ways, choice.prefill):
-        name = "prefill" if way.recompute_layers is None else str(way.recompute_layers)
-        seconds = (f"{value:.3f} s" for value in (way.transfer_seconds, way.restore_seconds, way.total_seconds))
-        table.add_row(name, f"{way.file_bytes:,}", *seconds, "chosen" if way is choice.chosen else "")
+    for option in (*choice.options, choice.prefill):
+        name = "prefill" if option.recompute_layers is None else str(option.recompute_layers)
+        seconds = (
+            f"{value:.3f} s" for value in (option.transfer_seconds, option.restore_seconds, option.total_seconds)
+        )
+        table.add_row(name, f"{option.file_bytes:,}", *seconds, "chosen" if option is choice.chosen else "")
     sys.stdout.write("\n")
     Console(file=sys.stdout, width=100).print(table)
 

@@ -82,7 +82,7 @@ PlanTableOption = Annotated[
         help="JSON file to write: token, tier, bits, anchors, score parts, candidates.", rich_help_panel=TOKENS
     ),
 ]
-RacesOption = Annotated[
+HistoryOption = Annotated[
     Path | None,
     typer.Option(help="JSON file of earlier comparisons, which steer this one.", rich_help_panel=TOKENS),
 ]

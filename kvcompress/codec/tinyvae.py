@@ -133,7 +133,7 @@ class TinyVAECodec(
         """sha256 over geometry, weights and tables, and over how bits are read, see `tinyvae.bitstream`."""
         if self._fingerprint is None:
             config = self.config_json()
-            # A codec that codes all layers names none, so that its fingerprint is that of versions before the trade-off.
+            # A codec that codes all layers names none: its fingerprint is that of versions before recomputed layers.
             named = ("groups", "shapes", "model", "recompute_layers", "shared_table")
             geometry = {name: config[name] for name in named if name in config}
             marker = bitstream_marker()

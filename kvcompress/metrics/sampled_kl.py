@@ -1,8 +1,8 @@
 """Judge: what a decoded cache loses along continuations that the model thinks likely.
 
-The exact cache's predictions along a few sampled continuations are taken down once; every candidate is then resumed over the
-same continuations, side by side, and compared. They are drawn with another seed than those that scorers look at.
-"""
+The exact cache's predictions along a few sampled continuations are taken down once; every candidate is then resumed
+over the same continuations, side by side, and compared. They are drawn with another seed than those that scorers look
+at."""
 
 from __future__ import annotations
 

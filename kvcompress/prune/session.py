@@ -1,4 +1,4 @@
-"""Plan one session: anchors, evidence, scorers, race, file. What `kvcompress encode --plan auto` does."""
+"""Plan one session: anchors, evidence, scorers, candidate search, file. What `kvcompress encode --plan auto` does."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from kvcompress.prune.evidence.record import Evidence
 from kvcompress.prune.history import History
 from kvcompress.prune.planner import Planner, cannot_be_met, clamped_qp
 from kvcompress.prune.scorers.registry import Scorer, find_scorer, parts_of, scored
-from kvcompress.prune.search import ONE_TIER, Finish, Progress, Race, one_tier_kl
+from kvcompress.prune.search import ONE_TIER, CandidateSearch, Progress, Result, one_tier_kl
 from kvcompress.prune.table import Table, kinds_of, table_of
 from kvcompress.prune.tiers import Tier, tier_named
 from kvcompress.rate.targets import encode_at_size_ratio
@@ -34,8 +34,8 @@ QUICK_STEP = 12
 """Rate of a quick plan's coarse tier above that of one tier."""
 
 MARGIN = 0.7
-"""Share of a quality word's bound on KL that a plan may use up along the judge's continuations, which are few. A plan is
-measured on its own session; the codec's promise is of sessions of one tier, and no file of a plan claims it."""
+"""Share of a quality word's bound on KL that a plan may use up along the evaluator's continuations, which are few. A
+plan is measured on its own session; the codec's promise is of sessions of one tier, and no file of a plan claims it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +43,7 @@ class Asked:
     """What the user asks of a plan; one of `quality`, `size_ratio` and `max_kl_nats`.
 
     Attributes:
-        scorers: Names of those that race.
+        scorers: Names of those that search.
         quality: As good as the file of one tier of this quality word, on this session.
         size_ratio: Raw 16-bit bytes of the whole cache over bytes of the file.
         max_kl_nats: Bound on the mean KL along sampled continuations.
@@ -78,9 +78,9 @@ class PlannedSession:
     Attributes:
         encoded: The file.
         table: What it keeps of each token, with anchors and score parts.
-        finishes: Every runner of the race at equal bytes.
-        winner: Name of the runner that was committed.
-        kl_nats: What it loses along the judge's continuations; None without a race, as the next two.
+        results: Every candidate of the search at equal bytes.
+        winner: Name of the candidate that was committed.
+        kl_nats: What it loses along the evaluator's continuations; None without a search, as the next two.
         one_tier_bytes: Size of the file of one tier that it is compared with.
         one_tier_kl_nats: What that loses.
         notes: What a user who looks at the file alone would miss.
@@ -88,20 +88,20 @@ class PlannedSession:
 
     encoded: Encoded
     table: Table
-    finishes: tuple[Finish, ...]
+    results: tuple[Result, ...]
     winner: str
     kl_nats: float | None = None
     one_tier_bytes: int | None = None
     one_tier_kl_nats: float | None = None
     notes: tuple[str, ...] = ()
 
-    def race(self) -> dict[str, Any]:
-        """Return what the race found, JSON-able."""
+    def search(self) -> dict[str, Any]:
+        """Return what the search found, JSON-able."""
         return {
             "winner": self.winner,
             "kl_nats": self.kl_nats,
             "one_tier": {"file_bytes": self.one_tier_bytes, "kl_nats": self.one_tier_kl_nats},
-            "runners": {f.name: {"file_bytes": f.planned.file_bytes, "kl_nats": f.kl_nats} for f in self.finishes},
+            "candidates": {f.name: {"file_bytes": f.planned.file_bytes, "kl_nats": f.kl_nats} for f in self.results},
         }
 
 
@@ -114,8 +114,8 @@ class SessionPlanner:
         tokenizer: Its tokenizer, or None; anchors other than sinks need it.
         snapshot: The whole cache.
         asked: What the user asks.
-        history: What earlier races found; this one is noted in it.
-        progress: Called after each file of the race.
+        history: What earlier searches found; this one is noted in it.
+        progress: Called after each file of the search.
         evidence: What was collected before; only what the scorers need beside it is collected now.
         judge: Of this session, where there is one already.
 
@@ -162,14 +162,14 @@ class SessionPlanner:
         judge = self._judge or Judge(self.model, self.snapshot)
         qp = self._qp(judge)
         single, single_bytes, single_kl = one_tier_kl(self.codec, self.snapshot, qp, judge)
-        race = Race(self.codec, self._planners(), judge, qp, self.history, self.progress)
+        search = CandidateSearch(self.codec, self._planners(), judge, qp, self.history, self.progress)
         notes = list[str]()
         if self.asked.size_ratio is not None:
-            best = race.at_bytes(int(self.snapshot.raw_bytes / self.asked.size_ratio))
+            best = search.at_bytes(int(self.snapshot.raw_bytes / self.asked.size_ratio))
         else:
             allowed = self._allowed(single_kl)
-            found = race.at_damage(allowed, single_bytes)
-            best = found or race.closest()
+            found = search.at_damage(allowed, single_bytes)
+            best = found or search.closest()
             if found is None:
                 told = f"no plan loses at most {allowed:.2g} nats along sampled continuations"
                 notes.append(f"{told}: the one stored loses {best.kl_nats:.2g}")
@@ -179,13 +179,13 @@ class SessionPlanner:
             encoded, winner, kl = replace(single, settings={**single.settings, **settings}), ONE_TIER, single_kl
         if self.asked.max_kl_nats is not None:
             encoded = self._certified(encoded, kl, judge.tokens)
-        finishes = tuple(race.finishes)
+        results = tuple(search.results)
         return PlannedSession(
-            encoded, self._table(encoded, winner), finishes, winner, kl, single_bytes, single_kl, tuple(notes)
+            encoded, self._table(encoded, winner), results, winner, kl, single_bytes, single_kl, tuple(notes)
         )
 
     def run_quickly(self) -> PlannedSession:
-        """Return the plan of the first scorer without a race: nothing is decoded, no future judges it.
+        """Return the plan of the first scorer without a search: nothing is decoded, no continuation measures it.
 
         What one tier of the asked quality is foreseen to lose, the plan is foreseen to lose too.
 
@@ -245,7 +245,7 @@ class SessionPlanner:
         # As good as one tier is on this session; where the codec does not know its kind, as good as the word promises.
         return min(one_tier_kl_nats, bounds.get(str(self.asked.quality), one_tier_kl_nats))
 
-    def _one_tier_wins(self, best: Finish, file_bytes: int, kl: float) -> bool:
+    def _one_tier_wins(self, best: Result, file_bytes: int, kl: float) -> bool:
         """Tell whether not planning is at least as good and lawful."""
         lawful = self.asked.keep_fraction is None and bool((self.constraints.floor <= int(Tier.COARSE)).all())
         if self.asked.size_ratio is not None:

@@ -125,9 +125,9 @@ def kinds_of(anchors: Iterable[Anchor], tokens: int) -> list[list[str]]:
     return found
 
 
-def save_table(path: Path, table: Table, race: Mapping[str, Any], *, force: bool = False) -> None:
-    """Write a table and what the race found as JSON; it appears whole or not at all."""
-    text = json.dumps({**table.to_json(), "race": dict(race)}, ensure_ascii=False)
+def save_table(path: Path, table: Table, search: Mapping[str, Any], *, force: bool = False) -> None:
+    """Write a table and what the search found as JSON; it appears whole or not at all."""
+    text = json.dumps({**table.to_json(), "search": dict(search)}, ensure_ascii=False)
     atomic_write(path, [text.encode()], force=force)
 
 

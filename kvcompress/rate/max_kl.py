@@ -1,12 +1,12 @@
-"""Closed loop: code a session at several QPs, resume from each, keep the smallest file that holds a bound on KL.
+"""KL-constrained search: code a session at several QPs, resume from each, keep the smallest file within a bound on KL.
 
 ```
 session     0 ............ c ....... N           the last T = N - c tokens are held back
 exact       cache of [0, c), fed c .. N-1  ──┐
 decoded     cache of [0, c), fed c .. N-1  ──┴─► mean KL(exact || decoded) <= bound?
 ```
-The file holds the whole session; only what is measured is cut. An entry of a cache depends on no token behind it, so
-the exact one is what it was when the session had c tokens, and the tail is text that really followed.
+The file holds the whole session; only what is measured is cut. Attention is causal, so cache entries before c do not
+change when the tail is removed, and the tail is text that really followed.
 
 KL falls with the QP, but not at every step: neighbouring QPs round other latents. So bisection only finds the
 place; then the coarser neighbours run as well, until `NEIGHBOURS` of them in a row break the bound, and of all QPs
@@ -132,7 +132,7 @@ def tail_kl_nats(model: CausalLM, tail: Tail, decoded: KVSnapshot) -> float:
     return float(kl_nats(tail.exact, feed(model, cache, tail.continuation, tail.cut_tokens)).mean())
 
 
-class Race:
+class KLSearch:
     """Codes a session at one QP after the other, each at most once, and resumes from each.
 
     Args:

@@ -1,7 +1,8 @@
 """The strongest form of KVTC's transform: one step for all components, and entropy coding close to the ideal.
 
 Keys and values have the axes of `kvcompress_eval.baselines.kvtc`, learned from all tokens of the calibration sessions.
-What the paper (Staniszewski and Lancucki, arXiv 2511.01815) does after that is replaced by what rate-distortion theory asks for:
+What the paper (Staniszewski and Lancucki, arXiv 2511.01815) does after that is replaced by what rate-distortion theory
+asks for:
 
 - one quantisation step for all components of keys and values, which is reverse water-filling, with a dead zone and
   centroids; components far below the water level are not coded;

@@ -1,10 +1,9 @@
 """Sizes at equal damage: how many times smaller a file is than a baseline's would be at the same mean KL.
 
 A family's points are joined by straight lines in the logarithms of KL and size ratio, and read off at our KL. Points
-that another of the family beats in both are left out, so a baseline is never blamed for settings that nobody would choose.
-Nothing is read off beyond a family's points. Intervals come from resampling sessions, ours and theirs together: a hard
-session is hard for both.
-"""
+that another of the family beats in both are left out, so a baseline is never blamed for settings that nobody would
+choose. Nothing is read off beyond a family's points. Intervals come from resampling sessions, ours and theirs together:
+a hard session is hard for both."""
 
 from __future__ import annotations
 

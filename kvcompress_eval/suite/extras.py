@@ -84,7 +84,7 @@ def _drifting(chosen: Sequence[Baseline], settings: SuiteSettings) -> list[Basel
 
 
 def featured(suite: Suite, most_baselines: int) -> list[Baseline]:
-    """Return the points worth the slow measures: this project's quality words, and each baseline's smallest usable file.
+    """Return the points of the slow measures: this project's quality words, each baseline's smallest usable file.
 
     The first session decides, so that the choice is known before the others are measured. A family without a usable
     point is left out; of the others the smallest files come first, at most so many. The one that stores no cache is not
@@ -116,7 +116,7 @@ def featured(suite: Suite, most_baselines: int) -> list[Baseline]:
 
 
 def _equal_kl(suite: Suite) -> list[dict[str, Any]]:
-    """Return how much larger baselines' files are at the KL of each of our points; only points with all sessions count."""
+    """Return how much larger baselines' files are at the KL of each of our points; those with all sessions count."""
     whole = [baseline for baseline in suite.baselines if len(suite.rows.get(baseline.name, [])) == len(suite.chosen)]
     ours = {baseline.name: suite.rows[baseline.name] for baseline in whole if is_ours(baseline.family)}
     families: dict[str, list[list[Row]]] = {}

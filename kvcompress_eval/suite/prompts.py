@@ -2,7 +2,8 @@
 
 A codec may keep what a session makes likely and lose what only shows when something unlikely is said. So the first
 words that really followed are perturbed by rule (`kvcompress_eval.suite.perturb`), fed after the session, and the true
-words after them behind that. Exact and decoded cache get the same tokens; their predictions are compared at each of them.
+words after them behind that. Exact and decoded cache get the same tokens; their predictions are compared at each of
+them.
 """
 
 from __future__ import annotations

@@ -222,7 +222,7 @@ def _missing(suite: Suite, settings: SuiteSettings, todo: Sequence[_Todo], rows:
 
 
 def _look_ahead(suite: Suite, settings: SuiteSettings) -> None:
-    """Let go of baselines' points that lost too much on the first session for anybody to use them; note the exact ones."""
+    """Let go of baselines' points that lost too much on the first session for any use; note the exact ones."""
     for baseline in suite.baselines:
         found = suite.rows.get(baseline.name)
         if not found or is_ours(baseline.family):

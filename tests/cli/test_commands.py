@@ -239,7 +239,7 @@ def test_sessions_too_short_for_a_bound_are_refused_with_the_remedy(tmp_path: Pa
     assert "Record at least 64 tokens" in line
 
 
-def test_the_wrong_model_is_refused_before_the_race(stored: dict[str, Path], tmp_path: Path) -> None:
+def test_the_wrong_model_is_refused_before_the_search(stored: dict[str, Path], tmp_path: Path) -> None:
     from tests.codec.conftest import tiny_model
 
     tiny_model().save_pretrained(tmp_path / "other")

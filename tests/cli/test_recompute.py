@@ -1,4 +1,4 @@
-"""The storage-compute trade-off as a user turns it, on a small model with the bundled tokenizer and codecs fitted here."""
+"""Storage against computing as a user chooses, on a small model with the bundled tokenizer and codecs fitted here."""
 
 from __future__ import annotations
 

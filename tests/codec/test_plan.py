@@ -42,7 +42,7 @@ from kvcompress.fit.trials import Bench, SessionTrial, trials_from_sessions
 from kvcompress.format.container import Encoded, from_bytes, load, save, to_bytes
 from kvcompress.hf import capture, load_model
 from kvcompress.hub.bundled import find_checkpoint
-from kvcompress.rate.max_kl import NEIGHBOURS, Candidate, Race, Tail, cut, hold_back, tail_kl_nats, tail_tokens
+from kvcompress.rate.max_kl import NEIGHBOURS, Candidate, KLSearch, Tail, cut, hold_back, tail_kl_nats, tail_tokens
 from kvcompress.rate.targets import (
     FINEST_QP,
     SIZE_RATIO_TOLERANCE,
@@ -82,7 +82,7 @@ def real(bundled: tuple[Any, Any, TinyVAECodec], sessions_file: Path) -> list[to
 
 
 def raced(codec: TinyVAECodec, model: Any, snapshot: KVSnapshot, max_kl_nats: float) -> Encoded:
-    return Race(codec, model, snapshot, hold_back(model, snapshot), max_kl_nats).winner()
+    return KLSearch(codec, model, snapshot, hold_back(model, snapshot), max_kl_nats).winner()
 
 
 def kl_from_scratch(model: Any, exact: KVSnapshot, decoded: KVSnapshot, at: int) -> float:
@@ -124,8 +124,8 @@ def test_looser_bounds_give_smaller_files(full: TinyVAECodec, model: Any, long: 
     assert len(set(sizes)) == 3
 
 
-class Scripted(Race):
-    """A race whose candidates have the KL and the size that a script says; no residual keeps a bound."""
+class Scripted(KLSearch):
+    """A search whose candidates have the KL and the size that a script says; no residual keeps a bound."""
 
     def __init__(self, kl_of_qp: Any, max_kl_nats: float) -> None:
         tail = Tail(0, torch.zeros(16, dtype=torch.int64), torch.zeros(16, 4))
@@ -144,32 +144,32 @@ class Scripted(Race):
 def test_however_noisy_the_winner_kept_the_bound_and_its_coarser_neighbours_ran(
     bound: float, noise: list[float]
 ) -> None:
-    race = Scripted(lambda qp: noise[qp] * 2.0 ** (-qp / 8), bound)
-    best = race.best_qp()
+    search = Scripted(lambda qp: noise[qp] * 2.0 ** (-qp / 8), bound)
+    best = search.best_qp()
     if best is None:
-        assert race.kl_of_qp(FINEST_QP) > bound
+        assert search.kl_of_qp(FINEST_QP) > bound
         return
     qp = best.encoded.settings["rate"]
-    assert best.kl_nats == race.kl_of_qp(qp) <= bound
+    assert best.kl_nats == search.kl_of_qp(qp) <= bound
     for coarser in range(max(0, qp - NEIGHBOURS), qp):
-        assert race.ran[coarser, None].kl_nats > bound
-    assert all(other >= qp for (other, _), candidate in race.ran.items() if candidate.kl_nats <= bound)
-    assert len(race.ran) <= 40
+        assert search.ran[coarser, None].kl_nats > bound
+    assert all(other >= qp for (other, _), candidate in search.ran.items() if candidate.kl_nats <= bound)
+    assert len(search.ran) <= 40
 
 
 def test_without_noise_the_race_finds_the_very_rate_in_few_steps() -> None:
     for place in (0, 1, 77, FINEST_QP):
-        race = Scripted(lambda qp: 2.0 ** (-qp / 8), 2.0 ** (-place / 8))
-        best = race.best_qp()
+        search = Scripted(lambda qp: 2.0 ** (-qp / 8), 2.0 ** (-place / 8))
+        best = search.best_qp()
         assert best is not None
         assert best.encoded.settings["rate"] == place
-        assert len(race.ran) <= FINEST_QP.bit_length() + NEIGHBOURS
+        assert len(search.ran) <= FINEST_QP.bit_length() + NEIGHBOURS
 
 
 def test_bounds_below_every_rate_fall_to_residuals_to_int8_and_then_to_lossless(
     codec: TinyVAECodec, model: Any, long: KVSnapshot
 ) -> None:
-    floor = Race(codec, model, long, hold_back(model, long), 1.0)
+    floor = KLSearch(codec, model, long, hold_back(model, long), 1.0)
     floor.keeps(FINEST_QP)
     eight_bits, floor_kl = floor.eight_bits(), floor.ran[FINEST_QP, None].kl_nats
     assert eight_bits.kl_nats < floor_kl
@@ -191,16 +191,16 @@ def test_bounds_below_every_rate_fall_to_residuals_to_int8_and_then_to_lossless(
 def test_int8_runs_against_rates_that_take_more_than_a_byte_a_value(
     values_count: int, int8_kl_nats: float, winner: str
 ) -> None:
-    race = Scripted(lambda qp: 2.0 ** (-qp / 8), 0.1)
-    race.snapshot = SimpleNamespace(values_count=values_count)  # type: ignore[assignment]
-    race.eight_bits = lambda: Candidate(Encoded("int8", "", {}, "", 0, 0), 950, int8_kl_nats)  # type: ignore[method-assign]
-    assert race.winner().codec == winner
+    search = Scripted(lambda qp: 2.0 ** (-qp / 8), 0.1)
+    search.snapshot = SimpleNamespace(values_count=values_count)  # type: ignore[assignment]
+    search.eight_bits = lambda: Candidate(Encoded("int8", "", {}, "", 0, 0), 950, int8_kl_nats)  # type: ignore[method-assign]
+    assert search.winner().codec == winner
 
 
 def test_the_race_is_deterministic_and_tells_how_far_it_is(full: TinyVAECodec, model: Any, long: KVSnapshot) -> None:
     calls: list[tuple[str, int, int]] = []
     tail = hold_back(model, long)
-    first = Race(full, model, long, tail, 0.02, lambda *call: calls.append(call)).winner()
+    first = KLSearch(full, model, long, tail, 0.02, lambda *call: calls.append(call)).winner()
     assert to_bytes(first) == to_bytes(raced(full, model, long, 0.02))
     for stage in ("rates", "residuals"):
         dones = [done for name, done, _ in calls if name == stage]

@@ -29,7 +29,7 @@ from kvcompress_train.recipe import CodecRecipe, Stage, read_recipe
 from kvcompress_train.run import with_learned_parts
 from kvcompress_train.tiers import mixed_tiers
 from tests.codec.conftest import random_sessions
-from tinyvae.neighbours import phases
+from tinyvae.neighbours import coding_passes
 from tinyvae.offsets import PRIOR_ONLY
 from tinyvae.predictor import LOWEST_TOLD
 
@@ -76,8 +76,8 @@ def test_a_guess_stays_sane_at_rates_no_training_saw(codec: TinyVAECodec, snapsh
     context = guessing.context(ids)
     lowest, none = (torch.full_like(ids, qp, dtype=torch.int32) for qp in (LOWEST_TOLD, PRIOR_ONLY))
     decoded = torch.zeros(len(ids) + 1, guessing.config.rank)
-    for phase in phases(ids):
-        coarse, left_out = (guessing.predicted(decoded, phase, context, qps) for qps in (lowest, none))
+    for coding_pass in coding_passes(ids):
+        coarse, left_out = (guessing.predicted(decoded, coding_pass, context, qps) for qps in (lowest, none))
         assert torch.equal(coarse, left_out)
 
 

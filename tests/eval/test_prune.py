@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from eval.leaderboard.board import read_rows
-from eval.leaderboard.candidates import ONE_TIER, RACE, names
+from eval.leaderboard.candidates import ONE_TIER, SEARCH, names
 from eval.leaderboard.fit import Example, fit_profile, fit_salience, fit_scorers, write_fitted
 from eval.leaderboard.report import larger_at_equal_kl, markdown, smaller_at_equal_kl, summarise
 from kvcompress.errors import CheckpointError, FormatError
@@ -36,10 +36,10 @@ def test_the_board_ranks_by_kl_and_says_what_was_not_met() -> None:
     rows = [
         row(s, name, kl, 1000) for s in "ab" for name, kl in ((ONE_TIER, 0.04), ("random", 0.09), ("learned", 0.01))
     ]
-    rows.append({"session": "a", "board": "bytes:high", "candidate": RACE, "failed": "too small"})
-    rows.append(row("b", RACE, 0.02, 900))
+    rows.append({"session": "a", "board": "bytes:high", "candidate": SEARCH, "failed": "too small"})
+    rows.append(row("b", SEARCH, 0.02, 900))
     entries = summarise(rows)["bytes:high"]
-    assert [entry["candidate"] for entry in entries] == ["learned", RACE, ONE_TIER, "random"]
+    assert [entry["candidate"] for entry in entries] == ["learned", SEARCH, ONE_TIER, "random"]
     assert [entry["not_met"] for entry in entries] == [0, 1, 0, 0]
     assert [entry["better_than_one_tier"] for entry in entries] == [2, 1, 0, 0]
     page = markdown(
@@ -54,14 +54,14 @@ def test_the_board_ranks_by_kl_and_says_what_was_not_met() -> None:
         }
     )
     assert "| *random* | 0.0900 ± 0.0000 |" in page
-    assert "race (not met in 1)" in page
+    assert "search (not met in 1)" in page
     assert "1.50 times smaller" in page
     assert "times larger" not in page
 
 
 def test_the_size_at_equal_kl_is_read_between_the_sizes_that_ran() -> None:
-    rows = [row("a", ONE_TIER, 0.02, 4000), row("a", RACE, 0.01, 4000)]
-    rows += [row("a", f"{RACE} 0.5", 0.02, 2000), row("a", f"{RACE} 0.3", 0.08, 1000)]
+    rows = [row("a", ONE_TIER, 0.02, 4000), row("a", SEARCH, 0.01, 4000)]
+    rows += [row("a", f"{SEARCH} 0.5", 0.02, 2000), row("a", f"{SEARCH} 0.3", 0.08, 1000)]
     assert smaller_at_equal_kl(summarise(rows)["bytes:high"]) == pytest.approx(2.0)
     rows[0]["kl_nats"] = 0.04  # half-way, on logarithms, between 0.02 at 2,000 and 0.08 at 1,000
     assert smaller_at_equal_kl(summarise(rows)["bytes:high"]) == pytest.approx(4000 / 2**0.5 / 1000)
@@ -70,7 +70,7 @@ def test_the_size_at_equal_kl_is_read_between_the_sizes_that_ran() -> None:
 
 
 def test_the_size_of_one_tier_at_the_races_kl_is_read_between_its_own_sizes() -> None:
-    rows = [row("a", ONE_TIER, 0.04, 1000), row("a", RACE, 0.01, 1000)]
+    rows = [row("a", ONE_TIER, 0.04, 1000), row("a", SEARCH, 0.01, 1000)]
     rows += [row("a", f"{ONE_TIER} +8", 0.02, 2000), row("a", f"{ONE_TIER} +16", 0.005, 4000)]
     assert larger_at_equal_kl(summarise(rows)["bytes:high"]) == pytest.approx(2000 * 2**0.5 / 1000)
     rows[1]["kl_nats"] = 0.001
@@ -89,13 +89,13 @@ def test_a_run_that_was_cut_off_goes_on_behind_its_last_whole_row(tmp_path: Path
 
 
 def test_every_scorer_and_both_controls_are_on_every_board() -> None:
-    assert [name for board, name in names(["high"], []) if board == "bytes:high"] == [ONE_TIER, RACE]
+    assert [name for board, name in names(["high"], []) if board == "bytes:high"] == [ONE_TIER, SEARCH]
     pairs = names(["usable"], ["usable"])
     assert len(set(pairs)) == len(pairs)
     for board in ("bytes:usable", "kept:0.5", "kept:0.25"):
         assert set(SCORERS) <= {name for where, name in pairs if where == board}
     assert ("bytes:usable", ONE_TIER) in pairs
-    assert ("half:usable", RACE) in pairs
+    assert ("half:usable", SEARCH) in pairs
 
 
 def example(seed: int, importance_of: str = "sensitivity") -> Example:

@@ -102,7 +102,7 @@ def opening_level(vae: TinyVAE, openings: Sequence[tuple[Tensor, Tensor]]) -> in
 
 
 def prediction_weights(vae: TinyVAE, sessions: Rows, qp: int = CALIBRATION_QP) -> Tensor:
-    """Return [CODING_PASSES, MATCHES, SOURCES, R] float32: for each latent the ridge regression on the same latent's sources.
+    """Return [CODING_PASSES, MATCHES, SOURCES, R] float32: of each latent the ridge regression on its own sources.
 
     One number a source and latent: a full matrix gains a further tenth of what this gains and is larger than the codec.
     """

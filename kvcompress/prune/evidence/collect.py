@@ -47,7 +47,7 @@ CHUNK_TOKENS = 256
 QUERY_TOKENS = 128
 LEAST_PIECE_TOKENS = 16
 DRAWS = 2
-"""Continuations give different gradients, and so do the tokens drawn along one of them; a second draw costs no sampling."""
+"""Continuations differ in their gradients, and so do tokens drawn along one; a second draw costs no sampling."""
 
 
 def collect(
@@ -241,7 +241,7 @@ def reread(observer: Observer, snapshot: KVSnapshot) -> tuple[Tensor, ...]:
 def sensitivity(
     model: CausalLM, snapshot: KVSnapshot, continuations: Tensor, codec: TinyVAECodec | None, seed: int = 0
 ) -> Tensor:
-    """Return [N] float32: squared gradients of continuations with respect to each token's cache, mean over continuations.
+    """Return [N] float32: squared gradients with respect to each token's cache, mean over continuations.
 
     Args:
         model: The snapshot's model.

@@ -1,4 +1,4 @@
-"""What was fitted for scorers: weights, a small network, and how a rank in each scorer's order turns into worth.
+"""What was fitted for scorers: weights, a small network, and how a rank in each scorer's order turns into importance.
 
 It lies beside this module as JSON, written by `python -m eval prune --fit`: the fit looks at recorded sessions and at
 what damage the loss of each token did. Another model may have a file of its own.
@@ -22,39 +22,39 @@ from kvcompress.prune.evidence.record import ranks
 
 FITTED = Path(__file__).with_name("fitted.json")
 KNOTS = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.925, 0.95, 0.97, 0.98, 0.99, 0.995, 1.0)
-"""Ranks at which curves are known; most of the worth lies in few tokens, so they stand close at the end."""
+"""Ranks at which curves are known; most of the importance lies in few tokens, so they stand close at the end."""
 
 REMEDY = "Fit it again with `python -m eval prune --fit`"
 
 
 @dataclass(frozen=True, slots=True)
 class Profile:
-    """How worth follows from a scorer's order and the codec's own opinion.
+    """How importance follows from a scorer's order and the codec's own opinion.
 
-    The worth of a token, relative to the session's mean, is own ** share * 2 ** curve(rank): what the codec expects by
-    id and age, as far as the scorer does not know better, times what tokens of that rank were worth on fitting
-    sessions.
+    The importance of a token, relative to the session's mean, is own ** share * 2 ** curve(rank): what the codec
+    expects by id and age, as far as the scorer does not know better, times what tokens of that rank were worth on
+    fitting sessions.
 
     Attributes:
         share: Exponent of the codec's own expectation.
-        curve: Logarithm (base 2) of the worth at the ranks `KNOTS`.
+        curve: Logarithm (base 2) of the importance at the ranks `KNOTS`.
     """
 
     share: float
     curve: tuple[float, ...]
 
-    def worth(self, score: Tensor, own: Tensor) -> Tensor:
-        """Return the worth [N] float64 of tokens, of mean 1.
+    def importance(self, score: Tensor, own: Tensor) -> Tensor:
+        """Return the importance [N] float64 of tokens, of mean 1.
 
         Args:
             score: [N] float, a scorer's.
-            own: [N] float, what the codec expects, as the logarithm (base 2) of worth.
+            own: [N] float, what the codec expects, as the logarithm (base 2) of importance.
         """
         if not len(score):
             return torch.zeros(0, dtype=torch.float64)
         logs = np.interp(ranks(score).numpy(), KNOTS, np.array(self.curve)) + self.share * own.double().numpy()
-        worth = torch.from_numpy(np.exp2(logs - logs.max()))
-        return worth / worth.mean()
+        importance = torch.from_numpy(np.exp2(logs - logs.max()))
+        return importance / importance.mean()
 
 
 FLAT = Profile(1.0, (0.0,) * len(KNOTS))

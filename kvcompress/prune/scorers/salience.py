@@ -6,7 +6,7 @@ part is something of a token that can be measured, taken as its rank in the sess
     surprise   -log p of the token given those before it
     novelty    1 - highest cosine of its keys to those of an earlier token
     arousal    attention that the last queries pay to it
-    reward     squared gradient of sampled continuations with respect to its cache: its effect on what the model will say
+    reward     squared gradient of sampled continuations by its cache: its effect on what the model will say
     conflict   disagreement of heads and layers about it
 
 The weights were fitted, none below 0, to the rank of the damage that the loss of each token did. Cost: one reading of

@@ -43,9 +43,9 @@ def equal_kl_table(result: Result) -> Table | None:
         Column("baseline's files larger, times"),
     )
     note = (
-        "On the same sessions: a baseline's best settings are joined in logarithms of KL and size ratio and read off at "
-        "our mean KL. A family whose points do not reach this KL is left out. 95 % intervals by resampling sessions, "
-        "ours and theirs together. Both sides leave out the bytes of the codec itself."
+        "On the same sessions: a baseline's best settings are joined in logarithms of KL and size ratio and read "
+        "off at our mean KL. A family whose points do not reach this KL is left out. 95 % intervals by resampling "
+        "sessions, ours and theirs together. Both sides leave out the bytes of the codec itself."
     )
     return Table("Sizes at equal KL", note, columns, tuple(rows))
 

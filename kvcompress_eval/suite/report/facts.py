@@ -106,7 +106,7 @@ def baseline_at_same_kl(result: Result, codec: Codec) -> tuple[str, float] | Non
 
 
 def interval_at_same_kl(result: Result, codec: Codec, family: str) -> str | None:
-    """Return how many times larger a baseline family's files are at a codec's KL, with its interval; None if unknown."""
+    """Return how many times larger a baseline family's files are at a codec's KL, with interval; None if unknown."""
     for row in result.get("equal_kl") or []:
         if (row["codec"], row["family"]) == (codec["name"], family):
             return spell_interval(row["times_larger"], "times")

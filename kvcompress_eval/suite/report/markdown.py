@@ -53,8 +53,8 @@ def render_markdown(result: Result) -> str:
 def readme_table(result: Result) -> str:
     """Return a short Markdown table: each family at each tier, with its largest size ratio there.
 
-    Where there are more than 16 such rows, our family and the chief baseline keep theirs, the others keep the largest of
-    each tier, and a line says how many are left out.
+    Where there are more than 16 such rows, our family and the chief baseline keep theirs, the others keep the largest
+    of each tier, and a line says how many are left out.
 
     Args:
         result: A result of the suite.
@@ -116,7 +116,7 @@ def _readme_cells(codec: Codec, tier: str) -> tuple[str, ...]:
 
 
 def best_table(result: Result) -> Table:
-    """Return the best points: for each tier ours, the best baseline in the tier, and the best baseline at the same KL."""
+    """Return the best points: for each tier ours, the best baseline in the tier, and the best one at the same KL."""
     columns = (Column("tier", False), Column(OURS, False), Column("size ratio"), Column("best baseline", False))
     compared = (Column("size ratio"), Column("ours over theirs"), Column("best baseline at our KL", False))
     rows = [Row((best.tier, *_best_cells(best), *_same_kl_cells(result, best))) for best in best_points(result)]

@@ -97,7 +97,7 @@ def leads(table: Table) -> bool:
 
 
 def _card(result: Result, best: Best) -> Card:
-    """Return a tier's card: our size ratio, the best baseline's, and how they compare in the tier and at the same KL."""
+    """Return a tier's card: our size ratio, the best baseline's, how they compare in the tier and at the same KL."""
     notes = [_point(best.ours) if best.ours else f"no {OURS} codec keeps this promise"]
     if best.baseline is None:
         notes.append("nor does any baseline" if best.ours is None else "no baseline keeps this promise")

@@ -1,9 +1,8 @@
 """How a family looks in every figure: colour, marker, line; and the sheet that knows these colours.
 
-Seven hues and twelve markers tell families apart: ours and the chief baseline have a hue of their own and heavier lines,
-the others share six hues, filled for the first six families and hollow for the next; from the thirteenth on a hue comes
-with another marker than before.
-"""
+Seven hues and twelve markers tell families apart: ours and the chief baseline have a hue of their own and heavier
+lines, the others share six hues, filled for the first six families and hollow for the next; from the thirteenth on a
+hue comes with another marker than before."""
 
 from __future__ import annotations
 
