@@ -1,4 +1,4 @@
-"""`kvcompress eval run`: `kvcompress eval run` that knows where the makefile puts what belongs to a model."""
+"""`python -m eval run`: `kvcompress eval run` that knows where the makefile puts what belongs to a model."""
 
 from __future__ import annotations
 

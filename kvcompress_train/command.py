@@ -3,60 +3,42 @@
 from __future__ import annotations
 
 import sys
-from pathlib import Path
-from typing import Annotated
+from contextlib import redirect_stdout
 
 import typer
 
-from kvcompress.cli.console import JsonOption, progress_bar, show
+from kvcompress.cli.console import JsonOption, ModelOption, progress_bar, show
 from kvcompress.cli.extras import require_packages
 from kvcompress.errors import InputError
 from kvcompress.hub.bundled import DEFAULT_MODEL
+from kvcompress_train.options import (
+    DevicesOption,
+    LoggerOption,
+    OutputOption,
+    RecipeOption,
+    SessionsOption,
+    ShardsOption,
+    ShowRecipeOption,
+    ThreadsOption,
+)
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
-SOURCES, HOW = "What to train on", "How it runs"
 DEFAULT_RECIPE = "small"
 
 
 @app.command()
 def train(
-    output: Annotated[
-        Path | None,
-        typer.Option("-o", "--output", "--out", help="Directory of the codec; <output>.run keeps what is done so far."),
-    ] = None,
-    model: Annotated[
-        str, typer.Option(help="Bundled model, model directory, GGUF file, or Hub id such as user/repo.")
-    ] = DEFAULT_MODEL,
-    config: Annotated[
-        str, typer.Option(help="Recipe: small, smollm2 (many layers, a large vocabulary), or a YAML file.")
-    ] = DEFAULT_RECIPE,
-    show_recipe: Annotated[
-        bool, typer.Option("--show-recipe", help="Print the recipe as YAML, to be changed and named; train nothing.")
-    ] = False,
+    output: OutputOption = None,
+    model: ModelOption = DEFAULT_MODEL,
+    recipe_name: RecipeOption = DEFAULT_RECIPE,
+    show_recipe: ShowRecipeOption = False,
     as_json: JsonOption = False,
-    sessions: Annotated[
-        Path | None, typer.Option(help="JSON lines of recorded sessions.", rich_help_panel=SOURCES)
-    ] = None,
-    shards: Annotated[
-        Path | None,
-        typer.Option(help="What `kvcompress harvest` left, instead of sessions.", rich_help_panel=SOURCES),
-    ] = None,
-    devices: Annotated[
-        int | None,
-        typer.Option(
-            help="Processes of data-parallel training.", min=1, show_default="as the recipe says", rich_help_panel=HOW
-        ),
-    ] = None,
-    threads: Annotated[int, typer.Option(help="Threads of torch in each process.", min=1, rich_help_panel=HOW)] = 2,
-    logger: Annotated[
-        str | None,
-        typer.Option(
-            help="wandb (offline unless WANDB_MODE says else) or csv.",
-            show_default="as the recipe says",
-            rich_help_panel=HOW,
-        ),
-    ] = None,
+    sessions: SessionsOption = None,
+    shards: ShardsOption = None,
+    devices: DevicesOption = None,
+    threads: ThreadsOption = 2,
+    logger: LoggerOption = None,
 ) -> None:
     """Train a codec, which makes smaller files than `kvcompress fit` alone: closed form, its prior, then for the model.
 
@@ -65,7 +47,7 @@ def train(
     from kvcompress_train.recipes import recipe_text
 
     if show_recipe:
-        sys.stdout.write(recipe_text(config))
+        sys.stdout.write(recipe_text(recipe_name))
         return
     if output is None:
         raise InputError("no directory is named for the codec", "Name one with --output")
@@ -78,12 +60,12 @@ def train(
 
     from kvcompress_train.recipe import read_recipe
 
-    recipe = read_recipe(config)
+    recipe = read_recipe(recipe_name)
     recipe = replace(recipe, devices=devices or recipe.devices, logger=logger or recipe.logger)
     torch.set_num_threads(threads)
     from kvcompress_train.run import CodecRun
 
-    with progress_bar("train") as progress:
+    with redirect_stdout(sys.stderr), progress_bar("train") as progress:  # Lightning's bars are no result
         summary = CodecRun(recipe, model, sessions, shards, output, progress).run()
     if summary:  # of several processes the first one alone tells it
         show(summary, as_json=as_json)

@@ -25,6 +25,9 @@ SessionsOption = Annotated[
     typer.Option(help="JSON lines of recorded sessions.", show_default="the examples, of the bundled model"),
 ]
 OutOption = Annotated[Path, typer.Option("-o", "--output", "--out", help="Directory of rows and report.")]
+RowsOption = Annotated[
+    Path, typer.Option("-o", "--output", "--out", help="Directory of rows and report; rows found there stay.")
+]
 GoOnOption = Annotated[bool, typer.Option("--resume", help="Go on from the rows found in the directory.")]
 ThreadsOption = Annotated[int, typer.Option(help="Threads of torch.", min=1)]
 WandbOption = Annotated[bool, typer.Option("--wandb", help="Log to Weights & Biases too; offline unless told else.")]

@@ -293,7 +293,7 @@ def test_an_ordinary_run_goes_on() -> None:
 
 
 def test_the_recipe_of_the_project_is_the_default() -> None:
-    found = read_recipe(Path(__file__).parents[2] / "train" / "configs" / "codec.yaml")
+    found = read_recipe("small")
     assert found == CodecRecipe()
 
 
