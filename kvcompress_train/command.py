@@ -46,8 +46,9 @@ def train(
     """
     from kvcompress_train.recipes import recipe_text
 
+    text = recipe_text(recipe_name)
     if show_recipe:
-        sys.stdout.write(recipe_text(recipe_name))
+        sys.stdout.write(text)
         return
     if output is None:
         raise InputError("no directory is named for the codec", "Name one with --output")

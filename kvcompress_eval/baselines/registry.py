@@ -8,10 +8,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from kvcompress.codec.at_hand import codec_for
-from kvcompress.codec.facts import read_facts
+from kvcompress.codec.facts import CodecFacts, read_facts
 from kvcompress.errors import InputError
 from kvcompress.hf import fingerprint
-from kvcompress.hf.fingerprint import ModelFingerprint
 from kvcompress.hub.places import find_codec
 from kvcompress_eval.baselines.protocol import Baseline, Calibration
 from kvcompress_eval.baselines.tinyvae import held_in, points
@@ -71,22 +70,18 @@ def resolve(names: Sequence[str]) -> list[str]:
     return list(dict.fromkeys(wanted))
 
 
-def require_codecs(names: Sequence[str], own: Own, model: ModelFingerprint) -> None:
-    """Refuse, before anything is measured, a codec that was named and cannot be.
+def named_codecs(names: Sequence[str], own: Own) -> list[CodecFacts]:
+    """Return what the codecs that were named say of themselves, before anything is loaded.
 
     Args:
         names: As `resolve` returned them.
         own: What is measured of this project's codecs.
-        model: The model's.
 
     Raises:
         CheckpointError: There is none where one is named, or it is damaged.
-        MismatchError: It is of another model.
     """
     places = [own.directory if name == OWN else name for name in names if name not in FAMILIES]
-    for place in filter(None, places):
-        facts = read_facts(find_codec(place))
-        ModelFingerprint.from_json(facts.model).require_match(model, path=place)
+    return [read_facts(find_codec(place)) for place in places if place is not None]
 
 
 def build(name: str, calibration: Calibration, own: Own | None = None, *, first: bool = True) -> list[Baseline]:

@@ -24,9 +24,9 @@ from kvcompress.data.harvest import tokenized_sessions
 from kvcompress.errors import InputError
 from kvcompress.hf import capture, fingerprint, load_model
 from kvcompress.hf.loading import model_directory
-from kvcompress.snapshot import KVSnapshot
+from kvcompress.snapshot import KVSnapshot, ModelFingerprint
 from kvcompress_eval.baselines.protocol import Baseline, Calibration
-from kvcompress_eval.baselines.registry import FITTED, Own, require_codecs, resolve
+from kvcompress_eval.baselines.registry import FITTED, Own, named_codecs, resolve
 from kvcompress_eval.baselines.shards import ShardCalibration, require_apart
 from kvcompress_eval.suite.aggregate import codec_entry
 from kvcompress_eval.suite.chosen import Chosen, choose_sessions
@@ -105,8 +105,10 @@ def run_suite(job: Job, size: Callable[[int], SuiteSettings]) -> dict[str, Any]:
     """
     started, clock = datetime.now(UTC), time.perf_counter()
     names = resolve(job.codecs)
+    named = named_codecs(names, job.own)
     model, tokenizer = load_model(job.model)
-    require_codecs(names, job.own, fingerprint(model, tokenizer))
+    for facts in named:
+        ModelFingerprint.from_json(facts.model).require_match(fingerprint(model, tokenizer), path=facts.directory)
     settings = size(sum(part.numel() for part in model.parameters()))
     found = tokenized_sessions(model, tokenizer, job.sessions)
     pairs, rest = choose_sessions(found, settings.count, settings.tokens, settings.continuation_tokens)
