@@ -34,7 +34,8 @@ bench: $(VENV)/.installed  ## Time restoring against prefilling again
 	$(BIN)/python -m eval bench
 
 report: $(VENV)/.installed  ## Measure all codecs, write eval/reports/reference-lm and the table of the README
-	$(BIN)/python -m eval run --out eval/reports/reference-lm --readme
+	$(BIN)/kvcompress eval run --out eval/reports/reference-lm
+	$(BIN)/python -m eval readme results
 
 quick: $(VENV)/.installed  ## A look at the same in a few minutes, in reports/suite
 	$(BIN)/kvcompress eval run --quick
@@ -50,12 +51,14 @@ prune: $(VENV)/.installed  ## Compare scorers of tokens and plans, in eval/repor
 
 report-smollm2: $(VENV)/.installed  ## Measure CODEC on SmolLM2 over SESSIONS, OTHER, beside KVTC fitted to SHARDS
 	$(BIN)/kvcompress eval real-model --model $(SMOLLM2) --codec $(CODEC) --sessions $(SESSIONS) --other $(OTHER) \
-		--shards $(SHARDS) $(addprefix --fit-facts ,$(FIT_FACTS)) --out eval/reports/smollm2 --readme
+		--shards $(SHARDS) $(addprefix --fit-facts ,$(FIT_FACTS)) --out eval/reports/smollm2
+	$(BIN)/python -m eval readme real-model
 
 tasks-smollm2: $(VENV)/.installed  ## Ask SmolLM2 for what stands in the middle of stored contexts; goes on where it stopped
 	$(BIN)/pip install --quiet -e ".[eval]"
 	$(BIN)/kvcompress eval tasks --model $(SMOLLM2) --codec smollm2-135m-instruct-tinyvae --shards $(SHARDS) \
-		--out eval/reports/smollm2-tasks --readme
+		--out eval/reports/smollm2-tasks
+	$(BIN)/python -m eval readme tasks
 
 check-real: $(VENV)/.installed  ## Hold the shipped codec of SmolLM2 to its bounds on four sessions; three minutes
 	$(BIN)/python -m eval check-real
