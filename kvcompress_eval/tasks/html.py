@@ -37,7 +37,7 @@ def render_html(result: Result) -> str:
     from kvcompress_eval.tasks.page import introduction, made_by
 
     room = Environment(
-        loader=PackageLoader("eval", "tasks"),
+        loader=PackageLoader("kvcompress_eval", "tasks"),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,

@@ -15,6 +15,7 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
+from eval import check_command
 from eval.__main__ import app
 from eval.check import check, table
 from eval.check_command import SESSIONS, _shipped
@@ -24,7 +25,6 @@ from kvcompress.data.sessions import read_sessions, session_token_ids
 from kvcompress.hf import load_model
 from kvcompress.hf.loading import model_tokenizer
 from kvcompress.hub.bundled import DEFAULT_CODEC, find_checkpoint
-from kvcompress_eval.real_model import check_command
 from kvcompress_eval.real_model.codecs import Measured, find_codecs
 from tests.codec.test_other_weights import LARGE, noisy
 from tests.conftest import ROOT

@@ -16,7 +16,6 @@ import venv
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -112,8 +111,15 @@ class Installed:
 
     def run(self, *arguments: object) -> subprocess.CompletedProcess[str]:
         """Run `kvcompress`, as its user would; the checkout is on no path."""
+        return self._program("kvcompress", *map(str, arguments))
+
+    def python(self, code: str) -> subprocess.CompletedProcess[str]:
+        """Run Python code there."""
+        return self._program("python", "-c", code)
+
+    def _program(self, name: str, *arguments: str) -> subprocess.CompletedProcess[str]:
         kept = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-        command = [str(self.bin / "kvcompress"), *map(str, arguments)]
+        command = [str(self.bin / name), *arguments]
         return subprocess.run(command, cwd=self.place, env=kept, capture_output=True, text=True, check=False)
 
 
@@ -126,13 +132,12 @@ def installed(wheel_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Ins
     subprocess.run([*pip, "--no-deps", "--no-index", "--no-compile", str(wheel_file)], check=True, capture_output=True)
     site = next((place / "venv" / "lib").glob("python*/site-packages"))
     (site / "dependencies.pth").write_text(sysconfig.get_path("purelib") + "\n")  # .pth files in there are not followed
-    found = subprocess.run([python, "-c", "import kvcompress_eval; print(kvcompress_eval.__file__)"], **CAUGHT)
-    assert found.stdout.startswith(str(site))
-    assert subprocess.run([python, "-c", "import eval"], **CAUGHT).returncode != 0, "the checkout is on the path"
-    return Installed(place / "venv" / "bin", place)
+    found = Installed(place / "venv" / "bin", place)
+    assert found.python("import kvcompress_eval; print(kvcompress_eval.__file__)").stdout.startswith(str(site))
+    assert found.python("import eval").returncode != 0, "the checkout is on the path"
+    return found
 
 
-CAUGHT: dict[str, Any] = {"capture_output": True, "text": True, "cwd": "/", "env": {}}
 RECIPE = """
 fit: {rank: 24, prior_rank: 8, prior_width: 16, fisher_sessions: 2, continuation_tokens: 16}
 rate_stage: {steps: 1, learning_rate: 0.001}
@@ -150,6 +155,24 @@ def test_installed_commands_describe_themselves(installed: Installed) -> None:
         assert done.returncode == 0, done.stderr
         assert "Usage: kvcompress" in done.stdout
     assert "lowest_qp: 48" in installed.run("train", "--config", "smollm2", "--show-recipe").stdout
+
+
+def test_every_installed_module_is_imported_and_every_page_has_its_template(installed: Installed) -> None:
+    """None of them asks for a package of the checkout; the pages are those of reports that the repository keeps."""
+    pytest.importorskip("lightning", reason="the train extra is not installed")
+    reports = {name: str(ROOT / "eval" / "reports" / name / "report.json") for name in ("smollm2-tasks", "stories260k")}
+    done = installed.python(
+        "import importlib, json, pkgutil, kvcompress_eval, kvcompress_train\n"
+        "for package in (kvcompress_eval, kvcompress_train):\n"
+        "    for module in pkgutil.walk_packages(package.__path__, package.__name__ + '.'):\n"
+        "        importlib.import_module(module.name)\n"
+        "from kvcompress_eval.suite.report import render_html as suite\n"
+        "from kvcompress_eval.tasks.html import render_html as tasks\n"
+        f"print(tasks(json.load(open({reports['smollm2-tasks']!r})))[:15])\n"
+        f"print(suite(json.load(open({reports['stories260k']!r})))[:15])\n"
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.stdout.split("\n")[:2] == ["<!doctype html>", "<!doctype html>"]
 
 
 def test_an_installed_package_trains_a_codec_and_measures_it(installed: Installed) -> None:
