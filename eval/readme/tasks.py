@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from kvcompress.report.spelling import spell
 from kvcompress_eval.real_model.words import table
 from kvcompress_eval.tasks.candidates import EXACT
-from kvcompress_eval.tasks.spelling import points
 
 Result = Mapping[str, Any]
 
@@ -30,4 +30,4 @@ def readme_table(result: Result) -> str:
 def _cells(task: Result, names: list[str]) -> list[str]:
     found = {one["name"]: one["accuracy"]["value"] for one in task["candidates"]}
     assert EXACT in found
-    return [f"{points(found[name])} %" if name in found else "failed" for name in names]
+    return [f"{spell(found[name], 'points')} %" if name in found else "failed" for name in names]

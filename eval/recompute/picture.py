@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from eval.recompute.run import Row, at_tier
-from kvcompress.report.facts import spell
-from kvcompress.report.plots import INK, MUTED, TIER_COLOURS, WIDE_INCHES, Sheet
-from kvcompress_eval.suite.report.standing_alone import standing_alone
+from kvcompress.report.palette import INK, MUTED, TIER_COLOURS
+from kvcompress.report.sheet import WIDE_INCHES, Sheet
+from kvcompress.report.spelling import spell
 
 
 def draw(result: Row) -> str:
@@ -33,7 +33,7 @@ def draw(result: Row) -> str:
         axes.set_xticks([*places, layers], [*map(str, places), f"{layers}: prefill"])
         axes.set_xlim(-0.3, layers + 0.4)
         _seconds(axes, [*places, layers], result)
-    return standing_alone(sheet.svg(_told(result)))
+    return sheet.svg(_told(result), alone=True)
 
 
 _BESIDE: dict[str, Any] = {"xytext": (9, 0), "textcoords": "offset points", "va": "center"}

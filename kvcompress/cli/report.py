@@ -24,10 +24,13 @@ def report(
 ) -> None:
     """Decode a file, resume from it, and compare with the exact cache: JSON, Markdown and HTML."""
     require_packages("a report", ("jinja2", "matplotlib"), "report")
+    from kvcompress.format.atomic_directory import require_directory
     from kvcompress.hf import load_model
     from kvcompress.report import write_report
     from kvcompress.report.measure import measure_file
 
+    if not output.is_dir():
+        require_directory(output)
     language_model, tokenizer = load_model(model)
     if tokenizer is None:
         raise InputError("the model has no tokenizer", "Save one beside the model", path=model)

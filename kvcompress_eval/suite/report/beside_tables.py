@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from kvcompress.report.facts import spell
+from kvcompress.report.spelling import spell, with_interval
+from kvcompress.report.tables import Column, Row, Table
 from kvcompress_eval.suite.damage import NEAR_TOKENS
 from kvcompress_eval.suite.published import FIXED_RATE
-from kvcompress_eval.suite.report.facts import Codec, Result, measured, size_ratio, spell_interval
-from kvcompress_eval.suite.report.tables import WORDS, Column, Row, Table
+from kvcompress_eval.suite.report.facts import Codec, Result, measured, size_ratio
+from kvcompress_eval.suite.report.tables import WORDS
 
 
 def equal_kl_table(result: Result) -> Table | None:
@@ -27,8 +28,8 @@ def equal_kl_table(result: Result) -> Table | None:
                 spell(row["kl_nats"], "nats"),
                 spell(row["size_ratio"], "ratio"),
                 row["family"],
-                spell_interval(row["their_size_ratio"], "ratio"),
-                spell_interval(row["times_larger"], "times"),
+                with_interval(row["their_size_ratio"], "ratio"),
+                with_interval(row["times_larger"], "times"),
             ),
             family[row["codec"]],
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from kvcompress.report.tables import Table
 from kvcompress_eval.suite.report.beside_tables import equal_kl_table, published_table
 from kvcompress_eval.suite.report.facts import Result
 from kvcompress_eval.suite.report.promise_table import promise_table
@@ -16,7 +17,6 @@ from kvcompress_eval.suite.report.series import (
     recall_table,
 )
 from kvcompress_eval.suite.report.tables import (
-    Table,
     bound_table,
     category_tables,
     controls_table,
