@@ -14,6 +14,7 @@ from kvcompress.cli.console import loads_models, tolerant_streams
 from kvcompress.cli.decode import decode
 from kvcompress.cli.doctor import doctor
 from kvcompress.cli.encode import encode
+from kvcompress.cli.extras import WithExtras
 from kvcompress.cli.fit import fit
 from kvcompress.cli.harvest import harvest
 from kvcompress.cli.inspect import inspect
@@ -23,7 +24,7 @@ from kvcompress.cli.resume import resume
 from kvcompress.cli.verify import verify
 from kvcompress.errors import KVCompressError, shown
 
-app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False)
+app = typer.Typer(cls=WithExtras, no_args_is_help=True, pretty_exceptions_enable=False)
 
 
 def _print_version(wanted: bool) -> None:
