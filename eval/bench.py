@@ -13,6 +13,7 @@ import torch
 
 from kvcompress.codec.directory import load_codec
 from kvcompress.codec.quality import encode_at_quality
+from kvcompress.codec.settings import TinyVAESettings
 from kvcompress.data.harvest import tokenized_sessions
 from kvcompress.errors import InputError
 from kvcompress.format.container import load, save
@@ -50,7 +51,7 @@ def bench(tokens: int, threads: int, out: Path) -> None:
         encoded = load(path)
         decoded = codec.decode(encoded)
         result["file_bytes"], result["raw_bytes"] = path.stat().st_size, snapshot.raw_bytes
-        vae, qp = codec.vae(0), int(encoded.settings["rate"])
+        vae, qp = codec.vae(0), TinyVAESettings.from_json(encoded.settings).qp
         width = vae.config.prior_width + vae.active_rank(codec.qps(0, snapshot.token_ids, qp))
         left, right = torch.randn(tokens, width), torch.randn(width, vae.config.channels)
         calls: dict[str, Callable[[], object]] = {

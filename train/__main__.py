@@ -12,7 +12,7 @@ app = typer.Typer(no_args_is_help=True, help=__doc__, pretty_exceptions_enable=F
 
 @app.callback()
 def main() -> None:
-    """Recipes that train the bundled reference model, its codec, and record sessions."""
+    """Train the bundled reference model, record its sessions, compose others. Codecs: `kvcompress train`."""
 
 
 @app.command()
@@ -34,7 +34,7 @@ def lm(
     start_from: Annotated[Path | None, typer.Option(help="Model to start from; takes its tokenizer too.")] = None,
     stop_after: Annotated[int | None, typer.Option(help="Stop after so many steps; run again to go on.")] = None,
 ) -> None:
-    """Train the reference language model; an interrupted run continues."""
+    """Train the reference language model, resumably."""
     from train.lm.curriculum import Phase, Recipe
     from train.lm.run import train_lm
 
@@ -49,39 +49,6 @@ def lm(
         stop_after=stop_after,
         start_from=start_from,
     )
-
-
-@app.command()
-def fit(
-    out: Annotated[Path, typer.Option("-o", "--out", help="Directory of the codec; its run, beside it, is resumed.")],
-    sessions: Annotated[Path | None, typer.Option(help="JSON lines of sessions.")] = None,
-    shards: Annotated[
-        Path | None, typer.Option(help="Instead of sessions: shards that `kvcompress harvest` wrote.")
-    ] = None,
-    config: Annotated[Path, typer.Option(help="Recipe (YAML).")] = Path("train/configs/codec.yaml"),
-    model: Annotated[str, typer.Option(help="Model: a bundled name or a directory.")] = "reference-lm",
-    devices: Annotated[int | None, typer.Option(help="Processes of data-parallel training.", min=1)] = None,
-    threads: Annotated[int, typer.Option(help="Number of threads in each process.", min=1)] = 2,
-    logger: Annotated[str | None, typer.Option(help="wandb (offline by default) or csv.")] = None,
-) -> None:
-    """Train a codec from recorded sessions: closed form, then the prior, then end to end; an interrupted run continues."""
-    import json
-    from dataclasses import replace
-
-    import torch
-
-    from kvcompress.cli.console import progress_bar
-    from train.codec.recipe import read_recipe
-
-    recipe = read_recipe(config)
-    recipe = replace(recipe, devices=devices or recipe.devices, logger=logger or recipe.logger)
-    torch.set_num_threads(threads)
-    from train.codec.run import CodecRun
-
-    with progress_bar("fit") as progress:
-        summary = CodecRun(recipe, model, sessions, shards, out, progress).run()
-    if summary:
-        typer.echo(json.dumps(summary, indent=1))
 
 
 @app.command()

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from kvcompress.cli.console import ForceOption, JsonOption, show
+from kvcompress.cli.console import LINES, ForceOption, JsonOption, loads_models, show
 from kvcompress.cli.waiting import waiting
+from kvcompress.errors import CheckpointError, shown
 
 if TYPE_CHECKING:
     from kvcompress.codec.facts import CodecFacts, Part
@@ -25,6 +26,7 @@ codecs = typer.Typer(no_args_is_help=True, help="List the installed codecs, show
 
 
 @codecs.command("list")
+@loads_models
 def list_codecs(
     directory: Annotated[
         Path | None, typer.Option(help="Also list this codec, or the codecs in this directory.")
@@ -68,10 +70,10 @@ def list_codecs(
 @codecs.command("show")
 def show_codec(name: NameArgument, as_json: JsonOption = False) -> None:
     """Print a codec's card and its guarantees: verified sessions, bounds, measured means."""
+    from kvcompress.codec.directory import codec_place
     from kvcompress.codec.facts import read_facts
-    from kvcompress.hub.places import find_codec
 
-    facts = read_facts(find_codec(name))
+    facts = read_facts(codec_place(name))
     if as_json:
         cards = {str(part.recompute_layers): _card(part) for part in facts.parts}
         show({"name": name, **facts.to_json(), "cards": cards}, as_json=True)
@@ -80,9 +82,9 @@ def show_codec(name: NameArgument, as_json: JsonOption = False) -> None:
     for part in facts.parts:
         sys.stdout.write(f"\nlayers recomputed: {part.recompute_layers}\n")
         for line in _guarantee(part):
-            sys.stdout.write(f"  {line}\n")
+            sys.stdout.write(f"  {shown(line)}\n")
     for part in facts.parts:
-        sys.stdout.write(f"\n{_card(part).strip()}\n")
+        sys.stdout.write(f"\n{shown(_card(part).strip(), keep=LINES)}\n")
 
 
 @codecs.command("pull")
@@ -114,13 +116,12 @@ def pull_codec(
 def _readable(found: Iterator[Found]) -> Iterator[tuple[Found, CodecFacts]]:
     """Yield each codec with what it says of itself; one that is damaged hides no other."""
     from kvcompress.codec.facts import read_facts
-    from kvcompress.errors import CheckpointError
 
     for one in found:
         try:
             yield one, read_facts(one.directory)
         except CheckpointError as error:
-            sys.stderr.write(f"note: {error}\n")
+            sys.stderr.write(f"note: {shown(error)}\n")
 
 
 def _fits(model: str, facts: Sequence[CodecFacts]) -> dict[Path, str]:
@@ -135,7 +136,7 @@ def _fits(model: str, facts: Sequence[CodecFacts]) -> dict[Path, str]:
 
 def _card(part: Part) -> str:
     place = part.directory / "README.md"
-    return place.read_text(encoding="utf-8") if place.is_file() else "(it has no card)"
+    return place.read_text(encoding="utf-8", errors="replace") if place.is_file() else "(it has no card)"
 
 
 def _belongs_to(facts: CodecFacts) -> dict[str, Any]:

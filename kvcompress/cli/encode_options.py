@@ -14,7 +14,7 @@ RECOMPUTE, TOKENS, WEIGHTS = "Recomputed layers", "Tiers by token (a plan)", "Ot
 RawArgument = Annotated[
     Path, typer.Argument(help="Raw snapshot that `kvcompress record` wrote.", metavar="RAW.safetensors")
 ]
-OutputOption = Annotated[Path, typer.Option("-o", "--output", help="File to write (.kvz).")]
+OutputOption = Annotated[Path, typer.Option("-o", "--output", help="File to write (.kvz); - is standard output.")]
 QualityOption = Annotated[
     str | None,
     typer.Option(

@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from kvcompress.cli.console import ForceOption, JsonOption, ModelOption, progress_bar, show
+from kvcompress.errors import InputError, shown
 from kvcompress.hub.bundled import DEFAULT_MODEL
 
 
@@ -39,17 +40,18 @@ def harvest(
     """Run a model once over recorded sessions and keep what a fit needs: caches, gradients, single tokens.
 
     Writes one shard (a raw snapshot) for each session, and index.jsonl, which `datasets` reads. An interrupted harvest
-    continues where it stopped. `kvcompress fit --shards` makes codecs from it.
+    continues where it stopped. With --force the old shards are kept until the new ones are complete, so both need disk
+    space. `kvcompress fit --shards` makes codecs from the shards.
     """
     import torch
 
-    from kvcompress.data.harvest import write_shards
+    from kvcompress.data.harvest import require_place_of_shards, write_shards
     from kvcompress.data.shards import HarvestSettings
-    from kvcompress.errors import InputError
     from kvcompress.hf import load_model
 
     if dtype not in ("float16", "bfloat16"):
         raise InputError(f"shards of {dtype!r} are not written", "Use float16 or bfloat16")
+    require_place_of_shards(output, force)
     if threads:
         torch.set_num_threads(threads)
     settings = HarvestSettings(
@@ -70,10 +72,10 @@ def harvest(
             progress,
             settings=settings,
             force=force,
-            announce=lambda line: _say(line),
+            announce=_say,
         )
     show(summary, as_json=as_json)
 
 
 def _say(line: str) -> None:
-    sys.stderr.write(f"{line}.\n")
+    sys.stderr.write(f"{shown(line)}.\n")

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from kvcompress.cli.console import JsonOption, KvzArgument, show
+from kvcompress.cli.console import DEFAULT_MAX_MEMORY, JsonOption, KvzArgument, MaxMemoryOption, show
 from kvcompress.cli.models import recompute_by
 from kvcompress.cli.waiting import waiting
 
@@ -27,15 +27,17 @@ def verify(
             "recomputes."
         ),
     ] = None,
+    max_memory: MaxMemoryOption = DEFAULT_MAX_MEMORY,
     as_json: JsonOption = False,
 ) -> None:
     """Check a file: checksums, codec, decoding and, with --model, the model. Exit status 1 if a check fails."""
     from kvcompress.errors import about
     from kvcompress.format.container import load
+    from kvcompress.format.limits import memory_limit
 
-    encoded = load(file)
     found = {"checksums": "ok", "codec": "not needed", "decodes": "not tried", "model": "not asked"}
-    with about(file), waiting("verify", "decoding") as stage:
+    with memory_limit(max_memory), about(file), waiting("verify", "decoding") as stage:
+        encoded = load(file)
         found |= _check_codec(encoded, codec, model)
         if model is not None:
             stage("reading the model")

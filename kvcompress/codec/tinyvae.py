@@ -10,6 +10,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,20 +18,22 @@ import torch
 from huggingface_hub import PyTorchModelHubMixin
 from torch import Tensor, nn
 
-from kvcompress.codec.analysis import HIGHEST_QP, RESIDUAL_QP, Analysis
-from kvcompress.codec.bitstream import read_codes, require_sections
+from kvcompress.codec.analysis import HIGHEST_QP, Analysis
+from kvcompress.codec.bitstream import read_codes, read_own_session, require_sections
 from kvcompress.codec.lower_groups import Lower
-from kvcompress.codec.other_weights import Adopted
-from kvcompress.codec.promise import OTHER_WEIGHTS
+from kvcompress.codec.other_weights import Adopted, own_origin
 from kvcompress.codec.promising import Promising
 from kvcompress.codec.quality import encode_at_quality
 from kvcompress.codec.recompute import ConditioningLayers, recomputed
+from kvcompress.codec.same_model import require_same_model
+from kvcompress.codec.settings import NOTHING_STATED, CommonSettings, TinyVAESettings
 from kvcompress.codec.synthesis import synthesised
 from kvcompress.errors import FormatError, InputError, MismatchError
 from kvcompress.format.ans import TableBank
 from kvcompress.format.container import Encoded
-from kvcompress.format.json_section import canonical_json
-from kvcompress.format.session import Preset, encoded_session, read_session
+from kvcompress.format.origin import require_vocabulary
+from kvcompress.format.session import Preset, encoded_session
+from kvcompress.format.strict_json import canonical_json
 from kvcompress.hf.channels import LayerShape, layer_shapes, to_channels
 from kvcompress.hf.partial_prefill import Recompute
 from kvcompress.hf.rope import rope_of
@@ -66,6 +69,7 @@ class TinyVAECodec(
 
     Attributes:
         recompute: Gives those layers at decode (`kvcompress.hf.recompute_with`); not needed with m = 0.
+        scorers: File of what scorers learnt of its model, see `kvcompress.prune.scorers.profiles`; None for none.
         adopted: Other weights whose sessions it encodes instead of its own, see `kvcompress.fit.adopt`.
     """
 
@@ -89,6 +93,7 @@ class TinyVAECodec(
         self.recompute_layers = recompute_layers
         self.recompute: Recompute | None = None
         self.adopted: Adopted | None = None
+        self.scorers: Path | None = None
         self.groups = [tuple(group["layers"]) for group in groups]
         self.conditioning = [ConditioningLayers.from_json(group) for group in groups]
         self.shapes = [LayerShape(*shape) for shape in shapes]
@@ -174,12 +179,12 @@ class TinyVAECodec(
         if list(layer_shapes(snapshot)) != self.shapes:
             raise InputError("the cache's layers have another shape than those this codec was fitted to")
         self.require_vocabulary(snapshot.token_ids)
+        if self.preset.origin and self.adopted is None:
+            require_same_model(own_origin(self.preset.origin), snapshot.origin)
 
-    def require_vocabulary(self, token_ids: Tensor) -> None:
-        """Raise `InputError` where a token id has no entry in the tables."""
-        limit = self.vae(0).config.vocab_size
-        if token_ids.numel() and int(token_ids.max()) >= limit:
-            raise InputError(f"token id {int(token_ids.max())} lies outside the vocabulary of {limit}")
+    def require_vocabulary(self, token_ids: Tensor, failure: type[InputError] | type[FormatError] = InputError) -> None:
+        """Raise `InputError`, or what is asked for, where a token id [N] has no entry in the tables."""
+        require_vocabulary(token_ids, {"vocab_size": self.vae(0).config.vocab_size}, failure)
 
     def qps(self, group: int, token_ids: Tensor, qp: int, offsets: Tensor | None = None) -> Tensor:
         """Return the QP [N] int32 of every token of a session for a group of layers, outliers not regarded.
@@ -217,7 +222,7 @@ class TinyVAECodec(
         self,
         snapshot: KVSnapshot,
         qp: int | None = None,
-        settings: Mapping[str, Any] | None = None,
+        settings: CommonSettings = NOTHING_STATED,
         offsets: Tensor | None = None,
         residual_qp: int | None = None,
         *,
@@ -228,7 +233,7 @@ class TinyVAECodec(
         Args:
             snapshot: The cache.
             qp: Quantisation parameter; 16 more halve the quantisation step.
-            settings: Goes into the header.
+            settings: What the header says beside the QPs.
             offsets: See `Analysis`.
             residual_qp: See `Analysis`.
             quality: "transparent", "high" or "usable" instead of a QP.
@@ -250,18 +255,18 @@ class TinyVAECodec(
         snapshot: KVSnapshot,
         qp: int,
         residual_qp: int | None,
-        settings: Mapping[str, Any],
+        settings: CommonSettings,
         own: Mapping[str, bytes],
     ) -> Encoded:
         """Return the file of sections that were made at a QP, which its settings say."""
-        stated: dict[str, Any] = {"rate": qp}
-        if residual_qp is not None:
-            stated[RESIDUAL_QP] = residual_qp
-        if self.recompute_layers:
-            stated["recompute_layers"] = self.recompute_layers
-        if self.adopted is not None:
-            stated[OTHER_WEIGHTS] = self.adopted.statement(settings)
-        return encoded_session(self.kind, self.fingerprint, snapshot, {**stated, **settings}, own, self.preset)
+        stated = TinyVAESettings(
+            **settings.common(),
+            qp=qp,
+            residual_qp=residual_qp,
+            recompute_layers=self.recompute_layers,
+            other_weights=None if self.adopted is None else self.adopted.statement(settings),
+        )
+        return encoded_session(self.kind, self.fingerprint, snapshot, stated.to_json(), own, self.preset)
 
     @torch.inference_mode()
     def decode(self, encoded: Encoded) -> KVSnapshot:
@@ -277,17 +282,17 @@ class TinyVAECodec(
             mine, theirs = self.fingerprint[:16], encoded.codec_fingerprint[:16]
             raise MismatchError("the codec", theirs, mine, "Name its codec with --codec DIR")
         require_sections(self, encoded)
-        token_ids, origin, positions = read_session(encoded, self.preset)
-        codes = read_codes(self, encoded, token_ids, origin, positions)
+        token_ids, origin, positions = read_own_session(self, encoded)
+        codes = read_codes(self, encoded, token_ids, positions)
         known = recomputed(self.recompute, self.recompute_layers, token_ids, origin, positions, encoded.sections)
         return synthesised(self, token_ids, origin, known, codes)
 
     @torch.inference_mode()
     def stored_bits(self, encoded: Encoded) -> list[float]:
         """Return the bits that a file spends on each token of its session; raises as `decode` does."""
-        token_ids, origin, positions = read_session(encoded, self.preset)
+        token_ids, _, positions = read_own_session(self, encoded)
         bits = torch.zeros(len(token_ids), dtype=torch.float64)
-        for code in read_codes(self, encoded, token_ids, origin, positions):
+        for code in read_codes(self, encoded, token_ids, positions):
             bits[code.places] += code.bits(self.bank)
         return [float(value) for value in bits]
 

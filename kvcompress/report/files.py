@@ -8,6 +8,7 @@ from pathlib import Path
 
 from kvcompress.errors import InputError
 from kvcompress.format.atomic import atomic_write
+from kvcompress.format.atomic_directory import require_directory
 
 
 def write_files(directory: str | os.PathLike[str], texts: Mapping[str, str], *, force: bool = True) -> list[Path]:
@@ -26,6 +27,8 @@ def write_files(directory: str | os.PathLike[str], texts: Mapping[str, str], *, 
     Raises:
         InputError: The directory or a file cannot be written, or a file exists without `force`.
     """
+    if not Path(directory).is_dir():
+        require_directory(directory)
     try:
         Path(directory).mkdir(parents=True, exist_ok=True)
     except (OSError, ValueError) as error:
