@@ -6,6 +6,7 @@ Accepted is what the cache shows, not a list of names: every layer must be a pla
 
 from __future__ import annotations
 
+import copy
 import sys
 import threading
 from collections.abc import Iterator, Mapping
@@ -20,9 +21,12 @@ from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from kvcompress.errors import InputError
+from kvcompress.hf.call import call
 from kvcompress.hf.fingerprint import rope_digest, rotates_as_configured
-from kvcompress.hf.forward import run
+from kvcompress.hf.positions import position_rule
 from kvcompress.hf.rope import ROTATION_NAME, RopeAdapter, rope_from_config, rotatable_layers
+from kvcompress.hf.rope_length import grows
+from kvcompress.hf.session_cache import SessionCache
 from kvcompress.hf.types import Cache, CausalLM
 
 SUPPORTED = "Supported are decoder-only models that cache plain keys and values, with full or sliding-window attention"
@@ -35,7 +39,7 @@ _PROBED: WeakKeyDictionary[Any, tuple[str, tuple[bool, ...]]] = WeakKeyDictionar
 _SPYING = threading.Lock()
 
 
-def new_cache(model: CausalLM) -> DynamicCache:
+def new_cache(model: CausalLM) -> SessionCache:
     """Return an empty cache of the model's own layout.
 
     Raises:
@@ -43,13 +47,23 @@ def new_cache(model: CausalLM) -> DynamicCache:
     """
     _refuse_family(model)
     try:
-        cache = DynamicCache(config=model.config)
+        cache = SessionCache(config=_decoder_config(model))
     except Exception as error:  # configurations without attention lack what the cache reads, each in its own way
         raise InputError(f"model type {model.config.model_type!r} has no key-value cache", SUPPORTED) from error
     if not cache.layers:
         raise InputError(f"model type {model.config.model_type!r} has no attention layers", SUPPORTED)
     layer_kinds(cache)
     return cache
+
+
+def _decoder_config(model: CausalLM) -> Any:
+    """Return the configuration whose layers the decoder has: BART and its kin count the encoder's as their own."""
+    config = model.config
+    if getattr(config, "is_encoder_decoder", False) or not hasattr(config, "decoder_layers"):
+        return config
+    config = copy.deepcopy(config)
+    config.is_encoder_decoder = True  # only then transformers looks for the decoder's own numbers
+    return config
 
 
 def layer_kinds(cache: Cache) -> tuple[str, ...]:
@@ -63,10 +77,22 @@ def layer_kinds(cache: Cache) -> tuple[str, ...]:
     return tuple(KIND_OF_LAYER[type(layer)] for layer in layers)
 
 
-def context_tokens(model: CausalLM) -> int | None:
-    """Return the longest session the model was made for, None where its configuration does not say."""
+def configured_context(model: CausalLM) -> int | None:
+    """Return the number of positions that a model's configuration names, None where it names none or sets no end.
+
+    Dynamic RoPE stretches to any length.
+    """
     limit = getattr(model.config.get_text_config(decoder=True), "max_position_embeddings", None)
-    return limit if isinstance(limit, int) and limit > 0 else None
+    return None if not isinstance(limit, int) or limit <= 0 or grows(model) else limit
+
+
+def context_tokens(model: CausalLM) -> int | None:
+    """Return the longest session the model can take, None where its configuration does not say or sets no end.
+
+    Positions that begin behind a padding index leave fewer for tokens.
+    """
+    limit = configured_context(model)
+    return None if limit is None else limit - position_rule(model).offset
 
 
 def vocabulary_tokens(model: CausalLM) -> int:
@@ -111,13 +137,13 @@ def rotating_layers(model: CausalLM, config: Mapping[str, Any]) -> tuple[bool, .
 
 def _probe(model: CausalLM, adapter: RopeAdapter) -> tuple[bool, ...]:
     """Run a few tokens at the far end of the context, where wrong frequencies show most."""
-    context = context_tokens(model) or UNNAMED_CONTEXT_TOKENS
+    context = configured_context(model) or UNNAMED_CONTEXT_TOKENS
     count = min(PROBE_TOKENS, context)
     positions = torch.arange(context - count, context)
     ids = torch.arange(count) % vocabulary_tokens(model)
     cache: Cache = DynamicCache()  # without a configuration no layer forgets, however small its window
     with _spied(_attention_modules(model)) as calls, torch.inference_mode():
-        run(model, ids[None], cache, position_ids=positions[None])
+        call(model, ids[None], cache, position_ids=positions[None])
     return tuple(
         wanted and _explained(adapter, layer, cache.layers[layer].keys, positions, calls)
         for layer, wanted in enumerate(adapter.rope_layers)

@@ -15,43 +15,19 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import DynamicCache
 
 from kvcompress.errors import InputError
 from kvcompress.hf.capture import check_ids
+from kvcompress.hf.early_stop import EarlyStopCache, run_first_layers
 from kvcompress.hf.families import new_cache
 from kvcompress.hf.fingerprint import fingerprint
-from kvcompress.hf.forward import run
-from kvcompress.hf.types import Cache, CausalLM, Tokenizer
+from kvcompress.hf.types import CausalLM, Tokenizer
 from kvcompress.snapshot import CACHE_DTYPES, LayerKV, Origin
 
 Recompute = Callable[[Tensor, int, Origin], Sequence[LayerKV]]
 """Called with token ids [N] int64, m and the session's origin; returns layers 0 to m at every position."""
 
 REMEDY = "Use --recompute-layers 0"
-
-
-class _Reached(Exception):
-    """The last layer that is needed has handed over its keys and values."""
-
-
-class _EndingCache(DynamicCache):
-    """A cache that forgets nothing and ends the forward pass once a layer is updated.
-
-    Args:
-        last: Index of that layer.
-    """
-
-    def __init__(self, last: int) -> None:
-        super().__init__()  # without a configuration no layer forgets, however small its window
-        self.last = last
-
-    def update(self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any) -> Any:
-        """Take keys and values over, as any cache does."""
-        found = super().update(key_states, value_states, layer_idx, *args, **kwargs)
-        if layer_idx == self.last:
-            raise _Reached
-        return found
 
 
 def first_layers(
@@ -78,22 +54,15 @@ def first_layers(
     if model.training:
         raise InputError("the model is in training mode", "Call model.eval() first")
     ids = token_ids if token_ids.numel() else torch.zeros(1, dtype=torch.int64)  # a stand-in tells the shapes
-    cache: Cache = _EndingCache(layers)
+    cache: Any = EarlyStopCache(layers)
     with torch.inference_mode():
         for chunk in torch.split(ids, chunk_tokens or ids.numel()):
-            _run(model, chunk, cache)
+            if not run_first_layers(model, chunk[None], cache):
+                raise _refusal(model)
     tokens = token_ids.numel()
     if len(cache.layers) != layers + 1 or any(layer.keys.shape[2] != ids.numel() for layer in cache.layers):
         raise _refusal(model)
     return tuple(_layer(slot, tokens) for slot in cache.layers)
-
-
-def _run(model: CausalLM, chunk: Tensor, cache: Cache) -> None:
-    try:
-        run(model, chunk[None], cache, ends_early=True)
-    except _Reached:
-        return
-    raise _refusal(model)
 
 
 def _refusal(model: CausalLM) -> InputError:

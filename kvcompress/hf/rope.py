@@ -26,6 +26,7 @@ from transformers import AutoConfig, PreTrainedConfig
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
 from kvcompress.errors import InputError
+from kvcompress.hf.rope_length import is_steady
 from kvcompress.snapshot import Origin
 
 Rotation = Callable[[Tensor, Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
@@ -267,4 +268,4 @@ def _rope_type(config: PreTrainedConfig, kind: str | None) -> str | None:
 
 def _steady(config: PreTrainedConfig, kind: str | None) -> bool:
     name = _rope_type(config, kind)
-    return name is not None and "dynamic" not in name and name != "longrope"
+    return name is not None and is_steady(name)
