@@ -7,6 +7,7 @@ Accepted is what the cache shows, not a list of names: every layer must be a pla
 from __future__ import annotations
 
 import copy
+import inspect
 import sys
 import threading
 from collections.abc import Iterator, Mapping
@@ -24,7 +25,7 @@ from kvcompress.errors import InputError
 from kvcompress.hf.call import call
 from kvcompress.hf.fingerprint import rope_digest, rotates_as_configured
 from kvcompress.hf.positions import position_rule
-from kvcompress.hf.rope import ROTATION_NAME, RopeAdapter, rope_from_config, rotatable_layers
+from kvcompress.hf.rope import ROTATION_NAME, RopeAdapter, rope_from_config, rotatable_layers, turns_one
 from kvcompress.hf.rope_length import grows
 from kvcompress.hf.session_cache import SessionCache
 from kvcompress.hf.types import Cache, CausalLM
@@ -160,11 +161,11 @@ def _explained(
         layer: Index of the layer.
         cached: [1, H, T, D] keys in the cache.
         positions: [T] int64.
-        calls: Keys before and after each rotation, [1, H, T, R] with R <= D.
+        calls: Keys before and after each rotation, [1, H, T, R] with R <= D; some families turn them as [1, T, H, R].
     """
     for before, after in calls:
         width = after.shape[-1]
-        if after.shape[:3] != cached.shape[:3] or not torch.equal(after, cached[..., :width]):
+        if after.ndim != 4 or after.shape[:3] != cached.shape[:3] or not torch.equal(after, cached[..., :width]):
             continue
         truth = torch.cat([before, cached[..., width:]], dim=-1)[0].float().cpu()
         try:
@@ -188,9 +189,15 @@ def _spied(modules: list[ModuleType]) -> Iterator[list[tuple[Tensor, Tensor]]]:
     calls: list[tuple[Tensor, Tensor]] = []
 
     def spy_on(original: Any) -> Any:
+        names = list(inspect.signature(original).parameters)
+        own = 0 if turns_one(original) else 1  # which argument is the keys
+
         def spy(*args: Any, **kwargs: Any) -> Any:
             rotated = original(*args, **kwargs)
-            calls.append((args[1] if len(args) > 1 else kwargs["k"], rotated[1]))
+            given = args[own] if len(args) > own else kwargs.get(names[own])
+            turned = rotated[own] if isinstance(rotated, tuple) else rotated
+            if isinstance(given, Tensor) and isinstance(turned, Tensor) and given.shape == turned.shape:
+                calls.extend([(given, turned), (given.transpose(1, 2), turned.transpose(1, 2))])
             return rotated
 
         return spy

@@ -222,6 +222,7 @@ def parse_config(text: str) -> PreTrainedConfig:
     try:
         fields = json.loads(text)
         config = AutoConfig.for_model(fields.pop("model_type"), **fields).get_text_config(decoder=True)
+        config.allow_global_per_layer_attribute_access = True  # where layers differ, one of their sizes is enough here
         heads = max(int(getattr(config, "num_attention_heads", None) or 1), 1)
         size = getattr(config, "head_dim", None) or (getattr(config, "hidden_size", None) or heads) // heads
     except Exception as error:  # the constructors of some hundred families raise whatever they like
@@ -248,9 +249,21 @@ def rotary_parts(config: PreTrainedConfig) -> tuple[nn.Module, Rotation] | None:
         return None
     try:
         with torch.inference_mode(False), torch.device("cpu"):
-            return classes[0](config=config), rotation
+            return classes[0](config=config), _of_pairs(rotation)
     except Exception as error:  # as above: a configuration from a file meets code that trusts it
         raise InputError(f"the rotary embedding cannot be built ({type(error).__name__}: {error})") from error
+
+
+def turns_one(rotation: Callable[..., Any]) -> bool:
+    """Return whether a family's rotation takes one tensor, queries or keys, and not both."""
+    return list(inspect.signature(rotation).parameters)[1:2] == ["cos"]
+
+
+def _of_pairs(rotation: Callable[..., Any]) -> Rotation:
+    """Return a rotation of queries and keys, whichever way the family spells it."""
+    if not turns_one(rotation):
+        return rotation
+    return lambda queries, keys, cos, sin: (queries, rotation(keys, cos, sin))
 
 
 def _layer_types(config: PreTrainedConfig, layers: int) -> tuple[str | None, ...]:
