@@ -96,7 +96,7 @@ def _write_evidence(
     codec = load_codec(codec_name) if codec_name is not None else None
     if codec is not None:
         codec.require_partner(snapshot)
-    clock = None if ages is None else torch.tensor(ages[: snapshot.tokens])
+    clock = None if ages is None else torch.tensor(ages[: snapshot.tokens], dtype=torch.float32)
     found = collect(
         model, snapshot, needs, tokenizer=tokenizer, codec=codec, known=Evidence(snapshot, ages_seconds=clock)
     )

@@ -68,5 +68,5 @@ def fit_first_place(vae: TinyVAE, relative_worth: Sequence[float], exponent: flo
     if not relative_worth:
         return
     worth = max(1e-6, sum(relative_worth) / len(relative_worth))
-    levels = LEVELS_PER_OCTAVE * 0.5 * exponent * float(torch.tensor(worth).log2())
+    levels = LEVELS_PER_OCTAVE * 0.5 * exponent * float(torch.tensor(worth, dtype=torch.float32).log2())
     vae.first_place[0] = round(min(max(levels, 0.0), LARGEST_OFFSET))

@@ -178,7 +178,7 @@ def _frequencies(rotary: nn.Module) -> dict[str, Tensor]:
     }
     if found:
         scalings = {key: value for key, value in vars(rotary).items() if key.endswith("attention_scaling")}
-        found |= {key: torch.tensor([float(value)]) for key, value in scalings.items()}
+        found |= {key: torch.tensor([float(value)], dtype=torch.float32) for key, value in scalings.items()}
     return found
 
 

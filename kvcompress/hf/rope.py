@@ -136,7 +136,7 @@ class RopeAdapter:
     def _evaluate(self, positions: Tensor, kind: str | None) -> tuple[Tensor, Tensor]:
         """Return cosine and sine, each [1, T, R] float32, always computed on the CPU so that devices agree."""
         assert self._rotary is not None
-        like = torch.empty(0)
+        like = torch.empty(0, dtype=torch.float32)
         angles = self._rotary(like, positions, kind) if kind is not None else self._rotary(like, positions)
         if not isinstance(angles, tuple):
             raise InputError(f"{type(self._rotary).__name__} does not give a cosine and a sine")
@@ -152,9 +152,9 @@ class RopeAdapter:
         known = self._widths.get((size, angle_size))
         if known is not None:
             return known
-        zero = torch.zeros(1, 1, angle_size)
+        zero = torch.zeros(1, 1, angle_size, dtype=torch.float32)
         for width in (size, angle_size):
-            key = torch.ones(1, 1, 1, width)
+            key = torch.ones(1, 1, 1, width, dtype=torch.float32)
             try:
                 live = self._rotation(key, key, zero, zero)[1].flatten() == 0
             except RuntimeError:

@@ -104,7 +104,7 @@ def _drops_its_cache(model: Any, length: int) -> bool:
     from kvcompress.hf.call import cache_name
 
     name, held = cache_name(model), DynamicCache()
-    held.update(torch.zeros(1, 1, length, 1), torch.zeros(1, 1, length, 1), 0)
+    held.update(torch.zeros(1, 1, length, 1, dtype=torch.float32), torch.zeros(1, 1, length, 1, dtype=torch.float32), 0)
     ids = torch.zeros(1, length + 1, dtype=torch.int64)
     # The names of several versions of transformers: what one does not know it takes for an argument of its forward.
     steps = {"cache_position": torch.tensor([length]), "next_sequence_length": 1}
