@@ -96,13 +96,20 @@ def require_recorded(settings: Mapping[str, Any], own: ModelFingerprint, preset:
         origin: Of the session.
 
     Raises:
-        MismatchError: They are different models, or other weights than the file says.
+        MismatchError: They are different models, other weights than the file says, or the session's configuration is
+            not the one that was recorded.
         FormatError: What the file says is damaged.
     """
+    from kvcompress.hf.origin_check import require_consistent, require_same_origin
+
     stated = settings.get(OTHER_WEIGHTS)
     if stated is None:
+        if preset not in (b"", b"{}") and own.config == origin.fingerprint.config:
+            require_same_origin(own_origin(preset), origin)
         own.require_match(origin.fingerprint)
+        require_consistent(origin)
         return
+    require_consistent(origin)
     if not isinstance(stated, Mapping) or not all(isinstance(stated.get(name), str) for name in ("codec", "session")):
         raise FormatError(f"the setting {OTHER_WEIGHTS!r} is damaged")
     for part, wanted in (("codec", own), ("session", origin.fingerprint)):

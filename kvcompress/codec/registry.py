@@ -14,8 +14,11 @@ from kvcompress.codec.tinyvae import TinyVAECodec
 from kvcompress.errors import FormatError, about
 from kvcompress.format.container import MAGIC, Encoded, load
 from kvcompress.format.raw_snapshot import load_raw
-from kvcompress.hf.partial_prefill import Recompute
-from kvcompress.snapshot import KVSnapshot
+from kvcompress.format.session import read_session
+from kvcompress.hf.fingerprint import config_json, fingerprint
+from kvcompress.hf.origin_check import require_consistent, require_same_config
+from kvcompress.hf.partial_prefill import Recompute, Recomputing
+from kvcompress.snapshot import KVSnapshot, Origin
 
 WITHOUT_WEIGHTS: tuple[type[Int8Codec] | type[LosslessCodec], ...] = (Int8Codec, LosslessCodec)
 
@@ -32,6 +35,8 @@ def codec_of(encoded: Encoded, codec: str | Path | None = None, recompute: Recom
         return WithExact(codec_of(without_exact(encoded), codec, recompute))
     for weightless in WITHOUT_WEIGHTS:
         if encoded.codec == weightless.kind:
+            if isinstance(recompute, Recomputing):
+                _require_true(read_session(encoded)[1], recompute)
             return weightless()
     if encoded.codec != TinyVAECodec.kind:
         raise FormatError(f"the file was made by the unknown codec {encoded.codec!r}", "Upgrade kvcompress")
@@ -62,10 +67,20 @@ def recompute_layers_of(encoded: Encoded) -> int:
 def load_snapshot(path: Path, codec: str | Path | None = None, recompute: Recompute | None = None) -> KVSnapshot:
     """Load the snapshot of a `.kvz` file or of a raw snapshot file; errors name the path. As `codec_of`."""
     if is_raw(path):
-        return load_raw(path)
+        snapshot = load_raw(path)
+        with about(path):
+            _require_true(snapshot.origin, recompute)
+        return snapshot
     with about(path):
         encoded = load(path)
         return codec_of(encoded, codec, recompute).decode(encoded)
+
+
+def _require_true(origin: Origin, recompute: Recompute | None) -> None:
+    """Raise `MismatchError` where an origin's configuration is not the recorded one; with a model the field is named."""
+    if isinstance(recompute, Recomputing) and fingerprint(recompute.model).config == origin.fingerprint.config:
+        require_same_config(config_json(recompute.model), origin)
+    require_consistent(origin)
 
 
 def is_raw(path: Path) -> bool:

@@ -37,6 +37,7 @@ PROBE_TOLERANCE = {torch.float32: 1e-5, torch.float16: 5e-3, torch.bfloat16: 3e-
 UNNAMED_CONTEXT_TOKENS = 4096
 
 _PROBED: WeakKeyDictionary[Any, tuple[str, tuple[bool, ...]]] = WeakKeyDictionary()
+_SHAPES: WeakKeyDictionary[Any, tuple[tuple[int, int, int], ...]] = WeakKeyDictionary()
 _SPYING = threading.Lock()
 
 
@@ -100,6 +101,19 @@ def vocabulary_tokens(model: CausalLM) -> int:
     """Return the number of token ids that the model can embed."""
     table: Any = model.get_input_embeddings().weight
     return int(table.shape[0])
+
+
+def cache_shapes(model: CausalLM) -> tuple[tuple[int, int, int], ...]:
+    """Return heads, size of keys and size of values of each layer; found out by one token and kept with the model."""
+    known = _SHAPES.get(model)
+    if known is None:
+        cache: Cache = new_cache(model)
+        with torch.no_grad():
+            call(model, torch.zeros(1, 1, dtype=torch.int64), cache, last_only=True)
+        pairs = [(layer.keys, layer.values) for layer in cache.layers]
+        known = tuple((keys.shape[1], keys.shape[3], values.shape[3]) for keys, values in pairs)
+        _SHAPES[model] = known
+    return known
 
 
 def _refuse_family(model: CausalLM) -> None:

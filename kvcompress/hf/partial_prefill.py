@@ -11,6 +11,7 @@ nothing is hooked into it, and others may use it meanwhile.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -20,7 +21,7 @@ from kvcompress.errors import InputError
 from kvcompress.hf.capture import check_ids
 from kvcompress.hf.early_stop import EarlyStopCache, run_first_layers
 from kvcompress.hf.families import new_cache
-from kvcompress.hf.fingerprint import fingerprint
+from kvcompress.hf.origin_check import require_model
 from kvcompress.hf.types import CausalLM, Tokenizer
 from kvcompress.snapshot import CACHE_DTYPES, LayerKV, Origin
 
@@ -78,20 +79,28 @@ def _layer(slot: Any, tokens: int) -> LayerKV:
     return LayerKV(own[0], own[1], torch.arange(tokens))
 
 
-def recompute_with(model: CausalLM, tokenizer: Tokenizer | None = None) -> Recompute:
-    """Return what a codec asks for the layers that it does not code: this model's, and no other's.
+@dataclass(frozen=True, slots=True)
+class Recomputing:
+    """What a codec asks for the layers that it does not code: this model's, and no other's. A `Recompute`.
 
-    Args:
+    Attributes:
         model: The model that recorded the session, in evaluation mode.
         tokenizer: Compared with the recording one if both are known.
     """
 
-    def recompute(token_ids: Tensor, layers: int, origin: Origin) -> tuple[LayerKV, ...]:
-        origin.fingerprint.require_match(fingerprint(model, tokenizer))
+    model: CausalLM
+    tokenizer: Tokenizer | None = None
+
+    def __call__(self, token_ids: Tensor, layers: int, origin: Origin) -> tuple[LayerKV, ...]:
+        """Return layers 0 to m of a session; raises as `first_layers`, and `MismatchError` for another model's."""
+        require_model(origin, self.model, self.tokenizer)
         target = CACHE_DTYPES[origin.dtype]
         return tuple(
             LayerKV(layer.keys.to(target), layer.values.to(target), layer.positions)
-            for layer in first_layers(model, token_ids, layers)
+            for layer in first_layers(self.model, token_ids, layers)
         )
 
-    return recompute
+
+def recompute_with(model: CausalLM, tokenizer: Tokenizer | None = None) -> Recomputing:
+    """Return what a codec asks for the layers that it does not code, see `Recomputing`."""
+    return Recomputing(model, tokenizer)
