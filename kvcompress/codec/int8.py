@@ -25,7 +25,6 @@ from kvcompress.errors import FormatError, InputError, MismatchError
 from kvcompress.format.container import Encoded
 from kvcompress.format.json_section import MAX_LAYERS
 from kvcompress.format.session import encoded_session, own_sections, read_session
-from kvcompress.hf.origin_check import require_consistent
 from kvcompress.snapshot import CACHE_DTYPES, KVSnapshot, LayerKV
 
 Codes = npt.NDArray[np.int8]
@@ -79,7 +78,6 @@ class Int8Codec:
         if odd:
             raise FormatError(f"the file's sections are not those of its codec: {', '.join(odd)}")
         token_ids, origin, positions = read_session(encoded)
-        require_consistent(origin)
         shapes = list(_coded_shapes(encoded, [len(place) for place in positions]))
         tensors = _dequantized(encoded.sections, shapes)
         dtype, layers = CACHE_DTYPES[origin.dtype], []

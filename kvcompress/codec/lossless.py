@@ -19,7 +19,6 @@ from kvcompress.errors import FormatError, InputError, MismatchError
 from kvcompress.format.container import Encoded
 from kvcompress.format.session import encoded_session, own_sections, read_session
 from kvcompress.format.zstd_frame import zstd_pack, zstd_unpack
-from kvcompress.hf.origin_check import require_consistent
 from kvcompress.snapshot import CACHE_DTYPES, KVSnapshot, LayerKV, Origin
 
 # Measured on caches of two small Llama-type models (400 and 800 tokens of dialogue), raw bytes by coded bytes:
@@ -66,7 +65,6 @@ class LosslessCodec:
         if unknown:
             raise FormatError(f"the section {unknown[0]!r} is unknown to the lossless codec")
         token_ids, origin, positions = read_session(encoded)
-        require_consistent(origin)
         if "cache" not in encoded.sections:
             raise FormatError("the section 'cache' is missing")
         layers = unpack_cache(encoded.sections["cache"], origin, positions, encoded.raw_bytes)

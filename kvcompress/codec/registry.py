@@ -16,7 +16,7 @@ from kvcompress.format.container import MAGIC, Encoded, load
 from kvcompress.format.raw_snapshot import load_raw
 from kvcompress.format.session import read_session
 from kvcompress.hf.fingerprint import config_json, fingerprint
-from kvcompress.hf.origin_check import require_consistent, require_same_config
+from kvcompress.hf.origin_check import require_same_config
 from kvcompress.hf.partial_prefill import Recompute, Recomputing
 from kvcompress.snapshot import KVSnapshot, Origin
 
@@ -35,8 +35,7 @@ def codec_of(encoded: Encoded, codec: str | Path | None = None, recompute: Recom
         return WithExact(codec_of(without_exact(encoded), codec, recompute))
     for weightless in WITHOUT_WEIGHTS:
         if encoded.codec == weightless.kind:
-            if isinstance(recompute, Recomputing):
-                _require_true(read_session(encoded)[1], recompute)
+            _require_true(read_session(encoded)[1], recompute)
             return weightless()
     if encoded.codec != TinyVAECodec.kind:
         raise FormatError(f"the file was made by the unknown codec {encoded.codec!r}", "Upgrade kvcompress")
@@ -77,10 +76,12 @@ def load_snapshot(path: Path, codec: str | Path | None = None, recompute: Recomp
 
 
 def _require_true(origin: Origin, recompute: Recompute | None) -> None:
-    """Raise `MismatchError` where an origin's configuration is not the recorded one; with a model the field is named."""
+    """Raise `MismatchError` that names the field in which a file's configuration is not that of the model at hand.
+
+    Without a model nothing is compared here: what is restored from a decoded file is compared then.
+    """
     if isinstance(recompute, Recomputing) and fingerprint(recompute.model).config == origin.fingerprint.config:
         require_same_config(config_json(recompute.model), origin)
-    require_consistent(origin)
 
 
 def is_raw(path: Path) -> bool:
