@@ -38,6 +38,8 @@ def resume(
     snapshot = load_snapshot(file, codec, recompute_with(language_model, tokenizer))
     if tokenizer is None:
         raise InputError("the model has no tokenizer", "Save one beside the model", path=model)
+    if snapshot.origin.dtype != dtype:
+        typer.echo(f"note: recorded in {snapshot.origin.dtype}, going on in {dtype}", err=True)
     cache = restore(snapshot, language_model, tokenizer=tokenizer, copy=False)
     prompt_ids = _prompt_ids(tokenizer, snapshot, prompt, plain) if prompt else []
     places = [layer.positions for layer in snapshot.layers]

@@ -11,6 +11,7 @@ from kvcompress.codec.exact_tokens import WithExact, with_exact
 from kvcompress.codec.tinyvae import TinyVAECodec
 from kvcompress.errors import InputError, require_positive
 from kvcompress.format.container import Encoded
+from kvcompress.hf.positions import require_stated
 from kvcompress.hf.types import CausalLM, Tokenizer
 from kvcompress.metrics.fidelity import TIERS
 from kvcompress.metrics.sampled_kl import Judge
@@ -140,6 +141,8 @@ class SessionPlanner:
         self.history, self.progress, self._judge = history, progress, judge
         self.scorers = [find_scorer(name) for name in dict.fromkeys(asked.scorers)]
         codec.require_partner(snapshot)
+        if asked.keep_fraction is not None:
+            require_stated(model)
         anchored_demand(tokenizer, snapshot, asked).kept_tokens()  # every refusal comes before the model runs
         self.text = text_of(tokenizer, snapshot.token_ids) if tokenizer is not None else None
         needs = {need for scorer in self.scorers for need in scorer.needs}
