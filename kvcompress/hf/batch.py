@@ -55,9 +55,7 @@ def restore_batch(snapshots: Sequence[KVSnapshot], model: CausalLM) -> Batch:
     if not snapshots:
         raise InputError("an empty batch cannot be restored", "Give at least one session")
     if len(snapshots) > 1 and not has_steady_rope(model, sys.maxsize):
-        what = (
-            f"the RoPE of model type {model.config.model_type!r} depends on the length, which a batch has only one of"
-        )
+        what = f"the RoPE of model type {model.config.model_type!r} depends on the length of the session"
         raise InputError(what, "Resume such sessions one by one")
     lengths = []
     for number, snapshot in enumerate(snapshots):
