@@ -61,7 +61,7 @@ class KnownModel:
         model: What `load_model` takes.
         codec: Codec directory or bundled name.
         sessions: JSON lines of sessions that fitted nothing.
-        shards: Harvest that rivals are fitted to; None where they are fitted to sessions left over.
+        shards: Harvest that baselines are fitted to; None where they are fitted to sessions left over.
     """
 
     model: str

@@ -1,4 +1,4 @@
-"""Learned compression of transformer KV caches: store a session, move it, go on from it.
+"""Learned compression of transformer KV caches: store a session, move it, continue it.
 
 ```python
 import kvcompress as kv
@@ -19,9 +19,12 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from kvcompress.api.encoding import Encoding, encode
     from kvcompress.api.options import EncodeOptions, PlanOptions
-    from kvcompress.api.session import SavedSession, load_session, save_session
+    from kvcompress.api.planning import SessionPlan, plan
+    from kvcompress.api.session import SavedSession, load_session, next_turn, save_session
     from kvcompress.codec.directory import AutoCodec, load_codec
+    from kvcompress.fit.from_sessions import FittedCodec, fit
     from kvcompress.format.container import Encoded, load, save
+    from kvcompress.format.limits import memory_limit
     from kvcompress.hf import capture, load_model, restore
     from kvcompress.metrics.fidelity import fidelity
     from kvcompress.snapshot import KVSnapshot
@@ -33,16 +36,22 @@ _HOMES = {
     "EncodeOptions": "kvcompress.api.options",
     "Encoded": "kvcompress.format.container",
     "Encoding": "kvcompress.api.encoding",
+    "FittedCodec": "kvcompress.fit.from_sessions",
     "KVSnapshot": "kvcompress.snapshot",
     "PlanOptions": "kvcompress.api.options",
     "SavedSession": "kvcompress.api.session",
+    "SessionPlan": "kvcompress.api.planning",
     "capture": "kvcompress.hf",
     "encode": "kvcompress.api.encoding",
     "fidelity": "kvcompress.metrics.fidelity",
+    "fit": "kvcompress.fit.from_sessions",
     "load": "kvcompress.format.container",
     "load_codec": "kvcompress.codec.directory",
     "load_model": "kvcompress.hf",
     "load_session": "kvcompress.api.session",
+    "memory_limit": "kvcompress.format.limits",
+    "next_turn": "kvcompress.api.session",
+    "plan": "kvcompress.api.planning",
     "restore": "kvcompress.hf",
     "save": "kvcompress.format.container",
     "save_session": "kvcompress.api.session",
@@ -53,17 +62,23 @@ __all__ = [
     "EncodeOptions",
     "Encoded",
     "Encoding",
+    "FittedCodec",
     "KVSnapshot",
     "PlanOptions",
     "SavedSession",
+    "SessionPlan",
     "__version__",
     "capture",
     "encode",
     "fidelity",
+    "fit",
     "load",
     "load_codec",
     "load_model",
     "load_session",
+    "memory_limit",
+    "next_turn",
+    "plan",
     "restore",
     "save",
     "save_session",
@@ -74,7 +89,8 @@ def __getattr__(name: str) -> Any:
     """Import a public name from its home."""
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(_HOMES[name]), name)
+    found = getattr(importlib.import_module(_HOMES[name]), name)
+    return globals().get(name, found)  # `fit` is a package as well, and one object whenever it is asked for
 
 
 def __dir__() -> list[str]:

@@ -1,4 +1,4 @@
-"""What decides how bits are read beside a codec's weights, as one digest.
+"""A digest of the constants, besides a codec's weights, that decide how bits are read.
 
 A file says which codec made it, by the codec's fingerprint over geometry, weights and tables. The order in which tokens
 are decoded, the classes of age, the grid of levels and what predictions look at are in the code. Were one of them to
@@ -44,9 +44,9 @@ def _constants() -> dict[str, object]:
         "levels": (quantize.LEVELS, quantize.LEVELS_PER_OCTAVE, quantize.LOWEST_SCALE_LOG2),
         "tables": (tables.TABLE_TOTAL, [tables.table_length(level) for level in range(quantize.LEVELS)]),
         "offsets": (offsets.AGES, offsets.PRIOR_ONLY),
-        "phases": (neighbours.PHASES, neighbours.SOURCES, neighbours.MATCHES),
+        "phases": (neighbours.CODING_PASSES, neighbours.SOURCES, neighbours.MATCHES),
         "prior": (prior.BLOCK_TAPS, prior.REACHES_TOKENS, prior.PAST_DIRECTIONS, prior.BELOW_LAGS),
-        "predictor": (predictor.SOURCE_LATENTS, predictor.EXPECTED_LATENTS, predictor.GUESSED_LATENTS),
+        "predictor": (predictor.SOURCE_LATENTS, predictor.EXPECTED_LATENTS, predictor.PREDICTED_LATENTS),
         "told": (predictor.LOWEST_TOLD, predictor.HIGHEST_TOLD),
         "sharp": (prior.SHARP_COLUMNS, prior.SHARP_UNITS, transform.SHARP_LATENTS),
         "weights": sorted(weights.REACHES),
@@ -55,6 +55,6 @@ def _constants() -> dict[str, object]:
 
 def _behaviour() -> Iterator[torch.Tensor]:
     """Yield what functions make of fixed input: the order of decoding, where each token looks, classes of age."""
-    for phase in neighbours.phases(_TRIED_IDS):
-        yield from (phase.rows, phase.sources, phase.matches)
+    for coding_pass in neighbours.coding_passes(_TRIED_IDS):
+        yield from (coding_pass.rows, coding_pass.sources, coding_pass.matches)
     yield offsets.age_classes(_LONGEST_AGE)

@@ -1,11 +1,11 @@
-"""TinyVAE: a conditional variational codec of the channels of a KV cache.
+"""TinyVAE: a conditional transform codec of the channels of a KV cache.
 
 ```
 token_ids ──► prior ──┬────────────┬─────────────────────────────────────┐
                       │            ▼ -                                   ▼ +
 channels ─────────────┼──────────► o ─► analyse ─► o ─► quantize         o ─► channels'
                       ▼                          - ▲        │            ▲
-token_ids ──► phases ──► predicted from decoded ───┤   symbols (integers)│
+token_ids ──► coding passes ──► predicted from decoded ───┤   symbols (integers)│
                          latents                   └───► + ─┴─ dequantize ─► synthesise
 ```
 Prior and prediction are subtracted before quantisation and added back after decoding: they move the
@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from tinyvae.config import Context, TinyVAEConfig
-from tinyvae.neighbours import MATCHES, PHASES, SOURCES, Phase, phases
+from tinyvae.neighbours import CODING_PASSES, MATCHES, SOURCES, CodingPass, coding_passes
 from tinyvae.offsets import AGES, age_classes
 from tinyvae.predictor import Predictor
 from tinyvae.prior import TokenPrior, TokenTable
@@ -43,14 +43,14 @@ class TinyVAE(nn.Module):
         table: The token table of another group, to be shared.
 
     Attributes:
-        base_level: [PHASES, R] int16 level of each latent at QP 0.
-        match_level: [PHASES, MATCHES] int16 added where the same token or pair was decoded before.
+        base_level: [CODING_PASSES, R] int16 level of each latent at QP 0.
+        match_level: [CODING_PASSES, MATCHES] int16 added where the same token or pair was decoded before.
         token_level: [V] int8 added for each token id: how far above or below average the
             residual of that token lies. Free side information, since the ids are known.
         token_offset: [V] int8 and
         age_offset: [AGES] int8: added to the QP of each token, see `tinyvae.offsets`.
         first_place: [2] int16, there with `config.first`: what is added to the QP and to the levels of place 0.
-        weights: [PHASES, MATCHES, SOURCES, R] float16: how much of each source's latent is expected again.
+        weights: [CODING_PASSES, MATCHES, SOURCES, R] float16: how much of each source's latent is expected again.
         centroids: [LEVELS, 2] float32: how far, in steps, the mean of bin 1 and of the bins above it
             lies below the bin's integer.
     """
@@ -72,12 +72,12 @@ class TinyVAE(nn.Module):
         self.prior = TokenPrior(*sizes, config.channels, layers, known, below=below, first=first, table=table)
         self.transform = Transform(config.blocks, config.rank, config.sharp_latents)
         self.predictor = Predictor(config.rank, config.predictor_width) if config.predictor_width else None
-        self.register_buffer("base_level", torch.zeros(PHASES, config.rank, dtype=torch.int16))
-        self.register_buffer("match_level", torch.zeros(PHASES, MATCHES, dtype=torch.int16))
+        self.register_buffer("base_level", torch.zeros(CODING_PASSES, config.rank, dtype=torch.int16))
+        self.register_buffer("match_level", torch.zeros(CODING_PASSES, MATCHES, dtype=torch.int16))
         self.register_buffer("token_level", torch.zeros(config.vocab_size, dtype=torch.int8))
         self.register_buffer("token_offset", torch.zeros(config.vocab_size, dtype=torch.int8))
         self.register_buffer("age_offset", torch.zeros(AGES, dtype=torch.int8))
-        self.register_buffer("weights", torch.zeros(PHASES, MATCHES, SOURCES, config.rank, dtype=torch.float16))
+        self.register_buffer("weights", torch.zeros(CODING_PASSES, MATCHES, SOURCES, config.rank, dtype=torch.float16))
         self.register_buffer("centroids", torch.zeros(LEVELS, 2, dtype=torch.float32))
         self.register_buffer("first_place", torch.zeros(2, dtype=torch.int16) if config.first else None)
         self._unmixed: Tensor | None = None
@@ -119,15 +119,15 @@ class TinyVAE(nn.Module):
         """
         active = self.active_rank(qps, lifts)
         out = torch.empty(len(token_ids), active, dtype=torch.int32)
-        for phase in phases(token_ids):
+        for coding_pass in coding_passes(token_ids):
             of_token = (
-                self.token_level[token_ids[phase.span]].int()
-                + self.match_level[phase.number][phase.matches]
-                + qps[phase.span]
+                self.token_level[token_ids[coding_pass.span]].int()
+                + self.match_level[coding_pass.number][coding_pass.matches]
+                + qps[coding_pass.span]
             )
             if lifts is not None:
-                of_token += lifts[phase.span]
-            out[phase.span] = self.base_level[phase.number, :active].int() + of_token[:, None]
+                of_token += lifts[coding_pass.span]
+            out[coding_pass.span] = self.base_level[coding_pass.number, :active].int() + of_token[:, None]
         lowest = qps.clamp(0, self.config.lowest_level)[:, None]
         return out.clamp_(max=LEVELS - 1).masked_fill_(out < lowest, -1)
 
@@ -193,28 +193,28 @@ class TinyVAE(nn.Module):
         levels = self.levels(context.token_ids, qps, context.lifts)
         symbols, step = torch.zeros_like(levels), steps_at(self.config.reference_step, qps)
 
-        def round_phase(phase: Phase, predicted: Tensor) -> Tensor:
-            rest = latents[phase.span, : levels.shape[1]] - predicted
-            symbols[phase.span] = found = quantize(rest, step[phase.span], levels[phase.span])
+        def round_pass(coding_pass: CodingPass, predicted: Tensor) -> Tensor:
+            rest = latents[coding_pass.span, : levels.shape[1]] - predicted
+            symbols[coding_pass.span] = found = quantize(rest, step[coding_pass.span], levels[coding_pass.span])
             return found
 
-        decoded = self.reconstruct(context, qps, levels, round_phase)
+        decoded = self.reconstruct(context, qps, levels, round_pass)
         return symbols, levels, decoded
 
     def dequantize(self, symbols: Tensor, context: Context, qps: Tensor, levels: Tensor) -> Tensor:
         """Return latents [T, r] float32 of symbols [T, r] int32, the context, QPs [T] and levels [T, r] int32."""
-        return self.reconstruct(context, qps, levels, lambda phase, _: symbols[phase.span])
+        return self.reconstruct(context, qps, levels, lambda coding_pass, _: symbols[coding_pass.span])
 
     def reconstruct(
-        self, context: Context, qps: Tensor, levels: Tensor, symbols_of: Callable[[Phase, Tensor], Tensor]
+        self, context: Context, qps: Tensor, levels: Tensor, symbols_of: Callable[[CodingPass, Tensor], Tensor]
     ) -> Tensor:
-        """Return latents [T, r] float32, phase by phase: the one path of encoder and decoder.
+        """Return latents [T, r] float32, pass by pass: the one path of encoder and decoder.
 
         Args:
             context: Of the T tokens.
             qps: [T] int32 QP of each token.
             levels: [T, r] int32, as `levels` gives them.
-            symbols_of: Called with a phase and what is expected of its latents, [N, r]; returns its symbols.
+            symbols_of: Called with a pass and what is expected of its latents, [N, r]; returns its symbols.
         """
         tokens, active = levels.shape
         step = steps_at(self.config.reference_step, qps)
@@ -223,44 +223,46 @@ class TinyVAE(nn.Module):
         )  # the last row stands for sources that do not exist
         lifted = None if context.lifts is None or not bool(context.lifts.any()) else context.lifts != 0
         shown = decoded if lifted is None else torch.zeros_like(decoded)
-        for phase in phases(context.token_ids):
-            predicted, span = self.predicted(shown, phase, context, qps), phase.span
-            rest = dequantize(symbols_of(phase, predicted), step[span], levels[span], self.centroids)
+        for coding_pass in coding_passes(context.token_ids):
+            predicted, span = self.predicted(shown, coding_pass, context, qps), coding_pass.span
+            rest = dequantize(symbols_of(coding_pass, predicted), step[span], levels[span], self.centroids)
             decoded[:-1][span] = predicted + rest
             if lifted is not None:
                 shown[:-1][span] = decoded[:-1][span].masked_fill(lifted[span][:, None], 0.0)
         return decoded[:-1]
 
-    def predicted(self, decoded: Tensor, phase: Phase, context: Context, qps: Tensor) -> Tensor:
-        """Return what is told about the latents of a phase, [N, r] float32.
+    def predicted(self, decoded: Tensor, coding_pass: CodingPass, context: Context, qps: Tensor) -> Tensor:
+        """Return what is told about the latents of a coding_pass, [N, r] float32.
 
         Args:
-            decoded: [T + 1, r] float32, latents of earlier phases; the last row is 0.
-            phase: The phase.
+            decoded: [T + 1, r] float32, latents of earlier coding passes; the last row is 0.
+            coding_pass: The pass.
             context: Of the T tokens.
             qps: [T] int32.
         """
         active = decoded.shape[1]
-        out = torch.zeros(len(phase.rows), active, dtype=torch.float32)
-        if phase.number == 0:
+        out = torch.zeros(len(coding_pass.rows), active, dtype=torch.float32)
+        if coding_pass.number == 0:
             return out
-        weights = self.weights[phase.number, :, :, :active].float()
+        weights = self.weights[coding_pass.number, :, :, :active].float()
         for source in range(SOURCES):
-            looked_up = decoded.index_select(0, phase.sources[source])
-            out.addcmul_(looked_up, weights[:, source].index_select(0, phase.matches))
+            looked_up = decoded.index_select(0, coding_pass.sources[source])
+            out.addcmul_(looked_up, weights[:, source].index_select(0, coding_pass.matches))
         if self.predictor is not None:
-            guess = self._guess(self.predictor, decoded, phase, context, qps)[:, :active]
+            guess = self._guess(self.predictor, decoded, coding_pass, context, qps)[:, :active]
             out[:, : guess.shape[1]] += guess
         return out
 
-    def _guess(self, predictor: Predictor, decoded: Tensor, phase: Phase, context: Context, qps: Tensor) -> Tensor:
+    def _guess(
+        self, predictor: Predictor, decoded: Tensor, coding_pass: CodingPass, context: Context, qps: Tensor
+    ) -> Tensor:
         unit = self.config.reference_step
         leading = decoded[:, : predictor.sources] / unit
         missing = predictor.sources - leading.shape[1]
         if missing:
             leading = torch.nn.functional.pad(leading, (0, missing))
-        expected = context.hidden[phase.span] @ (self.unmixed / unit)
-        guess: Tensor = predictor(leading[phase.sources], expected, qps[phase.span], phase)
+        expected = context.hidden[coding_pass.span] @ (self.unmixed / unit)
+        guess: Tensor = predictor(leading[coding_pass.sources], expected, qps[coding_pass.span], coding_pass)
         return guess * unit
 
     @property

@@ -1,4 +1,4 @@
-"""The nonlinear part of analysis and synthesis: what decoded tokens and the prior together tell about a token.
+"""The nonlinear part of analysis and synthesis: prediction from decoded tokens and the prior.
 
 One weight a latent and source (`TinyVAE.weights`) says how much of a neighbour is expected again. How much is true
 depends on what the token is and on what else the neighbours say; a gated linear unit (Shazeer, arXiv 2002.05202) of
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from tinyvae.neighbours import MATCHES, PHASES, SOURCES, Phase
+from tinyvae.neighbours import CODING_PASSES, MATCHES, SOURCES, CodingPass
 from tinyvae.quantize import LEVELS_PER_OCTAVE
 from tinyvae.weights import StoredMatrix
 
@@ -22,13 +22,13 @@ SOURCE_LATENTS = 48
 EXPECTED_LATENTS = 96
 """of what the prior expects of the token itself,"""
 
-GUESSED_LATENTS = 192
+PREDICTED_LATENTS = 192
 """and those guessed: further ones are too narrow to gain from it."""
 
 LOWEST_TOLD, HIGHEST_TOLD = -48, 120
 """Rates beyond these look like these: a token that is not coded at all has a QP no training saw."""
 
-_FLAGS = 1 + MATCHES + PHASES - 1
+_FLAGS = 1 + MATCHES + CODING_PASSES - 1
 
 
 class Predictor(nn.Module):
@@ -42,7 +42,7 @@ class Predictor(nn.Module):
     def __init__(self, rank: int, width: int) -> None:
         super().__init__()
         self.sources, self.expected = min(SOURCE_LATENTS, rank), min(EXPECTED_LATENTS, rank)
-        self.guessed = min(GUESSED_LATENTS, rank)
+        self.guessed = min(PREDICTED_LATENTS, rank)
         self.inward = StoredMatrix(SOURCES * self.sources + self.expected + _FLAGS, 2 * width, 4)
         self.outward = StoredMatrix(width, self.guessed, 4)
 
@@ -66,19 +66,19 @@ class Predictor(nn.Module):
         self.inward.end_training()
         self.outward.end_training()
 
-    def forward(self, sources: Tensor, expected: Tensor, qps: Tensor, phase: Phase) -> Tensor:
-        """Return guesses [N, G] float32 for the N tokens of a phase, in the unit of the inputs.
+    def forward(self, sources: Tensor, expected: Tensor, qps: Tensor, coding_pass: CodingPass) -> Tensor:
+        """Return guesses [N, G] float32 for the N tokens of a coding pass, in the unit of the inputs.
 
         Args:
             sources: [SOURCES, N, S] float32 leading latents decoded of each source, of about unit spread.
             expected: [N, E] float32 leading latents of the prior's expectation.
             qps: [N] int32 QP of each token: a coarse neighbour says less.
-            phase: The phase, not the first.
+            coding_pass: The coding pass, not the first.
         """
         flags = expected.new_zeros(len(expected), _FLAGS)
         flags[:, 0] = qps.clamp(LOWEST_TOLD, HIGHEST_TOLD) / (4 * LEVELS_PER_OCTAVE)
-        flags[:, 1 : 1 + MATCHES] = functional.one_hot(phase.matches, MATCHES)
-        flags[:, MATCHES + phase.number] = 1.0
+        flags[:, 1 : 1 + MATCHES] = functional.one_hot(coding_pass.matches, MATCHES)
+        flags[:, MATCHES + coding_pass.number] = 1.0
         inputs = torch.cat([*sources, expected, flags], 1)
         hidden, gate = (inputs @ self.inward.dense).chunk(2, 1)
         return (functional.gelu(hidden) * gate) @ self.outward.dense

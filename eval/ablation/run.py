@@ -14,8 +14,6 @@ from typing import Any
 import torch
 
 from eval.ablation.variants import Variant, closed_forms, variants
-from eval.suite.chosen import choose_sessions
-from eval.suite.subject import Subject, prepare
 from kvcompress.codec.directory import load_codec
 from kvcompress.codec.tinyvae import TinyVAECodec
 from kvcompress.data.harvest import tokenized_sessions
@@ -24,6 +22,10 @@ from kvcompress.fit.settings import FitSettings
 from kvcompress.format.container import to_bytes
 from kvcompress.hf import capture, load_model, restore
 from kvcompress.metrics.fidelity import continuation_logits, kl_nats
+from kvcompress.report.tables import markdown_table
+from kvcompress_eval.suite.chosen import choose_sessions
+from kvcompress_eval.suite.spoken import spoken_command
+from kvcompress_eval.suite.subject import Subject, prepare
 
 QPS = (72, 60, 48, 36, 24, 12, 0)
 TARGETS_NATS = (0.002, 0.01, 0.04)
@@ -70,15 +72,15 @@ def ablate(
     subjects = [prepare(model, tokenizer, session, ids, tokens) for session, ids in chosen]
     calibration = [capture(model, ids[:tokens], tokenizer=tokenizer) for ids in rest[:CALIBRATION_SESSIONS]]
     known = {field.name for field in fields(FitSettings)}
-    dials = {name: value for name, value in codec.fitted["settings"].items() if name in known}
-    settings = FitSettings(**{**dials, "fisher_sessions": CALIBRATION_SESSIONS})
+    given = {name: value for name, value in codec.fitted["settings"].items() if name in known}
+    settings = FitSettings(**{**given, "fisher_sessions": CALIBRATION_SESSIONS})
     measured: dict[str, list[Point]] = {}
     for variant in chain(variants(codec, calibration), _named(others), closed_forms(model, tokenizer, rest, settings)):
         measured[variant.name] = [_point(model, variant.codec, subjects, qp) for qp in QPS]
         sys.stderr.write(f"{variant.name}: {measured[variant.name]}\n")
     raw_bytes = sum(subject.snapshot.raw_bytes for subject in subjects) / len(subjects)
     table = table_of(measured, raw_bytes)
-    command = " ".join(["python -m eval", *sys.argv[1:]])
+    command = spoken_command(sys.argv)
     note = f"{len(subjects)} sessions of {tokens:,} tokens, {continuation_tokens} continued. Made by `{command}`."
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text(json.dumps({"command": command, "raw_bytes": raw_bytes, "points": measured}, indent=1) + "\n")
@@ -119,16 +121,15 @@ def bytes_at(points: Sequence[Point], nats: float) -> float | None:
 def table_of(measured: dict[str, list[Point]], raw_bytes: float) -> str:
     """Return the table: size ratios at each KL, and in brackets the file beside that of the whole codec."""
     whole = measured["whole"]
-    heads = " | ".join(f"size ratio at KL {nats:g}" for nats in TARGETS_NATS)
-    lines = [f"| codec | {heads} |", "| --- |" + " ---: |" * len(TARGETS_NATS)]
+    rows = []
     for name, points in measured.items():
         cells = []
         for nats in TARGETS_NATS:
             ours, theirs = bytes_at(whole, nats), bytes_at(points, nats)
             beside = f" ({theirs / ours:.2f})" if ours and theirs and name != "whole" else ""
             cells.append(f"{raw_bytes / theirs:.0f}x{beside}" if theirs else "not reached")
-        lines.append(f"| {name} | {' | '.join(cells)} |")
-    return "\n".join(lines)
+        rows.append([name, *cells])
+    return markdown_table(("codec", *(f"size ratio at KL {nats:g}" for nats in TARGETS_NATS)), rows)
 
 
 def _write(log: Path, text: str) -> None:

@@ -58,13 +58,13 @@ def closed_forms(model: Any, tokenizer: Any, sessions: Sequence[Tensor], setting
         model: The model.
         tokenizer: Its tokenizer.
         sessions: Token ids [N] int64 of sessions to fit to.
-        settings: Dials of the fit.
+        settings: Settings of the fit.
     """
-    for name, dials in (
+    for name, given in (
         ("closed form, few sessions", settings),
         ("the same without sensitivity", replace(settings, fisher_exponent=0.0)),
     ):
-        yield Variant(name, fit_codec(model, tokenizer, sessions, dials, lambda stage, done, total: None)[0])
+        yield Variant(name, fit_codec(model, tokenizer, sessions, given, lambda stage, done, total: None)[0])
 
 
 @torch.no_grad()

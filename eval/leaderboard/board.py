@@ -1,6 +1,6 @@
-"""The leaderboard of scorers: measure every contender on recorded sessions, row by row, and go on where it stopped.
+"""The leaderboard of scorers: measure every candidate on recorded sessions, row by row, and go on where it stopped.
 
-A row is one contender on one session, after a true decode and resume: KL over what really followed, agreement, KL where
+A row is one candidate on one session, after a true decode and resume: KL over what really followed, agreement, KL where
 the context matters, planted facts recalled, standing instructions kept. Rows are appended to `rows.jsonl`; a run that
 finds rows there measures the others only.
 """
@@ -15,17 +15,17 @@ from typing import Any
 
 import torch
 
-from eval.leaderboard.contenders import Case, Entry, enter, names
-from eval.suite.chosen import choose_sessions
-from eval.suite.damage import damage
-from eval.suite.sensitive import sensitive_positions
-from eval.suite.subject import Subject, prepare, recalled
+from eval.leaderboard.candidates import Case, Entry, enter, names
 from kvcompress.codec.directory import load_codec
 from kvcompress.data.harvest import tokenized_sessions
 from kvcompress.errors import FormatError, InputError
 from kvcompress.hf import load_model, restore
 from kvcompress.metrics.fidelity import continuation_logits
 from kvcompress.metrics.instructions import checks
+from kvcompress_eval.suite.chosen import choose_sessions
+from kvcompress_eval.suite.damage import damage
+from kvcompress_eval.suite.sensitive import sensitive_positions
+from kvcompress_eval.suite.subject import Subject, prepare, recalled
 
 ROWS = "rows.jsonl"
 Row = dict[str, Any]
@@ -41,7 +41,7 @@ class BoardSettings:
         tokens: Tokens stored of each session.
         continuation_tokens: Tokens predicted after them.
         count: Sessions.
-        compared: Quality words at which every scorer competes; at the others only the default race.
+        compared: Quality words at which every scorer competes; at the others only the default search.
     """
 
     qualities: tuple[str, ...] = ("transparent", "high", "usable")
@@ -80,16 +80,16 @@ def run_board(
         subject = prepare(model, tokenizer, session, ids, settings.tokens)
         case = Case(model, tokenizer, codec, subject)
         kept = checks(model, subject.cache, tokenizer, subject.rules, subject.snapshot.token_ids)
-        for board, contender in missing:
+        for board, candidate in missing:
             try:
-                row = measure(model, tokenizer, subject, enter(case, board, contender), kept) | stamp
+                row = measure(model, tokenizer, subject, enter(case, board, candidate), kept) | stamp
             except InputError as error:  # a budget below what the guaranteed anchors cost is a result too
-                row = {"session": session.id, "board": board, "contender": contender, "failed": str(error)} | stamp
+                row = {"session": session.id, "board": board, "candidate": candidate, "failed": str(error)} | stamp
             known.append(row)
             with (out / ROWS).open("a", encoding="utf-8") as log:
                 log.write(json.dumps(row) + "\n")
             done += 1
-            progress("contenders and sessions", done, len(wanted) * len(chosen))
+            progress("candidates and sessions", done, len(wanted) * len(chosen))
     used = {session.id for session, _ in chosen}
     return [r for r in known if r["session"] in used and {name: r[name] for name in stamp} == stamp]
 
@@ -116,7 +116,7 @@ def read_rows(path: Path) -> list[Row]:
 
 def key(row: Row) -> tuple[str, str, str]:
     """Return what a row is of."""
-    return row["session"], row["board"], row["contender"]
+    return row["session"], row["board"], row["candidate"]
 
 
 @torch.inference_mode()
@@ -143,7 +143,7 @@ def measure(model: Any, tokenizer: Any, subject: Subject, entry: Entry, exact_ke
         "session": subject.session.id,
         "category": subject.session.category,
         "board": entry.board,
-        "contender": entry.contender,
+        "candidate": entry.candidate,
         "file_bytes": entry.file_bytes,
         "raw_bytes": subject.snapshot.raw_bytes,
         "kept_tokens": max((len(layer.positions) for layer in entry.decoded.layers), default=0),

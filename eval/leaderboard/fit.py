@@ -1,10 +1,10 @@
-"""Fit what scorers learn: `kvcompress/prune/scorers/fitted.json`.
+"""Fit what scorers learn: `scorers.json` of a codec, or `kvcompress/prune/scorers/fitted.json` of the bundled one.
 
 Of each fitting session a first part is stored and what really followed is known. The damage that a unit of error in
 each stored token's latents did to the predictions along it is measured by gradients, averaged over sampled outcomes;
 no sampled future enters the target, only what scorers see. Then follow, in closed form or by descent:
 
-    profiles   worth as a function of the rank in each scorer's order, beside what the codec expects by id and age
+    profiles   importance as a function of the rank in each scorer's order, beside what the codec expects by id and age
     salience   five weights, none below 0, by least squares on the rank of the damage
     learned    a network of 16 hidden units on the logarithm of the damage, by its gamma deviance
 """
@@ -21,11 +21,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from kvcompress.codec.sensitivity import token_worth
+from kvcompress.codec.sensitivity import token_importance
 from kvcompress.codec.tinyvae import TinyVAECodec
 from kvcompress.format.atomic import atomic_write
 from kvcompress.hf import capture
-from kvcompress.prune.allocate import own_worth_log2
+from kvcompress.prune.allocate import own_importance_log2
 from kvcompress.prune.evidence.collect import collect
 from kvcompress.prune.evidence.record import KINDS, ranks
 from kvcompress.prune.scorers.features import features
@@ -48,7 +48,7 @@ class Example:
 
     Attributes:
         damage: [N] float32, of mean 1: what a unit of squared error in each token's latents cost.
-        own: [N] float32, the codec's own expectation, as the logarithm (base 2) of worth.
+        own: [N] float32, the codec's own expectation, as the logarithm (base 2) of importance.
         scores: Of the scorers that need no fit, [N] each.
         parts: Of the salience, [N] each.
         features: [N, F] float32.
@@ -67,13 +67,13 @@ def measure_example(model: Any, tokenizer: Any, codec: TinyVAECodec, ids: Tensor
     rest = ids[tokens : tokens + CONTINUATION_TOKENS]
     generator = torch.Generator().manual_seed(seed)
     damage = torch.zeros(tokens)
-    for places, energy in token_worth(model, codec, snapshot, rest, generator, DRAWS):
+    for places, energy in token_importance(model, codec, snapshot, rest, generator, DRAWS):
         damage[places] += energy
     evidence = collect(model, snapshot, KINDS, tokenizer=tokenizer, codec=codec, seed=seed)
     names = [name for name in SCORERS if name not in FITTED_LATER]
     return Example(
         damage=damage / damage.mean().clamp(min=1e-30),
-        own=own_worth_log2(codec, snapshot),
+        own=own_importance_log2(codec, snapshot),
         scores={name: scored(find_scorer(name), evidence) for name in names},
         parts=parts_of(Salience(dict.fromkeys(PARTS, 0.2)), evidence),
         features=features(evidence),

@@ -11,21 +11,23 @@ from typing import Any
 
 import numpy as np
 
-from eval.leaderboard.contenders import ONE_TIER, RACE
-from eval.suite.bootstrap import estimate_mean
-from kvcompress.format.atomic import atomic_write
+from eval.leaderboard.candidates import ONE_TIER, SEARCH
+from kvcompress.report.files import write_files
+from kvcompress.report.spelling import spell, with_error
+from kvcompress.report.tables import markdown_table
+from kvcompress_eval.suite.bootstrap import estimate_mean
 
 Row = dict[str, Any]
 CONTROLS = ("random", "sink_recent", ONE_TIER)
 
 
 def summarise(rows: Sequence[Row]) -> dict[str, Any]:
-    """Return for each board its contenders' figures over sessions, the least KL first."""
+    """Return for each board its candidates' figures over sessions, the least KL first."""
     boards: dict[str, Any] = {}
     for board in dict.fromkeys(row["board"] for row in rows):
         of_board = [row for row in rows if row["board"] == board and "failed" not in row]
-        base = {row["session"]: row["kl_nats"] for row in of_board if row["contender"] == ONE_TIER}
-        found = [_entry(name, of_board, base) for name in dict.fromkeys(row["contender"] for row in of_board)]
+        base = {row["session"]: row["kl_nats"] for row in of_board if row["candidate"] == ONE_TIER}
+        found = [_entry(name, of_board, base) for name in dict.fromkeys(row["candidate"] for row in of_board)]
         sessions = {row["session"] for row in rows if row["board"] == board}
         for entry in found:
             entry["not_met"] = len(sessions) - entry["sessions"]
@@ -34,10 +36,10 @@ def summarise(rows: Sequence[Row]) -> dict[str, Any]:
 
 
 def _entry(name: str, of_board: Sequence[Row], base: dict[str, float]) -> dict[str, Any]:
-    rows = [row for row in of_board if row["contender"] == name]
+    rows = [row for row in of_board if row["candidate"] == name]
     categories = sorted({row["category"] for row in rows})
     entry = {
-        "contender": name,
+        "candidate": name,
         "sessions": len(rows),
         "kl_nats": estimate_mean([row["kl_nats"] for row in rows]).to_json(),
         "context_lost": _total(rows, "kl_nats") / max(_total(rows, "worth_nats"), 1e-12),
@@ -67,23 +69,23 @@ def _total(rows: Sequence[Row], key: str) -> float:
 
 
 def smaller_at_equal_kl(entries: Sequence[dict[str, Any]]) -> float | None:
-    """Return how many times smaller the race's file is where its KL is that of one tier, None outside its sizes."""
-    return _bytes_over(entries, of=ONE_TIER, curve=RACE, inverse=False)
+    """Return how many times smaller the search's file is where its KL is that of one tier, None outside its sizes."""
+    return _bytes_over(entries, of=ONE_TIER, curve=SEARCH, inverse=False)
 
 
 def larger_at_equal_kl(entries: Sequence[dict[str, Any]]) -> float | None:
-    """Return how many times larger one tier's file is where its KL is that of the race, None outside its sizes."""
-    return _bytes_over(entries, of=RACE, curve=ONE_TIER, inverse=True)
+    """Return how many times larger one tier's file is where its KL is that of the search, None outside its sizes."""
+    return _bytes_over(entries, of=SEARCH, curve=ONE_TIER, inverse=True)
 
 
 def _bytes_over(entries: Sequence[dict[str, Any]], of: str, curve: str, *, inverse: bool) -> float | None:
-    """Return the bytes of a contender over those at which a curve of others has its KL, or the inverse.
+    """Return the bytes of a candidate over those at which a curve of others has its KL, or the inverse.
 
     Between the sizes that ran, the logarithm of the KL is taken as linear in the logarithm of the bytes.
     """
     met = [entry for entry in entries if not entry["not_met"]]
-    points = sorted(_logs(entry) for entry in met if str(entry["contender"]).startswith(curve))
-    single = next((entry for entry in met if entry["contender"] == of), None)
+    points = sorted(_logs(entry) for entry in met if str(entry["candidate"]).startswith(curve))
+    single = next((entry for entry in met if entry["candidate"] == of), None)
     if single is None:
         return None
     own, aim = _logs(single)
@@ -108,9 +110,9 @@ def markdown(result: dict[str, Any]) -> str:
         lines += [f"## {_title(board)}", ""]
         smaller, larger = (result[name].get(board) for name in ("smaller_at_equal_kl", "larger_at_equal_kl"))
         if smaller is not None:
-            lines += [f"At the mean KL of one tier the race's file is {smaller:.2f} times smaller.", ""]
+            lines += [f"At the mean KL of one tier the search's file is {smaller:.2f} times smaller.", ""]
         if larger is not None:
-            lines += [f"At the mean KL of the race the file of one tier is {larger:.2f} times larger.", ""]
+            lines += [f"At the mean KL of the search the file of one tier is {larger:.2f} times larger.", ""]
         lines += _rows(entries)
     return "\n".join(lines)
 
@@ -130,7 +132,7 @@ def _rows(entries: Iterable[dict[str, Any]]) -> list[str]:
     entries = list(entries)
     categories = sorted({name for entry in entries for name in entry["by_category"]})
     head = [
-        "contender",
+        "candidate",
         "KL (nats)",
         "sensitive KL",
         "top-1",
@@ -142,26 +144,25 @@ def _rows(entries: Iterable[dict[str, Any]]) -> list[str]:
         *categories,
         "s",
     ]
-    lines = ["| " + " | ".join(head) + " |", "| --- " + "| ---: " * (len(head) - 1) + "|"]
+    rows = []
     for entry in entries:
-        error = entry["kl_nats"]["standard_error"]
-        name = f"*{entry['contender']}*" if entry["contender"].startswith(CONTROLS) else entry["contender"]
+        name = f"*{entry['candidate']}*" if entry["candidate"].startswith(CONTROLS) else entry["candidate"]
         name += f" (not met in {entry['not_met']})" if entry["not_met"] else ""
         cells = [
             name,
-            f"{entry['kl_nats']['mean']:.4f}" + (f" ± {error:.4f}" if error is not None else ""),
-            f"{entry['sensitive_kl_nats']:.4f}",
-            f"{100 * entry['top1_agreement']:.1f} %",
-            f"{entry['file_bytes']:,.0f}" if entry["file_bytes"] else "-",
-            f"{entry['kept_tokens']:,.0f}",
+            with_error(entry["kl_nats"], "fixed"),
+            spell(entry["sensitive_kl_nats"], "fixed"),
+            f"{spell(entry['top1_agreement'], 'points')} %",
+            spell(entry["file_bytes"] or None, "count"),
+            spell(entry["kept_tokens"], "count"),
             f"{entry['recalled']} of {entry['recalled_exact_cache']}",
             f"{entry['rules_kept']} of {entry['rules_kept_exact_cache']}",
             f"{entry['rules_lost']} of {entry['rules']}",
-            *(f"{entry['by_category'].get(c, math.nan):.4f}" for c in categories),
+            *(spell(entry["by_category"].get(c), "fixed") for c in categories),
             f"{entry['seconds']:.2f}",
         ]
-        lines.append("| " + " | ".join(cells) + " |")
-    return [*lines, ""]
+        rows.append(cells)
+    return [markdown_table(head, rows), ""]
 
 
 def _of_boards(
@@ -181,7 +182,5 @@ def write_board(rows: Sequence[Row], out: Path, settings: dict[str, Any]) -> dic
         "smaller_at_equal_kl": _of_boards(boards, smaller_at_equal_kl),
         "larger_at_equal_kl": _of_boards(boards, larger_at_equal_kl),
     }
-    out.mkdir(parents=True, exist_ok=True)
-    atomic_write(out / "prune.json", [(json.dumps(result, indent=1) + "\n").encode()], force=True)
-    atomic_write(out / "prune.md", [markdown(result).encode()], force=True)
+    write_files(out, {"prune.json": json.dumps(result, indent=1) + "\n", "prune.md": markdown(result)})
     return result

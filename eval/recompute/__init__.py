@@ -1,1 +1,1 @@
-"""The dial between coding everything and prefilling again: `python -m eval recompute`."""
+"""The trade-off between coding everything and prefilling again: `python -m eval recompute`."""

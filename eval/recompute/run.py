@@ -1,4 +1,4 @@
-"""Measure every point of the dial: bytes and damage on recorded sessions, seconds on one long session.
+"""Measure every point of the trade-off: bytes and damage on recorded sessions, seconds on one long session.
 
 The points are the codecs at hand, m = 0 first, and prefilling from the token ids. All are measured on the same
 sessions and, for seconds, in turns in one process. KL is that of true files: encoded, saved, loaded, decoded with the
@@ -21,9 +21,6 @@ import torch
 
 from eval.bench import long_session
 from eval.recompute.trial import Trial, prepare_trial
-from eval.suite.bootstrap import estimate_mean, estimate_ratio
-from eval.suite.chosen import choose_sessions
-from eval.suite.provenance import commit, package_versions
 from kvcompress.codec.analysis import HIGHEST_QP
 from kvcompress.codec.directory import load_codec
 from kvcompress.codec.tinyvae import TinyVAECodec
@@ -38,6 +35,9 @@ from kvcompress.metrics.fidelity import continuation_logits, kl_nats, top_agreem
 from kvcompress.metrics.timing import bring_back, in_turns, prefill
 from kvcompress.rate.link import tokens_only
 from kvcompress.snapshot import KVSnapshot
+from kvcompress_eval.suite.bootstrap import estimate_mean, estimate_ratio
+from kvcompress_eval.suite.chosen import choose_sessions
+from kvcompress_eval.suite.provenance import commit, package_versions
 
 Row = dict[str, Any]
 Progress = Callable[[str, int, int], None]
@@ -46,7 +46,7 @@ QP_STEPS = (-12, -6, 6, 12)
 
 
 @dataclass(frozen=True, slots=True)
-class DialSettings:
+class TradeOffSettings:
     """How much is measured.
 
     Attributes:
@@ -64,12 +64,12 @@ class DialSettings:
     rounds: int = 7
 
 
-def run_dial(
+def run_trade_off(
     model_name: str,
     codec_name: str,
     sessions: Path,
     out: Path,
-    settings: DialSettings,
+    settings: TradeOffSettings,
     progress: Progress,
     command: str,
 ) -> Row:
@@ -79,7 +79,7 @@ def run_dial(
         InputError: There is no codec that recomputes layers, or no session is long enough.
     """
     model, tokenizer = load_model(model_name)
-    codecs = load_dial(codec_name, model, tokenizer)
+    codecs = load_trade_off(codec_name, model, tokenizer)
     rows = tokenized_sessions(model, tokenizer, sessions)
     chosen, _ = choose_sessions(rows, settings.count, settings.tokens, settings.continuation_tokens)
     trials = []
@@ -110,7 +110,7 @@ def run_dial(
     return result
 
 
-def load_dial(codec_name: str, model: Any, tokenizer: Any) -> dict[int, TinyVAECodec]:
+def load_trade_off(codec_name: str, model: Any, tokenizer: Any) -> dict[int, TinyVAECodec]:
     """Return all codecs of a directory by m, ready to decode.
 
     Raises:
@@ -119,7 +119,9 @@ def load_dial(codec_name: str, model: Any, tokenizer: Any) -> dict[int, TinyVAEC
     choices = recompute_choices(find_codec(codec_name))
     if 0 not in choices or len(choices) < 2:
         what = f"{codec_name} holds codecs for m = {', '.join(map(str, choices)) or 'none'}"
-        raise InputError(f"{what}; the dial needs 0 and another", "Fit one with `kvcompress fit --recompute-layers 1`")
+        raise InputError(
+            f"{what}; the trade-off needs 0 and another", "Fit one with `kvcompress fit --recompute-layers 1`"
+        )
     codecs = {layers: load_codec(codec_name, layers) for layers in choices}
     for codec in codecs.values():
         codec.recompute = recompute_with(model, tokenizer)

@@ -1,4 +1,4 @@
-"""A session cut in two, with what the exact cache predicts: what every point of the dial is compared with."""
+"""A session cut in two, with what the exact cache predicts: what every point of the trade-off is compared with."""
 
 from __future__ import annotations
 

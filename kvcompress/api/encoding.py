@@ -1,4 +1,4 @@
-"""Encode a snapshot as options ask: one way in for programs and the command line.
+"""Encode a snapshot as its options say; the library and the command line both use this.
 
 ```
 lossless ─► identical bits              quality ─► the QP that calibration verified, or finer
@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from kvcompress.api.notes import notes_of
 from kvcompress.api.options import DEFAULT_QUALITY, EncodeOptions, PlanOptions
 from kvcompress.codec.at_hand import codec_for
 from kvcompress.codec.directory import load_codec, load_parts
@@ -22,7 +23,7 @@ from kvcompress.codec.quality import encode_at_quality
 from kvcompress.codec.tinyvae import TinyVAECodec
 from kvcompress.errors import InputError
 from kvcompress.fit.adopt import adopt, measured
-from kvcompress.format.container import Encoded
+from kvcompress.format.container import Encoded, to_bytes
 from kvcompress.hf import load_model, recompute_with
 from kvcompress.hf.types import CausalLM, Tokenizer
 from kvcompress.prune.evidence.collect import collect
@@ -35,12 +36,12 @@ from kvcompress.prune.session import (
     Asked,
     PlannedSession,
     SessionPlanner,
-    anchored_demand,
+    anchored_constraints,
     encode_pruned,
     named_guarantees,
 )
 from kvcompress.rate.link import Choice, choose
-from kvcompress.rate.max_kl import Race, hold_back
+from kvcompress.rate.max_kl import KLSearch, hold_back
 from kvcompress.rate.targets import encode_at_size_ratio
 from kvcompress.snapshot import KVSnapshot
 
@@ -88,6 +89,25 @@ def encode(
         MismatchError: Codec or model is not the snapshot's.
         CheckpointError: The codec is missing or damaged.
     """
+    if not isinstance(snapshot, KVSnapshot) or not isinstance(options, EncodeOptions):
+        what = f"encode takes a snapshot and options, not {type(snapshot).__name__} and {type(options).__name__}"
+        raise InputError(what, "Give what kv.capture returned and kv.EncodeOptions(...)")
+    found = _encoding(snapshot, options, codec, model, progress)
+    if options.plan is not None and not isinstance(options.plan, PlanOptions):
+        return found
+    reached = snapshot.raw_bytes / len(to_bytes(found.encoded))
+    return replace(found, notes=(*found.notes, *notes_of(found.encoded, reached, found.link, codec)))
+
+
+def _encoding(
+    snapshot: KVSnapshot,
+    options: EncodeOptions,
+    codec: str | Path | None,
+    model: ModelSource | None,
+    progress: Progress,
+) -> Encoding:
+    if options.plan is not None and not isinstance(options.plan, PlanOptions):
+        return options.plan.encode(snapshot)
     if options.plan is not None:
         return _planned(snapshot, options, options.plan, codec, _source(model), progress)
     if options.lossless:
@@ -151,7 +171,7 @@ def _coded(
     if options.max_kl is not None:
         assert model is not None
         tail = hold_back(model, snapshot, tokenizer)
-        return Race(codec, model, snapshot, tail, options.max_kl, progress).winner()
+        return KLSearch(codec, model, snapshot, tail, options.max_kl, progress).winner()
     if options.size_ratio is not None:
         return encode_at_size_ratio(codec, snapshot, options.size_ratio)
     return encode_at_quality(codec, snapshot, options.quality or DEFAULT_QUALITY)
@@ -162,17 +182,17 @@ def _planned(
     options: EncodeOptions,
     plan: PlanOptions,
     codec: str | Path | None,
-    model: ModelSource,
+    load: ModelSource,
     progress: Progress,
 ) -> Encoding:
     asked = Asked(
-        scorers=plan.scorers or DEFAULT_SCORERS,
+        scorers=tuple(plan.scorers) or DEFAULT_SCORERS,
         quality=options.quality,
         size_ratio=options.size_ratio,
         max_kl_nats=options.max_kl,
         keep_fraction=plan.keep_fraction,
-        patterns=plan.keep,
-        messages=plan.keep_messages,
+        patterns=tuple(plan.keep),
+        messages=tuple(plan.keep_messages),
         guarantees=named_guarantees(plan.guarantees),
     )
     for name in asked.scorers:
@@ -180,7 +200,7 @@ def _planned(
     history = load_history(plan.history)
     tinyvae = None if options.lossless else load_codec(codec or _codec_of(snapshot))
     known = _stored_evidence(plan, snapshot, tinyvae)
-    language_model, tokenizer = model(snapshot.origin.dtype)
+    language_model, tokenizer = load(snapshot.origin.dtype)
     if tinyvae is None:
         return Encoding(_pruned_lossless(language_model, tokenizer, snapshot, asked, known))
     planner = SessionPlanner(tinyvae, language_model, tokenizer, snapshot, asked, history, progress, known)
@@ -206,7 +226,7 @@ def _pruned_lossless(
         remedy = "Give a keep fraction (--keep-fraction), and one scorer"
         raise InputError("a lossless file of a plan drops tokens by one scorer", remedy)
     scorer = find_scorer(asked.scorers[0])
-    demand = anchored_demand(tokenizer, snapshot, asked)
-    demand.kept_tokens()
+    constraints = anchored_constraints(tokenizer, snapshot, asked)
+    constraints.kept_tokens()
     evidence = collect(model, snapshot, scorer.needs, tokenizer=tokenizer, known=known)
-    return encode_pruned(LosslessCodec().encode, evidence, scorer, demand)
+    return encode_pruned(LosslessCodec().encode, evidence, scorer, constraints)

@@ -1,4 +1,4 @@
-"""`kvcompress codecs`: which codecs are at hand, what they promise, and bringing one from elsewhere."""
+"""`kvcompress codecs`: list the installed codecs, show what one guarantees, download one."""
 
 from __future__ import annotations
 
@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from kvcompress.cli.console import ForceOption, JsonOption, show
+from kvcompress.cli.console import LINES, ForceOption, JsonOption, loads_models, show
+from kvcompress.cli.waiting import waiting
+from kvcompress.errors import CheckpointError, shown
 
 if TYPE_CHECKING:
     from kvcompress.codec.facts import CodecFacts, Part
@@ -20,30 +22,38 @@ NameArgument = Annotated[
     str, typer.Argument(help="Name of a codec, its directory, or its id on the Hub.", metavar="NAME|DIR|USER/REPO")
 ]
 
-codecs = typer.Typer(no_args_is_help=True, help="Codecs at hand: list them, show what one promises, pull one.")
+codecs = typer.Typer(no_args_is_help=True, help="List the installed codecs, show what one guarantees, download one.")
 
 
 @codecs.command("list")
+@loads_models
 def list_codecs(
-    directory: Annotated[Path | None, typer.Option(help="Also look here: a codec, or a directory of several.")] = None,
+    directory: Annotated[
+        Path | None, typer.Option(help="Also list this codec, or the codecs in this directory.")
+    ] = None,
     hub: Annotated[
-        list[str] | None, typer.Option(metavar="USER/REPO", help="Also fetch this one from the Hub; repeat it.")
+        list[str] | None,
+        typer.Option(metavar="USER/REPO", help="Also download this codec from the Hub; give several for more."),
     ] = None,
     model: Annotated[
-        str | None, typer.Option(help="Say which fit this model: a bundled name, directory, GGUF file or Hub id.")
+        str | None,
+        typer.Option(
+            help="Also print which codecs fit this model: a bundled name, a directory, a GGUF file or a Hub id."
+        ),
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """List the codecs at hand. The first column is what --codec takes everywhere.
+    """List the installed codecs; --codec takes the names in the first column.
 
-    They lie among the bundled checkpoints, in $KVCOMPRESS_HOME/codecs (by default in the platform's cache directory),
-    and in the local cache of the Hugging Face Hub.
+    Codecs are found among the bundled checkpoints, in $KVCOMPRESS_HOME/codecs (by default in the platform's cache
+    directory), and in the local cache of the Hugging Face Hub.
     """
     from kvcompress.hub.hub_id import codec_from_hub
     from kvcompress.hub.places import all_codecs
 
     for name in hub or []:
-        codec_from_hub(name)
+        with waiting("codecs list", f"downloading {name}"):
+            codec_from_hub(name)
     found = list(_readable(all_codecs(directory)))
     fits = {} if model is None else _fits(model, [facts for _, facts in found])
     if as_json:
@@ -54,17 +64,16 @@ def list_codecs(
         ]
         show({"codecs": rows}, as_json=True)
         return
-    for line in _table([_lines(one, facts, fits.get(facts.directory)) for one, facts in found]):
-        sys.stdout.write(f"{line}\n")
+    _print_table([_lines(one, facts, fits.get(facts.directory)) for one, facts in found])
 
 
 @codecs.command("show")
 def show_codec(name: NameArgument, as_json: JsonOption = False) -> None:
-    """Print a codec's card and what is guaranteed: sessions, bounds, measured means."""
+    """Print a codec's card and its guarantees: verified sessions, bounds, measured means."""
+    from kvcompress.codec.directory import codec_place
     from kvcompress.codec.facts import read_facts
-    from kvcompress.hub.places import find_codec
 
-    facts = read_facts(find_codec(name))
+    facts = read_facts(codec_place(name))
     if as_json:
         cards = {str(part.recompute_layers): _card(part) for part in facts.parts}
         show({"name": name, **facts.to_json(), "cards": cards}, as_json=True)
@@ -73,9 +82,9 @@ def show_codec(name: NameArgument, as_json: JsonOption = False) -> None:
     for part in facts.parts:
         sys.stdout.write(f"\nlayers recomputed: {part.recompute_layers}\n")
         for line in _guarantee(part):
-            sys.stdout.write(f"  {line}\n")
+            sys.stdout.write(f"  {shown(line)}\n")
     for part in facts.parts:
-        sys.stdout.write(f"\n{_card(part).strip()}\n")
+        sys.stdout.write(f"\n{shown(_card(part).strip(), keep=LINES)}\n")
 
 
 @codecs.command("pull")
@@ -83,15 +92,21 @@ def pull_codec(
     name: NameArgument,
     output: Annotated[
         Path | None,
-        typer.Option("-o", "--output", help="Directory to make.", show_default="its name in $KVCOMPRESS_HOME/codecs"),
+        typer.Option(
+            "-o",
+            "--output",
+            help="Directory to write the codec to.",
+            show_default="its name in $KVCOMPRESS_HOME/codecs",
+        ),
     ] = None,
     force: ForceOption = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Copy a codec whole or not at all, check its digests, and say what it belongs to."""
+    """Download or copy a codec, check its digests, and print which model it belongs to."""
     from kvcompress.codec.pull import pull
 
-    facts = pull(name, output, force=force)
+    with waiting("codecs pull", f"fetching and checking {name}"):
+        facts = pull(name, output, force=force)
     if as_json:
         show({"output": str(facts.directory), **facts.to_json()}, as_json=True)
         return
@@ -101,13 +116,12 @@ def pull_codec(
 def _readable(found: Iterator[Found]) -> Iterator[tuple[Found, CodecFacts]]:
     """Yield each codec with what it says of itself; one that is damaged hides no other."""
     from kvcompress.codec.facts import read_facts
-    from kvcompress.errors import CheckpointError
 
     for one in found:
         try:
             yield one, read_facts(one.directory)
         except CheckpointError as error:
-            sys.stderr.write(f"note: {error}\n")
+            sys.stderr.write(f"note: {shown(error)}\n")
 
 
 def _fits(model: str, facts: Sequence[CodecFacts]) -> dict[Path, str]:
@@ -115,13 +129,14 @@ def _fits(model: str, facts: Sequence[CodecFacts]) -> dict[Path, str]:
     from kvcompress.fit.adopt import fit_of
     from kvcompress.hf import load_model
 
-    partners = load_model(model)
-    return {one.directory: fit_of(one, *partners) for one in facts}
+    with waiting("codecs list", "loading the model"):
+        loaded = load_model(model)
+    return {one.directory: fit_of(one, *loaded) for one in facts}
 
 
 def _card(part: Part) -> str:
     place = part.directory / "README.md"
-    return place.read_text(encoding="utf-8") if place.is_file() else "(it has no card)"
+    return place.read_text(encoding="utf-8", errors="replace") if place.is_file() else "(it has no card)"
 
 
 def _belongs_to(facts: CodecFacts) -> dict[str, Any]:
@@ -172,16 +187,17 @@ def _size(part: Part, quality: str) -> str:
     return "?" if coded is None else f"<{coded:.3g}x" if coded < 1000 else f"<{coded:,.0f}x"
 
 
-def _table(groups: Sequence[Sequence[Sequence[str]]]) -> Iterator[str]:
-    """Yield the table, its columns as wide as they need to be."""
+def _print_table(groups: Sequence[Sequence[Sequence[str]]]) -> None:
+    """Print a row for each codec and number of recomputed layers."""
+    from kvcompress.report.terminal import print_table
+
     rows = [row for group in groups for row in group]
     if not rows:
-        yield "no codec is at hand"
+        sys.stdout.write("no codec is installed\n")
         return
     fits = ["fits"] if len(rows[0]) > 6 + len(QUALITIES) else []
     head = ["name", "place", "model", "weights", *fits, "m", "bytes", *(f"{name}: size, KL" for name in QUALITIES)]
-    widths = [max(len(row[column]) for row in [head, *rows]) for column in range(len(head))]
-    for row in [head, *rows]:
-        yield "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
-    yield ""
-    yield "m: layers that the model recomputes. KL in nats. A size after < leaves token ids and header out."
+    print_table(head, rows, numbers=(4 + len(fits), 5 + len(fits)))
+    sys.stdout.write(
+        "\nm: layers that the model recomputes. KL in nats. A size after < leaves token ids and header out.\n"
+    )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 from kvcompress.cli.console import ForceOption, JsonOption, progress_bar, show
 from kvcompress.cli.fit_options import (
@@ -22,8 +22,11 @@ from kvcompress.cli.fit_options import (
     ThreadsOption,
     TokensOption,
 )
-from kvcompress.errors import InputError
+from kvcompress.errors import InputError, shown
 from kvcompress.hub.bundled import DEFAULT_MODEL
+
+if TYPE_CHECKING:
+    from kvcompress.fit.from_sessions import FittedCodec
 
 
 def fit(
@@ -44,14 +47,15 @@ def fit(
     force: ForceOption = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Fit a codec in closed form and verify which qualities it keeps; minutes for a small model.
+    """Make a codec for a model from recorded sessions, and verify which qualities it keeps.
 
-    With --recompute-layers above 0 it goes into the subdirectory recompute-<m>, beside the codec that codes all layers.
-    Killed, it goes on where it stopped: what it has found so far lies in <output>.fit.
+    The fit is in closed form and takes minutes for a small model. An interrupted fit continues where it stopped: its
+    intermediate results are in <output>.fit.
     """
     import torch
 
-    from kvcompress.fit.run import FitSource, fit_checkpoint
+    from kvcompress.fit.from_sessions import fit_source, place_of
+    from kvcompress.fit.run import FitSource
     from kvcompress.fit.settings import FitSettings
 
     if threads:
@@ -59,9 +63,9 @@ def fit(
     source = FitSource(model or (None if shards is not None else DEFAULT_MODEL), sessions, shards, tokens)
     source.check()
     asked = {"rank": rank, "prior_rank": prior_rank, "prior_taps": prior_taps, "prior_width": prior_width}
-    dials = {name: value for name, value in asked.items() if value is not None}
+    given = {name: value for name, value in asked.items() if value is not None}
     layers = _layers(recompute_layers, source)
-    settings = FitSettings(**dials, codec_share=codec_share, recompute_layers=layers, seed=seed)
+    settings = FitSettings(**given, codec_share=codec_share, recompute_layers=layers, seed=seed)
     if dry_run:
         from kvcompress.cli.dry_run import show_dry_run
 
@@ -69,20 +73,24 @@ def fit(
         return
     if output is None:
         raise InputError("no directory is named for the codec", "Name one with --output")
-    output = _place(output, layers, force)
+    place = place_of(output, layers, force=force)
     with progress_bar("fit") as progress:
-        summary = fit_checkpoint(source, output, settings, progress, _say)
-    show(summary, as_json=as_json)
+        found = fit_source(source, place, settings, progress, _say)
+    show(_summary(found), as_json=as_json)
 
 
-def _place(output: Path, layers: int, force: bool) -> Path:
-    """Return where the codec goes; refuse to replace one without `--force`."""
-    from kvcompress.hub.bundled import recompute_name
-
-    place = output / recompute_name(layers) if layers else output
-    if (place / "config.json").exists() and not force:
-        raise InputError("already holds a codec", "Pass --force to replace it", path=place)
-    return place
+def _summary(found: FittedCodec) -> dict[str, object]:
+    return {
+        "output": str(found.path),
+        "tokens": found.tokens,
+        "fit_seconds": found.seconds,
+        "peak_bytes": found.peak_bytes,
+        "threads": found.threads,
+        "file_bytes": found.file_bytes,
+        "promises": dict(found.promises),
+        "floor_kl_nats": found.floor_kl_nats,
+        "fingerprint": found.fingerprint,
+    }
 
 
 def _layers(asked: str, source: object) -> int:
@@ -95,4 +103,4 @@ def _layers(asked: str, source: object) -> int:
 
 
 def _say(line: str) -> None:
-    sys.stderr.write(f"{line}.\n")
+    sys.stderr.write(f"{shown(line)}.\n")

@@ -1,4 +1,4 @@
-"""`kvcompress inspect --plan`: what a file keeps of each token."""
+"""`kvcompress inspect --plan`: print tier and bits of each token."""
 
 from __future__ import annotations
 
@@ -7,11 +7,12 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from kvcompress.cli.waiting import waiting
 from kvcompress.codec.registry import codec_of
 from kvcompress.errors import KVCompressError, about
 from kvcompress.format.container import load
 from kvcompress.prune.table import load_table, table_of
-from kvcompress.report.facts import visible
+from kvcompress.report.terminal import print_table
 from kvcompress.snapshot import KVSnapshot
 
 
@@ -25,7 +26,7 @@ def show_plan(file: Path, plan_table: Path | None, model: str, codec: str | None
         codec: Its codec; None takes the one at hand that made it.
         as_json: Print one JSON object instead.
     """
-    with about(file):
+    with about(file), waiting("inspect", "decoding"):
         encoded = load(file)
         partner = codec_of(encoded, codec)
         decoded = partner.decode(encoded)
@@ -35,11 +36,10 @@ def show_plan(file: Path, plan_table: Path | None, model: str, codec: str | None
     if as_json:
         sys.stdout.write(json.dumps({"tokens_by_tier": table.counts(), **table.to_json()}) + "\n")
         return
-    for tier, count in table.counts().items():
-        sys.stdout.write(f"{tier:<10}  {count:>7,} tokens\n")
+    print_table(("tier", "tokens"), [(tier, f"{count:,}") for tier, count in table.counts().items()], numbers=(1,))
     sys.stdout.write("\n")
-    for line in table.lines():
-        sys.stdout.write(visible(line) + "\n")
+    head, rows, numbers = table.grid()
+    print_table(head, rows, numbers=numbers)
 
 
 def _texts(decoded: KVSnapshot, model: str) -> Sequence[str]:

@@ -1,4 +1,4 @@
-"""Eight bits a value: the codec that knows no model, for any cache that a learned one does not fit.
+"""Eight bits per value: a codec without a model, for any cache that no learned codec fits.
 
 Keys have one scale for each channel of each head, since their channels differ in size from each other far more than
 from token to token; values have one for each token of each head. Both are symmetric: a zero point beside each scale was
@@ -12,6 +12,7 @@ tried on a session of the bundled model and did not lower the KL of resuming (7.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import groupby
 from typing import Any
@@ -21,19 +22,24 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from kvcompress.codec.settings import MOST_SIZE, NOTHING_STATED, CommonSettings, Int8Settings
 from kvcompress.errors import FormatError, InputError, MismatchError
 from kvcompress.format.container import Encoded
 from kvcompress.format.json_section import MAX_LAYERS
+from kvcompress.format.reader import Reader
 from kvcompress.format.session import encoded_session, own_sections, read_session
-from kvcompress.snapshot import CACHE_DTYPES, KVSnapshot, LayerKV
+from kvcompress.snapshot import CACHE_DTYPES, KVSnapshot, LayerKV, Origin
 
 Codes = npt.NDArray[np.int8]
 Reals = npt.NDArray[np.float64]
 Scales = npt.NDArray[np.float16] | npt.NDArray[np.float32]
 Shape = tuple[int, int, int]
+Run = tuple[int, int, int, int]
 
 MOST = 127
-MOST_SIZE = 0xFFFF
+NUMBER_BYTES = 32
+"""Memory of a number of the tensor at hand while it is decoded, three times in float64."""
+
 LEAST_FLOAT16_STEP = 2.0**-20
 """Below it float16 rounds a step up by more than a sixteenth."""
 
@@ -47,7 +53,7 @@ class Int8Codec:
     kind = "int8"
     fingerprint = ""
 
-    def encode(self, snapshot: KVSnapshot, settings: Mapping[str, Any] | None = None) -> Encoded:
+    def encode(self, snapshot: KVSnapshot, settings: CommonSettings = NOTHING_STATED) -> Encoded:
         """Quantise a snapshot; no number moves by more than half a step of its channel (keys) or token (values).
 
         Raises:
@@ -60,8 +66,8 @@ class Int8Codec:
                 codes.append(found.tobytes())
                 scales.append(pack_scales(step))
         own = {"codes": b"".join(codes), "scales": b"".join(scales)}
-        stated = {**(settings or {}), "shapes": _shape_runs(snapshot)}
-        return encoded_session(self.kind, self.fingerprint, snapshot, stated, own)
+        stated = Int8Settings(**settings.common(), shapes=_shape_runs(snapshot))
+        return encoded_session(self.kind, self.fingerprint, snapshot, stated.to_json(), own)
 
     def decode(self, encoded: Encoded) -> KVSnapshot:
         """Return the snapshot, each number within half a step of what was coded.
@@ -77,13 +83,22 @@ class Int8Codec:
         odd = sorted(_SECTIONS ^ own_sections(encoded))
         if odd:
             raise FormatError(f"the file's sections are not those of its codec: {', '.join(odd)}")
-        token_ids, origin, positions = read_session(encoded)
-        shapes = list(_coded_shapes(encoded, [len(place) for place in positions]))
+        shapes = list[Shape]()
+        if encoded.raw_bytes != 2 * len(encoded.sections["codes"]):
+            codes = len(encoded.sections["codes"])
+            raise FormatError(f"the header counts {encoded.raw_bytes} raw bytes, the section 'codes' has {codes} codes")
+
+        def working_bytes(origin: Origin, held: Sequence[int]) -> int:
+            shapes.extend(_coded_shapes(encoded, held))
+            return NUMBER_BYTES * max(map(math.prod, shapes), default=0)
+
+        token_ids, origin, positions = read_session(encoded, decoding_bytes=working_bytes)
         tensors = _dequantized(encoded.sections, shapes)
         dtype, layers = CACHE_DTYPES[origin.dtype], []
         for place in positions:
             keys = _rounded(next(tensors).transpose(0, 2, 1), dtype)
-            layers.append(LayerKV(keys, _rounded(next(tensors), dtype), place.clone()))
+            layers.append(LayerKV(keys, _rounded(next(tensors), dtype), place))
+        next(tensors, None)  # there is none, and nothing may follow in the sections either
         return KVSnapshot(tuple(layers), token_ids, origin)
 
 
@@ -128,13 +143,13 @@ def _rounded(numbers: Reals, dtype: torch.dtype) -> Tensor:
     return torch.from_numpy(np.ascontiguousarray(numbers)).clamp(-limit, limit).to(dtype)
 
 
-def _shape_runs(snapshot: KVSnapshot) -> list[list[int]]:
+def _shape_runs(snapshot: KVSnapshot) -> tuple[Run, ...]:
     """Return the layers' shapes as runs of [layers, heads, size of a key, size of a value]."""
     shapes = [(layer.keys.shape[0], layer.keys.shape[2], layer.values.shape[2]) for layer in snapshot.layers]
     for index, shape in enumerate(shapes):
         if max(shape) > MOST_SIZE:
             raise InputError(f"layer {index}: heads and head sizes {shape} are more than {MOST_SIZE}")
-    return [[len(list(run)), *shape] for shape, run in groupby(shapes)]
+    return tuple((len(list(run)), *shape) for shape, run in groupby(shapes))
 
 
 def _coded_shapes(encoded: Encoded, held: Sequence[int]) -> Iterator[Shape]:
@@ -147,7 +162,7 @@ def _coded_shapes(encoded: Encoded, held: Sequence[int]) -> Iterator[Shape]:
         encoded: The file.
         held: For each layer the number of its tokens.
     """
-    layers = _layer_shapes(encoded.settings.get("shapes"), len(held))
+    layers = shapes_of_runs(Int8Settings.from_json(encoded.settings).shapes, len(held))
     count = sum(heads * tokens * (key + value) for (heads, key, value), tokens in zip(layers, held, strict=True))
     if 2 * count != encoded.raw_bytes:
         raise FormatError(f"the header counts {encoded.raw_bytes} raw bytes, the setting 'shapes' {2 * count}")
@@ -158,16 +173,13 @@ def _coded_shapes(encoded: Encoded, held: Sequence[int]) -> Iterator[Shape]:
         yield heads, tokens, value
 
 
-def _layer_shapes(runs: object, layers: int) -> list[Shape]:
+def shapes_of_runs(runs: Sequence[Run], layers: int) -> list[Shape]:
     """Return heads, key size and value size of each layer from the setting "shapes"."""
     shapes: list[Shape] = []
-    for run in runs if isinstance(runs, list) else [None]:
-        fields = run if isinstance(run, list) else []
-        if len(fields) != 4 or not all(type(number) is int and 0 <= number <= MOST_SIZE for number in fields):
-            raise FormatError("the setting 'shapes' is not a list of [layers, heads, key size, value size]")
-        if not 0 < fields[0] <= MAX_LAYERS - len(shapes):
+    for count, *shape in runs:
+        if not 0 < count <= MAX_LAYERS - len(shapes):
             raise FormatError(f"the setting 'shapes' has an empty run or more than {MAX_LAYERS} layers")
-        shapes += [(fields[1], fields[2], fields[3])] * fields[0]
+        shapes += [(shape[0], shape[1], shape[2])] * count
     if len(shapes) != layers:
         raise FormatError(f"the setting 'shapes' has {len(shapes)} layers, the section 'positions' {layers}")
     return shapes
@@ -175,29 +187,12 @@ def _layer_shapes(runs: object, layers: int) -> list[Shape]:
 
 def _dequantized(sections: Mapping[str, bytes], shapes: Sequence[Shape]) -> Iterator[Reals]:
     """Yield the numbers of each tensor, whose shapes are known to fill the section "codes"."""
-    codes = np.frombuffer(sections["codes"], np.int8)
-    if codes.size and int(codes.min()) < -MOST:
-        raise FormatError("the section 'codes' holds the code -128")
-    start = 0
-    for shape, scales in zip(shapes, _read_scales(sections["scales"], shapes), strict=True):
-        end = start + shape[0] * shape[1] * shape[2]
-        yield codes[start:end].reshape(shape) * scales.reshape(shape[0], shape[1], 1)
-        start = end
-
-
-def _read_scales(data: bytes, shapes: Sequence[Shape]) -> list[Reals]:
-    """Return the blocks of the section "scales" as float64, one of [shape[0] * shape[1]] for each shape."""
-    blocks, start = [], 0
-    for heads, rows, _ in shapes:
-        width = data[start] if start < len(data) else 0
-        end = start + 1 + heads * rows * width
-        if width not in _WIDTHS or end > len(data):
-            raise FormatError("the section 'scales' is cut, or holds scales of neither 2 nor 4 bytes", offset=start)
-        block = np.frombuffer(data[start + 1 : end], _WIDTHS[width])
-        if not np.isfinite(block).all() or np.signbit(block).any():
-            raise FormatError("the section 'scales' holds a scale that is negative or not finite", offset=start)
-        blocks.append(block.astype(np.float64))
-        start = end
-    if start != len(data):
-        raise FormatError(f"the section 'scales' has {len(data) - start} bytes too many", offset=start)
-    return blocks
+    codes, scales = (Reader(sections[name], f"the section {name!r}") for name in ("codes", "scales"))
+    for heads, rows, columns in shapes:
+        found = codes.numbers(np.int8, heads * rows * columns)
+        if found.size and int(found.min()) < -MOST:
+            raise FormatError("the section 'codes' holds the code -128", offset=codes.offset)
+        steps = scales.scales(heads * rows, signed=False)
+        yield found.reshape(heads, rows, columns) * steps.reshape(heads, rows, 1)
+    codes.require_end()
+    scales.require_end()

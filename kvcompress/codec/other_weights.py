@@ -1,4 +1,4 @@
-"""What a file says that was coded for other weights than the codec's own, and who may read it.
+"""The statement in a file that was coded for weights other than the codec's own, and who may read the file.
 
 A codec codes caches of the very weights that it was fitted to. With `kvcompress.fit.adopt` it may be tried on others of
 the same architecture and vocabulary; a file then names both weights, and only the ones that recorded it may go on from
@@ -12,10 +12,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from kvcompress.codec.promise import OTHER_WEIGHTS, Promise
-from kvcompress.errors import FormatError, InputError, MismatchError
+from kvcompress.codec.promise import Promise
+from kvcompress.codec.settings import CommonSettings, OtherWeights
+from kvcompress.errors import InputError, MismatchError
 from kvcompress.format.container import HASH_CHARACTERS
+from kvcompress.format.origin import origin_of_json
 from kvcompress.snapshot import ModelFingerprint, Origin
+
+NO_ORIGIN = (b"", b"{}")
+"""Preset of a codec that does not say what its model is like, as older versions did not."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,13 +58,12 @@ class Adopted:
     known: Mapping[str, Any] = field(default_factory=dict)
     nearest: Nearest | None = None
 
-    def statement(self, settings: Mapping[str, Any]) -> dict[str, Any]:
+    def statement(self, settings: CommonSettings) -> OtherWeights:
         """Return what a file says: both weights, and what was measured of its quality if it names one."""
-        both = {"codec": self.own.weights, "session": self.session.weights}
-        stated = {name: digest[:HASH_CHARACTERS] for name, digest in both.items()}
-        words = [str(settings.get(name)) for name in ("stored", "quality")]  # "stored" may name a finer quality
-        promise = next((self.promises[word] for word in words if word in self.promises), None)
-        return stated if promise is None else stated | _figures(promise)
+        own, session = (one.weights[:HASH_CHARACTERS] for one in (self.own, self.session))
+        words = (settings.stored, settings.quality)  # the first may name a finer quality
+        promise = next((self.promises[word] for word in words if word is not None and word in self.promises), None)
+        return OtherWeights(codec=own, session=session, **({} if promise is None else _figures(promise)))
 
     def refusal(self, quality: str) -> InputError:
         """Return the error that tells why a quality word cannot be had with these weights."""
@@ -86,36 +90,30 @@ def _figures(promise: Promise) -> dict[str, Any]:
     return {"sessions": promise.sessions, **measured}
 
 
-def require_recorded(settings: Mapping[str, Any], own: ModelFingerprint, preset: bytes, origin: Origin) -> None:
+def require_recorded(stated: OtherWeights | None, own: ModelFingerprint, preset: bytes, origin: Origin) -> None:
     """Refuse a file whose session is of another model than its codec's, unless it says that its weights are others.
 
     Args:
-        settings: Of the file.
+        stated: What the file says of its weights.
         own: What its codec was fitted to.
         preset: Canonical JSON of the codec's origin; empty for none.
         origin: Of the session.
 
     Raises:
-        MismatchError: They are different models, other weights than the file says, or the session's configuration is
-            not the one that was recorded.
-        FormatError: What the file says is damaged.
+        MismatchError: They are different models, or other weights than the file says.
     """
-    from kvcompress.hf.origin_check import require_consistent, require_same_origin
-
-    stated = settings.get(OTHER_WEIGHTS)
     if stated is None:
-        if preset not in (b"", b"{}") and own.config == origin.fingerprint.config:
-            require_same_origin(own_origin(preset), origin)
         own.require_match(origin.fingerprint)
-        require_consistent(origin)
+        if preset not in NO_ORIGIN:
+            from kvcompress.codec.same_model import require_same_model
+
+            require_same_model(own_origin(preset), origin)
         return
-    require_consistent(origin)
-    if not isinstance(stated, Mapping) or not all(isinstance(stated.get(name), str) for name in ("codec", "session")):
-        raise FormatError(f"the setting {OTHER_WEIGHTS!r} is damaged")
-    for part, wanted in (("codec", own), ("session", origin.fingerprint)):
-        if stated[part] != wanted.weights[:HASH_CHARACTERS]:
+    both = (("codec", stated.codec, own), ("session", stated.session, origin.fingerprint))
+    for part, named, wanted in both:
+        if named != wanted.weights[:HASH_CHARACTERS]:
             remedy = "Use the codec that made the file"
-            raise MismatchError(f"the weights of the {part}", stated[part][:16], wanted.weights[:16], remedy)
+            raise MismatchError(f"the weights of the {part}", named[:16], wanted.weights[:16], remedy)
     require_same_architecture(preset, origin)
 
 
@@ -129,15 +127,17 @@ def require_same_architecture(preset: bytes, origin: Origin) -> None:
     Raises:
         InputError: The codec does not say what its model is like.
     """
+    from kvcompress.codec.same_model import require_same_rotation
     from kvcompress.hf.architecture import Architecture
 
     own = own_origin(preset)
     Architecture.of_origin(own).require_same(Architecture.of_origin(origin))
+    require_same_rotation(own, origin)
 
 
 def own_origin(preset: bytes) -> Origin:
     """Return the origin of a codec's own model; raises `InputError` where the codec, an old one, does not know it."""
-    if preset in (b"", b"{}"):
+    if preset in NO_ORIGIN:
         what = "the codec does not say what its model is like, so other weights cannot be compared with it"
         raise InputError(what, "Fit it again with this version")
-    return Origin.from_json(json.loads(preset))
+    return origin_of_json(json.loads(preset))

@@ -1,4 +1,4 @@
-"""What a codec knows about ordinary sessions, and whether a session is unlike them.
+"""Out-of-distribution check: compare a session with the statistics of calibration.
 
 A quality word was measured on the sessions that a codec was calibrated on. A session of another kind (source code for
 a codec of dialogues, another language, noise) is coded at the same step, but loses more: what the transform leaves
@@ -110,7 +110,9 @@ def figures_of_file(exact: KVSnapshot, encoded: Encoded, decoded: KVSnapshot) ->
     return Figures(*figures_of(exact, decoded, encoded))
 
 
-def known_of(figures: Mapping[str, Sequence[Figures]], openings: Sequence[int | None] = ()) -> dict[str, Any]:
+def calibration_statistics(
+    figures: Mapping[str, Sequence[Figures]], openings: Sequence[int | None] = ()
+) -> dict[str, Any]:
     """Return what ordinary sessions look like, JSON-able.
 
     Args:
@@ -149,7 +151,7 @@ def usual_openings(openings: Sequence[int | None]) -> list[int]:
     return sorted(opening for opening in counts if opening is not None)
 
 
-def opens_unlike(codec: TinyVAECodec, token_ids: Tensor) -> bool:
+def opens_out_of_distribution(codec: TinyVAECodec, token_ids: Tensor) -> bool:
     """Tell whether a session, ids [N] int64, opens with a token that ordinary ones do not; False if nothing is known.
 
     Raises:
@@ -170,7 +172,7 @@ def _spread(numbers: Sequence[float]) -> list[float]:
     return [float(f"{number:.6g}") for number in (fmean(numbers), stdev(numbers))]
 
 
-def is_unlike(codec: TinyVAECodec, quality: str, figures: Figures, tokens: int) -> bool:
+def is_out_of_distribution(codec: TinyVAECodec, quality: str, figures: Figures, tokens: int) -> bool:
     """Tell whether a session is far outside what the codec knows of ordinary ones at a quality; False if nothing.
 
     Args:

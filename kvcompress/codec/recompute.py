@@ -1,4 +1,4 @@
-"""Layers that a file leaves out because the model recomputes them from the token ids when the session is restored.
+"""Layers that a file leaves out, because the model recomputes them from the token ids on restore.
 
 A codec with `recompute_layers` m > 0 codes layers m + 1 and up. Layers 0 to m are *known*: at encode from the snapshot,
 at decode from the model, whose first m layers run over the tokens. They predict the coded layers and decide no bit, so
@@ -66,7 +66,7 @@ def parse_layers(asked: str, layers: Callable[[], int]) -> int:
 
 
 @dataclass(frozen=True, slots=True)
-class Known:
+class ConditioningLayers:
     """What a group of layers is predicted from beside the tokens.
 
     Attributes:
@@ -76,7 +76,7 @@ class Known:
     layers: tuple[int, ...] = ()
 
     @classmethod
-    def of(cls, layer: int, recompute_layers: int, kinds: Sequence[str]) -> Known:
+    def of(cls, layer: int, recompute_layers: int, kinds: Sequence[str]) -> ConditioningLayers:
         """Choose for a coded layer the last known ones that hold all its tokens: of its kind, or of full attention.
 
         Keys and values of one layer are an image of the hidden state that enters it, of fewer dimensions; those of the
@@ -93,7 +93,7 @@ class Known:
         return cls(tuple(sorted(same[:KNOWN_LAYERS])))
 
     @classmethod
-    def from_json(cls, group: Mapping[str, Any]) -> Known:
+    def from_json(cls, group: Mapping[str, Any]) -> ConditioningLayers:
         """Read the field `known` of a codec's group; it is missing where nothing is known."""
         return cls(tuple(group.get("known", ())))
 
@@ -109,7 +109,7 @@ class Known:
         """Return pre-RoPE keys and values [N, C'] float32, a row a token; zero where the layers do not hold it.
 
         Args:
-            layers: Known layers by index.
+            layers: ConditioningLayers layers by index.
             tokens: N, of the session.
             rope: Rotation of the keys.
         """

@@ -1,4 +1,4 @@
-"""Open any file that holds a session: `.kvz` through its codec, or a raw snapshot."""
+"""Open any file that holds a session: a `.kvz` file through its codec, or a raw snapshot."""
 
 from __future__ import annotations
 
@@ -10,9 +10,11 @@ from kvcompress.codec.exact_tokens import EXACT, WithExact, without_exact
 from kvcompress.codec.int8 import Int8Codec
 from kvcompress.codec.lossless import LosslessCodec
 from kvcompress.codec.protocol import Codec
+from kvcompress.codec.settings import TinyVAESettings
 from kvcompress.codec.tinyvae import TinyVAECodec
 from kvcompress.errors import FormatError, about
 from kvcompress.format.container import MAGIC, Encoded, load
+from kvcompress.format.limits import memory_limit
 from kvcompress.format.raw_snapshot import load_raw
 from kvcompress.format.session import read_session
 from kvcompress.hf.fingerprint import config_json, fingerprint
@@ -45,32 +47,36 @@ def codec_of(encoded: Encoded, codec: str | Path | None = None, recompute: Recom
 
 
 def _tinyvae_of(encoded: Encoded, codec: str | Path | None) -> TinyVAECodec:
-    layers = recompute_layers_of(encoded)
+    stated = TinyVAESettings.from_json(encoded.settings)
     if codec is None:
         return load_tinyvae(codec_that_made(encoded.codec_fingerprint))
-    return load_codec(codec, layers)
+    return load_codec(codec, stated.recompute_layers)
 
 
-def recompute_layers_of(encoded: Encoded) -> int:
-    """Return how many layers the model runs to restore a file, as its settings say.
+def load_snapshot(
+    path: Path,
+    codec: str | Path | None = None,
+    recompute: Recompute | None = None,
+    max_memory: str | int | None = None,
+) -> KVSnapshot:
+    """Load the snapshot of a `.kvz` file or of a raw snapshot file; errors name the path.
+
+    Args:
+        path: The file.
+        codec: As for `codec_of`.
+        recompute: As for `codec_of`.
+        max_memory: The most memory that it may take, "4GB" or a number of bytes; None for the limit in force, see
+            `kvcompress.format.limits`.
 
     Raises:
-        FormatError: They say something impossible.
+        MemoryLimitError: The file declares more.
+        KVCompressError: It cannot be read, decoded, or not with this codec.
     """
-    layers = encoded.settings.get("recompute_layers", 0)
-    if not isinstance(layers, int) or isinstance(layers, bool) or layers < 0:
-        raise FormatError(f"the file asks for the impossible number of {layers!r} recomputed layers")
-    return layers
-
-
-def load_snapshot(path: Path, codec: str | Path | None = None, recompute: Recompute | None = None) -> KVSnapshot:
-    """Load the snapshot of a `.kvz` file or of a raw snapshot file; errors name the path. As `codec_of`."""
-    if is_raw(path):
-        snapshot = load_raw(path)
-        with about(path):
+    with memory_limit(max_memory), about(path):
+        if is_raw(path):
+            snapshot = load_raw(path)
             _require_true(snapshot.origin, recompute)
-        return snapshot
-    with about(path):
+            return snapshot
         encoded = load(path)
         return codec_of(encoded, codec, recompute).decode(encoded)
 

@@ -1,4 +1,4 @@
-"""How much the model cares about each token, in a codec's latents."""
+"""The influence of each token on the model's output, in units of a codec's latents."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from kvcompress.hf.types import CausalLM
 from kvcompress.snapshot import KVSnapshot
 
 
-def token_worth(
+def token_importance(
     model: CausalLM,
     codec: TinyVAECodec,
     snapshot: KVSnapshot,

@@ -1,4 +1,4 @@
-"""Symbols back to a snapshot: the one path of decoding a file and of reconstructing without one."""
+"""Symbols to a snapshot: the single path for decoding a file and for reconstructing without one."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def synthesised(
     rope, layers, decoded = rope_of(origin), dict(known), list[tuple[Tensor, Tensor]]()
     for group, code in enumerate(codes):
         vae = codec.vae(group)
-        rows = codec.known[group].rows(known, len(token_ids), rope)
+        rows = codec.conditioning[group].rows(known, len(token_ids), rope)
         context = vae.context(token_ids, rows, code.places, code.lifts)
         below = codec.lower[group].rows(decoded, code.places, len(token_ids))
         context = vae.below(context, below)

@@ -10,6 +10,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,20 +18,22 @@ import torch
 from huggingface_hub import PyTorchModelHubMixin
 from torch import Tensor, nn
 
-from kvcompress.codec.analysis import HIGHEST_QP, RESIDUAL_QP, Analysis
-from kvcompress.codec.bitstream import read_codes, require_sections
+from kvcompress.codec.analysis import HIGHEST_QP, Analysis
+from kvcompress.codec.bitstream import read_codes, read_own_session, require_sections
 from kvcompress.codec.lower_groups import Lower
-from kvcompress.codec.other_weights import Adopted
-from kvcompress.codec.promise import OTHER_WEIGHTS
+from kvcompress.codec.other_weights import Adopted, own_origin
 from kvcompress.codec.promising import Promising
 from kvcompress.codec.quality import encode_at_quality
-from kvcompress.codec.recompute import Known, recomputed
+from kvcompress.codec.recompute import ConditioningLayers, recomputed
+from kvcompress.codec.same_model import require_same_model
+from kvcompress.codec.settings import NOTHING_STATED, CommonSettings, TinyVAESettings
 from kvcompress.codec.synthesis import synthesised
 from kvcompress.errors import FormatError, InputError, MismatchError
 from kvcompress.format.ans import TableBank
 from kvcompress.format.container import Encoded
-from kvcompress.format.json_section import canonical_json
-from kvcompress.format.session import Preset, encoded_session, read_session
+from kvcompress.format.origin import require_vocabulary
+from kvcompress.format.session import Preset, encoded_session
+from kvcompress.format.strict_json import canonical_json
 from kvcompress.hf.channels import LayerShape, layer_shapes, to_channels
 from kvcompress.hf.partial_prefill import Recompute
 from kvcompress.hf.rope import rope_of
@@ -66,6 +69,7 @@ class TinyVAECodec(
 
     Attributes:
         recompute: Gives those layers at decode (`kvcompress.hf.recompute_with`); not needed with m = 0.
+        scorers: File of what scorers learnt of its model, see `kvcompress.prune.scorers.profiles`; None for none.
         adopted: Other weights whose sessions it encodes instead of its own, see `kvcompress.fit.adopt`.
     """
 
@@ -89,15 +93,16 @@ class TinyVAECodec(
         self.recompute_layers = recompute_layers
         self.recompute: Recompute | None = None
         self.adopted: Adopted | None = None
+        self.scorers: Path | None = None
         self.groups = [tuple(group["layers"]) for group in groups]
-        self.known = [Known.from_json(group) for group in groups]
+        self.conditioning = [ConditioningLayers.from_json(group) for group in groups]
         self.shapes = [LayerShape(*shape) for shape in shapes]
         self.model_fingerprint = ModelFingerprint.from_json(model)
         self.fitted, self._promises = dict(fitted or {}), promises or {}
         self.lower = [Lower.from_json(group) for group in groups]
         self.shared_table = shared_table
         self.vaes = nn.ModuleList()
-        for group, known, lower in zip(groups, self.known, self.lower, strict=True):
+        for group, known, lower in zip(groups, self.conditioning, self.lower, strict=True):
             table = self.vae(0).prior.table if shared_table and len(self.vaes) else None
             config = TinyVAEConfig(**group["config"])
             self.vaes.append(TinyVAE(config, known.channels(self.shapes), lower.latents, table))
@@ -111,7 +116,7 @@ class TinyVAECodec(
         """Return the arguments that rebuild this codec's geometry, as `config.json` holds them."""
         groups = [
             {"layers": list(layers), "config": self.vae(index).config.to_json()}
-            | self.known[index].to_json()
+            | self.conditioning[index].to_json()
             | self.lower[index].to_json()
             for index, layers in enumerate(self.groups)
         ]
@@ -133,7 +138,7 @@ class TinyVAECodec(
         """sha256 over geometry, weights and tables, and over how bits are read, see `tinyvae.bitstream`."""
         if self._fingerprint is None:
             config = self.config_json()
-            # A codec that codes all layers names none, so that its fingerprint is that of versions before the dial.
+            # A codec that codes all layers names none: its fingerprint is that of versions before recomputed layers.
             named = ("groups", "shapes", "model", "recompute_layers", "shared_table")
             geometry = {name: config[name] for name in named if name in config}
             marker = bitstream_marker()
@@ -167,19 +172,19 @@ class TinyVAECodec(
         assert isinstance(vae, TinyVAE)
         return vae
 
-    def require_partner(self, snapshot: KVSnapshot) -> None:
+    def require_compatible(self, snapshot: KVSnapshot) -> None:
         """Raise `MismatchError` or `InputError` where the snapshot is not of this codec's model."""
         partner = self.model_fingerprint if self.adopted is None else self.adopted.session
         partner.require_match(snapshot.origin.fingerprint)
         if list(layer_shapes(snapshot)) != self.shapes:
             raise InputError("the cache's layers have another shape than those this codec was fitted to")
         self.require_vocabulary(snapshot.token_ids)
+        if self.preset.origin and self.adopted is None:
+            require_same_model(own_origin(self.preset.origin), snapshot.origin)
 
-    def require_vocabulary(self, token_ids: Tensor) -> None:
-        """Raise `InputError` where a token id has no entry in the tables."""
-        limit = self.vae(0).config.vocab_size
-        if token_ids.numel() and int(token_ids.max()) >= limit:
-            raise InputError(f"token id {int(token_ids.max())} lies outside the vocabulary of {limit}")
+    def require_vocabulary(self, token_ids: Tensor, failure: type[InputError] | type[FormatError] = InputError) -> None:
+        """Raise `InputError`, or what is asked for, where a token id [N] has no entry in the tables."""
+        require_vocabulary(token_ids, {"vocab_size": self.vae(0).config.vocab_size}, failure)
 
     def qps(self, group: int, token_ids: Tensor, qp: int, offsets: Tensor | None = None) -> Tensor:
         """Return the QP [N] int32 of every token of a session for a group of layers, outliers not regarded.
@@ -210,14 +215,14 @@ class TinyVAECodec(
             MismatchError: The snapshot comes from another model.
             InputError: It has another geometry, or its layers hold different tokens.
         """
-        self.require_partner(snapshot)
+        self.require_compatible(snapshot)
         return Analysis(self, snapshot, [self.latents(snapshot, group) for group in range(len(self.groups))])
 
     def encode(
         self,
         snapshot: KVSnapshot,
         qp: int | None = None,
-        settings: Mapping[str, Any] | None = None,
+        settings: CommonSettings = NOTHING_STATED,
         offsets: Tensor | None = None,
         residual_qp: int | None = None,
         *,
@@ -228,7 +233,7 @@ class TinyVAECodec(
         Args:
             snapshot: The cache.
             qp: Quantisation parameter; 16 more halve the quantisation step.
-            settings: Goes into the header.
+            settings: What the header says beside the QPs.
             offsets: See `Analysis`.
             residual_qp: See `Analysis`.
             quality: "transparent", "high" or "usable" instead of a QP.
@@ -250,18 +255,18 @@ class TinyVAECodec(
         snapshot: KVSnapshot,
         qp: int,
         residual_qp: int | None,
-        settings: Mapping[str, Any],
+        settings: CommonSettings,
         own: Mapping[str, bytes],
     ) -> Encoded:
         """Return the file of sections that were made at a QP, which its settings say."""
-        stated: dict[str, Any] = {"rate": qp}
-        if residual_qp is not None:
-            stated[RESIDUAL_QP] = residual_qp
-        if self.recompute_layers:
-            stated["recompute_layers"] = self.recompute_layers
-        if self.adopted is not None:
-            stated[OTHER_WEIGHTS] = self.adopted.statement(settings)
-        return encoded_session(self.kind, self.fingerprint, snapshot, {**stated, **settings}, own, self.preset)
+        stated = TinyVAESettings(
+            **settings.common(),
+            qp=qp,
+            residual_qp=residual_qp,
+            recompute_layers=self.recompute_layers,
+            other_weights=None if self.adopted is None else self.adopted.statement(settings),
+        )
+        return encoded_session(self.kind, self.fingerprint, snapshot, stated.to_json(), own, self.preset)
 
     @torch.inference_mode()
     def decode(self, encoded: Encoded) -> KVSnapshot:
@@ -277,17 +282,17 @@ class TinyVAECodec(
             mine, theirs = self.fingerprint[:16], encoded.codec_fingerprint[:16]
             raise MismatchError("the codec", theirs, mine, "Name its codec with --codec DIR")
         require_sections(self, encoded)
-        token_ids, origin, positions = read_session(encoded, self.preset)
-        codes = read_codes(self, encoded, token_ids, origin, positions)
+        token_ids, origin, positions = read_own_session(self, encoded)
+        codes = read_codes(self, encoded, token_ids, positions)
         known = recomputed(self.recompute, self.recompute_layers, token_ids, origin, positions, encoded.sections)
         return synthesised(self, token_ids, origin, known, codes)
 
     @torch.inference_mode()
     def stored_bits(self, encoded: Encoded) -> list[float]:
         """Return the bits that a file spends on each token of its session; raises as `decode` does."""
-        token_ids, origin, positions = read_session(encoded, self.preset)
+        token_ids, _, positions = read_own_session(self, encoded)
         bits = torch.zeros(len(token_ids), dtype=torch.float64)
-        for code in read_codes(self, encoded, token_ids, origin, positions):
+        for code in read_codes(self, encoded, token_ids, positions):
             bits[code.places] += code.bits(self.bank)
         return [float(value) for value in bits]
 
@@ -314,17 +319,19 @@ class TinyVAECodec(
         """
         channels = to_channels(snapshot, self.groups[group], rope_of(snapshot.origin))
         place = snapshot.layers[self.groups[group][0]].positions
-        self.known[group].require_cover(self.known_layers(snapshot), place)
-        context = self.vae(group).context(snapshot.token_ids, self.known_rows(snapshot, group), place)
+        self.conditioning[group].require_cover(self.conditioning_layers(snapshot), place)
+        context = self.vae(group).context(snapshot.token_ids, self.conditioning_rows(snapshot, group), place)
         return self.vae(group).analyse(context, channels), context
 
-    def known_layers(self, snapshot: KVSnapshot) -> dict[int, LayerKV]:
+    def conditioning_layers(self, snapshot: KVSnapshot) -> dict[int, LayerKV]:
         """Return the layers of a snapshot that this codec does not code, by index."""
         return dict(enumerate(snapshot.layers[: self.recompute_layers + 1])) if self.recompute_layers else {}
 
-    def known_rows(self, snapshot: KVSnapshot, group: int) -> Tensor | None:
+    def conditioning_rows(self, snapshot: KVSnapshot, group: int) -> Tensor | None:
         """Return the channels [N, C'] of a snapshot that predict a group beside the tokens; None if there are none."""
-        return self.known[group].rows(self.known_layers(snapshot), snapshot.tokens, rope_of(snapshot.origin))
+        return self.conditioning[group].rows(
+            self.conditioning_layers(snapshot), snapshot.tokens, rope_of(snapshot.origin)
+        )
 
 
 __all__ = ["TinyVAECodec"]

@@ -1,4 +1,4 @@
-"""How large the parts of a codec are, and which sizes fit a budget: ranks, columns of the token table, hidden units."""
+"""Sizes of a codec's parts within a budget: ranks, columns of the token table, hidden units."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from kvcompress.hf.channels import LayerShape
-from tinyvae.neighbours import MATCHES, PHASES
+from tinyvae.neighbours import CODING_PASSES, MATCHES
 from tinyvae.offsets import AGES
 from tinyvae.prior import CONTEXTS, PAST_DIRECTIONS, SHARP_COLUMNS, SHARP_UNITS
 from tinyvae.quantize import LEVELS
@@ -36,7 +36,7 @@ NAMES_BYTES = 6000
 SCALE_BYTES = 2
 """Of each row of a stored matrix."""
 
-SMALL_BYTES = 8 * LEVELS + AGES + 2 * PHASES * MATCHES
+SMALL_BYTES = 8 * LEVELS + AGES + 2 * CODING_PASSES * MATCHES
 """Of each group: centroids, offsets by age, levels by match."""
 
 UNITS_A_CHANNEL = 8
@@ -84,7 +84,7 @@ class Budget:
         total = self.vocab_size * (columns / 2 + min(columns, SHARP_COLUMNS) / 2 + 4) + 2.0 * TABLE_ENTRIES
         total += 4 * (LEVELS + 1)
         for group in self.groups:
-            width, known = group.width(self.shapes), group.known.channels(self.shapes)
+            width, known = group.width(self.shapes), group.conditioning.channels(self.shapes)
             past = min(known, PAST_DIRECTIONS)
             regressors = known + CONTEXTS * past + 2 * group.lower.latents
             total += taps * columns * (units * 0.75 + SCALE_BYTES) + 2.0 * self.vocab_size

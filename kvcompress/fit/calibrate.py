@@ -1,4 +1,4 @@
-"""Find how each quality word is stored: the coarsest setting measured to keep it, on sessions that fitted nothing.
+"""Choose the setting of each quality word: the coarsest that keeps it on held-out sessions.
 
 Settings go from coarse to fine along two paths, latents by QP and then latents with a residual by QP, and end with
 the lossless codec, which holds by construction. `kvcompress.fit.search` measures the candidates of a path on all
@@ -16,7 +16,7 @@ from pathlib import Path as FilePath
 from typing import Any
 
 from kvcompress.codec.other_weights import Nearest
-from kvcompress.codec.out_of_distribution import Figures, known_of
+from kvcompress.codec.out_of_distribution import Figures, calibration_statistics
 from kvcompress.codec.promise import FALLBACK, INT8, LATENTS, LOSSLESS, RESIDUAL, Promise, Setting
 from kvcompress.codec.tinyvae import TinyVAECodec
 from kvcompress.errors import InputError
@@ -99,7 +99,9 @@ def calibrated(
     if eight in sessions.complete and sessions.stress(eight, transparent) <= 1:
         found[FALLBACK] = _promise(sessions, FALLBACK, transparent, eight)
     openings = [facts.opening_token for facts in sessions.facts(range(sessions.count))]
-    return Calibration(found, known_of(_figures(sessions, chosen), openings), nearest_of(sessions.bench.ledger))
+    return Calibration(
+        found, calibration_statistics(_figures(sessions, chosen), openings), nearest_of(sessions.bench.ledger)
+    )
 
 
 def _figures(sessions: Sessions, chosen: Mapping[str, Setting]) -> dict[str, list[Figures]]:

@@ -1,4 +1,4 @@
-"""The closed form of one group of layers: what predicts it, and the transform of what that leaves."""
+"""The closed-form fit of one group of layers: its prediction, and the transform of the residual."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from kvcompress.codec.lower_groups import Lower
-from kvcompress.codec.recompute import Known
+from kvcompress.codec.recompute import ConditioningLayers
 from kvcompress.data.shards import Shards
 from kvcompress.format.raw_snapshot import raw_layers
 from kvcompress.hf.channels import LayerShape, Rope
@@ -49,12 +49,12 @@ class Group:
     """
 
     layers: tuple[int, ...]
-    known: Known
+    conditioning: ConditioningLayers
     lower: Lower
 
     @classmethod
     def after(
-        cls, groups: Sequence[Group], layers: tuple[int, ...], known: Known, shapes: Sequence[LayerShape]
+        cls, groups: Sequence[Group], layers: tuple[int, ...], known: ConditioningLayers, shapes: Sequence[LayerShape]
     ) -> Group:
         """Return the group that follows others."""
         given = range(max(0, len(groups) - LOWER_GROUPS), len(groups))
@@ -116,7 +116,7 @@ class Solved:
     ) -> Solved:
         """Rebuild it."""
         variance, unexplained, spread, units = found["scalars"].tolist()
-        known = group.known.channels(shapes)
+        known = group.conditioning.channels(shapes)
         prior = new_prior(table, taps, int(units), group.width(shapes), known, group.lower.latents, sink)
         prior.load_state_dict({name[6:]: value for name, value in found.items() if name.startswith("prior.")})
         transform = Transform(group.blocks(shapes), len(found["variances"]), len(found["variances"]))
@@ -186,7 +186,7 @@ def solve_group(
         progress: Called after each session.
     """
     reader = _Reader(shards, group, table, lower, taps, sink, rope)
-    known = reader.known_channels
+    known = reader.conditioning_channels
     if known:
         reader.directions = _known_directions(reader, metric)
     moments = _moments(reader, progress)
@@ -246,22 +246,22 @@ class _Reader:
     directions: Tensor | None = None
 
     @property
-    def known_channels(self) -> int:
-        return self.group.known.channels(_shapes(self.shards))
+    def conditioning_channels(self) -> int:
+        return self.group.conditioning.channels(_shapes(self.shards))
 
-    def known_rows(self, number: int, tokens: int) -> Tensor | None:
+    def conditioning_rows(self, number: int, tokens: int) -> Tensor | None:
         """Return known channels [N, C'] of a session, of its first token 0 where that is a sink."""
-        if not self.group.known.layers:
+        if not self.group.conditioning.layers:
             return None
         path = self.shards.directory / self.shards.rows[number].file
-        rows = self.group.known.rows(raw_layers(path, self.group.known.layers)[1], tokens, self.rope)
+        rows = self.group.conditioning.rows(raw_layers(path, self.group.conditioning.layers)[1], tokens, self.rope)
         return rows if rows is None or not self.sink else without_first(rows)
 
     def session(self, number: int) -> tuple[Tensor, Tensor]:
         """Return regressors [T, F] and channels [T, C] float32 of the tokens that the sums are made of."""
         token_ids, places, channels = self.shards.channels(number, self.group.layers, self.rope)
         parts = [lagged(self.table.rows(token_ids), self.taps)]
-        known = self.known_rows(number, len(token_ids))
+        known = self.conditioning_rows(number, len(token_ids))
         if known is not None and self.directions is not None:
             parts += [known, *contexts(known @ self.directions)]
         rows = torch.cat(parts, 1)[places]
@@ -287,10 +287,10 @@ def _layer_blocks(shards: Shards, group: Group) -> list[int]:
 
 def _known_directions(reader: _Reader, metric: Metric) -> Tensor:
     """Return the directions [C', D] of known channels whose past is looked at: those that tell most of the present."""
-    moments = Moments.empty(reader.known_channels, len(metric), reader.known_channels)
+    moments = Moments.empty(reader.conditioning_channels, len(metric), reader.conditioning_channels)
     for number in range(min(DIRECTION_SESSIONS, len(reader.shards))):
         token_ids, places, channels = reader.shards.channels(number, reader.group.layers, reader.rope)
-        known = reader.known_rows(number, len(token_ids))
+        known = reader.conditioning_rows(number, len(token_ids))
         assert known is not None
         moments.add(known[places], channels)
     return moments.directions(metric, PAST_DIRECTIONS)
@@ -323,7 +323,7 @@ def _add_leading(solved: Solved, reader: _Reader) -> None:
     step = LOWER_STEP * solved.spread
     for number in range(len(reader.shards)):
         token_ids, places, channels = reader.shards.channels(number, reader.group.layers, reader.rope)
-        known = reader.known_rows(number, len(token_ids))
+        known = reader.conditioning_rows(number, len(token_ids))
         hidden = solved.prior.hidden(token_ids, known)[places]
         below = reader.below(number, places, len(token_ids))
         hidden = hidden if below is None else solved.prior.with_below(hidden, below)

@@ -1,4 +1,4 @@
-"""What a fit will take: memory, disk and time of each pass, from a model's configuration and the length of sessions.
+"""Estimate memory, disk space and time of each pass, from a model's configuration and the session lengths.
 
 Time is operations over the speed of this machine, measured by one matrix product; memory is that of the largest
 tensors of a pass. Nothing is loaded but the configuration, so it works for models far too large for the machine.
@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from kvcompress.codec.recompute import Known
+from kvcompress.codec.recompute import ConditioningLayers
 from kvcompress.fit.budget import MOST_COLUMNS, UNITS_A_CHANNEL, Budget, prior_columns
 from kvcompress.fit.closed_form import LOWER_LATENTS, Group
 from kvcompress.fit.settings import FitSettings
@@ -69,7 +69,7 @@ def pass_costs(model: ModelGeometry, sessions: int, tokens: int, settings: FitSe
         model: Geometry of the model.
         sessions: How many.
         tokens: Of each, the continuation among them.
-        settings: Dials of the fit.
+        settings: Settings of the fit.
         speed: Operations a second.
     """
     return list(_costs(model, sessions, tokens, settings, speed))
@@ -116,7 +116,7 @@ def groups_of(model: ModelGeometry, settings: FitSettings) -> list[Group]:
     found: list[Group] = []
     recompute = settings.recompute_layers
     for layers in group_layers(model.kinds, model.shapes, recompute + 1 if recompute else 0):
-        found.append(Group.after(found, layers, Known.of(layers[0], recompute, model.kinds), model.shapes))
+        found.append(Group.after(found, layers, ConditioningLayers.of(layers[0], recompute, model.kinds), model.shapes))
     return found
 
 
@@ -147,7 +147,7 @@ def _solve_cost(
     """Return the cost of prior and transform of all groups, which come one after another."""
     work, peak, disk = 0.0, 0.0, 0.0
     for group in groups:
-        width, known = group.width(model.shapes), group.known.channels(model.shapes)
+        width, known = group.width(model.shapes), group.conditioning.channels(model.shapes)
         features = (
             settings.prior_taps * columns + known + CONTEXTS * min(known, PAST_DIRECTIONS) + 2 * group.lower.latents
         )

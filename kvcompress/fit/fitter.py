@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kvcompress.codec.recompute import Known
+from kvcompress.codec.recompute import ConditioningLayers
 from kvcompress.codec.tinyvae import TinyVAECodec
 from kvcompress.data.harvest import harvest
 from kvcompress.data.shards import CALIBRATION, FIT, LEVELS, Shards, opening_digest
@@ -61,7 +61,7 @@ class Fitter:
 
     Args:
         shards: The harvest.
-        settings: Dials.
+        settings: Of the fit.
         progress: Called after each session.
         working: Where passes leave what they found; nothing is kept without.
     """
@@ -89,7 +89,7 @@ class Fitter:
         require_coded_layers(recompute, len(self.shapes))
         self.groups: list[Group] = []
         for layers in group_layers(kinds, self.shapes, recompute + 1 if recompute else 0):
-            known = Known.of(layers[0], recompute, kinds)
+            known = ConditioningLayers.of(layers[0], recompute, kinds)
             self.groups.append(Group.after(self.groups, layers, known, self.shapes))
         self.budget = Budget(settings.codec_share * model_bytes(shards), self.vocab_size, self.groups, self.shapes)
         self.sink = False
@@ -215,7 +215,7 @@ class Fitter:
                 sharp_latents=part.transform.synthesis.sharp_rows,
             )
             stated = {"layers": list(group.layers), "config": config.to_json()}
-            groups.append(stated | group.known.to_json() | group.lower.to_json())
+            groups.append(stated | group.conditioning.to_json() | group.lower.to_json())
         codec = TinyVAECodec(
             groups=groups,
             shapes=[[s.heads, s.key_size, s.value_size] for s in self.shapes],

@@ -1,4 +1,4 @@
-"""What a codec's latents cannot reach: the KL that stays when they are not quantised at all."""
+"""The error floor of a codec: the KL that remains when its latents are not quantised."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ FLOOR_SESSIONS = 4
 
 def unquantised(codec: TinyVAECodec, snapshot: KVSnapshot) -> KVSnapshot:
     """Return a snapshot as its latents would give it back if they were stored exactly."""
-    rope, layers = rope_of(snapshot.origin), dict(codec.known_layers(snapshot))
+    rope, layers = rope_of(snapshot.origin), dict(codec.conditioning_layers(snapshot))
     decoded: list[tuple[torch.Tensor, torch.Tensor]] = []
     for group, (latents, context) in enumerate(codec.analyse(snapshot).latents):
         vae, places = codec.vae(group), group_positions(snapshot, codec.groups[group])

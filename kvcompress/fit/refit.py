@@ -1,4 +1,4 @@
-"""What follows from prior and transform: steps by token, prediction, levels and tables, the last pass of a fit."""
+"""The last pass of a fit, after prior and transform: token offsets, prediction, levels and tables."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Refit:
     Attributes:
         shards: Sessions whose gradients say what tokens are worth.
         levels: Sessions kept out of prior and transform, to which prediction, levels and tables are fitted.
-        settings: Dials.
+        settings: Of the fit.
         sink: Whether place 0 is an attention sink.
         coarser: How many QPs coarser QP 0 is than the spread of the widest latent.
         progress: Called after each session.
@@ -63,11 +63,11 @@ class Refit:
                 if first and int(place[0]) == 0:
                     opening.append(float(of_token[0] / of_token[1:].mean().clamp(min=1e-30)))
                 self.progress(f"worth of tokens, group {number + 1}", done, len(chosen))
-            of_id, of_age = fit_offsets(rows, vae.config.vocab_size, self.settings.worth_exponent)
+            of_id, of_age = fit_offsets(rows, vae.config.vocab_size, self.settings.importance_exponent)
             vae.token_offset.copy_(of_id)
             vae.age_offset.copy_(of_age)
             if vae.first_place is not None:
-                fit_first_place(vae, opening, self.settings.worth_exponent)
+                fit_first_place(vae, opening, self.settings.importance_exponent)
 
     @torch.inference_mode()
     def _calibrate_groups(self, codec: TinyVAECodec) -> list[Tensor]:

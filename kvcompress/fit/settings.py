@@ -1,4 +1,4 @@
-"""Dials of a fit."""
+"""Settings of a fit."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from kvcompress.data.shards import HarvestSettings
 
 @dataclass(frozen=True, slots=True)
 class FitSettings:
-    """Dials of the closed-form fit.
+    """Settings of the closed-form fit.
 
     Attributes:
         rank: Latents per group; None chooses them from the spectra under the budget.
@@ -23,7 +23,7 @@ class FitSettings:
         fisher_exponent: See `tinyvae.transform.sensitivity_weight`.
         fisher_sessions: Sessions whose gradients are taken.
         continuation_tokens: Tokens at the end of each session that stand for the future.
-        worth_exponent: See `tinyvae.offsets.fit_offsets`.
+        importance_exponent: See `tinyvae.offsets.fit_offsets`.
         calibration_share: Share of the sessions that fit nothing: promises are measured on them.
         sample_rows: Rows of latents kept for the tables.
         seed: Of sampled tokens and of the split.
@@ -39,7 +39,7 @@ class FitSettings:
     fisher_exponent: float = 0.7
     fisher_sessions: int = 64
     continuation_tokens: int = 256
-    worth_exponent: float = 0.75
+    importance_exponent: float = 0.75
     calibration_share: float = 0.25
     sample_rows: int = 4096
     seed: int = 0

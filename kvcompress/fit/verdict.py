@@ -1,4 +1,4 @@
-"""Whether a quality holds: the conditions of a tier over the losses of all sessions, and the promise that follows."""
+"""Decide whether a quality holds: a tier's conditions on the losses of all sessions, and the resulting promise."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ def stresses(losses: Sequence[Losses], facts: Sequence[Facts], tier: Tier) -> di
     twice the bound's share of the *mean* worth.
     """
     kl, top1, worths = kls(losses), tops(losses), [fact.worth_nats for fact in facts]
-    mean_worth = sum(worths) / max(len(worths), 1)
+    mean_importance = sum(worths) / max(len(worths), 1)
     return {
         "kl_nats": mean_stress(kl, tier.max_kl_nats),
         "context_lost": worth_stress(kl, worths, tier.max_context_lost, tier.max_kl_nats),
         "top1_lost": mean_stress(top1, max_top1_lost(tier)),
         "kl_beyond": beyond_stress(kl, tier.max_kl_nats),
-        "context_beyond": beyond_stress(kl, tier.max_context_lost * mean_worth),
+        "context_beyond": beyond_stress(kl, tier.max_context_lost * mean_importance),
         "top1_beyond": beyond_stress(top1, max_top1_lost(tier)),
     }
 

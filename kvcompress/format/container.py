@@ -1,4 +1,4 @@
-"""The `.kvz` file: a header that says what is inside, and sections of bytes, all of it under checksums.
+"""The `.kvz` file: a header that describes its content, and sections of bytes, all under checksums.
 
 ```
 magic 8 | version u32 | header length u32 | header | SHA-256 of all before, 32 bytes | section 1 | section 2 | ...
@@ -30,13 +30,10 @@ from kvcompress.format.header_fields import (
     Header,
     parse_header,
 )
-from kvcompress.format.json_section import (
-    canonical_json,
-    pack_origin,
-    pack_positions,
-    unpack_origin,
-    unpack_positions,
-)
+from kvcompress.format.json_section import pack_origin, unpack_origin
+from kvcompress.format.limits import require_memory
+from kvcompress.format.positions import pack_positions, unpack_positions
+from kvcompress.format.strict_json import canonical_json
 
 MAGIC = b"\x89KVZ\r\n\x1a\n"
 
@@ -132,6 +129,7 @@ def load(path: PathLike) -> Encoded:
         IntegrityError: A checksum does not match.
     """
     with open_regular(path) as (file, size):
+        require_memory(size, "reading the file")
         return _read(file, size, path)
 
 

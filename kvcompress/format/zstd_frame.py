@@ -1,4 +1,4 @@
-"""Single zstd frames, their content bounded before anything is allocated for it."""
+"""Single zstd frames with a limit on their content, checked before memory is allocated."""
 
 from __future__ import annotations
 
@@ -13,6 +13,11 @@ _BLOCK_BYTES, _BLOCK_CONTENT_BYTES = 4, 128 << 10
 def zstd_pack(data: bytes, level: int) -> bytes:
     """Return one zstd frame that states its content size and carries no checksum; nothing at all for no data."""
     return zstandard.ZstdCompressor(level=level).compress(data) if data else b""
+
+
+def most_content_bytes(frame_bytes: int) -> int:
+    """Return the most that zstd frames of so many bytes in all can decompress to."""
+    return frame_bytes // _BLOCK_BYTES * _BLOCK_CONTENT_BYTES
 
 
 def zstd_unpack(frame: bytes, most_bytes: int, what: str) -> bytes:
@@ -30,7 +35,7 @@ def zstd_unpack(frame: bytes, most_bytes: int, what: str) -> bytes:
         return b""
     try:
         size = zstandard.frame_content_size(frame)
-        if not 0 < size <= min(most_bytes, len(frame) // _BLOCK_BYTES * _BLOCK_CONTENT_BYTES):
+        if not 0 < size <= min(most_bytes, most_content_bytes(len(frame))):
             raise FormatError(f"{what}: the impossible size of {size} bytes")
         data = zstandard.ZstdDecompressor().decompress(frame, max_output_size=size, allow_extra_data=False)
     except (zstandard.ZstdError, MemoryError) as error:

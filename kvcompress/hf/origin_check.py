@@ -52,18 +52,6 @@ def require_same_config(expected: Mapping[str, Any], origin: Origin) -> None:
     require_consistent(origin)
 
 
-def require_same_origin(expected: Origin, origin: Origin) -> None:
-    """Raise `MismatchError` that names the first field of an origin that is not the expected one's.
-
-    Hashes, the label of the model, the data type and the length are the session's own.
-    """
-    require_same_config(expected.config, origin)
-    for name in ("model_type", "layer_kinds", "rope_layers"):
-        mine, theirs = getattr(expected, name), getattr(origin, name)
-        if mine != theirs:
-            raise MismatchError(f"the origin's {name}", _spelt(mine), _spelt(theirs), REMEDY)
-
-
 def require_model(origin: Origin, model: CausalLM, tokenizer: Tokenizer | None = None) -> None:
     """Raise `MismatchError` unless a session is of this model, by hashes and by what its origin says.
 

@@ -1,4 +1,4 @@
-"""Where codecs lie, and which directory a codec's name means.
+"""Directories of installed codecs, and the directory that a codec's name refers to.
 
 ```
 checkpoints   came with the project: inside the package, or in the checkout, where there may be more of them
@@ -108,7 +108,8 @@ def at_project_and_home() -> Iterator[Found]:
 
 
 def _inside(root: Path) -> list[Path]:
-    return [path for path in sorted(root.glob("*")) if path.is_dir() and _holds_codec(path)]
+    found = (path for path in sorted(root.glob("*")) if not path.name.startswith("."))
+    return [path for path in found if path.is_dir() and _holds_codec(path)]
 
 
 def _holds_codec(directory: Path) -> bool:

@@ -1,7 +1,7 @@
-"""Hierarchical pruning: what each token is worth, which tokens are anchors, and which tier each one gets.
+"""Pruning by tiers: the importance of each token, protected tokens, and the tier of each token.
 
 ```
-evidence  ──►  scorer: worth of each token  ──┐
+evidence  ──►  scorer: importance of each token  ──┐
 tokens    ──►  anchors: what may not fall     ├──►  plan: tier of each token  ──►  file
 codec     ──►  bits and error of each tier  ──┘
 ```

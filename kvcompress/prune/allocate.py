@@ -1,12 +1,12 @@
-"""From worth to tiers: Lagrangian allocation under one budget.
+"""Tiers from importance: Lagrangian allocation under one budget.
 
 For each token and tier the encoder knows the bits b and the squared error e of its latents, for it has tried them all.
-With worth w the damage is w e, and the plan that loses least at given bits gives every token the tier of least
+With importance w the damage is w e, and the plan that loses least at given bits gives every token the tier of least
 
     b + lambda w e
 
 with one lambda for all (Everett 1963; Shoham and Gersho 1988): no other plan of these bits has less damage, up to the
-convex hull. The list of tiers costs bits too: a tier costs -log2 of its share. Where worths vary and steps are fine
+convex hull. The list of tiers costs bits too: a tier costs -log2 of its share. Where importance vary and steps are fine
 this gives steps proportional to w ** -1/2, as reverse water-filling does; where a token is worth little, nothing.
 
 What is tried leaves out that a token's neighbours are predicted from it, so bits and errors are those of all tokens at
@@ -31,15 +31,15 @@ CHOICES = (Tier.PRIOR, Tier.COARSE, Tier.FINE)
 """Tiers that a budget decides between; exact and dropped are asked for."""
 
 ROUNDS = 4
-LEVELS_PER_WORTH_OCTAVE = 8
-"""A step goes with worth ** -1/2, and sixteen levels are an octave of it."""
+LEVELS_PER_IMPORTANCE_OCTAVE = 8
+"""A step goes with importance ** -1/2, and sixteen levels are an octave of it."""
 
 
-def own_worth_log2(codec: TinyVAECodec, snapshot: KVSnapshot) -> Tensor:
+def own_importance_log2(codec: TinyVAECodec, snapshot: KVSnapshot) -> Tensor:
     """Return [N] float32: log2 of what the codec itself expects each token to be worth, by id and age."""
     total = torch.zeros(snapshot.tokens, dtype=torch.float32)
     for group in range(len(codec.groups)):
-        total += codec.vae(group).qps(snapshot.token_ids, 0).float() / LEVELS_PER_WORTH_OCTAVE / len(codec.groups)
+        total += codec.vae(group).qps(snapshot.token_ids, 0).float() / LEVELS_PER_IMPORTANCE_OCTAVE / len(codec.groups)
     return total - total.mean() if snapshot.tokens else total
 
 
@@ -93,19 +93,19 @@ def _tried(codec: TinyVAECodec, group: int, latents: Tensor, context: Context, q
     return bits, lost.square().sum(1)
 
 
-def allocate(costs: Costs, worth: Tensor, weight: float, floor: Tensor) -> Tensor:
+def allocate(costs: Costs, importance: Tensor, weight: float, floor: Tensor) -> Tensor:
     """Return the tier [N] int64 of each token at one Lagrange multiplier.
 
     Args:
         costs: What each tier costs.
-        worth: [N] float64.
+        importance: [N] float64.
         weight: Lambda: bits that a unit of damage is worth.
         floor: [N] int64, the tier below which each token must not fall.
     """
-    damage = costs.errors * worth
+    damage = costs.errors * importance
     allowed = torch.tensor([int(tier) for tier in CHOICES])[:, None] >= floor.clamp(max=int(CHOICES[-1]))
     side = torch.zeros(len(CHOICES), 1, dtype=torch.float64)
-    picked = torch.zeros(worth.shape, dtype=torch.int64)
+    picked = torch.zeros(importance.shape, dtype=torch.int64)
     for _ in range(ROUNDS):
         cost = (costs.bits + weight * damage + side).masked_fill(~allowed, torch.inf)
         picked = cost.argmin(0)  # of equal costs the lower tier
@@ -114,9 +114,9 @@ def allocate(costs: Costs, worth: Tensor, weight: float, floor: Tensor) -> Tenso
     return torch.tensor([int(tier) for tier in CHOICES])[picked]
 
 
-def foreseen_damage(costs: Costs, worth: Tensor, tiers: Tensor) -> float:
-    """Return the sum of worth times error of a plan, in the unit of the worth."""
-    return float((costs.errors.gather(0, _row(tiers)[None])[0] * worth).sum())
+def foreseen_damage(costs: Costs, importance: Tensor, tiers: Tensor) -> float:
+    """Return the sum of importance times error of a plan, in the unit of the importance."""
+    return float((costs.errors.gather(0, _row(tiers)[None])[0] * importance).sum())
 
 
 def foreseen_bits(costs: Costs, tiers: Tensor) -> Tensor:

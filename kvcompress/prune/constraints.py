@@ -1,4 +1,4 @@
-"""What a plan may not do: tiers below which tokens never fall, and how many may stay in memory."""
+"""Constraints of a plan: lowest tiers of protected tokens, and how many tokens may stay in memory."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ numbers and delimiters are half of a dialogue; a budget that had to keep them al
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Demand:
+class Constraints:
     """What every plan of a session must keep to.
 
     Attributes:
@@ -72,17 +72,17 @@ def floor_of(anchors: Iterable[Anchor], tokens: int, guarantees: Mapping[str, Ti
     return floor
 
 
-def choose_kept(demand: Demand, loss: Tensor) -> Tensor:
+def choose_kept(constraints: Constraints, loss: Tensor) -> Tensor:
     """Return which tokens stay, [N] bool: those that must, then those of most loss, of equal ones the newest.
 
     Args:
-        demand: How many stay.
+        constraints: How many stay.
         loss: [N] float64, what dropping each token is foreseen to cost.
 
     Raises:
         InputError: The guaranteed anchors alone are too many.
     """
-    kept, stay = demand.kept_tokens(), demand.must_stay.clone()
+    kept, stay = constraints.kept_tokens(), constraints.must_stay.clone()
     ranked = torch.where(stay, torch.inf, loss.double())
     order = len(loss) - 1 - torch.sort(ranked.flip(0), descending=True, stable=True).indices
     stay[order[:kept]] = True

@@ -1,9 +1,9 @@
-"""What earlier races found: the losers' scores, kept to steer the next race.
+"""Results of earlier candidate searches, which order the candidates of the next one.
 
-Of each runner the mean of its regret is kept, the logarithm (base 2) of its damage over the winner's at equal bytes,
-older races counting less. The next race starts with the runners of least regret; one that seldom ran is given the
-benefit of the doubt, so that none is shut out by one bad day. No chance is involved: the same history always gives the
-same order.
+Of each candidate the mean of its regret is kept: the logarithm (base 2) of its damage over the winner's at equal bytes,
+older searches counting less. The next search starts with the candidates of least regret; those of few searches get an
+exploration bonus (UCB, Auer et al. 2002), so that one bad result excludes none. No chance is involved: the same
+history always gives the same order.
 """
 
 from __future__ import annotations
@@ -14,54 +14,56 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from kvcompress.errors import InputError
+from kvcompress.errors import FormatError, InputError
 from kvcompress.format.atomic import atomic_write
+from kvcompress.format.strict_json import read_json
 
 MEMORY = 0.9
-"""How much of what was known is kept after one more race."""
+"""Decay of the mean with each search."""
 
-DOUBT_OCTAVES = 0.5
+EXPLORATION_OCTAVES = 0.5
 MOST_REGRET = 8.0
+MOST_RACES = 1 << 31
 
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """What is known of one runner.
+    """Statistics of one candidate.
 
     Attributes:
-        races: How many it ran in.
+        searches: How many it took part in.
         wins: How many it won.
         regret: Decayed mean of log2 of its damage over the winner's.
     """
 
-    races: int = 0
+    searches: int = 0
     wins: int = 0
     regret: float = 0.0
 
     def after(self, regret: float) -> Record:
-        """Return the record after one more race."""
-        share = max(1 - MEMORY, 1 / (self.races + 1))
+        """Return the record after one more search."""
+        share = max(1 - MEMORY, 1 / (self.searches + 1))
         mean = (1 - share) * self.regret + share * min(regret, MOST_REGRET)
-        return Record(self.races + 1, self.wins + (regret == 0), round(mean, 6))
+        return Record(self.searches + 1, self.wins + (regret == 0), round(mean, 6))
 
 
 @dataclass(slots=True)
 class History:
-    """Records of runners by name."""
+    """Records of candidates by name."""
 
     records: dict[str, Record] = field(default_factory=dict)
 
     def order(self, names: Sequence[str]) -> list[str]:
-        """Return runners, the most promising first; of equal ones in the order given."""
+        """Return candidates, the most promising first; of equal ones in the order given."""
 
-        def hope(name: str) -> float:
+        def lower_bound(name: str) -> float:
             record = self.records.get(name, Record())
-            return record.regret - DOUBT_OCTAVES / math.sqrt(record.races + 1)
+            return record.regret - EXPLORATION_OCTAVES / math.sqrt(record.searches + 1)
 
-        return sorted(names, key=hope)
+        return sorted(names, key=lower_bound)
 
     def note(self, damages: Mapping[str, float]) -> None:
-        """Take down a race: the damage of each runner that ran."""
+        """Add a search: the damage of each candidate that took part."""
         best = min(damages.values())
         for name, damage in damages.items():
             regret = math.log2(damage / best) if best > 0 else (0.0 if damage == best else MOST_REGRET)
@@ -77,13 +79,26 @@ def load_history(path: Path | None) -> History:
     if path is None or not path.exists():
         return History()
     try:
-        rows = json.loads(path.read_text(encoding="utf-8"))["runners"]
-        return History({str(name): Record(int(r[0]), int(r[1]), float(r[2])) for name, r in rows.items()})
-    except (OSError, ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
-        raise InputError(f"is no history of races ({error})", "Name another file or remove it", path=path) from error
+        rows = read_json(path, "a history")["candidates"]
+        return History({str(name): _record(*row) for name, row in rows.items()})
+    except FormatError as error:
+        raise InputError(
+            f"is no history of searches ({error.what})", "Name another file or remove it", path=path
+        ) from error
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise InputError(f"is no history of searches ({error})", "Name another file or remove it", path=path) from error
+
+
+def _record(races: int, wins: int, regret: float) -> Record:
+    """Return what a row says; raises `ValueError` where no races come to that."""
+    if type(races) is not int or type(wins) is not int or not 0 <= wins <= races <= MOST_RACES:
+        raise ValueError(f"{wins} wins of {races} races")
+    if not 0 <= float(regret) <= MOST_REGRET:
+        raise ValueError(f"a regret of {regret}")
+    return Record(races, wins, float(regret))
 
 
 def save_history(path: Path, history: History) -> None:
     """Write a history; it appears whole or not at all."""
-    rows = {name: [record.races, record.wins, record.regret] for name, record in sorted(history.records.items())}
-    atomic_write(path, [(json.dumps({"runners": rows}, indent=1) + "\n").encode()], force=True)
+    rows = {name: [record.searches, record.wins, record.regret] for name, record in sorted(history.records.items())}
+    atomic_write(path, [(json.dumps({"candidates": rows}, indent=1) + "\n").encode()], force=True)

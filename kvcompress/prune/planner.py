@@ -1,7 +1,7 @@
-"""Plans of one session by one scorer: worth, who stays, and tiers at any budget of bytes.
+"""Plans of one session by one scorer: importance, kept tokens, and tiers for any budget of bytes.
 
 ```
-score ──► profile ──► worth w ──┬──► loss of dropping: w x error of "prior only" ──► who stays
+score ──► profile ──► importance w ──┬──► loss of dropping: w x error of "prior only" ──► who stays
                                 └──► least bits + lambda w x error  ──► tier of each token ──► file
 ```
 """
@@ -9,15 +9,14 @@ score ──► profile ──► worth w ──┬──► loss of dropping: w
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 
 from kvcompress.codec.analysis import HIGHEST_QP, Analysis, Latents
 from kvcompress.codec.exact_tokens import with_exact
+from kvcompress.codec.settings import NOTHING_STATED, CommonSettings
 from kvcompress.codec.tinyvae import TinyVAECodec
 from kvcompress.errors import InputError
 from kvcompress.format.container import Encoded, to_bytes
@@ -30,17 +29,17 @@ from kvcompress.prune.allocate import (
     foreseen_damage,
     measure_costs,
     offsets_of,
-    own_worth_log2,
+    own_importance_log2,
 )
-from kvcompress.prune.constraints import Demand, choose_kept, drop
-from kvcompress.prune.scorers.profiles import profile_of
+from kvcompress.prune.constraints import Constraints, choose_kept, drop
+from kvcompress.prune.scorers.profiles import fitted_file, profile_of
 from kvcompress.prune.scorers.registry import require_scores
 from kvcompress.prune.tiers import Tier
 from kvcompress.snapshot import KVSnapshot
 
 HEDGE = 0.7
-"""Exponent of the worth. Below 1 for a future that the evidence does not show; 0.5 and 1 gave files of 5 to 10 % more
-bytes at equal KL, and 1 leaves tokens that nobody has asked for yet without any bits."""
+"""Exponent of the importance. Below 1 for a future that the evidence does not show; 0.5 and 1 gave files of 5 to 10 %
+more bytes at equal KL, and 1 leaves tokens that nobody has asked for yet without any bits."""
 
 LEAST_WEIGHT, MOST_WEIGHT = 2.0**-6, 2.0**20
 """Bits that losing an average token is worth: all prior only, and all fine."""
@@ -59,7 +58,7 @@ class Plan:
     """What is kept of each token.
 
     Attributes:
-        scorer: Whose worth it follows.
+        scorer: Whose importance it follows.
         qp: Quantisation parameter of the coarse tier.
         weight: Lagrange multiplier: bits that losing an average token is worth.
         tiers: [N] int64, the tier of each token.
@@ -93,8 +92,8 @@ class Planner:
         snapshot: The whole cache.
         scorer: Name of the scorer; its profile says what its ranks are worth.
         score: [N] float, the scorer's.
-        demand: What the plans must keep to.
-        settings: Go into the headers of files.
+        constraints: What the plans must keep to.
+        settings: What the headers of files say beside the plan.
 
     Raises:
         InputError: The scores do not fit the session, or the guaranteed anchors are more than may stay.
@@ -104,9 +103,9 @@ class Planner:
     snapshot: KVSnapshot
     scorer: str
     score: Tensor
-    demand: Demand
-    settings: Mapping[str, Any] = field(default_factory=dict)
-    worth: Tensor = field(init=False)
+    constraints: Constraints
+    settings: CommonSettings = NOTHING_STATED
+    importance: Tensor = field(init=False)
     kept: Tensor = field(init=False)
     pruned: KVSnapshot = field(init=False)
     _latents: Latents = field(init=False, default_factory=list)
@@ -115,15 +114,16 @@ class Planner:
 
     def __post_init__(self) -> None:
         """Decide who stays."""
-        self.codec.require_partner(self.snapshot)
+        self.codec.require_compatible(self.snapshot)
         score = require_scores(self.score, self.snapshot.tokens, self.scorer)
-        worth = profile_of(self.scorer).worth(score, own_worth_log2(self.codec, self.snapshot)) ** HEDGE
-        self.worth = worth / worth.mean().clamp(min=1e-300) if len(worth) else worth
+        profile = profile_of(self.scorer, fitted_file(self.codec))
+        importance = profile.importance(score, own_importance_log2(self.codec, self.snapshot)) ** HEDGE
+        self.importance = importance / importance.mean().clamp(min=1e-300) if len(importance) else importance
         self._latents = self.codec.analyse(self.snapshot).latents
-        if self.demand.keep_fraction is None:
+        if self.constraints.keep_fraction is None:
             self.kept, self.pruned = torch.ones(self.snapshot.tokens, dtype=torch.bool), self.snapshot
             return
-        self.kept = choose_kept(self.demand, self.worth * self._energy())
+        self.kept = choose_kept(self.constraints, self.importance * self._energy())
         self.pruned = drop(self.snapshot, self.kept)
         self._latents = self._latents_of_kept()
 
@@ -157,16 +157,16 @@ class Planner:
             weight: Bits that losing an average token is worth.
         """
         costs = self.costs(qp)
-        unit = float((costs.errors[0] * self.worth).mean()) if len(self.worth) else 1.0
-        tiers = allocate(costs, self.worth, weight / max(unit, 1e-300), self.demand.floor)
-        tiers = torch.where(self.kept, torch.maximum(tiers, self.demand.floor), int(Tier.DROPPED))
-        share = foreseen_damage(costs, self.worth, tiers) / max(unit * max(len(tiers), 1), 1e-300)
+        unit = float((costs.errors[0] * self.importance).mean()) if len(self.importance) else 1.0
+        tiers = allocate(costs, self.importance, weight / max(unit, 1e-300), self.constraints.floor)
+        tiers = torch.where(self.kept, torch.maximum(tiers, self.constraints.floor), int(Tier.DROPPED))
+        share = foreseen_damage(costs, self.importance, tiers) / max(unit * max(len(tiers), 1), 1e-300)
         return Plan(self.scorer, qp, weight, tiers, share, foreseen_bits(costs, tiers))
 
     def encode(self, plan: Plan) -> Planned:
         """Return the file of a plan."""
         offsets = offsets_of(plan.tiers)
-        settings = {**self.settings, "plan": plan.scorer}
+        settings = replace(self.settings, plan=plan.scorer)
         told = offsets if bool(offsets.any()) else None
         encoded = Analysis(self.codec, self.pruned, self._latents).encode(plan.qp, settings, told)
         encoded = with_exact(encoded, self.pruned, plan.tiers == int(Tier.EXACT))
@@ -214,11 +214,11 @@ class Planner:
     def one_tier_damage(self, qp: int) -> float:
         """Return what the file of one tier at a QP is foreseen to lose, in the unit of `Plan.damage`."""
         costs = self.costs(qp)
-        whole = float((costs.errors[0] * self.worth).sum())
-        return float((costs.errors[CHOICES.index(Tier.COARSE)] * self.worth).sum()) / max(whole, 1e-300)
+        whole = float((costs.errors[0] * self.importance).sum())
+        return float((costs.errors[CHOICES.index(Tier.COARSE)] * self.importance).sum()) / max(whole, 1e-300)
 
     def smallest(self, qp: int) -> Planned:
-        """Return the file of the least that the demand allows; made once."""
+        """Return the file of the least that the constraints allows; made once."""
         if qp not in self._least:
             self._least[qp] = self.encode(self.plan(qp, LEAST_WEIGHT))
         return self._least[qp]

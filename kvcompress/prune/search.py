@@ -1,12 +1,11 @@
-"""Race and trace: candidate plans run side by side, the best by measured rate and damage is committed.
+"""Candidate search: make several plans, measure each, and keep the best by size and damage.
 
-A runner is a scorer at a base QP. All run at equal bytes and each is judged by the KL of resuming from its decoded
-file along sampled futures (`kvcompress.metrics.sampled_kl`); the plan of one tier for all runs too, so a race never
-loses to not planning. Where the aim is a damage and not a size, the leader of the history is brought to it first, the
-others run at its bytes, and the winner is brought to the aim. Of equal damages the smaller file wins, then the earlier
-runner. What the losers did is noted in the history (`kvcompress.prune.history`), which says who runs first next time
-and who is left out.
-"""
+A candidate is a scorer at a base QP. All make files of equal size, and each file is evaluated by the KL of resuming
+from it along sampled continuations (`kvcompress.metrics.sampled_kl`). The plan of one tier for all is evaluated too, so
+a search never does worse than no plan. Where the target is a damage and not a size, the search is run at about the size
+of one tier, and its winner is then brought to the target. Of equal damages the smaller file wins, then the earlier
+candidate. The results are kept in the history (`kvcompress.prune.history`), which orders the candidates of the next
+search and leaves the last ones out."""
 
 from __future__ import annotations
 
@@ -25,10 +24,10 @@ from kvcompress.snapshot import KVSnapshot
 
 QP_STEPS = (0, 12)
 """Rates of the coarse tier above that of one tier: where most tokens fall to prior only, the others can be finer. At 20
-so many fall that what is lost lies beyond the judge's futures: on 16 sessions at "high" a race with these runners, too,
-lost .0122 nats instead of .0068."""
+so many fall that what is lost lies beyond the evaluator's continuations: on 16 sessions at "high" a search with
+these candidates, too, lost .0122 nats instead of .0068."""
 
-MOST_RUNNERS = 6
+MOST_CANDIDATES = 6
 SEARCHES = 6
 LEAST_LOG, MOST_LOG = math.log2(LEAST_WEIGHT), math.log2(MOST_WEIGHT)
 NEAR = 0.95
@@ -50,7 +49,7 @@ class Damage(Protocol):
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Runner:
+class Candidate:
     """A planner at a base QP."""
 
     planner: Planner
@@ -64,23 +63,23 @@ class Runner:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Finish:
-    """A runner's file and what it loses."""
+class Result:
+    """A candidate's file and what it loses."""
 
     name: str
     planned: Planned
     kl_nats: float
 
 
-class Race:
-    """The race of one session.
+class CandidateSearch:
+    """The search for one session.
 
     Args:
         codec: Codec of all plans.
-        planners: One a scorer, with the same session and demand.
-        damage: The judge.
-        qp: Quantisation parameter of the file of one tier that the race is about.
-        history: What earlier races found; this one is noted in it.
+        planners: One a scorer, with the same session and constraints.
+        damage: The evaluator.
+        qp: Quantisation parameter of the file of one tier that the search is about.
+        history: What earlier searches found; this one is noted in it.
         progress: Called after each file with "plans", how many ran, how many are foreseen.
     """
 
@@ -95,71 +94,71 @@ class Race:
     ) -> None:
         self.codec, self.damage, self.progress = codec, damage, progress
         self.history = history if history is not None else History()
-        runners = {
-            runner.name: runner
+        candidates = {
+            candidate.name: candidate
             for planner in planners
-            for runner in (Runner(planner, clamped_qp(qp + step), step) for step in QP_STEPS)
+            for candidate in (Candidate(planner, clamped_qp(qp + step), step) for step in QP_STEPS)
         }
-        self.runners = [runners[name] for name in self.history.order(list(runners))[:MOST_RUNNERS]]
-        self.finishes: list[Finish] = []
-        self.tried: list[Finish] = []
+        self.candidates = [candidates[name] for name in self.history.order(list(candidates))[:MOST_CANDIDATES]]
+        self.results: list[Result] = []
+        self.tried: list[Result] = []
         self.ran = 0
 
-    def at_bytes(self, most_bytes: int) -> Finish:
-        """Return the winner of a race at equal bytes.
+    def at_bytes(self, most_bytes: int) -> Result:
+        """Return the winner of a search at equal bytes.
 
         Raises:
             InputError: The guaranteed anchors alone are larger.
         """
-        found = [self._run(runner, most_bytes) for runner in self.runners]
-        finishes = [finish for finish in found if finish is not None]
-        if not finishes:
-            least = min((r.planner.smallest(r.qp) for r in self.runners), key=lambda planned: planned.file_bytes)
+        found = [self._run(candidate, most_bytes) for candidate in self.candidates]
+        results = [result for result in found if result is not None]
+        if not results:
+            least = min((r.planner.smallest(r.qp) for r in self.candidates), key=lambda planned: planned.file_bytes)
             raise cannot_be_met(most_bytes, least)
-        self.finishes = finishes
-        self.history.note({finish.name: finish.kl_nats for finish in finishes})
-        return min(finishes, key=lambda finish: (finish.kl_nats, finish.planned.file_bytes))
+        self.results = results
+        self.history.note({result.name: result.kl_nats for result in results})
+        return min(results, key=lambda result: (result.kl_nats, result.planned.file_bytes))
 
-    def at_damage(self, most_kl_nats: float, about_bytes: int) -> Finish | None:
-        """Return the smallest file found that loses at most so much, None where the winner of the race never does.
+    def at_damage(self, most_kl_nats: float, about_bytes: int) -> Result | None:
+        """Return the smallest file found that loses at most so much, None where the winner of the search never does.
 
         Args:
             most_kl_nats: What may be lost.
-            about_bytes: Size at which the race is run before its winner is brought to the damage; what guaranteed
+            about_bytes: Size at which the search is run before its winner is brought to the damage; what guaranteed
                 anchors cost comes on top where they alone are larger.
         """
         try:
             winner = self.at_bytes(about_bytes)
         except InputError:
-            most = max(runner.planner.smallest(runner.qp).file_bytes for runner in self.runners)
+            most = max(candidate.planner.smallest(candidate.qp).file_bytes for candidate in self.candidates)
             winner = self.at_bytes(most + about_bytes)
         return self._brought_to(winner, most_kl_nats)
 
-    def _run(self, runner: Runner, most_bytes: int) -> Finish | None:
-        planned = runner.planner.within(runner.qp, most_bytes)
-        return None if planned is None else self._judged(runner, planned)
+    def _run(self, candidate: Candidate, most_bytes: int) -> Result | None:
+        planned = candidate.planner.within(candidate.qp, most_bytes)
+        return None if planned is None else self._evaluated(candidate, planned)
 
-    def _judged(self, runner: Runner, planned: Planned) -> Finish:
-        # What is judged went through bytes: a file, not an intention.
+    def _evaluated(self, candidate: Candidate, planned: Planned) -> Result:
+        # What is evaluated went through bytes: a file, not an intention.
         decoded = WithExact(self.codec).decode(planned.encoded)
         self.ran += 1
-        self.progress("plans", self.ran, max(self.ran, len(self.runners) + SEARCHES))
-        finish = Finish(runner.name, planned, self.damage.kl(decoded))
-        self.tried.append(finish)
-        return finish
+        self.progress("plans", self.ran, max(self.ran, len(self.candidates) + SEARCHES))
+        result = Result(candidate.name, planned, self.damage.kl(decoded))
+        self.tried.append(result)
+        return result
 
-    def closest(self) -> Finish:
+    def closest(self) -> Result:
         """Return the smallest file of those tried that lose about as little as the best of them."""
-        least = min(finish.kl_nats for finish in self.tried)
-        near = [finish for finish in self.tried if finish.kl_nats <= ABOUT * least]
-        return min(near, key=lambda finish: (finish.planned.file_bytes, finish.kl_nats))
+        least = min(result.kl_nats for result in self.tried)
+        near = [result for result in self.tried if result.kl_nats <= ABOUT * least]
+        return min(near, key=lambda result: (result.planned.file_bytes, result.kl_nats))
 
-    def _brought_to(self, start: Finish, most_kl_nats: float) -> Finish | None:
-        """Return the smallest file found of a finish's runner that loses at most so much.
+    def _brought_to(self, start: Result, most_kl_nats: float) -> Result | None:
+        """Return the smallest file found of a result's candidate that loses at most so much.
 
         A walk on the logarithm of the multiplier, in steps that double until the damage is passed, then bisection.
         """
-        runner = next(runner for runner in self.runners if runner.name == start.name)
+        candidate = next(candidate for candidate in self.candidates if candidate.name == start.name)
         best = start if start.kl_nats <= most_kl_nats else None
         log = math.log2(start.planned.plan.weight)
         held, broken = (log, None) if best is not None else (None, log)
@@ -171,7 +170,7 @@ class Race:
                 log, step = (log - step, 2 * step) if broken is None else (log + step, 2 * step)
             if not LEAST_LOG <= log <= MOST_LOG:
                 break
-            tried = self._judged(runner, runner.planner.encode(runner.planner.plan(runner.qp, 2.0**log)))
+            tried = self._evaluated(candidate, candidate.planner.encode(candidate.planner.plan(candidate.qp, 2.0**log)))
             if tried.kl_nats > most_kl_nats:
                 broken = log
                 continue

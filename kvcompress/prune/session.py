@@ -1,4 +1,4 @@
-"""Plan one session: anchors, evidence, scorers, race, file. What `kvcompress encode --plan auto` does."""
+"""Plan one session, as `kvcompress encode --plan auto` does: anchors, evidence, scorers, candidate search, file."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any
 
 from kvcompress.codec.analysis import HIGHEST_QP
 from kvcompress.codec.exact_tokens import WithExact, with_exact
+from kvcompress.codec.settings import Certificate, CommonSettings, TinyVAESettings, restated
 from kvcompress.codec.tinyvae import TinyVAECodec
 from kvcompress.errors import InputError, require_positive
 from kvcompress.format.container import Encoded
@@ -16,13 +17,14 @@ from kvcompress.hf.types import CausalLM, Tokenizer
 from kvcompress.metrics.fidelity import TIERS
 from kvcompress.metrics.sampled_kl import Judge
 from kvcompress.prune.anchors import SINK, SINK_TOKENS, Anchor, find_anchors, marked, text_of
-from kvcompress.prune.constraints import GUARANTEES, Demand, choose_kept, drop, floor_of
+from kvcompress.prune.constraints import GUARANTEES, Constraints, choose_kept, drop, floor_of
 from kvcompress.prune.evidence.collect import collect
 from kvcompress.prune.evidence.record import Evidence
 from kvcompress.prune.history import History
 from kvcompress.prune.planner import Planner, cannot_be_met, clamped_qp
+from kvcompress.prune.scorers.profiles import fitted_file
 from kvcompress.prune.scorers.registry import Scorer, find_scorer, parts_of, scored
-from kvcompress.prune.search import ONE_TIER, Finish, Progress, Race, one_tier_kl
+from kvcompress.prune.search import ONE_TIER, CandidateSearch, Progress, Result, one_tier_kl
 from kvcompress.prune.table import Table, kinds_of, table_of
 from kvcompress.prune.tiers import Tier, tier_named
 from kvcompress.rate.targets import encode_at_size_ratio
@@ -35,8 +37,8 @@ QUICK_STEP = 12
 """Rate of a quick plan's coarse tier above that of one tier."""
 
 MARGIN = 0.7
-"""Share of a quality word's bound on KL that a plan may use up along the judge's futures, which are few. A plan is
-measured on its own session; the codec's promise is of sessions of one tier, and no file of a plan claims it."""
+"""Share of a quality word's bound on KL that a plan may use up along the evaluator's continuations, which are few. A
+plan is measured on its own session; the codec's promise is of sessions of one tier, and no file of a plan claims it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,10 +46,10 @@ class Asked:
     """What the user asks of a plan; one of `quality`, `size_ratio` and `max_kl_nats`.
 
     Attributes:
-        scorers: Names of those that race.
+        scorers: Names of those that search.
         quality: As good as the file of one tier of this quality word, on this session.
         size_ratio: Raw 16-bit bytes of the whole cache over bytes of the file.
-        max_kl_nats: Bound on the mean KL along sampled futures.
+        max_kl_nats: Bound on the mean KL along sampled continuations.
         keep_fraction: Share of the tokens that stays in memory; None drops nothing.
         patterns: Regular expressions of what to mark.
         messages: Indices of messages to mark.
@@ -79,9 +81,9 @@ class PlannedSession:
     Attributes:
         encoded: The file.
         table: What it keeps of each token, with anchors and score parts.
-        finishes: Every runner of the race at equal bytes.
-        winner: Name of the runner that was committed.
-        kl_nats: What it loses along the judge's futures; None without a race, as the next two.
+        results: Every candidate of the search at equal bytes.
+        winner: Name of the candidate that was committed.
+        kl_nats: What it loses along the evaluator's continuations; None without a search, as the next two.
         one_tier_bytes: Size of the file of one tier that it is compared with.
         one_tier_kl_nats: What that loses.
         notes: What a user who looks at the file alone would miss.
@@ -89,20 +91,20 @@ class PlannedSession:
 
     encoded: Encoded
     table: Table
-    finishes: tuple[Finish, ...]
+    results: tuple[Result, ...]
     winner: str
     kl_nats: float | None = None
     one_tier_bytes: int | None = None
     one_tier_kl_nats: float | None = None
     notes: tuple[str, ...] = ()
 
-    def race(self) -> dict[str, Any]:
-        """Return what the race found, JSON-able."""
+    def search(self) -> dict[str, Any]:
+        """Return what the search found, JSON-able."""
         return {
             "winner": self.winner,
             "kl_nats": self.kl_nats,
             "one_tier": {"file_bytes": self.one_tier_bytes, "kl_nats": self.one_tier_kl_nats},
-            "runners": {f.name: {"file_bytes": f.planned.file_bytes, "kl_nats": f.kl_nats} for f in self.finishes},
+            "candidates": {f.name: {"file_bytes": f.planned.file_bytes, "kl_nats": f.kl_nats} for f in self.results},
         }
 
 
@@ -115,14 +117,15 @@ class SessionPlanner:
         tokenizer: Its tokenizer, or None; anchors other than sinks need it.
         snapshot: The whole cache.
         asked: What the user asks.
-        history: What earlier races found; this one is noted in it.
-        progress: Called after each file of the race.
+        history: What earlier searches found; this one is noted in it.
+        progress: Called after each file of the search.
         evidence: What was collected before; only what the scorers need beside it is collected now.
         judge: Of this session, where there is one already.
 
     Raises:
         InputError: Marks match nothing, or the anchors are more than may stay.
         MismatchError: Model or codec is not the snapshot's.
+        CheckpointError: What scorers learnt of the codec's model is damaged.
     """
 
     def __init__(
@@ -139,16 +142,16 @@ class SessionPlanner:
     ) -> None:
         self.codec, self.model, self.tokenizer, self.snapshot, self.asked = codec, model, tokenizer, snapshot, asked
         self.history, self.progress, self._judge = history, progress, judge
-        self.scorers = [find_scorer(name) for name in dict.fromkeys(asked.scorers)]
-        codec.require_partner(snapshot)
+        self.scorers = [find_scorer(name, fitted_file(codec)) for name in dict.fromkeys(asked.scorers)]
+        codec.require_compatible(snapshot)
         if asked.keep_fraction is not None:
             require_stated(model)
-        anchored_demand(tokenizer, snapshot, asked).kept_tokens()  # every refusal comes before the model runs
+        anchored_constraints(tokenizer, snapshot, asked).kept_tokens()  # every refusal comes before the model runs
         self.text = text_of(tokenizer, snapshot.token_ids) if tokenizer is not None else None
         needs = {need for scorer in self.scorers for need in scorer.needs}
         self.evidence = collect(model, snapshot, needs, tokenizer=tokenizer, codec=codec, known=evidence)
         self.anchors = self._anchors()
-        self.demand = Demand(floor_of(self.anchors, snapshot.tokens, asked.guarantees), asked.keep_fraction)
+        self.constraints = Constraints(floor_of(self.anchors, snapshot.tokens, asked.guarantees), asked.keep_fraction)
 
     def _anchors(self) -> list[Anchor]:
         if self.text is None:
@@ -165,30 +168,32 @@ class SessionPlanner:
         judge = self._judge or Judge(self.model, self.snapshot)
         qp = self._qp(judge)
         single, single_bytes, single_kl = one_tier_kl(self.codec, self.snapshot, qp, judge)
-        race = Race(self.codec, self._planners(), judge, qp, self.history, self.progress)
+        search = CandidateSearch(self.codec, self._planners(), judge, qp, self.history, self.progress)
         notes = list[str]()
         if self.asked.size_ratio is not None:
-            best = race.at_bytes(int(self.snapshot.raw_bytes / self.asked.size_ratio))
+            best = search.at_bytes(int(self.snapshot.raw_bytes / self.asked.size_ratio))
         else:
             allowed = self._allowed(single_kl)
-            found = race.at_damage(allowed, single_bytes)
-            best = found or race.closest()
+            found = search.at_damage(allowed, single_bytes)
+            best = found or search.closest()
             if found is None:
-                told = f"no plan loses at most {allowed:.2g} nats along sampled futures"
+                told = f"no plan loses at most {allowed:.2g} nats along sampled continuations"
                 notes.append(f"{told}: the one stored loses {best.kl_nats:.2g}")
         encoded, winner, kl = best.planned.encoded, best.name, best.kl_nats
         if self._one_tier_wins(best, single_bytes, single_kl):
-            settings = {**self._settings(), "plan": ONE_TIER}
-            encoded, winner, kl = replace(single, settings={**single.settings, **settings}), ONE_TIER, single_kl
+            stated = replace(self._settings(), plan=ONE_TIER)
+            encoded, winner, kl = restated(single, stated), ONE_TIER, single_kl
         if self.asked.max_kl_nats is not None:
-            encoded = self._certified(encoded, kl, judge.tokens)
-        finishes = tuple(race.finishes)
+            bound = self.asked.max_kl_nats
+            measured = Certificate(kl_nats=float(f"{kl:.4g}"), max_kl_nats=bound, future_tokens=judge.tokens)
+            encoded = restated(encoded, CommonSettings(certificate=measured))
+        results = tuple(search.results)
         return PlannedSession(
-            encoded, self._table(encoded, winner), finishes, winner, kl, single_bytes, single_kl, tuple(notes)
+            encoded, self._table(encoded, winner), results, winner, kl, single_bytes, single_kl, tuple(notes)
         )
 
     def run_quickly(self) -> PlannedSession:
-        """Return the plan of the first scorer without a race: nothing is decoded, no future judges it.
+        """Return the plan of the first scorer without a search: nothing is decoded, no continuation measures it.
 
         What one tier of the asked quality is foreseen to lose, the plan is foreseen to lose too.
 
@@ -208,9 +213,8 @@ class SessionPlanner:
             found = planner.losing(coarse, planner.one_tier_damage(qp))
         return PlannedSession(found.encoded, self._table(found.encoded, planner.scorer), (), planner.scorer)
 
-    def _settings(self) -> dict[str, Any]:
-        named = {"quality": self.asked.quality, "size_ratio": self.asked.size_ratio}
-        return {name: value for name, value in named.items() if value is not None}
+    def _settings(self) -> CommonSettings:
+        return CommonSettings(quality=self.asked.quality, size_ratio=self.asked.size_ratio)
 
     def _planners(self) -> list[Planner]:
         return [
@@ -219,7 +223,7 @@ class SessionPlanner:
                 self.snapshot,
                 scorer.name,
                 scored(scorer, self.evidence),
-                self.demand,
+                self.constraints,
                 self._settings(),
             )
             for scorer in self.scorers
@@ -229,7 +233,8 @@ class SessionPlanner:
         """Return the QP of the file of one tier that answers what was asked, as nearly as one tier can."""
         if self.asked.size_ratio is not None:
             try:
-                return int(encode_at_size_ratio(self.codec, self.snapshot, self.asked.size_ratio).settings["rate"])
+                one_tier = encode_at_size_ratio(self.codec, self.snapshot, self.asked.size_ratio)
+                return TinyVAESettings.from_json(one_tier.settings).qp
             except InputError:  # one tier cannot be so small; a plan may
                 return 0
         if self.asked.max_kl_nats is not None and judge is not None:
@@ -248,21 +253,13 @@ class SessionPlanner:
         # As good as one tier is on this session; where the codec does not know its kind, as good as the word promises.
         return min(one_tier_kl_nats, bounds.get(str(self.asked.quality), one_tier_kl_nats))
 
-    def _one_tier_wins(self, best: Finish, file_bytes: int, kl: float) -> bool:
+    def _one_tier_wins(self, best: Result, file_bytes: int, kl: float) -> bool:
         """Tell whether not planning is at least as good and lawful."""
-        lawful = self.asked.keep_fraction is None and bool((self.demand.floor <= int(Tier.COARSE)).all())
+        lawful = self.asked.keep_fraction is None and bool((self.constraints.floor <= int(Tier.COARSE)).all())
         if self.asked.size_ratio is not None:
             fits = file_bytes <= self.snapshot.raw_bytes / self.asked.size_ratio
             return lawful and fits and kl < best.kl_nats
         return lawful and kl <= self._allowed(kl) and file_bytes < best.planned.file_bytes
-
-    def _certified(self, encoded: Encoded, kl: float, tokens: int) -> Encoded:
-        certificate = {
-            "kl_nats": float(f"{kl:.4g}"),
-            "max_kl_nats": self.asked.max_kl_nats,
-            "future_tokens": tokens,
-        }
-        return replace(encoded, settings={**encoded.settings, "certificate": certificate})
 
     def _table(self, encoded: Encoded, winner: str) -> Table:
         texts = self.text.pieces if self.text is not None else ()
@@ -273,7 +270,7 @@ class SessionPlanner:
         return replace(table, anchors=kinds_of(self.anchors, self.snapshot.tokens), parts=parts)
 
 
-def anchored_demand(tokenizer: Tokenizer | None, snapshot: KVSnapshot, asked: Asked) -> Demand:
+def anchored_constraints(tokenizer: Tokenizer | None, snapshot: KVSnapshot, asked: Asked) -> Constraints:
     """Return what a plan must keep to, from tokens and text alone.
 
     Raises:
@@ -286,11 +283,11 @@ def anchored_demand(tokenizer: Tokenizer | None, snapshot: KVSnapshot, asked: As
     else:
         text = text_of(tokenizer, snapshot.token_ids)
         anchors = find_anchors(text, marks=marked(text, asked.patterns, asked.messages))
-    return Demand(floor_of(anchors, snapshot.tokens, asked.guarantees), asked.keep_fraction)
+    return Constraints(floor_of(anchors, snapshot.tokens, asked.guarantees), asked.keep_fraction)
 
 
 def encode_pruned(
-    encode: Callable[[KVSnapshot], Encoded], evidence: Evidence, scorer: Scorer, demand: Demand
+    encode: Callable[[KVSnapshot], Encoded], evidence: Evidence, scorer: Scorer, constraints: Constraints
 ) -> Encoded:
     """Drop tokens by a scorer's order alone and let any codec encode the rest; exact tokens are laid over it.
 
@@ -298,11 +295,11 @@ def encode_pruned(
         encode: Any codec's `encode`.
         evidence: What the scorer needs.
         scorer: Whose order it is.
-        demand: How many stay, and which must.
+        constraints: How many stay, and which must.
     """
-    kept = choose_kept(demand, scored(scorer, evidence))
+    kept = choose_kept(constraints, scored(scorer, evidence))
     pruned = drop(evidence.snapshot, kept)
-    return with_exact(encode(pruned), pruned, demand.floor == int(Tier.EXACT))
+    return with_exact(encode(pruned), pruned, constraints.floor == int(Tier.EXACT))
 
 
 def named_guarantees(words: Sequence[str]) -> dict[str, Tier]:

@@ -1,10 +1,10 @@
-"""The recompute dial: code a session with every codec at hand and choose the one that is soonest back over a link.
+"""Storage against computation: choose the codec with the lowest time to first token over a given link.
 
 ```
 time to the first token = file bytes over the link + seconds to restore (decode, recompute, build the cache)
 ```
 More layers recomputed make the file smaller and restoring slower; which weighs more depends on link and machine.
-Sending token ids alone and prefilling again is the end of the dial.
+Sending token ids alone and prefilling again is the end of the trade-off.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ REPEATS = 3
 
 
 @dataclass(frozen=True, slots=True)
-class Way:
-    """One way to the first token.
+class RestoreOption:
+    """One way to restore a session.
 
     Attributes:
         recompute_layers: m; None stands for prefilling from token ids alone.
@@ -56,12 +56,12 @@ class Way:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Choice:
-    """What the dial found: the file to keep, how every m did, and prefilling beside them."""
+    """What the trade-off found: the file to keep, how every m did, and prefilling beside them."""
 
     encoded: Encoded
-    ways: tuple[Way, ...]
-    chosen: Way
-    prefill: Way
+    options: tuple[RestoreOption, ...]
+    chosen: RestoreOption
+    prefill: RestoreOption
 
 
 def choose(
@@ -71,7 +71,7 @@ def choose(
     encode: Callable[[TinyVAECodec], Encoded],
     megabits_per_second: float,
 ) -> Choice:
-    """Code a session with each codec, time its way back, and return the soonest.
+    """Code a session with each codec, time restoring it, and return the one with the lowest time to first token.
 
     Args:
         model: The model that recorded the session, in evaluation mode.
@@ -85,23 +85,23 @@ def choose(
     """
     require_positive("a link's speed in Mbit/s", megabits_per_second, "Give its speed, such as 100")
     files = {codec.recompute_layers: encode(codec) for codec in codecs}
-    ways = []
+    options = []
     for codec in codecs:
         data = to_bytes(files[codec.recompute_layers])
         seconds = restore_seconds(model, decoder_of(files[codec.recompute_layers], codec), data)
-        ways.append(_way(codec.recompute_layers, len(data), megabits_per_second, seconds))
-    chosen = min(ways, key=lambda way: way.total_seconds)
-    prefill = _way(None, tokens_only(snapshot, codecs), megabits_per_second, prefill_seconds(model, snapshot))
+        options.append(_option(codec.recompute_layers, len(data), megabits_per_second, seconds))
+    chosen = min(options, key=lambda option: option.total_seconds)
+    prefill = _option(None, tokens_only(snapshot, codecs), megabits_per_second, prefill_seconds(model, snapshot))
     assert chosen.recompute_layers is not None
-    return Choice(files[chosen.recompute_layers], tuple(ways), chosen, prefill)
+    return Choice(files[chosen.recompute_layers], tuple(options), chosen, prefill)
 
 
-def _way(layers: int | None, file_bytes: int, megabits_per_second: float, seconds: float) -> Way:
-    return Way(layers, file_bytes, 8 * file_bytes / (megabits_per_second * BITS_PER_MEGABIT), seconds)
+def _option(layers: int | None, file_bytes: int, megabits_per_second: float, seconds: float) -> RestoreOption:
+    return RestoreOption(layers, file_bytes, 8 * file_bytes / (megabits_per_second * BITS_PER_MEGABIT), seconds)
 
 
 def decoder_of(encoded: Encoded, codec: TinyVAECodec) -> Codec:
-    """Return what decodes a file that was asked of a codec: it, or the one that a session unlike its own went to."""
+    """Return what decodes a file asked of a codec: it, or the codec that an out-of-distribution session went to."""
     weightless: Mapping[str, Codec] = {kind.kind: kind() for kind in WITHOUT_WEIGHTS}
     return weightless.get(encoded.codec, codec)
 

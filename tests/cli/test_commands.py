@@ -239,14 +239,14 @@ def test_sessions_too_short_for_a_bound_are_refused_with_the_remedy(tmp_path: Pa
     assert "Record at least 64 tokens" in line
 
 
-def test_the_wrong_model_is_refused_before_the_race(stored: dict[str, Path], tmp_path: Path) -> None:
+def test_the_wrong_model_is_refused_before_the_search(stored: dict[str, Path], tmp_path: Path) -> None:
     from tests.codec.conftest import tiny_model
 
     tiny_model().save_pretrained(tmp_path / "other")
     line = refused(
         "encode", stored["raw.safetensors"], "-o", tmp_path / "x.kvz", "--max-kl", "0.1", "--model", tmp_path / "other"
     )
-    assert "wrong partner in the model's config" in line
+    assert "mismatch in the model's config" in line
 
 
 def test_sessions_unlike_the_codecs_are_stored_finer_and_inspect_says_so(

@@ -65,7 +65,7 @@ def refused(*arguments: object) -> str:
 
 def test_refused_without_leave(place: Path, tmp_path: Path) -> None:
     raw = place / "near.safetensors"
-    assert "wrong partner in the model's weights" in refused("encode", raw, "-o", tmp_path / "a.kvz")
+    assert "mismatch in the model's weights" in refused("encode", raw, "-o", tmp_path / "a.kvz")
     told = refused("encode", raw, "-o", tmp_path / "a.kvz", LEAVE, "--model", place / "near")
     assert "never measured" in told
     assert not list(tmp_path.iterdir())
@@ -79,7 +79,7 @@ def test_a_bound_is_measured_on_the_session_itself(place: Path, sessions_file: P
     told = CliRunner().invoke(app, ["inspect", str(file)]).stdout
     assert f"recorded with weights {data['settings']['other_weights']['session'][:12]}" in told
     assert len(run("resume", file, *partners, "--max-new-tokens", 3)["new_token_ids"]) > 0
-    assert "wrong partner in the model's weights" in refused("resume", file)
+    assert "mismatch in the model's weights" in refused("resume", file)
     assert run("verify", file, "--codec", "reference-lm-tinyvae", *partners)["model"] == "ok"
     options = ("--session", sessions_file, "--id", "s030", "-o", tmp_path / "report")
     assert run("report", file, *partners, *options)["kl_nats"] < 0.1

@@ -33,9 +33,9 @@ def planned(raw: Path) -> dict[str, Any]:
     place = raw.parent
     said = run(
         *("encode", raw, "-o", place / "plan.kvz", "--quality", "usable", "--keep", "Menm", "--keep-message", 1),
-        *("--guarantee", "number=coarse", "--plan-table", place / "plan.json", "--races", place / "races.json"),
+        *("--guarantee", "number=coarse", "--plan-table", place / "plan.json", "--history", place / "history.json"),
     )
-    return said | {"file": place / "plan.kvz", "table": place / "plan.json", "races": place / "races.json"}
+    return said | {"file": place / "plan.kvz", "table": place / "plan.json", "history": place / "history.json"}
 
 
 def test_a_planned_file_shows_its_plan(planned: dict[str, Any]) -> None:
@@ -62,11 +62,11 @@ def test_the_table_is_readable_and_needs_no_table_file(planned: dict[str, Any]) 
     assert "<|bos|>" in lines[7]
 
 
-def test_the_race_is_told_and_steers_the_next(planned: dict[str, Any]) -> None:
-    race = json.loads(planned["table"].read_text())["race"]
-    history = json.loads(planned["races"].read_text())["runners"]
-    assert set(race["runners"]) == set(history)
-    assert race["kl_nats"] <= race["one_tier"]["kl_nats"]
+def test_the_search_is_told_and_steers_the_next(planned: dict[str, Any]) -> None:
+    search = json.loads(planned["table"].read_text())["search"]
+    history = json.loads(planned["history"].read_text())["candidates"]
+    assert set(search["candidates"]) == set(history)
+    assert search["kl_nats"] <= search["one_tier"]["kl_nats"]
     assert all(record[0] == 1 for record in history.values())
 
 

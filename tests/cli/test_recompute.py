@@ -1,4 +1,4 @@
-"""The recompute dial as a user turns it, on a small model with the bundled tokenizer and codecs fitted here."""
+"""Storage against computing as a user chooses, on a small model with the bundled tokenizer and codecs fitted here."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from kvcompress.format.raw_snapshot import load_raw, save_raw
 from kvcompress.hub.bundled import recompute_choices
 from tests.cli.test_commands import refused as refused_in_a_process
 from tests.cli.test_commands import run
-from tests.dial_example import FIT, build_dial
+from tests.trade_off_example import FIT, build_trade_off
 
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory, sessions_file: Path) -> Path:
     """A directory with a model, its sessions, codecs for m = 0 and 1, and a raw snapshot."""
-    return build_dial(tmp_path_factory.mktemp("dial"), sessions_file)
+    return build_trade_off(tmp_path_factory.mktemp("trade_off"), sessions_file)
 
 
 def refused(*arguments: object) -> str:
@@ -84,7 +84,7 @@ def test_without_the_model_the_remedy_is_told(place: Path, tmp_path: Path, comma
 def test_another_model_is_refused(place: Path, tmp_path: Path, command: str) -> None:
     output = ("-o", tmp_path / "x.safetensors") if command == "decode" else ()
     options = (*output, "--codec", place / "codec", "--model", "reference-lm")
-    assert "wrong partner in the model's config" in refused(command, place / "one.kvz", *options)
+    assert "mismatch in the model's config" in refused(command, place / "one.kvz", *options)
 
 
 def test_with_the_model_all_commands_work(place: Path, tmp_path: Path) -> None:
@@ -115,7 +115,7 @@ def test_a_share_of_layers_is_one_of_the_sessions_own(place: Path, tmp_path: Pat
     data = run("encode", place / "raw.safetensors", "-o", tmp_path / "a.kvz", *options)
     assert data["settings"]["recompute_layers"] == 1
     line = refused("encode", place / "raw.safetensors", "-o", tmp_path / "b.kvz", "--recompute-layers", "50%")
-    assert "no codec at hand belongs to this model" in line or "wrong partner" in line
+    assert "no codec at hand belongs to this model" in line or "mismatch" in line
 
 
 def rows(place: Path, tmp_path: Path, megabits: float) -> dict[str, Any]:
@@ -126,15 +126,15 @@ def rows(place: Path, tmp_path: Path, megabits: float) -> dict[str, Any]:
 @pytest.mark.parametrize("megabits", [1e-4, 1e6])
 def test_a_link_takes_the_soonest_way_back(place: Path, tmp_path: Path, megabits: float) -> None:
     data = rows(place, tmp_path, megabits)
-    assert [way["recompute_layers"] for way in data["dial"]] == [0, 1]
-    for way in (*data["dial"], data["prefill"]):
+    assert [way["recompute_layers"] for way in data["trade_off"]] == [0, 1]
+    for way in (*data["trade_off"], data["prefill"]):
         assert way["transfer_seconds"] == pytest.approx(8 * way["file_bytes"] / (megabits * 1e6))
         assert way["total_seconds"] == way["transfer_seconds"] + way["restore_seconds"]
-    best = min(data["dial"], key=lambda way: way["total_seconds"])
+    best = min(data["trade_off"], key=lambda way: way["total_seconds"])
     assert data["settings"].get("recompute_layers", 0) == best["recompute_layers"]
     assert data["file_bytes"] == best["file_bytes"] == (tmp_path / f"{megabits}.kvz").stat().st_size
     if megabits < 1:  # bytes alone decide
-        assert best["file_bytes"] == min(way["file_bytes"] for way in data["dial"])
+        assert best["file_bytes"] == min(way["file_bytes"] for way in data["trade_off"])
 
 
 def test_token_ids_alone_over_a_slow_link_are_told_of(place: Path, tmp_path: Path) -> None:

@@ -36,7 +36,7 @@ CHANGES: list[tuple[ModuleType, str, Any]] = [
     (transform, "SHARP_LATENTS", 65),
     (predictor, "SOURCE_LATENTS", 47),
     (predictor, "EXPECTED_LATENTS", 97),
-    (predictor, "GUESSED_LATENTS", 193),
+    (predictor, "PREDICTED_LATENTS", 193),
     (predictor, "LOWEST_TOLD", -49),
     (predictor, "HIGHEST_TOLD", 121),
     (weights, "REACHES", {3: (1.0,), **weights.REACHES}),

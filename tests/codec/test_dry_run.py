@@ -50,7 +50,7 @@ import torch
 from kvcompress.hf.channels import LayerShape
 from kvcompress.fit.closed_form import Group
 from kvcompress.codec.lower_groups import Lower
-from kvcompress.codec.recompute import Known
+from kvcompress.codec.recompute import ConditioningLayers
 from kvcompress.fit.token_table import embedding_table, mean_table
 
 torch.set_num_threads(1)
@@ -68,7 +68,7 @@ class Harvest:
         rows = embeddings[ids[number], : CHANNELS].float() * (1 + layers[0])
         return ids[number], torch.arange(TOKENS), rows
 
-groups = [Group((index,), Known(), Lower()) for index in range(2)]
+groups = [Group((index,), ConditioningLayers(), Lower()) for index in range(2)]
 scales = [torch.ones(CHANNELS) for _ in groups]
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 make = {"embeddings": embedding_table, "means": mean_table}[sys.argv[1]]

@@ -15,6 +15,7 @@ from kvcompress.codec.analysis import HIGHEST_QP
 from kvcompress.codec.directory import load_tinyvae
 from kvcompress.codec.promise import Setting
 from kvcompress.codec.quality import encode_at_quality
+from kvcompress.codec.settings import CommonSettings
 from kvcompress.codec.tinyvae import TinyVAECodec
 from kvcompress.errors import CheckpointError, FormatError, InputError, MismatchError
 from kvcompress.fit.checkpoint import save_codec
@@ -164,13 +165,13 @@ def test_nan_is_refused(snapshot: KVSnapshot) -> None:
         dataclasses.replace(snapshot, layers=layers)
 
 
-def test_wrong_partner_refused_other_model(codec: TinyVAECodec) -> None:
+def test_mismatch_refused_other_model(codec: TinyVAECodec) -> None:
     foreign = capture(tiny_model(seed=5), random_sessions(1, 20)[0])
     with pytest.raises(MismatchError, match="weights"):
         codec.encode(foreign, 100)
 
 
-def test_wrong_partner_refused_other_codec(codec: TinyVAECodec, snapshot: KVSnapshot) -> None:
+def test_mismatch_refused_other_codec(codec: TinyVAECodec, snapshot: KVSnapshot) -> None:
     encoded = codec.encode(snapshot, 100)
     other = copy.deepcopy(codec)
     other.table_counts[0] += 1
@@ -266,7 +267,7 @@ def test_size_ratio_is_met_by_the_finest_file_that_meets_it(codec: TinyVAECodec,
     loose = encode_at_size_ratio(codec, snapshot, 3.0)
     reached = snapshot.raw_bytes / len(to_bytes(loose))
     assert reached >= 3.0
-    finer = codec.encode(snapshot, loose.settings["rate"] + 1, {"size_ratio": 3.0})
+    finer = codec.encode(snapshot, loose.settings["rate"] + 1, CommonSettings(size_ratio=3.0))
     assert snapshot.raw_bytes / len(to_bytes(finer)) < 3.0
 
 

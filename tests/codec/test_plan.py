@@ -15,22 +15,23 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kvcompress.codec.analysis import HIGHEST_QP, RESIDUAL_QP
+from kvcompress.codec.analysis import HIGHEST_QP
 from kvcompress.codec.directory import load_codec
 from kvcompress.codec.int8 import Int8Codec
 from kvcompress.codec.out_of_distribution import (
     LEAST_SESSIONS,
     Figures,
     Limit,
+    calibration_statistics,
     figures_of_file,
-    is_unlike,
-    known_of,
+    is_out_of_distribution,
     knows,
-    opens_unlike,
+    opens_out_of_distribution,
     usual_openings,
 )
 from kvcompress.codec.promise import QUALITIES, Setting
 from kvcompress.codec.quality import encode_at_quality
+from kvcompress.codec.settings import RESIDUAL_QP, CommonSettings
 from kvcompress.codec.tinyvae import TinyVAECodec
 from kvcompress.data.harvest import tokenized_sessions
 from kvcompress.errors import CheckpointError, InputError, MismatchError
@@ -42,7 +43,7 @@ from kvcompress.fit.trials import Bench, SessionTrial, trials_from_sessions
 from kvcompress.format.container import Encoded, from_bytes, load, save, to_bytes
 from kvcompress.hf import capture, load_model
 from kvcompress.hub.bundled import find_checkpoint
-from kvcompress.rate.max_kl import NEIGHBOURS, Candidate, Race, Tail, cut, hold_back, tail_kl_nats, tail_tokens
+from kvcompress.rate.max_kl import NEIGHBOURS, Candidate, KLSearch, Tail, cut, hold_back, tail_kl_nats, tail_tokens
 from kvcompress.rate.targets import (
     FINEST_QP,
     SIZE_RATIO_TOLERANCE,
@@ -59,8 +60,8 @@ TOKENS = 200
 @pytest.fixture(scope="module")
 def full(model: Any) -> TinyVAECodec:
     """A codec of full rank: its files reach any KL."""
-    dials = FitSettings(rank=192, prior_rank=16, prior_taps=2, fisher_sessions=4, continuation_tokens=32)
-    return fit_codec(model, None, random_sessions(12, 128), dials, lambda stage, done, total: None)[0]
+    given = FitSettings(rank=192, prior_rank=16, prior_taps=2, fisher_sessions=4, continuation_tokens=32)
+    return fit_codec(model, None, random_sessions(12, 128), given, lambda stage, done, total: None)[0]
 
 
 @pytest.fixture(scope="module")
@@ -82,7 +83,7 @@ def real(bundled: tuple[Any, Any, TinyVAECodec], sessions_file: Path) -> list[to
 
 
 def raced(codec: TinyVAECodec, model: Any, snapshot: KVSnapshot, max_kl_nats: float) -> Encoded:
-    return Race(codec, model, snapshot, hold_back(model, snapshot), max_kl_nats).winner()
+    return KLSearch(codec, model, snapshot, hold_back(model, snapshot), max_kl_nats).winner()
 
 
 def kl_from_scratch(model: Any, exact: KVSnapshot, decoded: KVSnapshot, at: int) -> float:
@@ -124,8 +125,8 @@ def test_looser_bounds_give_smaller_files(full: TinyVAECodec, model: Any, long: 
     assert len(set(sizes)) == 3
 
 
-class Scripted(Race):
-    """A race whose candidates have the KL and the size that a script says; no residual keeps a bound."""
+class Scripted(KLSearch):
+    """A search whose candidates have the KL and the size that a script says; no residual keeps a bound."""
 
     def __init__(self, kl_of_qp: Any, max_kl_nats: float) -> None:
         tail = Tail(0, torch.zeros(16, dtype=torch.int64), torch.zeros(16, 4))
@@ -144,32 +145,32 @@ class Scripted(Race):
 def test_however_noisy_the_winner_kept_the_bound_and_its_coarser_neighbours_ran(
     bound: float, noise: list[float]
 ) -> None:
-    race = Scripted(lambda qp: noise[qp] * 2.0 ** (-qp / 8), bound)
-    best = race.best_qp()
+    search = Scripted(lambda qp: noise[qp] * 2.0 ** (-qp / 8), bound)
+    best = search.best_qp()
     if best is None:
-        assert race.kl_of_qp(FINEST_QP) > bound
+        assert search.kl_of_qp(FINEST_QP) > bound
         return
     qp = best.encoded.settings["rate"]
-    assert best.kl_nats == race.kl_of_qp(qp) <= bound
+    assert best.kl_nats == search.kl_of_qp(qp) <= bound
     for coarser in range(max(0, qp - NEIGHBOURS), qp):
-        assert race.ran[coarser, None].kl_nats > bound
-    assert all(other >= qp for (other, _), candidate in race.ran.items() if candidate.kl_nats <= bound)
-    assert len(race.ran) <= 40
+        assert search.ran[coarser, None].kl_nats > bound
+    assert all(other >= qp for (other, _), candidate in search.ran.items() if candidate.kl_nats <= bound)
+    assert len(search.ran) <= 40
 
 
 def test_without_noise_the_race_finds_the_very_rate_in_few_steps() -> None:
     for place in (0, 1, 77, FINEST_QP):
-        race = Scripted(lambda qp: 2.0 ** (-qp / 8), 2.0 ** (-place / 8))
-        best = race.best_qp()
+        search = Scripted(lambda qp: 2.0 ** (-qp / 8), 2.0 ** (-place / 8))
+        best = search.best_qp()
         assert best is not None
         assert best.encoded.settings["rate"] == place
-        assert len(race.ran) <= FINEST_QP.bit_length() + NEIGHBOURS
+        assert len(search.ran) <= FINEST_QP.bit_length() + NEIGHBOURS
 
 
 def test_bounds_below_every_rate_fall_to_residuals_to_int8_and_then_to_lossless(
     codec: TinyVAECodec, model: Any, long: KVSnapshot
 ) -> None:
-    floor = Race(codec, model, long, hold_back(model, long), 1.0)
+    floor = KLSearch(codec, model, long, hold_back(model, long), 1.0)
     floor.keeps(FINEST_QP)
     eight_bits, floor_kl = floor.eight_bits(), floor.ran[FINEST_QP, None].kl_nats
     assert eight_bits.kl_nats < floor_kl
@@ -191,16 +192,16 @@ def test_bounds_below_every_rate_fall_to_residuals_to_int8_and_then_to_lossless(
 def test_int8_runs_against_rates_that_take_more_than_a_byte_a_value(
     values_count: int, int8_kl_nats: float, winner: str
 ) -> None:
-    race = Scripted(lambda qp: 2.0 ** (-qp / 8), 0.1)
-    race.snapshot = SimpleNamespace(values_count=values_count)  # type: ignore[assignment]
-    race.eight_bits = lambda: Candidate(Encoded("int8", "", {}, "", 0, 0), 950, int8_kl_nats)  # type: ignore[method-assign]
-    assert race.winner().codec == winner
+    search = Scripted(lambda qp: 2.0 ** (-qp / 8), 0.1)
+    search.snapshot = SimpleNamespace(values_count=values_count)  # type: ignore[assignment]
+    search.eight_bits = lambda: Candidate(Encoded("int8", "", {}, "", 0, 0), 950, int8_kl_nats)  # type: ignore[method-assign]
+    assert search.winner().codec == winner
 
 
 def test_the_race_is_deterministic_and_tells_how_far_it_is(full: TinyVAECodec, model: Any, long: KVSnapshot) -> None:
     calls: list[tuple[str, int, int]] = []
     tail = hold_back(model, long)
-    first = Race(full, model, long, tail, 0.02, lambda *call: calls.append(call)).winner()
+    first = KLSearch(full, model, long, tail, 0.02, lambda *call: calls.append(call)).winner()
     assert to_bytes(first) == to_bytes(raced(full, model, long, 0.02))
     for stage in ("rates", "residuals"):
         dones = [done for name, done, _ in calls if name == stage]
@@ -231,7 +232,7 @@ def test_the_shortest_session_works(codec: TinyVAECodec, model: Any) -> None:
     assert encoded.settings["certificate"]["tail_tokens"] == 16
 
 
-def test_wrong_partners_are_refused(codec: TinyVAECodec, model: Any, long: KVSnapshot) -> None:
+def test_mismatches_are_refused(codec: TinyVAECodec, model: Any, long: KVSnapshot) -> None:
     with pytest.raises(MismatchError, match="weights"):
         raced(codec, tiny_model(seed=5), long, 0.1)
     foreign = tiny_model(seed=5)
@@ -331,7 +332,7 @@ def test_a_size_ratio_is_exceeded_unless_that_would_be_too_much(codec: TinyVAECo
         encoded = encode_at_size_ratio(codec, long, asked)
         qp = encoded.settings["rate"]
         reached, finer, coarser = (
-            long.raw_bytes / len(to_bytes(codec.encode(long, near, {"size_ratio": asked})))
+            long.raw_bytes / len(to_bytes(codec.encode(long, near, CommonSettings(size_ratio=asked))))
             for near in (qp, qp + 1, qp - 1)
         )
         if reached >= asked:
@@ -396,7 +397,7 @@ def known_from(model: Any, codec: TinyVAECodec, trials: list[SessionTrial]) -> d
             bench.measure(number, [Setting("latents", qp)])
             losses = bench.ledger.losses[number, Setting("latents", qp)]
             found.setdefault(name, []).append(Figures(losses.bits_per_token, losses.error))
-    return known_of(found)
+    return calibration_statistics(found)
 
 
 @pytest.fixture(scope="module")
@@ -478,7 +479,7 @@ def test_codecs_that_know_nothing_ask_nothing(codec: TinyVAECodec, snapshot: KVS
         plain = copy.deepcopy(codec)
         plain.fitted["known"] = known
         assert not knows(plain, "high")
-        assert not is_unlike(plain, "high", Figures(1e9, 1e9), 100)
+        assert not is_out_of_distribution(plain, "high", Figures(1e9, 1e9), 100)
         assert encode_at_quality(plain, snapshot, "high").settings == {"rate": 90, "quality": "high"}
 
 
@@ -550,7 +551,7 @@ def test_the_finest_rate_is_one_of_the_codec() -> None:
 def test_openings_are_usual_where_another_is_not_to_be_expected(openings: list[int | None], usual: list[int]) -> None:
     assert usual_openings(openings) == usual
     figures = {"high": [Figures(1.0, 1.0)] * 8}
-    assert known_of(figures, openings).get("openings", []) == usual
+    assert calibration_statistics(figures, openings).get("openings", []) == usual
 
 
 def test_sessions_that_open_as_no_other_are_not_trusted_to_latents(codec: TinyVAECodec, snapshot: KVSnapshot) -> None:
@@ -573,7 +574,7 @@ def test_damaged_openings_are_refused(codec: TinyVAECodec, snapshot: KVSnapshot,
 def test_a_session_of_no_tokens_opens_with_none(codec: TinyVAECodec) -> None:
     changed = told(codec, ())
     changed.fitted["known"]["openings"] = [1]
-    assert not opens_unlike(changed, torch.zeros(0, dtype=torch.int64))
+    assert not opens_out_of_distribution(changed, torch.zeros(0, dtype=torch.int64))
 
 
 def test_calibration_learns_how_sessions_open(codec: TinyVAECodec, model: Any) -> None:

@@ -13,7 +13,7 @@ from torch import Tensor
 from transformers import LlamaForCausalLM
 
 from kvcompress.codec.directory import load_tinyvae
-from kvcompress.codec.recompute import PROBE, PROBE_ENTRIES, Known
+from kvcompress.codec.recompute import PROBE, PROBE_ENTRIES, ConditioningLayers
 from kvcompress.codec.tinyvae import TinyVAECodec
 from kvcompress.errors import FormatError, InputError, IntegrityError, MismatchError
 from kvcompress.fit.checkpoint import save_codec
@@ -45,7 +45,7 @@ def partial(model: LlamaForCausalLM) -> TinyVAECodec:
 
 def test_only_layers_above_the_known_ones_are_coded(partial: TinyVAECodec) -> None:
     assert partial.groups == [(2,)]
-    assert partial.known == [Known((0, 1))]
+    assert partial.conditioning == [ConditioningLayers((0, 1))]
 
 
 @pytest.mark.parametrize("qp", [0, 60, 120])
@@ -193,13 +193,13 @@ def test_layers_that_leave_nothing_to_code_are_refused(model: object, layers: in
 def test_known_layers_predict_better_than_tokens_alone(
     partial: TinyVAECodec, codec: TinyVAECodec, snapshot: KVSnapshot
 ) -> None:
-    """The claim of the dial: what is left of the same layer is smaller once earlier layers are known."""
+    """The claim of the trade-off: what is left of the same layer is smaller once earlier layers are known."""
     from kvcompress.hf.channels import to_channels
     from kvcompress.hf.rope import rope_of
 
     rope = rope_of(snapshot.origin)
     exact = to_channels(snapshot, (2,), rope)
-    known = partial.known[0].rows(dict(enumerate(snapshot.layers)), snapshot.tokens, rope)
+    known = partial.conditioning[0].rows(dict(enumerate(snapshot.layers)), snapshot.tokens, rope)
     told = partial.vae(0).prior(snapshot.token_ids, known)
     of_tokens = codec.vae(0).prior(snapshot.token_ids)[:, -exact.shape[1] :]
     assert float((exact - told).square().sum()) < 0.8 * float((exact - of_tokens).square().sum())
@@ -207,12 +207,12 @@ def test_known_layers_predict_better_than_tokens_alone(
 
 def test_windows_are_predicted_by_layers_that_hold_their_tokens() -> None:
     kinds = ("sliding_attention", "full_attention", "sliding_attention", "sliding_attention", "full_attention")
-    assert Known.of(3, 2, kinds) == Known((0, 2))
-    assert Known.of(4, 2, kinds) == Known((1,))
-    assert Known.of(4, 0, kinds) == Known()
-    assert Known.of(1, 1, ("sliding_attention",) * 2 + ("full_attention",)) == Known((0, 1))
-    assert Known.of(9, 6, ("full_attention",) * 10) == Known((4, 5, 6))
-    assert Known.of(2, 1, ("sliding_attention",) * 2 + ("full_attention",)) == Known()
+    assert ConditioningLayers.of(3, 2, kinds) == ConditioningLayers((0, 2))
+    assert ConditioningLayers.of(4, 2, kinds) == ConditioningLayers((1,))
+    assert ConditioningLayers.of(4, 0, kinds) == ConditioningLayers()
+    assert ConditioningLayers.of(1, 1, ("sliding_attention",) * 2 + ("full_attention",)) == ConditioningLayers((0, 1))
+    assert ConditioningLayers.of(9, 6, ("full_attention",) * 10) == ConditioningLayers((4, 5, 6))
+    assert ConditioningLayers.of(2, 1, ("sliding_attention",) * 2 + ("full_attention",)) == ConditioningLayers()
 
 
 def test_sliding_window_models_restore_their_windows() -> None:
@@ -236,7 +236,7 @@ def test_sliding_window_models_restore_their_windows() -> None:
     codec, _ = fit_codec(sliding, None, random_sessions(8, 96), settings, lambda stage, done, total: None)
     codec.recompute = recompute_with(sliding)
     assert codec.groups == [(2,), (3,)]
-    assert codec.known == [Known((1,)), Known((0,))]
+    assert codec.conditioning == [ConditioningLayers((1,)), ConditioningLayers((0,))]
     snapshot = capture(sliding, random_sessions(1, 70, seed=2)[0])
     decoded = codec.decode(codec.encode(snapshot, 150))
     assert same(decoded, codec.reconstruct(snapshot, 150))

@@ -25,7 +25,7 @@ from kvcompress.hf import capture, fingerprint
 from tests.codec.conftest import random_sessions, tiny_model
 
 SETTINGS = HarvestSettings(continuation_tokens=32, gradient_sessions=4)
-DIALS = FitSettings(rank=24, prior_rank=8, prior_taps=2, fisher_sessions=4, continuation_tokens=32)
+FIT_SETTINGS = FitSettings(rank=24, prior_rank=8, prior_taps=2, fisher_sessions=4, continuation_tokens=32)
 
 
 class Usage(NamedTuple):
@@ -64,12 +64,12 @@ def test_shards_hold_what_the_model_has_before_the_continuation(model: Any, shar
 
 def test_what_promises_are_verified_on_fits_nothing(shards: Path, tmp_path: Path) -> None:
     """Caches kept for promises may hold anything: the codec that comes out is the same."""
-    place, whole = tmp_path / "shards", Fitter(Shards(shards), DIALS).fit()
+    place, whole = tmp_path / "shards", Fitter(Shards(shards), FIT_SETTINGS).fit()
     shutil.copytree(shards, place)
     kept = Shards(place).part(CALIBRATION)
     for row in kept.rows:
         (place / row.file).write_bytes((place / Shards(place).part(FIT).rows[0].file).read_bytes())
-    again = Fitter(Shards(place), DIALS).fit()
+    again = Fitter(Shards(place), FIT_SETTINGS).fit()
     assert again.fingerprint == whole.fingerprint
     assert again.fitted["session_digests"] == whole.fitted["session_digests"]
     digests = {opening_digest(Shards(shards).part(CALIBRATION).session(number)) for number in range(len(kept))}
@@ -80,7 +80,7 @@ def test_whether_a_promise_was_measured_apart_from_the_fit_is_looked_at(
     model: Any, shards: Path, tmp_path: Path
 ) -> None:
     told: list[str] = []
-    codec = Fitter(Shards(shards), DIALS).fit()
+    codec = Fitter(Shards(shards), FIT_SETTINGS).fit()
     verify(codec, model, None, Shards(shards), Working(None), silent, told.append)
     assert codec.fitted["verified_apart"]
     assert "no quality is promised" in told[0]  # of eight sessions
@@ -167,7 +167,7 @@ def test_a_killed_fit_goes_on_with_the_next_pass(shards: Path, tmp_path: Path) -
     class Killed(Exception):
         pass
 
-    whole = Fitter(Shards(shards), DIALS).fit()
+    whole = Fitter(Shards(shards), FIT_SETTINGS).fit()
     ran: list[str] = []
 
     def kill(stage: str, done: int, total: int) -> None:
@@ -177,11 +177,11 @@ def test_a_killed_fit_goes_on_with_the_next_pass(shards: Path, tmp_path: Path) -
 
     place = tmp_path / "work"
     with pytest.raises(Killed):
-        Fitter(Shards(shards), DIALS, kill, Working(place, {"run": 1})).fit()
+        Fitter(Shards(shards), FIT_SETTINGS, kill, Working(place, {"run": 1})).fit()
     assert "sensitivity" in ran
     ran.clear()
     again = Fitter(
-        Shards(shards), DIALS, lambda stage, done, total: ran.append(stage), Working(place, {"run": 1})
+        Shards(shards), FIT_SETTINGS, lambda stage, done, total: ran.append(stage), Working(place, {"run": 1})
     ).fit()
     assert "sensitivity" not in ran
     assert again.fingerprint == whole.fingerprint

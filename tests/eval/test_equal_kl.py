@@ -8,12 +8,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from eval.suite.bootstrap import resampled
-from eval.suite.equal_kl import equal_kl, frontier, ratio_at
-from eval.suite.published import FIXED_RATE, published
-from eval.suite.report.facts import promised_word
-from eval.suite.report.palette import looks
-from eval.suite.report.series import promise_over_hops
+from kvcompress_eval.suite.bootstrap import resampled
+from kvcompress_eval.suite.equal_kl import equal_kl, frontier, ratio_at
+from kvcompress_eval.suite.published import FIXED_RATE, published
+from kvcompress_eval.suite.report.facts import promised_word
+from kvcompress_eval.suite.report.palette import looks
+from kvcompress_eval.suite.report.series import promise_over_hops
 
 RAW = 1_000_000.0
 
@@ -36,17 +36,17 @@ def test_a_family_is_read_off_on_a_line_in_logarithms() -> None:
     assert ratio_at(points[:1], 0.001) is None
 
 
-def test_points_that_another_beats_do_not_count_against_a_rival() -> None:
+def test_points_that_another_beats_do_not_count_against_a_baseline() -> None:
     worse = [(0.001, 3.0), (0.005, 2.0), (0.1, 15.0), (0.0, 99.0)]
     best = [(0.001, 4.0), (0.1, 16.0)]
     assert frontier([*worse, *best]) == best
     assert ratio_at([*worse, *best], 0.01) == pytest.approx(8.0)
 
 
-def test_the_rival_is_as_much_larger_as_its_curve_says() -> None:
+def test_the_baseline_is_as_much_larger_as_its_curve_says() -> None:
     ours = {"tinyvae-high": rows(40.0, 0.01)}
-    rivals = {"far": [rows(4.0, 0.001), rows(16.0, 0.1)], "coarse": [rows(9.0, 0.02), rows(12.0, 0.2)]}
-    (found,) = equal_kl(ours, rivals)
+    baselines = {"far": [rows(4.0, 0.001), rows(16.0, 0.1)], "coarse": [rows(9.0, 0.02), rows(12.0, 0.2)]}
+    (found,) = equal_kl(ours, baselines)
     assert (found["codec"], found["family"]) == ("tinyvae-high", "far")
     assert found["their_size_ratio"]["mean"] == pytest.approx(8.0)
     assert found["times_larger"] == {"mean": pytest.approx(5.0), "standard_error": None, "low": None, "high": None}

@@ -12,12 +12,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from eval.baselines import eviction_attention, eviction_key_norm, eviction_sink_recent, tokens_only
-from eval.baselines.eviction import Eviction, Scorer, best_tokens, keep_count
-from eval.baselines.eviction_attention import WindowAttention
-from eval.baselines.eviction_key_norm import KeyNorm
-from eval.baselines.eviction_sink_recent import SinkRecent
-from eval.baselines.protocol import Calibration, Rival
 from kvcompress.codec.exact_tokens import WithExact
 from kvcompress.codec.int8 import Int8Codec
 from kvcompress.codec.lossless import LosslessCodec
@@ -25,12 +19,18 @@ from kvcompress.errors import FormatError, InputError, MismatchError
 from kvcompress.format.container import from_bytes, to_bytes
 from kvcompress.hf import capture, restore
 from kvcompress.hf.generation import feed
-from kvcompress.prune.constraints import Demand
+from kvcompress.prune.constraints import Constraints
 from kvcompress.prune.evidence.collect import collect
 from kvcompress.prune.scorers.registry import find_scorer
 from kvcompress.prune.session import encode_pruned
 from kvcompress.prune.tiers import Tier
 from kvcompress.snapshot import KVSnapshot
+from kvcompress_eval.baselines import eviction_attention, eviction_key_norm, eviction_sink_recent, tokens_only
+from kvcompress_eval.baselines.eviction import Eviction, Scorer, best_tokens, keep_count
+from kvcompress_eval.baselines.eviction_attention import WindowAttention
+from kvcompress_eval.baselines.eviction_key_norm import KeyNorm
+from kvcompress_eval.baselines.eviction_sink_recent import SinkRecent
+from kvcompress_eval.baselines.protocol import Baseline, Calibration
 from tests.fidelity.models import build, tokens, whole_logits
 
 SESSION_TOKENS = 90
@@ -49,31 +49,31 @@ def scorers() -> list[Scorer]:
     return [SinkRecent(), KeyNorm(), KeyNorm(0.25), WindowAttention(model())]
 
 
-def families() -> list[Rival]:
+def families() -> list[Baseline]:
     calibration = Calibration(model(), None, [])
     modules = (eviction_sink_recent, eviction_key_norm, eviction_attention, tokens_only)
-    return [rival for module in modules for rival in module.family(calibration)]
+    return [baseline for module in modules for baseline in module.family(calibration)]
 
 
 def positions(scorer: Scorer, keep_fraction: float, snapshot: KVSnapshot) -> list[list[int]]:
-    rival = Eviction(scorer, keep_fraction)
-    return [layer.positions.tolist() for layer in rival.decode(rival.encode(snapshot)).layers]
+    baseline = Eviction(scorer, keep_fraction)
+    return [layer.positions.tolist() for layer in baseline.decode(baseline.encode(snapshot)).layers]
 
 
-@pytest.mark.parametrize("rival", families(), ids=lambda rival: rival.name)
-def test_kept_tokens_are_the_original_ones_at_their_positions(rival: Rival) -> None:
+@pytest.mark.parametrize("baseline", families(), ids=lambda baseline: baseline.name)
+def test_kept_tokens_are_the_original_ones_at_their_positions(baseline: Baseline) -> None:
     snapshot = recorded()
-    data = to_bytes(rival.encode(snapshot))
-    assert to_bytes(rival.encode(recorded())) == data
+    data = to_bytes(baseline.encode(snapshot))
+    assert to_bytes(baseline.encode(recorded())) == data
     encoded = from_bytes(data)
     assert encoded.raw_bytes == snapshot.raw_bytes
-    decoded = rival.decode(encoded)
+    decoded = baseline.decode(encoded)
     assert torch.equal(decoded.token_ids, snapshot.token_ids)
     assert decoded.origin == snapshot.origin
     assert len({len(layer.positions) for layer in decoded.layers}) == 1
     for ours, exact in zip(decoded.layers, snapshot.layers, strict=True):
         for mine, theirs in ((ours.keys, exact.keys), (ours.values, exact.values)):
-            stored = theirs if rival.family == "tokens" else theirs.half().float()
+            stored = theirs if baseline.family == "tokens" else theirs.half().float()
             assert torch.equal(mine, stored[:, ours.positions])
 
 
@@ -168,8 +168,8 @@ def test_a_pruned_cache_resumes_as_the_whole_one_with_the_dropped_tokens_hidden(
     scorer: Scorer, keep_fraction: float
 ) -> None:
     snapshot, following = recorded(), tokens(12, seed=7)
-    rival = Eviction(scorer, keep_fraction)
-    decoded = rival.decode(rival.encode(snapshot))
+    baseline = Eviction(scorer, keep_fraction)
+    decoded = baseline.decode(baseline.encode(snapshot))
     resumed = feed(model(), restore(decoded, model()), following, SESSION_TOKENS)
     kept = [layer.positions for layer in decoded.layers]
     assert torch.allclose(resumed, masked_logits(snapshot, kept, following), atol=1e-4)
@@ -182,10 +182,10 @@ def test_layers_that_keep_different_tokens_are_among_those_resumed() -> None:
 
 
 @pytest.mark.parametrize("count", [0, 1, 5, 33])
-@pytest.mark.parametrize("rival", families(), ids=lambda rival: rival.name)
-def test_edges_work(rival: Rival, count: int) -> None:
+@pytest.mark.parametrize("baseline", families(), ids=lambda baseline: baseline.name)
+def test_edges_work(baseline: Baseline, count: int) -> None:
     snapshot = recorded(count)
-    decoded = rival.decode(from_bytes(to_bytes(rival.encode(snapshot))))
+    decoded = baseline.decode(from_bytes(to_bytes(baseline.encode(snapshot))))
     assert decoded.tokens == count
     for layer in decoded.layers:
         assert min(count, 5) <= layer.keys.shape[1] == layer.values.shape[1] == len(layer.positions)
@@ -210,11 +210,11 @@ def test_file_size_is_that_of_the_kept_tokens() -> None:
 
 
 def test_tokens_alone_bring_the_cache_back_and_hold_nothing_else() -> None:
-    rival = tokens_only.family(Calibration(model(), None, []))[0]
+    baseline = tokens_only.family(Calibration(model(), None, []))[0]
     snapshot = recorded()
-    encoded = rival.encode(snapshot)
+    encoded = baseline.encode(snapshot)
     assert set(encoded.sections) == {"tokens", "origin"}
-    resumed = feed(model(), restore(rival.decode(encoded), model()), tokens(9, seed=3), SESSION_TOKENS)
+    resumed = feed(model(), restore(baseline.decode(encoded), model()), tokens(9, seed=3), SESSION_TOKENS)
     whole = whole_logits(model(), torch.cat([snapshot.token_ids, tokens(9, seed=3)]))
     assert torch.allclose(resumed, whole[SESSION_TOKENS:], atol=1e-3)
 
@@ -223,8 +223,8 @@ def test_sliding_windows_are_refused_by_eviction_and_refilled_by_tokens() -> Non
     snapshot = recorded(family="mistral")
     with pytest.raises(InputError, match="sliding window"):
         Eviction(KeyNorm(), 0.5).encode(snapshot)
-    rival = tokens_only.family(Calibration(model("mistral"), None, []))[0]
-    decoded = rival.decode(rival.encode(snapshot))
+    baseline = tokens_only.family(Calibration(model("mistral"), None, []))[0]
+    decoded = baseline.decode(baseline.encode(snapshot))
     assert all(torch.equal(a.keys, b.keys) for a, b in zip(decoded.layers, snapshot.layers, strict=True))
 
 
@@ -234,9 +234,9 @@ def test_wrong_models_are_refused_where_a_model_is_needed() -> None:
     with torch.no_grad():
         foreign.model.embed_tokens.weight += 0.1
     snapshot = recorded()
-    for rival in (Eviction(WindowAttention(foreign), 0.5), tokens_only.TokensOnly(foreign)):
+    for baseline in (Eviction(WindowAttention(foreign), 0.5), tokens_only.TokensOnly(foreign)):
         with pytest.raises(MismatchError, match="weights"):
-            rival.encode(snapshot)
+            baseline.encode(snapshot)
     with pytest.raises(MismatchError, match="weights"):
         tokens_only.TokensOnly(foreign).decode(tokens_only.TokensOnly(model()).encode(snapshot))
 
@@ -256,17 +256,19 @@ def test_a_model_that_does_not_show_its_attention_is_refused(monkeypatch: pytest
         Eviction(WindowAttention(model()), 0.5).encode(snapshot)
 
 
-@pytest.mark.parametrize("rival", [Eviction(KeyNorm(), 0.5), tokens_only.TokensOnly(model())], ids=["norm", "tokens"])
-def test_damaged_and_foreign_files_are_refused(rival: Rival) -> None:
-    encoded = rival.encode(recorded(40))
+@pytest.mark.parametrize(
+    "baseline", [Eviction(KeyNorm(), 0.5), tokens_only.TokensOnly(model())], ids=["norm", "tokens"]
+)
+def test_damaged_and_foreign_files_are_refused(baseline: Baseline) -> None:
+    encoded = baseline.encode(recorded(40))
     with pytest.raises(MismatchError, match="the codec"):
-        rival.decode(Eviction(SinkRecent(), 0.5).encode(recorded(40)))
+        baseline.decode(Eviction(SinkRecent(), 0.5).encode(recorded(40)))
     with pytest.raises(FormatError, match="spare"):
-        rival.decode(dataclasses.replace(encoded, sections={**encoded.sections, "spare": b"1"}))
+        baseline.decode(dataclasses.replace(encoded, sections={**encoded.sections, "spare": b"1"}))
     for section in set(encoded.sections) - {"tokens", "origin", "positions"}:
         for damaged in (encoded.sections[section] + b"\0\0", encoded.sections[section][:-2]):
             with pytest.raises(FormatError):
-                rival.decode(dataclasses.replace(encoded, sections={**encoded.sections, section: damaged}))
+                baseline.decode(dataclasses.replace(encoded, sections={**encoded.sections, section: damaged}))
 
 
 @pytest.mark.parametrize("scorer", ["attention_mass", "key_norm", "output_sensitivity"])
@@ -276,7 +278,7 @@ def test_any_scorer_and_exact_tokens_compose_with_any_codec(codec: Any, scorer: 
     floor = torch.zeros(SESSION_TOKENS, dtype=torch.int64)
     floor[30:33] = int(Tier.EXACT)
     evidence = collect(model(), snapshot, chosen.needs)
-    encoded = encode_pruned(codec().encode, evidence, chosen, Demand(floor, 0.25))
+    encoded = encode_pruned(codec().encode, evidence, chosen, Constraints(floor, 0.25))
     decoded = WithExact(codec()).decode(from_bytes(to_bytes(encoded)))
     score = chosen.score(evidence).clone()
     score[30:33] = math.inf

@@ -12,8 +12,14 @@ import numpy as np
 import pytest
 import torch
 
-from eval.baselines import kvtc, kvtc_ideal
-from eval.baselines.kvtc_allocation import (
+from kvcompress.errors import FormatError, InputError, MismatchError
+from kvcompress.format.container import from_bytes, to_bytes
+from kvcompress.hf import capture
+from kvcompress.hf.channels import to_channels
+from kvcompress.hf.rope import rope_of
+from kvcompress.snapshot import KVSnapshot
+from kvcompress_eval.baselines import kvtc, kvtc_ideal
+from kvcompress_eval.baselines.kvtc_allocation import (
     Block,
     block_bytes,
     block_unit,
@@ -27,13 +33,7 @@ from eval.baselines.kvtc_allocation import (
     total_bits,
     unpack_block,
 )
-from eval.baselines.protocol import Calibration, Rival
-from kvcompress.errors import FormatError, InputError, MismatchError
-from kvcompress.format.container import from_bytes, to_bytes
-from kvcompress.hf import capture
-from kvcompress.hf.channels import to_channels
-from kvcompress.hf.rope import rope_of
-from kvcompress.snapshot import KVSnapshot
+from kvcompress_eval.baselines.protocol import Baseline, Calibration
 from tests.codec.conftest import random_sessions, tiny_model
 from tests.fidelity.models import build, tokens
 from tinyvae.quantize import DEAD_ZONE, LOWEST_SCALE_LOG2
@@ -50,8 +50,8 @@ def calibration(dtype: torch.dtype = torch.float32) -> Calibration:
 
 
 @cache
-def rivals() -> dict[str, Rival]:
-    return {rival.name: rival for module in (kvtc, kvtc_ideal) for rival in module.family(calibration())}
+def baselines() -> dict[str, Baseline]:
+    return {baseline.name: baseline for module in (kvtc, kvtc_ideal) for baseline in module.family(calibration())}
 
 
 def recorded(count: int = SESSION_TOKENS, seed: int = 9) -> KVSnapshot:
@@ -177,11 +177,11 @@ def test_the_rank_exceeds_neither_channels_nor_rows() -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_files_decode_to_what_was_coded_and_are_deterministic(name: str) -> None:
-    rival, snapshot = rivals()[name], recorded()
-    data = to_bytes(rival.encode(snapshot))
-    assert to_bytes(rival.encode(recorded())) == data
-    decoded = rival.decode(from_bytes(data))
-    again = rival.decode(rival.encode(snapshot))
+    baseline, snapshot = baselines()[name], recorded()
+    data = to_bytes(baseline.encode(snapshot))
+    assert to_bytes(baseline.encode(recorded())) == data
+    decoded = baseline.decode(from_bytes(data))
+    again = baseline.decode(baseline.encode(snapshot))
     assert torch.equal(decoded.token_ids, snapshot.token_ids)
     assert decoded.origin == snapshot.origin
     for ours, other, exact in zip(decoded.layers, again.layers, snapshot.layers, strict=True):
@@ -199,12 +199,12 @@ def squared_error(decoded: KVSnapshot, exact: KVSnapshot) -> float:
 @pytest.mark.parametrize("prefix", ["kvtc-", "kvtc-ideal-"])
 def test_more_bytes_are_closer(prefix: str) -> None:
     snapshot, sizes, errors = recorded(), [], []
-    family = [rival for name, rival in rivals().items() if rival.family == prefix[:-1]]
+    family = [baseline for name, baseline in baselines().items() if baseline.family == prefix[:-1]]
     assert len(family) >= 5
-    for rival in family:
-        encoded = rival.encode(snapshot)
+    for baseline in family:
+        encoded = baseline.encode(snapshot)
         sizes.append(len(to_bytes(encoded)))
-        errors.append(squared_error(rival.decode(encoded), snapshot))
+        errors.append(squared_error(baseline.decode(encoded), snapshot))
     assert sizes == sorted(sizes, reverse=True)
     assert errors == sorted(errors)
     assert errors[0] < 0.02
@@ -212,11 +212,11 @@ def test_more_bytes_are_closer(prefix: str) -> None:
 
 
 def test_published_blocks_keep_their_target_before_deflate() -> None:
-    for name, rival in rivals().items():
-        if isinstance(rival, kvtc.Kvtc):
-            spent = sum(total_bits([block for block, _ in plan]) for plan in rival.plans)
-            assert 0.9 * 16 * 192 / rival.target <= spent <= 16 * 192 / rival.target, name
-            latents = rival.encode(recorded()).sections["latents"]
+    for name, baseline in baselines().items():
+        if isinstance(baseline, kvtc.Kvtc):
+            spent = sum(total_bits([block for block, _ in plan]) for plan in baseline.plans)
+            assert 0.9 * 16 * 192 / baseline.target <= spent <= 16 * 192 / baseline.target, name
+            latents = baseline.encode(recorded()).sections["latents"]
             assert len(latents) <= (SESSION_TOKENS - 132) * (spent + 7) / 8 + 64
 
 
@@ -224,8 +224,8 @@ def test_published_blocks_keep_their_target_before_deflate() -> None:
 def test_published_form_keeps_four_sinks_and_128_recent_tokens_exactly(dtype: torch.dtype) -> None:
     here = calibration(dtype)
     snapshot = capture(here.model, random_sessions(1, 200, 9)[0])
-    rival = kvtc.family(here)[2]
-    decoded = rival.decode(rival.encode(snapshot))
+    baseline = kvtc.family(here)[2]
+    decoded = baseline.decode(baseline.encode(snapshot))
     kept = torch.tensor([*range(4), *range(72, 200)])
     for ours, exact in zip(decoded.layers, snapshot.layers, strict=True):
         stored = torch.float16 if dtype == torch.float32 else dtype
@@ -238,7 +238,7 @@ def test_published_form_keeps_four_sinks_and_128_recent_tokens_exactly(dtype: to
 @pytest.mark.parametrize("name", ["kvtc-16x", "kvtc-ideal-16x"])
 def test_edges_work(name: str, count: int) -> None:
     snapshot = recorded(count)
-    decoded = rivals()[name].decode(from_bytes(to_bytes(rivals()[name].encode(snapshot))))
+    decoded = baselines()[name].decode(from_bytes(to_bytes(baselines()[name].encode(snapshot))))
     assert decoded.tokens == count
     assert all(layer.keys.shape[1] == count for layer in decoded.layers)
     if name == "kvtc-16x" and count <= 132:
@@ -257,54 +257,54 @@ def self_entropy_bits(symbols: torch.Tensor) -> float:
 
 @pytest.mark.parametrize("name", ["kvtc-ideal-4x", "kvtc-ideal-8x", "kvtc-ideal-16x", "kvtc-ideal-32x"])
 def test_ideal_rate_is_within_three_percent_of_the_static_entropy(name: str) -> None:
-    rival = rivals()[name]
-    assert isinstance(rival, kvtc_ideal.KvtcIdeal)
+    baseline = baselines()[name]
+    assert isinstance(baseline, kvtc_ideal.KvtcIdeal)
     snapshots = [recorded(500, seed) for seed in range(20, 26)]
-    ideal = self_entropy_bits(torch.cat([rival.symbols(one) for one in snapshots]))
-    coded = 8 * sum(len(rival.encode(one).sections["latents"]) for one in snapshots)
+    ideal = self_entropy_bits(torch.cat([baseline.symbols(one) for one in snapshots]))
+    coded = 8 * sum(len(baseline.encode(one).sections["latents"]) for one in snapshots)
     assert 0.97 * ideal <= coded <= 1.03 * ideal + 64 * len(snapshots)
 
 
 @pytest.mark.parametrize("name", ["kvtc-ideal-4x", "kvtc-ideal-16x", "kvtc-ideal-64x"])
 def test_ideal_errors_are_within_one_step_and_only_quiet_components_are_left_out(name: str) -> None:
-    rival, snapshot = rivals()[name], recorded()
-    assert isinstance(rival, kvtc_ideal.KvtcIdeal)
-    decoded = rival.decode(rival.encode(snapshot))
-    exact, ours = (torch.cat(rival.transform.analyse(one), 1)[:, rival.coded] for one in (snapshot, decoded))
-    assert float((exact - ours).abs().max()) <= 1.06 * rival.step
-    assert bool(((exact.abs() > DEAD_ZONE * rival.step) == (rival.symbols(snapshot) != 0)).float().mean() > 0.999)
-    left_out = torch.ones(len(rival.tables.deviations), dtype=torch.bool)
-    left_out[rival.coded] = False
-    assert bool((rival.tables.deviations[left_out] < 1.05 * 2.0**LOWEST_SCALE_LOG2 * rival.step).all())
+    baseline, snapshot = baselines()[name], recorded()
+    assert isinstance(baseline, kvtc_ideal.KvtcIdeal)
+    decoded = baseline.decode(baseline.encode(snapshot))
+    exact, ours = (torch.cat(baseline.transform.analyse(one), 1)[:, baseline.coded] for one in (snapshot, decoded))
+    assert float((exact - ours).abs().max()) <= 1.06 * baseline.step
+    assert bool(((exact.abs() > DEAD_ZONE * baseline.step) == (baseline.symbols(snapshot) != 0)).float().mean() > 0.999)
+    left_out = torch.ones(len(baseline.tables.deviations), dtype=torch.bool)
+    left_out[baseline.coded] = False
+    assert bool((baseline.tables.deviations[left_out] < 1.05 * 2.0**LOWEST_SCALE_LOG2 * baseline.step).all())
 
 
 @pytest.mark.parametrize("name", ["kvtc-16x", "kvtc-ideal-16x"])
-def test_wrong_partners_are_refused(name: str) -> None:
-    rival = rivals()[name]
+def test_mismatches_are_refused(name: str) -> None:
+    baseline = baselines()[name]
     foreign = capture(tiny_model(seed=5), random_sessions(1, 20)[0])
     with pytest.raises(MismatchError, match="weights"):
-        rival.encode(foreign)
-    other = rivals()["kvtc-32x" if name == "kvtc-16x" else "kvtc-ideal-32x"]
+        baseline.encode(foreign)
+    other = baselines()["kvtc-32x" if name == "kvtc-16x" else "kvtc-ideal-32x"]
     with pytest.raises(MismatchError) as caught:
-        other.decode(rival.encode(recorded(20)))
-    assert rival.fingerprint[:16] in str(caught.value)
+        other.decode(baseline.encode(recorded(20)))
+    assert baseline.fingerprint[:16] in str(caught.value)
     assert other.fingerprint[:16] in str(caught.value)
-    assert len({one.fingerprint for one in rivals().values()}) == len(rivals())
+    assert len({one.fingerprint for one in baselines().values()}) == len(baselines())
 
 
 @pytest.mark.parametrize("name", ["kvtc-16x", "kvtc-ideal-16x"])
 def test_every_byte_of_every_section_is_read(name: str) -> None:
-    rival = rivals()[name]
-    encoded = rival.encode(recorded(200))
+    baseline = baselines()[name]
+    encoded = baseline.encode(recorded(200))
     for section in set(encoded.sections) - {"tokens", "origin", "positions"}:
         for damaged in (encoded.sections[section] + b"\0\0\0\0", encoded.sections[section][:-4]):
             with pytest.raises(FormatError):
-                rival.decode(dataclasses.replace(encoded, sections={**encoded.sections, section: damaged}))
+                baseline.decode(dataclasses.replace(encoded, sections={**encoded.sections, section: damaged}))
         missing = {key: data for key, data in encoded.sections.items() if key != section}
         with pytest.raises(FormatError, match=section):
-            rival.decode(dataclasses.replace(encoded, sections=missing))
+            baseline.decode(dataclasses.replace(encoded, sections=missing))
     with pytest.raises(FormatError, match="spare"):
-        rival.decode(dataclasses.replace(encoded, sections={**encoded.sections, "spare": b""}))
+        baseline.decode(dataclasses.replace(encoded, sections={**encoded.sections, "spare": b""}))
 
 
 def test_layers_that_do_not_hold_the_same_tokens_are_refused() -> None:
@@ -318,7 +318,7 @@ def test_layers_that_do_not_hold_the_same_tokens_are_refused() -> None:
     )
     uneven = dataclasses.replace(snapshot, layers=(snapshot.layers[0], shorter, snapshot.layers[2]))
     with pytest.raises(InputError, match="different tokens"):
-        rivals()["kvtc-16x"].encode(uneven)
+        baselines()["kvtc-16x"].encode(uneven)
 
 
 def test_calibration_without_a_middle_is_refused() -> None:
@@ -327,10 +327,10 @@ def test_calibration_without_a_middle_is_refused() -> None:
 
 
 def test_codec_bytes_count_axes_means_and_plan() -> None:
-    for rival in rivals().values():
-        if isinstance(rival, kvtc.Kvtc):
-            ranks = [max((block.start + block.size for block, _ in plan), default=0) for plan in rival.plans]
-            blocks = sum(map(len, rival.plans))
-            assert rival.codec_bytes == 2 * 96 * (2 + sum(ranks)) + 7 * blocks
-        if isinstance(rival, kvtc_ideal.KvtcIdeal):
-            assert rival.codec_bytes > 2 * 96 * (2 + len(rival.coded))
+    for baseline in baselines().values():
+        if isinstance(baseline, kvtc.Kvtc):
+            ranks = [max((block.start + block.size for block, _ in plan), default=0) for plan in baseline.plans]
+            blocks = sum(map(len, baseline.plans))
+            assert baseline.codec_bytes == 2 * 96 * (2 + sum(ranks)) + 7 * blocks
+        if isinstance(baseline, kvtc_ideal.KvtcIdeal):
+            assert baseline.codec_bytes > 2 * 96 * (2 + len(baseline.coded))

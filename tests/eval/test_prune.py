@@ -10,10 +10,13 @@ import pytest
 import torch
 
 from eval.leaderboard.board import read_rows
-from eval.leaderboard.contenders import ONE_TIER, RACE, names
+from eval.leaderboard.candidates import ONE_TIER, SEARCH, names
 from eval.leaderboard.fit import Example, fit_profile, fit_salience, fit_scorers, write_fitted
 from eval.leaderboard.report import larger_at_equal_kl, markdown, smaller_at_equal_kl, summarise
+from eval.leaderboard.run import place_of
 from kvcompress.errors import CheckpointError, FormatError
+from kvcompress.hub.bundled import DEFAULT_CODEC
+from kvcompress.hub.hub_id import SCORERS_FILE
 from kvcompress.prune.scorers.features import FEATURES
 from kvcompress.prune.scorers.learned import Learned
 from kvcompress.prune.scorers.profiles import FITTED, KNOTS, Profile, load_fitted, profile_of
@@ -23,12 +26,12 @@ from kvcompress.prune.scorers.salience import PARTS
 TOKENS = 400
 
 
-def row(session: str, contender: str, kl: float, size: int, board: str = "bytes:high") -> dict[str, Any]:
+def row(session: str, candidate: str, kl: float, size: int, board: str = "bytes:high") -> dict[str, Any]:
     counts = dict.fromkeys(("asked", "recalled", "recalled_exact_cache", "sensitive"), 2)
     rules = dict.fromkeys(("rules", "rules_lost", "rules_kept", "rules_kept_exact_cache"), 1)
     figures = {"kl_nats": kl, "worth_nats": 1.0, "sensitive_kl_nats": kl, "top1_agreement": 0.9, "seconds": 0.1}
     sizes = {"file_bytes": size, "raw_bytes": 100_000, "kept_tokens": 10}
-    place = {"session": session, "category": "facts", "board": board, "contender": contender}
+    place = {"session": session, "category": "facts", "board": board, "candidate": candidate}
     return place | counts | rules | figures | sizes
 
 
@@ -36,10 +39,10 @@ def test_the_board_ranks_by_kl_and_says_what_was_not_met() -> None:
     rows = [
         row(s, name, kl, 1000) for s in "ab" for name, kl in ((ONE_TIER, 0.04), ("random", 0.09), ("learned", 0.01))
     ]
-    rows.append({"session": "a", "board": "bytes:high", "contender": RACE, "failed": "too small"})
-    rows.append(row("b", RACE, 0.02, 900))
+    rows.append({"session": "a", "board": "bytes:high", "candidate": SEARCH, "failed": "too small"})
+    rows.append(row("b", SEARCH, 0.02, 900))
     entries = summarise(rows)["bytes:high"]
-    assert [entry["contender"] for entry in entries] == ["learned", RACE, ONE_TIER, "random"]
+    assert [entry["candidate"] for entry in entries] == ["learned", SEARCH, ONE_TIER, "random"]
     assert [entry["not_met"] for entry in entries] == [0, 1, 0, 0]
     assert [entry["better_than_one_tier"] for entry in entries] == [2, 1, 0, 0]
     page = markdown(
@@ -54,14 +57,14 @@ def test_the_board_ranks_by_kl_and_says_what_was_not_met() -> None:
         }
     )
     assert "| *random* | 0.0900 ± 0.0000 |" in page
-    assert "race (not met in 1)" in page
+    assert "search (not met in 1)" in page
     assert "1.50 times smaller" in page
     assert "times larger" not in page
 
 
 def test_the_size_at_equal_kl_is_read_between_the_sizes_that_ran() -> None:
-    rows = [row("a", ONE_TIER, 0.02, 4000), row("a", RACE, 0.01, 4000)]
-    rows += [row("a", f"{RACE} 0.5", 0.02, 2000), row("a", f"{RACE} 0.3", 0.08, 1000)]
+    rows = [row("a", ONE_TIER, 0.02, 4000), row("a", SEARCH, 0.01, 4000)]
+    rows += [row("a", f"{SEARCH} 0.5", 0.02, 2000), row("a", f"{SEARCH} 0.3", 0.08, 1000)]
     assert smaller_at_equal_kl(summarise(rows)["bytes:high"]) == pytest.approx(2.0)
     rows[0]["kl_nats"] = 0.04  # half-way, on logarithms, between 0.02 at 2,000 and 0.08 at 1,000
     assert smaller_at_equal_kl(summarise(rows)["bytes:high"]) == pytest.approx(4000 / 2**0.5 / 1000)
@@ -70,7 +73,7 @@ def test_the_size_at_equal_kl_is_read_between_the_sizes_that_ran() -> None:
 
 
 def test_the_size_of_one_tier_at_the_races_kl_is_read_between_its_own_sizes() -> None:
-    rows = [row("a", ONE_TIER, 0.04, 1000), row("a", RACE, 0.01, 1000)]
+    rows = [row("a", ONE_TIER, 0.04, 1000), row("a", SEARCH, 0.01, 1000)]
     rows += [row("a", f"{ONE_TIER} +8", 0.02, 2000), row("a", f"{ONE_TIER} +16", 0.005, 4000)]
     assert larger_at_equal_kl(summarise(rows)["bytes:high"]) == pytest.approx(2000 * 2**0.5 / 1000)
     rows[1]["kl_nats"] = 0.001
@@ -89,20 +92,20 @@ def test_a_run_that_was_cut_off_goes_on_behind_its_last_whole_row(tmp_path: Path
 
 
 def test_every_scorer_and_both_controls_are_on_every_board() -> None:
-    assert [name for board, name in names(["high"], []) if board == "bytes:high"] == [ONE_TIER, RACE]
+    assert [name for board, name in names(["high"], []) if board == "bytes:high"] == [ONE_TIER, SEARCH]
     pairs = names(["usable"], ["usable"])
     assert len(set(pairs)) == len(pairs)
     for board in ("bytes:usable", "kept:0.5", "kept:0.25"):
         assert set(SCORERS) <= {name for where, name in pairs if where == board}
     assert ("bytes:usable", ONE_TIER) in pairs
-    assert ("half:usable", RACE) in pairs
+    assert ("half:usable", SEARCH) in pairs
 
 
-def example(seed: int, worth_of: str = "sensitivity") -> Example:
+def example(seed: int, importance_of: str = "sensitivity") -> Example:
     """A session whose damage follows from one feature, up to noise, and that a codec half expects."""
     generator = torch.Generator().manual_seed(seed)
     rows = torch.rand(TOKENS, len(FEATURES), generator=generator)
-    told = rows[:, list(FEATURES).index(worth_of)]
+    told = rows[:, list(FEATURES).index(importance_of)]
     own = torch.randn(TOKENS, generator=generator)
     damage = torch.exp2(6 * told + 0.5 * own) * torch.rand(TOKENS, generator=generator).add(0.5)
     parts = {name: torch.rand(TOKENS, generator=generator) for name in PARTS} | {"reward": told}
@@ -134,11 +137,11 @@ def test_fits_find_what_the_damage_follows_from(examples: list[Example], tmp_pat
     assert profile_of("output_sensitivity", path).curve == tuple(fitted["profiles"]["output_sensitivity"]["curve"])
 
 
-def test_worth_has_mean_one_and_follows_rank_and_codec() -> None:
+def test_importance_has_mean_one_and_follows_rank_and_codec() -> None:
     profile = Profile(1.0, tuple(4 * knot for knot in KNOTS))
-    worth = profile.worth(torch.tensor([3.0, 1.0, 2.0]), torch.tensor([0.0, 0.0, 1.0]))
-    assert float(worth.mean()) == pytest.approx(1)
-    assert (worth / worth[1]).tolist() == pytest.approx([16, 1, 8])
+    importance = profile.importance(torch.tensor([3.0, 1.0, 2.0]), torch.tensor([0.0, 0.0, 1.0]))
+    assert float(importance.mean()) == pytest.approx(1)
+    assert (importance / importance[1]).tolist() == pytest.approx([16, 1, 8])
 
 
 def test_the_bundled_fit_covers_every_scorer_and_says_how_it_was_made() -> None:
@@ -155,3 +158,8 @@ def test_damaged_fits_are_refused(damaged: str, tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="--fit"):
         profile_of("learned", path)
     assert json.loads(FITTED.read_text())
+
+
+def test_what_is_learnt_goes_where_plans_look_for_it(tmp_path: Path) -> None:
+    assert place_of(DEFAULT_CODEC) == FITTED
+    assert place_of(str(tmp_path)) == tmp_path / SCORERS_FILE

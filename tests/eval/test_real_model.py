@@ -12,21 +12,9 @@ import numpy as np
 import pytest
 import torch
 
-from eval.baselines.kvtc_ideal import KvtcIdeal, Tables
-from eval.baselines.kvtc_transform import fit
-from eval.baselines.protocol import Calibration
-from eval.real_model import kvtc
-from eval.real_model import run as run_module
-from eval.real_model.equal_kl import advantage, ratio_at
-from eval.real_model.interval import mean_of, ratio_of
-from eval.real_model.page import page
-from eval.real_model.readme import readme_table
-from eval.real_model.run import RealModelRun, read_facts
-from eval.real_model.targets import bound_checks, check, size_targets
-from eval.real_model.words import WIDTH, plain_nats, verdict
-from eval.suite.damage import damage
-from eval.suite.rows import Rows
+from eval.readme.real_model import readme_table
 from kvcompress.codec.directory import load_codec
+from kvcompress.codec.settings import CommonSettings
 from kvcompress.data.sessions import read_sessions, session_token_ids
 from kvcompress.data.shards import Shards
 from kvcompress.errors import InputError
@@ -34,6 +22,20 @@ from kvcompress.format.container import from_bytes, load, save, to_bytes
 from kvcompress.hf import capture, load_model, recompute_with, restore
 from kvcompress.hub.bundled import DEFAULT_MODEL, find_checkpoint
 from kvcompress.metrics.fidelity import continuation_logits, kl_nats, short_context_logits, top_agreement
+from kvcompress.report.spelling import spell
+from kvcompress_eval.baselines.kvtc_ideal import KvtcIdeal, Tables
+from kvcompress_eval.baselines.kvtc_transform import fit
+from kvcompress_eval.baselines.protocol import Calibration
+from kvcompress_eval.real_model import kvtc
+from kvcompress_eval.real_model import run as run_module
+from kvcompress_eval.real_model.equal_kl import advantage, ratio_at
+from kvcompress_eval.real_model.interval import mean_of, ratio_of
+from kvcompress_eval.real_model.page import page
+from kvcompress_eval.real_model.run import RealModelRun, read_facts
+from kvcompress_eval.real_model.targets import bound_checks, check, size_targets
+from kvcompress_eval.real_model.words import WIDTH, verdict
+from kvcompress_eval.suite.damage import damage
+from kvcompress_eval.suite.rows import Rows
 from tests.codec.conftest import random_sessions, tiny_model
 from tests.eval.real_model_example import FIT_FACTS, QPS, SETTINGS, build, job
 
@@ -70,7 +72,7 @@ def test_a_row_is_what_a_second_computation_finds(rows: list[Result], place: Pat
     snapshot = capture(model, stored, tokenizer=tokenizer)
     codec = load_codec(place / "codec", layers)
     codec.recompute = recompute_with(model, tokenizer)
-    save(tmp_path / "file.kvz", codec.encode(snapshot, QPS["high"], {"quality": "high"}))
+    save(tmp_path / "file.kvz", codec.encode(snapshot, QPS["high"], CommonSettings(quality="high")))
     exact = continuation_logits(model, restore(snapshot, model), following, len(stored))
     resumed = continuation_logits(
         model, restore(codec.decode(load(tmp_path / "file.kvz")), model), following, len(stored)
@@ -189,7 +191,7 @@ def test_the_readmes_table_has_every_quality_of_every_codec(result: Result) -> N
     assert len(lines) == 2 + len(points) + 2
     for line, point in zip(lines[2:], points, strict=False):
         assert f" {point['quality']} |" in line
-        assert plain_nats(point["kl_near_nats"]["value"]) in line
+        assert spell(point["kl_near_nats"]["value"], "short nats") in line
 
 
 def test_a_missed_target_is_said_in_bold_and_a_doubtful_one_with_a_mark() -> None:
@@ -295,10 +297,10 @@ def test_damage_in_float32_is_the_kl_in_float64() -> None:
 
 def test_the_first_token_can_be_raw() -> None:
     transform, latents = fit(Calibration(tiny_model(), None, random_sessions(16, 260)), 1)
-    rival = KvtcIdeal(transform, Tables(torch.cat(latents, 1)), 8.0, 1)
+    baseline = KvtcIdeal(transform, Tables(torch.cat(latents, 1)), 8.0, 1)
     for tokens in (0, 1, 2, 90):
         snapshot = capture(tiny_model(), random_sessions(1, tokens, 9)[0])
-        decoded = rival.decode(from_bytes(to_bytes(rival.encode(snapshot))))
+        decoded = baseline.decode(from_bytes(to_bytes(baseline.encode(snapshot))))
         assert torch.equal(decoded.token_ids, snapshot.token_ids)
         for ours, exact in zip(decoded.layers, snapshot.layers, strict=True):
             assert ours.keys.shape == exact.keys.shape
@@ -310,7 +312,7 @@ def test_the_first_token_can_be_raw() -> None:
 def test_wide_caches_have_the_same_axes(monkeypatch: pytest.MonkeyPatch) -> None:
     calibration = Calibration(tiny_model(), None, random_sessions(8, 260))
     plain = fit(calibration)[0]
-    monkeypatch.setattr("eval.baselines.kvtc.WIDE_CHANNELS", 8)
+    monkeypatch.setattr("kvcompress_eval.baselines.kvtc.WIDE_CHANNELS", 8)
     wide = fit(calibration)[0]
     for ours, theirs in zip(wide.axes, plain.axes, strict=True):
         assert torch.allclose((ours.basis[:8] * theirs.basis[:8]).sum(1).abs(), torch.ones(8), atol=1e-2)

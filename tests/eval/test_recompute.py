@@ -1,4 +1,4 @@
-"""The report of the dial: figures from true files, sizes at equal KL, a page that says what was measured."""
+"""The report of the trade-off: figures from true files, sizes at equal KL, a page that says what was measured."""
 
 from __future__ import annotations
 
@@ -13,23 +13,23 @@ from typer.testing import CliRunner
 
 from eval.__main__ import app
 from eval.recompute.report import write_page
-from eval.recompute.run import DialSettings, run_dial, size_ratio_at
+from eval.recompute.run import TradeOffSettings, run_trade_off, size_ratio_at
 from kvcompress.errors import InputError
 from kvcompress.metrics.timing import in_turns
-from tests.dial_example import build_dial
+from tests.trade_off_example import build_trade_off
 
-SETTINGS = DialSettings(tokens=100, continuation_tokens=32, count=2, long_tokens=120, rounds=1)
+SETTINGS = TradeOffSettings(tokens=100, continuation_tokens=32, count=2, long_tokens=120, rounds=1)
 
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory, sessions_file: Path) -> Path:
-    return build_dial(tmp_path_factory.mktemp("dial"), sessions_file)
+    return build_trade_off(tmp_path_factory.mktemp("trade_off"), sessions_file)
 
 
 @pytest.fixture(scope="module")
 def result(place: Path) -> dict[str, Any]:
     partners = (str(place / "model"), str(place / "codec"), place / "sessions.jsonl", place / "report")
-    return run_dial(*partners, SETTINGS, lambda stage, done, total: None, "the command")
+    return run_trade_off(*partners, SETTINGS, lambda stage, done, total: None, "the command")
 
 
 def row(kl_nats: float, size_ratio: float) -> dict[str, Any]:
@@ -71,7 +71,7 @@ def test_the_page_shows_what_was_measured(result: dict[str, Any], place: Path) -
         assert f"| {point['gain_at_equal_kl']:.2f} |" in page
     assert "| prefill |" in page
     assert "m = 1, 33% of the layers" in page
-    picture = (place / "report" / "dial.svg").read_text()
+    picture = (place / "report" / "trade_off.svg").read_text()
     assert ElementTree.fromstring(picture).tag.endswith("svg")
     assert "var(" not in picture
 
@@ -80,7 +80,7 @@ def test_a_directory_without_a_dial_is_refused(place: Path, tmp_path: Path) -> N
     options = ["--codec", place / "codec" / "recompute-1", "--model", place / "model", "--out", tmp_path / "report"]
     found = CliRunner().invoke(app, ["recompute", *map(str, options)])
     assert isinstance(found.exception, InputError)
-    assert "the dial needs 0 and another" in str(found.exception)
+    assert "the trade-off needs 0 and another" in str(found.exception)
     assert not (tmp_path / "report").exists()
 
 

@@ -17,13 +17,21 @@ from typing import Any
 
 import pytest
 
-from eval.suite.report import compare, readme_table, render_html, render_markdown, validate, write_suite_report
-from eval.suite.report.compare import difference_in_errors
-from eval.suite.report.facts import best_points, rival_at_same_kl, spell_estimate
-from eval.suite.report.markdown import MOST_README_ROWS
-from eval.suite.report.promise_table import kept, promise_table
 from kvcompress.errors import InputError
 from kvcompress.metrics.fidelity import TIERS
+from kvcompress.report.spelling import with_error
+from kvcompress_eval.suite.report import (
+    compare,
+    readme_table,
+    render_html,
+    render_markdown,
+    validate,
+    write_suite_report,
+)
+from kvcompress_eval.suite.report.compare import difference_in_errors
+from kvcompress_eval.suite.report.facts import baseline_at_same_kl, best_points
+from kvcompress_eval.suite.report.markdown import MOST_README_ROWS
+from kvcompress_eval.suite.report.promise_table import kept, promise_table
 from tests.eval.suite_example import FAMILIES, codec, economics, example, metrics, tails
 
 HOSTILE = (
@@ -324,7 +332,7 @@ def test_the_main_table_has_a_row_for_each_measured_codec_ours_first() -> None:
 def test_the_best_point_of_a_tier_is_found_among_all_that_keep_its_promise() -> None:
     result = example()
     for best, tier in zip(best_points(result), TIERS, strict=True):
-        for side, point in ((True, best.ours), (False, best.rival)):
+        for side, point in ((True, best.ours), (False, best.baseline)):
             kept = [
                 row["size"]["size_ratio"]["mean"]
                 for row in result["codecs"]
@@ -338,7 +346,7 @@ def test_the_best_point_of_a_tier_is_found_among_all_that_keep_its_promise() -> 
             assert point["size"]["size_ratio"]["mean"] == max(kept)
 
 
-def test_the_rival_at_the_same_kl_lies_on_the_line_between_its_points() -> None:
+def test_the_baseline_at_the_same_kl_lies_on_the_line_between_its_points() -> None:
     def point(name: str, family: str, ratio: float, kl: float) -> dict[str, object]:
         measured = {"size": {"size_ratio": {"mean": ratio}}, "fidelity": {"kl_nats": {"mean": kl}}}
         return {"name": name, "family": family, "failed": None, **measured}
@@ -346,10 +354,10 @@ def test_the_rival_at_the_same_kl_lies_on_the_line_between_its_points() -> None:
     ours = point("tinyvae-a", "tinyvae", 50.0, 0.01)
     rows = [ours, point("k1", "kvtc", 4.0, 0.001), point("k2", "kvtc", 16.0, 0.1), point("i", "int8", 99.0, 0.5)]
     rows += [point("tokens", "tokens", 900.0, 0.001), point("tokens2", "tokens", 990.0, 0.1)]
-    family, ratio = rival_at_same_kl({"codecs": rows}, ours) or ("", 0.0)
+    family, ratio = baseline_at_same_kl({"codecs": rows}, ours) or ("", 0.0)
     assert family == "kvtc"
     assert ratio == pytest.approx(8.0)  # half-way in both logarithms
-    assert rival_at_same_kl({"codecs": rows[:2]}, ours) is None
+    assert baseline_at_same_kl({"codecs": rows[:2]}, ours) is None
 
 
 def test_a_rate_chosen_beforehand_stands_for_its_tier() -> None:
@@ -450,11 +458,11 @@ def test_the_readme_table_keeps_the_largest_ratio_of_each_family_and_tier() -> N
 
 
 def test_errors_are_spelled_with_the_digits_of_their_means() -> None:
-    assert spell_estimate({"mean": 89.13, "standard_error": 1.78}, "ratio") == "89.1\u00d7 \u00b1 1.8"
-    assert spell_estimate({"mean": 0.00412, "standard_error": 0.00031}, "nats") == "0.0041 \u00b1 0.0003"
-    assert spell_estimate({"mean": 0.0053, "standard_error": 0.0004}, "share") == "0.53 \u00b1 0.04 %"
-    assert spell_estimate({"mean": 0.5, "standard_error": None}, "share") == "50.0 %"
-    assert spell_estimate(None, "nats") == "-"
+    assert with_error({"mean": 89.13, "standard_error": 1.78}, "ratio") == "89.1\u00d7 \u00b1 1.8"
+    assert with_error({"mean": 0.00412, "standard_error": 0.00031}, "nats") == "0.0041 \u00b1 0.0003"
+    assert with_error({"mean": 0.0053, "standard_error": 0.0004}, "share") == "0.53 \u00b1 0.04 %"
+    assert with_error({"mean": 0.5, "standard_error": None}, "share") == "50.0 %"
+    assert with_error(None, "nats") == "-"
 
 
 def test_a_difference_is_held_against_both_errors() -> None:

@@ -15,24 +15,7 @@ import numpy as np
 import pytest
 import torch
 
-from eval.real_model.words import WIDTH
-from eval.tasks import run as run_module
-from eval.tasks.asking import Blanks, Ranked, Reply
-from eval.tasks.command import tasks_command
-from eval.tasks.contenders import EXACT, Contender, evicted, exact, tiers
-from eval.tasks.html import render_html
-from eval.tasks.instruction_survival import invent
-from eval.tasks.kvtc_at_kl import require_harvest
-from eval.tasks.ladder import climb, examples_for, named_sizes
-from eval.tasks.measure import ask_all, digest_of, measure
-from eval.tasks.page import page
-from eval.tasks.protocol import Example, Resumed
-from eval.tasks.readme import readme_table
-from eval.tasks.registry import TASKS, examples, find_tasks
-from eval.tasks.ruler import seeded
-from eval.tasks.run import TasksRun
-from eval.tasks.summary import accuracy, difference
-from eval.tasks.variable_tracking import ASSIGNMENT, followed
+from eval.readme.tasks import readme_table
 from kvcompress.codec.directory import load_codec
 from kvcompress.codec.lossless import LosslessCodec
 from kvcompress.data.sessions import text_ids
@@ -40,6 +23,23 @@ from kvcompress.errors import InputError
 from kvcompress.hf import capture, load_model, restore
 from kvcompress.hf.generation import generate_from
 from kvcompress.hub.bundled import DEFAULT_CODEC, DEFAULT_MODEL, find_checkpoint
+from kvcompress_eval.real_model.words import WIDTH
+from kvcompress_eval.tasks import run as run_module
+from kvcompress_eval.tasks.asking import Blanks, Ranked, Reply
+from kvcompress_eval.tasks.candidates import EXACT, Candidate, evicted, exact, tiers
+from kvcompress_eval.tasks.command import tasks_command
+from kvcompress_eval.tasks.html import render_html
+from kvcompress_eval.tasks.instruction_survival import invent
+from kvcompress_eval.tasks.kvtc_at_kl import require_harvest
+from kvcompress_eval.tasks.ladder import climb, examples_for, named_sizes
+from kvcompress_eval.tasks.measure import ask_all, digest_of, measure
+from kvcompress_eval.tasks.page import page
+from kvcompress_eval.tasks.protocol import Example, Resumed
+from kvcompress_eval.tasks.registry import TASKS, examples, find_tasks
+from kvcompress_eval.tasks.ruler import seeded
+from kvcompress_eval.tasks.run import TasksRun
+from kvcompress_eval.tasks.summary import accuracy, difference
+from kvcompress_eval.tasks.variable_tracking import ASSIGNMENT, followed
 from tests.eval.real_model_example import build
 from tests.eval.tasks_example import SETTINGS, job
 
@@ -277,7 +277,7 @@ def test_a_reply_is_what_the_model_says_and_is_judged_by_each_rule(bundled: Any)
     assert judged.said == (judged.said[0],) * 2
 
 
-# Contenders
+# Candidates
 
 
 def test_a_cache_through_a_lossless_file_answers_as_the_exact_one(bundled: Any, tmp_path: Path) -> None:
@@ -285,7 +285,7 @@ def test_a_cache_through_a_lossless_file_answers_as_the_exact_one(bundled: Any, 
     made = example_of("planted_facts", tokenizer, 1400)
     snapshot = capture(model, made.context, tokenizer=tokenizer)
     codec = LosslessCodec()
-    stored = Contender("lossless", "ours", "", "", codec.encode, codec.decode)
+    stored = Candidate("lossless", "ours", "", "", codec.encode, codec.decode)
     row = measure(model, tokenizer, stored, made, snapshot, tmp_path / "context.kvz")
     plain = measure(model, tokenizer, exact(), made, snapshot, tmp_path / "none.kvz")
     assert (row["scores"], row["said"]) == (plain["scores"], plain["said"])
@@ -318,8 +318,8 @@ def test_the_tiers_are_those_that_the_codec_promises() -> None:
 # The run
 
 
-def test_every_contender_answers_the_same_questions(result: Result, rows: list[Result]) -> None:
-    names = [one["name"] for one in result["contenders"]]
+def test_every_candidate_answers_the_same_questions(result: Result, rows: list[Result]) -> None:
+    names = [one["name"] for one in result["candidates"]]
     assert names[:2] == [EXACT, "transparent"]
     assert names[-2:] == ["plan keeps 50%", "newest 50%"]
     by_name: dict[str, list[str]] = {}
@@ -332,7 +332,7 @@ def test_every_contender_answers_the_same_questions(result: Result, rows: list[R
 
 
 def test_kvtc_has_the_ratio_at_which_it_loses_what_we_lose(result: Result) -> None:
-    beside = [one["quality"] for one in result["contenders"] if one["kind"] == "kvtc"]
+    beside = [one["quality"] for one in result["candidates"] if one["kind"] == "kvtc"]
     assert beside == [word for word, found in result["kvtc"].items() if found["aimed_ratio"]]
     assert beside
     for word in beside:
@@ -349,7 +349,7 @@ def test_a_task_that_the_exact_cache_is_not_up_to_is_tried_at_every_size_and_not
     fields = next(task for task in result["tasks"] if task["name"] == "many_fields")
     assert fields["size"] is None
     assert [one["size"] for one in fields["tried"]] == sorted(find_tasks(["many_fields"])[0].sizes, reverse=True)
-    assert fields["contenders"] == []
+    assert fields["candidates"] == []
     assert "no size of many fields at once" in " ".join(page(result).split())
 
 
@@ -358,7 +358,7 @@ def test_figures_are_those_of_the_rows(result: Result, rows: list[Result]) -> No
     exact_scores = scores_of(rows, EXACT)
     assert facts["enough"] == (np.mean(exact_scores) >= 0.7)
     assert facts["enough"]
-    for one in facts["contenders"]:
+    for one in facts["candidates"]:
         mine = scores_of(rows, one["name"])
         assert one["accuracy"]["value"] == pytest.approx(np.mean(mine))
         assert one["difference"]["value"] == pytest.approx(np.mean(mine) - np.mean(exact_scores))
@@ -387,15 +387,15 @@ def test_a_killed_run_measures_what_is_missing_and_nothing_else(
         return measure(*arguments)
 
     monkeypatch.setattr(run_module, "measure", measured)
-    monkeypatch.setattr("eval.tasks.kvtc_at_kl.fit", lambda *_, **__: pytest.fail("KVTC was fitted again"))
+    monkeypatch.setattr("kvcompress_eval.tasks.kvtc_at_kl.fit", lambda *_, **__: pytest.fail("KVTC was fitted again"))
     second = TasksRun(job(place, "again"), SETTINGS, silent).run()
     assert counted == ["high"]
     for ours, theirs in zip(second["tasks"], result["tasks"], strict=True):
-        assert [one["accuracy"] for one in ours["contenders"]] == [one["accuracy"] for one in theirs["contenders"]]
+        assert [one["accuracy"] for one in ours["candidates"]] == [one["accuracy"] for one in theirs["candidates"]]
     assert second["kvtc"] == result["kvtc"]
 
 
-def test_a_contender_that_cannot_store_a_context_is_left_out_with_its_reason(
+def test_a_candidate_that_cannot_store_a_context_is_left_out_with_its_reason(
     place: Path, result: Result, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (place / "refused").mkdir()
@@ -404,12 +404,12 @@ def test_a_contender_that_cannot_store_a_context_is_left_out_with_its_reason(
     def refuse(snapshot: Any) -> Any:
         raise InputError("too many anchors", "Keep more")
 
-    broken = Contender("plan keeps 50%", "plan", "transparent", "broken", refuse, LosslessCodec().decode)
+    broken = Candidate("plan keeps 50%", "plan", "transparent", "broken", refuse, LosslessCodec().decode)
     monkeypatch.setattr(run_module, "planned", lambda *_: broken)
     found = TasksRun(job(place, "refused"), SETTINGS, silent).run()
     facts = next(task for task in found["tasks"] if task["name"] == "planted_facts")
     assert facts["failed"] == {"plan keeps 50%": "too many anchors. Keep more."}
-    assert "plan keeps 50%" not in [one["name"] for one in facts["contenders"]]
+    assert "plan keeps 50%" not in [one["name"] for one in facts["candidates"]]
     assert "too many anchors" in page(found)
 
 
@@ -424,19 +424,19 @@ def test_the_page_fits_80_columns_and_its_pictures_are_whole(place: Path, result
 
 
 def test_a_page_of_all_tasks_and_three_qualities_fits_too(result: Result) -> None:
-    (facts,) = (task for task in result["tasks"] if task["contenders"])
-    names = [one["name"] for one in result["contenders"] if one["name"] != "plan keeps 50%"]
+    (facts,) = (task for task in result["tasks"] if task["candidates"])
+    names = [one["name"] for one in result["candidates"] if one["name"] != "plan keeps 50%"]
     names += ["usable", "KVTC, transparent", "KVTC, usable", "plan keeps 50%"]
     full = {"value": 1.0, "low": 1.0, "high": 1.0}
-    template = facts["contenders"][-1] | {"accuracy": full}
+    template = facts["candidates"][-1] | {"accuracy": full}
     told = ("name", "title", "short", "unit", "about")
     tasks = [
         facts
         | {name: getattr(task, name) for name in told}
-        | {"contenders": [template | {"name": name} for name in names]}
+        | {"candidates": [template | {"name": name} for name in names]}
         for task in find_tasks([])
     ]
-    whole = result | {"tasks": tasks, "contenders": [{"name": name} for name in names]}
+    whole = result | {"tasks": tasks, "candidates": [{"name": name} for name in names]}
     assert max(map(len, page(whole).splitlines())) <= WIDTH
 
 
@@ -520,12 +520,12 @@ def test_a_model_without_a_chat_template_is_told_which_tasks_it_can_take(bundled
 
 
 def test_the_readmes_table_has_a_row_a_task_and_says_what_was_measured(result: Result) -> None:
-    shown = [task for task in result["tasks"] if task["contenders"] and task["enough"]]
+    shown = [task for task in result["tasks"] if task["candidates"] and task["enough"]]
     lines = readme_table(result).splitlines()
     assert len(lines) == 2 + len(shown) + 2
     for task, line in zip(shown, lines[2:], strict=False):
         cells = [cell.strip() for cell in line.strip("|").split("|")]
         assert cells[0].startswith(task["title"].lower())
-        exact = next(one for one in task["contenders"] if one["name"] == EXACT)
+        exact = next(one for one in task["candidates"] if one["name"] == EXACT)
         assert float(cells[1].rstrip(" %")) == pytest.approx(100 * exact["accuracy"]["value"], abs=0.06)
     assert result["model"]["name"] in lines[-1]

@@ -1,4 +1,4 @@
-"""Equal meaning gives equal hashes, and a wrong partner is refused by name."""
+"""Equal meaning gives equal hashes, and a mismatch is refused by name."""
 
 from __future__ import annotations
 

@@ -22,12 +22,12 @@ from kvcompress.hf import capture
 from kvcompress.metrics.sampled_kl import Judge
 from kvcompress.prune.allocate import CHOICES, Costs, allocate, foreseen_damage, measure_costs, offsets_of
 from kvcompress.prune.anchors import Anchor
-from kvcompress.prune.constraints import GUARANTEES, Demand, choose_kept, drop, floor_of
+from kvcompress.prune.constraints import GUARANTEES, Constraints, choose_kept, drop, floor_of
 from kvcompress.prune.evidence.collect import collect
 from kvcompress.prune.history import History, Record, load_history, save_history
 from kvcompress.prune.planner import Planner
 from kvcompress.prune.scorers.registry import find_scorer, scored
-from kvcompress.prune.search import ONE_TIER, QP_STEPS, Race, one_tier_kl
+from kvcompress.prune.search import ONE_TIER, QP_STEPS, CandidateSearch, one_tier_kl
 from kvcompress.prune.session import Asked, SessionPlanner, named_guarantees
 from kvcompress.prune.table import load_table, save_table, stored_tiers, table_of
 from kvcompress.prune.tiers import Tier, tier_named
@@ -48,8 +48,10 @@ def score(model: Any, codec: TinyVAECodec, snapshot: KVSnapshot) -> Tensor:
     return scored(scorer, collect(model, snapshot, scorer.needs, codec=codec))
 
 
-def planner(codec: TinyVAECodec, snapshot: KVSnapshot, score: Tensor, demand: Demand | None = None) -> Planner:
-    return Planner(codec, snapshot, "output_sensitivity", score, demand or Demand(no_floor(snapshot.tokens)))
+def planner(
+    codec: TinyVAECodec, snapshot: KVSnapshot, score: Tensor, constraints: Constraints | None = None
+) -> Planner:
+    return Planner(codec, snapshot, "output_sensitivity", score, constraints or Constraints(no_floor(snapshot.tokens)))
 
 
 costs = st.lists(st.tuples(st.floats(0, 50), st.floats(0, 50), st.floats(0.01, 9)), min_size=1, max_size=6)
@@ -58,20 +60,20 @@ costs = st.lists(st.tuples(st.floats(0, 50), st.floats(0, 50), st.floats(0.01, 9
 @settings(max_examples=60, deadline=None)
 @given(costs, st.floats(0.01, 30))
 def test_no_plan_of_as_few_bits_has_less_damage(rows: list[tuple[float, float, float]], weight: float) -> None:
-    more, finest, worth = (torch.tensor(column, dtype=torch.float64) for column in zip(*rows, strict=True))
+    more, finest, importance = (torch.tensor(column, dtype=torch.float64) for column in zip(*rows, strict=True))
     bits = torch.stack([torch.zeros_like(more), more, more + finest])
     errors = torch.stack([torch.full_like(more, 4.0), torch.ones_like(more), torch.full_like(more, 0.1)])
     tried = Costs(0, bits, errors)
-    tiers = allocate(tried, worth, weight, no_floor(len(rows)))
+    tiers = allocate(tried, importance, weight, no_floor(len(rows)))
     counts = torch.bincount(tiers - int(CHOICES[0]), minlength=3).double()
     side = -torch.log2((counts + 0.5) / (counts.sum() + 1.5))
     spent = float((bits + side[:, None]).gather(0, (tiers - 1)[None]).sum())
-    lost = foreseen_damage(tried, worth, tiers)
+    lost = foreseen_damage(tried, importance, tiers)
     for other in product((1, 2, 3), repeat=len(rows)):
         chosen = torch.tensor(other)
         their_bits = float((bits + side[:, None]).gather(0, (chosen - 1)[None]).sum())
         if their_bits < spent - 1e-6 and set(other) <= set(tiers.tolist()):
-            assert foreseen_damage(tried, worth, chosen) >= lost - 1e-6
+            assert foreseen_damage(tried, importance, chosen) >= lost - 1e-6
 
 
 def test_more_weight_costs_more_bits_and_loses_less(codec: TinyVAECodec, snapshot: KVSnapshot, score: Tensor) -> None:
@@ -118,9 +120,9 @@ def test_a_planned_file_says_its_plan_and_decodes(
 ) -> None:
     floor = no_floor(80)
     floor[5:9], floor[20] = int(Tier.FINE), int(Tier.EXACT)
-    runner = planner(codec, snapshot, score, Demand(floor, keep_fraction))
-    plan = runner.plan(QP, 20.0)
-    found = runner.encode(plan)
+    plans = planner(codec, snapshot, score, Constraints(floor, keep_fraction))
+    plan = plans.plan(QP, 20.0)
+    found = plans.encode(plan)
     save(tmp_path / "a.kvz", found.encoded)
     stored = load(tmp_path / "a.kvz")
     decoded = WithExact(codec).decode(stored)
@@ -134,7 +136,7 @@ def test_a_planned_file_says_its_plan_and_decodes(
         assert torch.equal(ours.keys[:, place], exact.keys[:, 20])
         assert torch.equal(ours.values[:, place], exact.values[:, 20])
     assert table_of(stored, codec, decoded).bits == pytest.approx(
-        codec.token_bits(runner.pruned, QP, offsets_of(plan.tiers)), abs=1e-6
+        codec.token_bits(plans.pruned, QP, offsets_of(plan.tiers)), abs=1e-6
     )
 
 
@@ -142,20 +144,20 @@ def test_what_is_worth_most_stays_and_ties_go_to_the_newest() -> None:
     floor = no_floor(6)
     floor[0] = int(Tier.PRIOR)
     loss = torch.tensor([0.0, 5.0, 1.0, 1.0, 1.0, 0.5], dtype=torch.float64)
-    assert choose_kept(Demand(floor, 0.5), loss).tolist() == [True, True, False, False, True, False]
-    assert bool(choose_kept(Demand(floor), loss).all())
+    assert choose_kept(Constraints(floor, 0.5), loss).tolist() == [True, True, False, False, True, False]
+    assert bool(choose_kept(Constraints(floor), loss).all())
 
 
 @pytest.mark.parametrize("fraction", [0.0, -0.1, 1.01, float("nan")])
 def test_keep_fractions_that_are_none_are_refused(fraction: float) -> None:
     with pytest.raises(InputError, match="keep fraction"):
-        Demand(no_floor(4), fraction)
+        Constraints(no_floor(4), fraction)
 
 
 def test_anchors_that_are_too_many_are_refused_with_what_they_cost() -> None:
     floor = torch.full((10,), int(Tier.COARSE))
     with pytest.raises(InputError, match=r"anchors alone are 10 tokens.*leaves 3.*Keep at least 1\.000"):
-        Demand(floor, 0.3).kept_tokens()
+        Constraints(floor, 0.3).kept_tokens()
 
 
 def test_a_layer_may_not_be_emptied() -> None:
@@ -205,37 +207,39 @@ def test_the_exact_cache_loses_nothing_and_a_coarser_one_more(
     assert judge.kl(snapshot) == 0 < fine < coarse
 
 
-def racing(codec: TinyVAECodec, snapshot: KVSnapshot, judge: Judge, score: Tensor, **options: Any) -> Race:
+def searching(
+    codec: TinyVAECodec, snapshot: KVSnapshot, judge: Judge, score: Tensor, **options: Any
+) -> CandidateSearch:
     noise = scored(find_scorer("random"), collect(None, snapshot, []))
-    planners = [planner(codec, snapshot, score), Planner(codec, snapshot, "random", noise, Demand(no_floor(80)))]
-    return Race(codec, planners, judge, QP, **options)
+    planners = [planner(codec, snapshot, score), Planner(codec, snapshot, "random", noise, Constraints(no_floor(80)))]
+    return CandidateSearch(codec, planners, judge, QP, **options)
 
 
-def test_the_winner_of_a_race_is_its_best_by_measured_damage(
+def test_the_winner_of_a_search_is_its_best_by_measured_damage(
     codec: TinyVAECodec, snapshot: KVSnapshot, judge: Judge, score: Tensor
 ) -> None:
     most = len(to_bytes(codec.encode(snapshot, QP)))
     history = History()
-    race = racing(codec, snapshot, judge, score, history=history)
-    winner = race.at_bytes(most)
-    assert winner.kl_nats == min(finish.kl_nats for finish in race.finishes)
-    for finish in race.finishes:
-        assert finish.planned.file_bytes <= most
-        assert finish.kl_nats == judge.kl(WithExact(codec).decode(from_bytes(to_bytes(finish.planned.encoded))))
-    assert set(history.records) == {finish.name for finish in race.finishes}
+    search = searching(codec, snapshot, judge, score, history=history)
+    winner = search.at_bytes(most)
+    assert winner.kl_nats == min(result.kl_nats for result in search.results)
+    for result in search.results:
+        assert result.planned.file_bytes <= most
+        assert result.kl_nats == judge.kl(WithExact(codec).decode(from_bytes(to_bytes(result.planned.encoded))))
+    assert set(history.records) == {result.name for result in search.results}
     assert history.records[winner.name] == Record(1, 1, 0.0)
-    again = racing(codec, snapshot, judge, score).at_bytes(most)
+    again = searching(codec, snapshot, judge, score).at_bytes(most)
     assert to_bytes(again.planned.encoded) == to_bytes(winner.planned.encoded)
 
 
-def test_a_race_to_a_damage_keeps_it_in_fewer_bytes_than_it_began_with(
+def test_a_search_to_a_damage_keeps_it_in_fewer_bytes_than_it_began_with(
     codec: TinyVAECodec, snapshot: KVSnapshot, judge: Judge, score: Tensor
 ) -> None:
     _, size, kl = one_tier_kl(codec, snapshot, QP, judge)
-    race = racing(codec, snapshot, judge, score)
-    found = race.at_damage(kl, size)
+    search = searching(codec, snapshot, judge, score)
+    found = search.at_damage(kl, size)
     if found is None:  # on a random model no plan need be better than one tier
-        assert min(finish.kl_nats for finish in race.finishes) > kl
+        assert min(result.kl_nats for result in search.results) > kl
     else:
         assert found.kl_nats <= kl
 
@@ -244,10 +248,10 @@ def test_budgets_below_the_anchors_are_refused_with_what_these_cost(
     codec: TinyVAECodec, snapshot: KVSnapshot, judge: Judge, score: Tensor
 ) -> None:
     floor = torch.full((80,), int(Tier.FINE))
-    race = Race(codec, [planner(codec, snapshot, score, Demand(floor))], judge, QP)
-    least = planner(codec, snapshot, score, Demand(floor)).smallest(QP + QP_STEPS[0]).file_bytes
+    search = CandidateSearch(codec, [planner(codec, snapshot, score, Constraints(floor))], judge, QP)
+    least = planner(codec, snapshot, score, Constraints(floor)).smallest(QP + QP_STEPS[0]).file_bytes
     with pytest.raises(InputError, match=f"the 80 guaranteed tokens alone make {least:,}"):
-        race.at_bytes(least // 2)
+        search.at_bytes(least // 2)
 
 
 def test_history_steers_and_survives(tmp_path: Path) -> None:
@@ -257,11 +261,11 @@ def test_history_steers_and_survives(tmp_path: Path) -> None:
         history.note({"a": 0.4, "b": 0.1})
     assert history.order(["a", "b", "c"]) == ["c", "b", "a"]  # c never ran: it is given the benefit of the doubt
     assert history.records["a"] == Record(3, 0, 2.0)
-    save_history(tmp_path / "races.json", history)
-    assert load_history(tmp_path / "races.json") == history
+    save_history(tmp_path / "history.json", history)
+    assert load_history(tmp_path / "history.json") == history
     assert load_history(tmp_path / "none.json") == load_history(None) == History()
-    (tmp_path / "bad.json").write_text('{"runners": {"a": [1]}}')
-    with pytest.raises(InputError, match="no history of races"):
+    (tmp_path / "bad.json").write_text('{"candidates": {"a": [1]}}')
+    with pytest.raises(InputError, match="no history of searches"):
         load_history(tmp_path / "bad.json")
 
 
@@ -279,7 +283,7 @@ def test_a_session_is_planned_without_a_tokenizer(
     elif not found.notes:
         assert measured <= max(found.one_tier_kl_nats, asked.get("max_kl_nats", 0)) * 1.0001
     assert set(found.table.tiers.tolist()[:4]) <= {int(Tier.COARSE), int(Tier.FINE)}
-    assert found.winner in {ONE_TIER, *(finish.name for finish in found.finishes)}
+    assert found.winner in {ONE_TIER, *(result.name for result in found.results)}
 
 
 def test_a_quick_plan_is_foreseen_to_lose_what_one_tier_does(
@@ -287,11 +291,11 @@ def test_a_quick_plan_is_foreseen_to_lose_what_one_tier_does(
 ) -> None:
     asked = Asked(scorers=("output_sensitivity",), quality="usable")
     found = SessionPlanner(codec, model, None, snapshot, asked).run_quickly()
-    runner = planner(codec, snapshot, score, Demand(floor_of([Anchor("sink", 0, 4)], 80)))
+    plans = planner(codec, snapshot, score, Constraints(floor_of([Anchor("sink", 0, 4)], 80)))
     qp = codec.qp_of("usable")
-    plan = runner.losing(qp + 12, runner.one_tier_damage(qp)).plan
+    plan = plans.losing(qp + 12, plans.one_tier_damage(qp)).plan
     assert torch.equal(found.table.tiers, plan.tiers)
-    assert plan.damage <= runner.one_tier_damage(qp) < runner.plan(qp + 12, plan.weight * 0.9).damage * 1.1
+    assert plan.damage <= plans.one_tier_damage(qp) < plans.plan(qp + 12, plan.weight * 0.9).damage * 1.1
     with pytest.raises(InputError, match="kept by measuring"):
         SessionPlanner(codec, model, None, snapshot, Asked(scorers=("key_norm",), max_kl_nats=0.1)).run_quickly()
 
@@ -307,16 +311,20 @@ def test_half_of_the_tokens_leave_memory(model: Any, codec: TinyVAECodec, snapsh
 def test_tables_are_read_back_only_beside_their_file(
     codec: TinyVAECodec, snapshot: KVSnapshot, score: Tensor, tmp_path: Path
 ) -> None:
-    runner = planner(codec, snapshot, score)
-    found = runner.encode(runner.plan(QP, 20.0))
+    plans = planner(codec, snapshot, score)
+    found = plans.encode(plans.plan(QP, 20.0))
     decoded = codec.decode(found.encoded)
-    table = dataclasses.replace(table_of(found.encoded, codec, decoded), parts={"worth": runner.worth.tolist()})
+    table = dataclasses.replace(
+        table_of(found.encoded, codec, decoded), parts={"importance": plans.importance.tolist()}
+    )
     save_table(tmp_path / "plan.json", table, {})
     again = load_table(tmp_path / "plan.json", table.tiers, table.bits)
     assert again.parts == table.parts
-    lines = list(again.lines())
-    assert lines[0].split() == ["token", "text", "tier", "bits", "worth", "anchors"]
-    assert len(lines) == 81
+    head, rows, numbers = again.grid()
+    assert head == ["token", "text", "tier", "bits", "importance", "anchors"]
+    assert numbers == [0, 3, 4]
+    assert len(rows) == 80
+    assert {len(row) for row in rows} == {len(head)}
     assert sum(again.counts().values()) == 80
     with pytest.raises(InputError, match="plan of another file"):
         load_table(tmp_path / "plan.json", table.tiers.flip(0), table.bits)

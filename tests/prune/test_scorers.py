@@ -105,11 +105,11 @@ def test_sensitivity_is_high_where_a_change_moves_the_output(
 ) -> None:
     """Of two tokens disturbed alike, the more sensitive one changes the predictions of what comes more, on average."""
     from kvcompress.hf import restore
-    from kvcompress.hf.sampling import sample_futures
+    from kvcompress.hf.sampling import sample_continuations
     from kvcompress.metrics.fidelity import continuation_logits, kl_nats
 
     order = evidence.require_sensitivity().argsort()
-    future = sample_futures(model, snapshot, count=1, tokens=32, seed=5)[0]
+    future = sample_continuations(model, snapshot, count=1, tokens=32, seed=5)[0]
     exact = continuation_logits(model, restore(snapshot, model), future, snapshot.tokens)
 
     def damage(places: Tensor) -> float:

@@ -1,6 +1,6 @@
-"""How latents are predicted and how wide the rest is: the closed-form calibration of one group.
+"""Closed-form calibration of one group: how latents are predicted, and the scale of the residual.
 
-All of it is measured on latents of real sessions, decoded phase by phase as the decoder will, at one middling QP.
+All of it is measured on latents of real sessions, decoded pass by pass as the decoder will, at one middling QP.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from tinyvae.config import Context
 from tinyvae.model import TinyVAE
-from tinyvae.neighbours import MATCHES, PHASES, SOURCES, Phase, phases
+from tinyvae.neighbours import CODING_PASSES, MATCHES, SOURCES, CodingPass, coding_passes
 from tinyvae.quantize import LEVELS, LEVELS_PER_OCTAVE, LOWEST_SCALE_LOG2, quantize, step_at
 
 Rows = Sequence[tuple[Tensor, Context]]
@@ -65,19 +65,21 @@ def calibrate_group(
             vae.predictor.silence()
     elif vae.predictor is None:
         vae.weights.copy_(prediction_weights(vae, sessions, qp))
-    rest, ids, places = _innovations(vae, sessions, qp)
-    power = [rest[places[:, 0] == phase].square().mean(0).clamp(min=1e-24) for phase in range(PHASES)]
+    rest, ids, places = _residuals(vae, sessions, qp)
+    power = [
+        rest[places[:, 0] == coding_pass].square().mean(0).clamp(min=1e-24) for coding_pass in range(CODING_PASSES)
+    ]
     normal = rest * torch.stack(power).rsqrt()[places[:, 0]]
     token_level = token_levels(normal, ids, vae.config.vocab_size)
     normal = normal * _octaves(-token_level[ids])
     match_level = match_levels(normal, places)
     normal = normal * _octaves(-match_level[places[:, 0], places[:, 1]])
     rest = rest * _octaves(-token_level[ids] - match_level[places[:, 0], places[:, 1]])
-    for phase in range(PHASES):
-        deviation = rest[places[:, 0] == phase].square().mean(0).sqrt().clamp(min=1e-12)
+    for coding_pass in range(CODING_PASSES):
+        deviation = rest[places[:, 0] == coding_pass].square().mean(0).sqrt().clamp(min=1e-12)
         octaves = torch.log2(deviation / vae.config.reference_step) - LOWEST_SCALE_LOG2
-        vae.base_level[phase] = (LEVELS_PER_OCTAVE * octaves).round().clamp(-LEVELS, LEVELS).to(torch.int16)
-        normal[places[:, 0] == phase] = rest[places[:, 0] == phase] / deviation
+        vae.base_level[coding_pass] = (LEVELS_PER_OCTAVE * octaves).round().clamp(-LEVELS, LEVELS).to(torch.int16)
+        normal[places[:, 0] == coding_pass] = rest[places[:, 0] == coding_pass] / deviation
     vae.token_level.copy_(token_level)
     vae.match_level.copy_(match_level)
     if openings and vae.first_place is not None:
@@ -100,20 +102,20 @@ def opening_level(vae: TinyVAE, openings: Sequence[tuple[Tensor, Tensor]]) -> in
 
 
 def prediction_weights(vae: TinyVAE, sessions: Rows, qp: int = CALIBRATION_QP) -> Tensor:
-    """Return [PHASES, MATCHES, SOURCES, R] float32: for each latent the ridge regression on the same latent's sources.
+    """Return [CODING_PASSES, MATCHES, SOURCES, R] float32: of each latent the ridge regression on its own sources.
 
     One number a source and latent: a full matrix gains a further tenth of what this gains and is larger than the codec.
     """
     rank = vae.config.rank
-    gram = torch.zeros(PHASES, MATCHES, rank, SOURCES, SOURCES, dtype=torch.float32)
-    cross = torch.zeros(PHASES, MATCHES, rank, SOURCES, dtype=torch.float32)
+    gram = torch.zeros(CODING_PASSES, MATCHES, rank, SOURCES, SOURCES, dtype=torch.float32)
+    cross = torch.zeros(CODING_PASSES, MATCHES, rank, SOURCES, dtype=torch.float32)
     for latents, context in sessions:
         step = step_at(vae.config.reference_step, qp)
         rounded = quantize(latents, step, torch.zeros(1, 1, dtype=torch.float32)).float() * step
         decoded = torch.cat([rounded, torch.zeros(1, rank, dtype=torch.float32)])
-        for phase in phases(context.token_ids):
-            if phase.number:
-                _add(gram, cross, phase, decoded[phase.sources], latents[phase.rows])
+        for coding_pass in coding_passes(context.token_ids):
+            if coding_pass.number:
+                _add(gram, cross, coding_pass, decoded[coding_pass.sources], latents[coding_pass.rows])
     floor = RIDGE * gram.diagonal(dim1=-2, dim2=-1).mean(-1)[..., None, None] + 1e-9
     weights: Tensor = torch.linalg.solve(gram + floor * torch.eye(SOURCES, dtype=torch.float32), cross[..., None])[
         ..., 0
@@ -121,25 +123,29 @@ def prediction_weights(vae: TinyVAE, sessions: Rows, qp: int = CALIBRATION_QP) -
     return weights.transpose(-1, -2)
 
 
-def _add(gram: Tensor, cross: Tensor, phase: Phase, sources: Tensor, latents: Tensor) -> None:
+def _add(gram: Tensor, cross: Tensor, coding_pass: CodingPass, sources: Tensor, latents: Tensor) -> None:
     for match in range(MATCHES):
-        chosen = phase.matches == match
+        chosen = coding_pass.matches == match
         values = sources[:, chosen]
-        gram[phase.number, match] += torch.einsum("snr,tnr->rst", values, values)
-        cross[phase.number, match] += torch.einsum("snr,nr->rs", values, latents[chosen])
+        gram[coding_pass.number, match] += torch.einsum("snr,tnr->rst", values, values)
+        cross[coding_pass.number, match] += torch.einsum("snr,nr->rs", values, latents[chosen])
 
 
-def _innovations(vae: TinyVAE, sessions: Rows, qp: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Return what prediction leaves [N, R], token ids [N], and phase and match [N, 2] of all tokens."""
+def _residuals(vae: TinyVAE, sessions: Rows, qp: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Return what prediction leaves [N, R], token ids [N], and pass and match [N, 2] of all tokens."""
     rest, ids, places = list[Tensor](), list[Tensor](), list[Tensor]()
     step = step_at(vae.config.reference_step, qp)
     for latents, context in sessions:
         token_ids = context.token_ids
 
-        def keep(phase: Phase, predicted: Tensor, latents: Tensor = latents, token_ids: Tensor = token_ids) -> Tensor:
-            rest.append(latents[phase.rows] - predicted)
-            ids.append(token_ids[phase.rows])
-            places.append(torch.stack([torch.full_like(phase.matches, phase.number), phase.matches], 1))
+        def keep(
+            coding_pass: CodingPass, predicted: Tensor, latents: Tensor = latents, token_ids: Tensor = token_ids
+        ) -> Tensor:
+            rest.append(latents[coding_pass.rows] - predicted)
+            ids.append(token_ids[coding_pass.rows])
+            places.append(
+                torch.stack([torch.full_like(coding_pass.matches, coding_pass.number), coding_pass.matches], 1)
+            )
             return quantize(rest[-1], step, torch.zeros(1, 1, dtype=torch.float32))
 
         qps = torch.full_like(token_ids, qp, dtype=torch.int32)
@@ -164,19 +170,19 @@ def _log_energy(normal: Tensor) -> Tensor:
 
 
 def match_levels(normal: Tensor, places: Tensor) -> Tensor:
-    """Return [PHASES, MATCHES] int16: levels that tokens of a phase and match lie above the average of the phase.
+    """Return [CODING_PASSES, MATCHES] int16: levels that tokens of a pass and match lie above the average of the pass.
 
     Args:
-        normal: [N, R] float32 of about unit spread in each phase.
-        places: [N, 2] int64 phase and match.
+        normal: [N, R] float32 of about unit spread in each pass.
+        places: [N, 2] int64 pass and match.
     """
-    energy, out = _log_energy(normal), torch.zeros(PHASES, MATCHES, dtype=torch.float32)
-    for phase in range(PHASES):
-        inside = places[:, 0] == phase
+    energy, out = _log_energy(normal), torch.zeros(CODING_PASSES, MATCHES, dtype=torch.float32)
+    for coding_pass in range(CODING_PASSES):
+        inside = places[:, 0] == coding_pass
         for match in range(MATCHES):
             chosen = inside & (places[:, 1] == match)
             if int(chosen.sum()) >= 8:
-                out[phase, match] = energy[chosen].mean() - energy[inside].mean()
+                out[coding_pass, match] = energy[chosen].mean() - energy[inside].mean()
     return (LEVELS_PER_OCTAVE * out).round().clamp(-32, 32).to(torch.int16)
 
 

@@ -1,10 +1,10 @@
-"""Collect the evidence that scorers ask for: the one place where pruning runs the model.
+"""Collect the evidence that scorers need: the only place where pruning runs the model.
 
 ```
 surprise, queries      one reading of the session, 256 tokens at a time, under an observer
 window_attention       the last 32 queries; alone it costs these 32 tokens only
 reconstruction         the session once more, behind its own cache
-sensitivity            a few sampled futures, one backward pass each
+sensitivity            a few sampled continuations, one backward pass each
 ```
 """
 
@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kvcompress.codec.sensitivity import token_worth
+from kvcompress.codec.sensitivity import token_importance
 from kvcompress.codec.tinyvae import TinyVAECodec
 from kvcompress.errors import InputError
 from kvcompress.hf.attention_hook import Observer, Sight
@@ -28,7 +28,7 @@ from kvcompress.hf.generation import context_limit
 from kvcompress.hf.gradients import cache_gradients
 from kvcompress.hf.restore import restore
 from kvcompress.hf.rope import rope_of
-from kvcompress.hf.sampling import FUTURES, sample_futures
+from kvcompress.hf.sampling import CONTINUATIONS, sample_continuations
 from kvcompress.hf.types import CausalLM, Tokenizer
 from kvcompress.prune.evidence.record import (
     KINDS,
@@ -47,7 +47,7 @@ CHUNK_TOKENS = 256
 QUERY_TOKENS = 128
 LEAST_PIECE_TOKENS = 16
 DRAWS = 2
-"""Futures give different gradients, and so do the tokens drawn along one of them; a second draw costs no sampling."""
+"""Continuations differ in their gradients, and so do tokens drawn along one; a second draw costs no sampling."""
 
 
 def collect(
@@ -57,7 +57,7 @@ def collect(
     *,
     tokenizer: Tokenizer | None = None,
     codec: TinyVAECodec | None = None,
-    futures: Tensor | None = None,
+    continuations: Tensor | None = None,
     seed: int = 0,
     known: Evidence | None = None,
 ) -> Evidence:
@@ -69,8 +69,8 @@ def collect(
         needs: Kinds of evidence, of `kvcompress.prune.evidence.record.KINDS`.
         tokenizer: Compared with the recording one if both are known.
         codec: Its latents are what gradients are taken with respect to; without it keys and values are.
-        futures: [B, T] int64, continuations for the sensitivity; sampled if not given.
-        seed: Of sampled futures and of the tokens drawn along them.
+        continuations: [B, T] int64, continuations for the sensitivity; sampled if not given.
+        seed: Of sampled continuations and of the tokens drawn along them.
         known: What was collected before; its kinds are not collected again.
 
     Raises:
@@ -94,9 +94,9 @@ def collect(
     if RECONSTRUCTION in wanted:
         evidence = dataclasses.replace(evidence, reconstruction=reread(Observer(model), snapshot))
     if SENSITIVITY in wanted:
-        if futures is None:
-            futures = sample_futures(model, snapshot, count=FUTURES, seed=seed)
-        evidence = dataclasses.replace(evidence, sensitivity=sensitivity(model, snapshot, futures, codec, seed))
+        if continuations is None:
+            continuations = sample_continuations(model, snapshot, count=CONTINUATIONS, seed=seed)
+        evidence = dataclasses.replace(evidence, sensitivity=sensitivity(model, snapshot, continuations, codec, seed))
     return evidence
 
 
@@ -246,26 +246,26 @@ def reread(observer: Observer, snapshot: KVSnapshot) -> tuple[Tensor, ...]:
 
 
 def sensitivity(
-    model: CausalLM, snapshot: KVSnapshot, futures: Tensor, codec: TinyVAECodec | None, seed: int = 0
+    model: CausalLM, snapshot: KVSnapshot, continuations: Tensor, codec: TinyVAECodec | None, seed: int = 0
 ) -> Tensor:
-    """Return [N] float32: squared gradients of futures with respect to each token's cache, mean over futures.
+    """Return [N] float32: squared gradients with respect to each token's cache, mean over continuations.
 
     Args:
         model: The snapshot's model.
         snapshot: The exact cache.
-        futures: [B, T] int64.
+        continuations: [B, T] int64.
         codec: Its latents are what gradients are taken with respect to; without it keys and values, each counted by its
             spread over the session.
         seed: Of the tokens drawn along each future.
     """
     generator = torch.Generator().manual_seed(seed)
     total = torch.zeros(snapshot.tokens, dtype=torch.float32)
-    for future in futures:
+    for future in continuations:
         if codec is not None:
-            for places, energy in token_worth(model, codec, snapshot, future, generator, DRAWS):
-                total[places] += energy / len(futures)
+            for places, energy in token_importance(model, codec, snapshot, future, generator, DRAWS):
+                total[places] += energy / len(continuations)
         else:
-            total += _plain_energy(model, snapshot, future, generator) / len(futures)
+            total += _plain_energy(model, snapshot, future, generator) / len(continuations)
     return total
 
 

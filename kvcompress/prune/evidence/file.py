@@ -1,4 +1,4 @@
-"""Evidence in a file of its own: collected once, where the session was recorded, read by every plan made of it.
+"""Evidence in a file of its own, collected once and read by every plan of the session.
 
 A safetensors file that names the session that it is of and the codec whose latents its gradients are taken of. A kind
 that was not collected is left out.
@@ -18,8 +18,8 @@ from torch import Tensor
 
 from kvcompress.errors import FormatError, InputError, MismatchError
 from kvcompress.format.atomic import PathLike, atomic_path
-from kvcompress.format.json_section import canonical_json
 from kvcompress.format.safetensors_file import one_line, opened, require_format
+from kvcompress.format.strict_json import canonical_json
 from kvcompress.prune.evidence.record import Evidence, QueryStatistics
 from kvcompress.snapshot import KVSnapshot
 

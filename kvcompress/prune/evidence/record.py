@@ -1,4 +1,4 @@
-"""Evidence: what scorers look at, collected once for a session.
+"""Evidence: the input of scorers, collected once per session.
 
 Everything but the snapshot is optional; a scorer names what it needs in `needs`, and
 `kvcompress.prune.evidence.collect.collect` brings it. Where layers are concerned there is one entry a layer, over all N
@@ -56,7 +56,7 @@ class Evidence:
         window_attention: For each layer [Hq, N] float32, attention that the last queries pay to each token, summed.
         queries: For each layer the moments of the latest queries.
         reconstruction: For each layer [Hq, N] float32, the most that any query pays while the session is read again.
-        sensitivity: [N] float32, squared gradient of sampled futures with respect to the token's cache.
+        sensitivity: [N] float32, squared gradient of sampled continuations with respect to the token's cache.
         ages_seconds: [N] float32, how long ago each token was said, or None where no clock ran.
     """
 

@@ -1,4 +1,4 @@
-"""Keep the tokens that queries to come will attend to, by what queries were like so far.
+"""Keep the tokens that future queries are expected to attend to, judged by the statistics of earlier queries.
 
 After "Expected Attention: KV Cache Compression by Estimating Attention from Future Queries Distribution" (Devoto et
 al., arXiv 2510.00636). Queries are taken as normal; with mean m and covariance S, both rotated on average over the
@@ -19,7 +19,7 @@ from kvcompress.hf.rope import rope_of
 from kvcompress.prune.evidence.record import QUERIES, Evidence, QueryStatistics, over_layers
 from kvcompress.snapshot import LayerKV
 
-FUTURE_TOKENS = 128
+CONTINUATION_TOKENS = 128
 
 
 class ExpectedAttention:
@@ -56,8 +56,8 @@ def _layer_score(index: int, layer: LayerKV, statistics: QueryStatistics, rope: 
 
 def mean_rotation(rope: Rope, layer: int, size: int, start: int) -> Tensor:
     """Return the mean over the next positions of the rotation, as the matrix [D, D] that rows are multiplied by."""
-    positions = torch.arange(start, start + FUTURE_TOKENS)
-    unit = torch.eye(size, dtype=torch.float32)[:, None].expand(size, FUTURE_TOKENS, size)
+    positions = torch.arange(start, start + CONTINUATION_TOKENS)
+    unit = torch.eye(size, dtype=torch.float32)[:, None].expand(size, CONTINUATION_TOKENS, size)
     turned: Tensor = rope.redo(layer, unit, positions)
     return turned.float().mean(1)
 
