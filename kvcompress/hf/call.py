@@ -8,6 +8,7 @@ signature, and after the call the cache must have grown by what was fed.
 from __future__ import annotations
 
 import inspect
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
@@ -61,7 +62,9 @@ def call(
         options[cache_name(model)] = cache
     forget_length(model)
     try:
-        output = model(**options)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # of transformers about its own code: users cannot heed it
+            output = model(**options)
     except FAULTS as error:
         what = f"model type {model.config.model_type!r} cannot be run over {input_ids.shape[1]} tokens"
         remedy = "Check that the model itself runs so, with this version of transformers"

@@ -94,6 +94,8 @@ def uninterrupted(model: Any, ids: Tensor, more: Tensor) -> Tensor:
 @pytest.mark.parametrize("name", FAMILIES)
 def test_a_restored_session_is_bit_equal_to_the_uninterrupted_run(name: str) -> None:
     model, ids, more = model_named(name), session(TOKENS), session(5, seed=2)
+    if not hf.DynamicCache(config=model.config).layers:
+        pytest.skip("this version of transformers makes no cache for the family")
     assert torch.equal(feed(model, restore(capture(model, ids), model), more, TOKENS), uninterrupted(model, ids, more))
 
 
