@@ -59,7 +59,7 @@ def require_own_tokens(
         positions: For each layer [T] int64, of its last T entries.
         kinds: Kind of each layer, as in `Origin.layer_kinds`.
     """
-    restored = cache.restored_tokens if isinstance(cache, SessionCache) else 0
+    restored = min(cache.restored_tokens, len(token_ids)) if isinstance(cache, SessionCache) else 0
     if isinstance(cache, SessionCache) and cache.token_ids[:restored] != token_ids[:restored].tolist():
         raise InputError("the cache was restored from a snapshot of other tokens", REMEDY)
     if restored >= len(token_ids):

@@ -18,7 +18,7 @@ class SessionCache(DynamicCache):
 
     Attributes:
         token_ids: Tokens that were fed or restored, from the session's first on.
-        restored_tokens: How many of them came with a snapshot; 0 for a cache that the model filled itself.
+        restored_tokens: How many of them came with a snapshot and are still there; 0 for a cache that the model filled.
         restored_positions: For each layer [T] int64, the positions that the snapshot held; empty without one.
     """
 
@@ -35,6 +35,7 @@ class SessionCache(DynamicCache):
 
     def note_fed(self, token_ids: Tensor, first_position: int) -> None:
         """Note tokens [T] that were fed from a position of the session on; what stood there before was cut off."""
+        self.restored_tokens = min(self.restored_tokens, first_position)
         if first_position <= len(self.token_ids):
             self.token_ids = [*self.token_ids[:first_position], *token_ids.tolist()]
 
@@ -51,9 +52,10 @@ class SessionCache(DynamicCache):
         """
         if not self.restored_positions:
             return torch.arange(tokens) if entries == tokens else None
-        for start in (self.restored_tokens, self.restored_tokens - 1):
+        restored = min(self.restored_tokens, tokens)  # fewer where the session was cut back
+        for start in (restored, restored - 1):
             kept = self.restored_positions[layer]
             kept = kept[kept < start]
-            if start <= tokens and len(kept) + tokens - start == entries:
+            if len(kept) + tokens - start == entries:
                 return torch.cat([kept, torch.arange(start, tokens)])
         return None
