@@ -58,7 +58,7 @@ def decoding_bytes(codec: TinyVAECodec, encoded: Encoded, held: Sequence[int]) -
         kept += KEPT_BYTES * symbols + 2 * KEPT_BYTES * residual
         kept += MATRIX_BYTES * config.channels * (config.rank + config.prior_width)
         widest = max(codec.shapes[index].channels for index in layers)
-        known = codec.known[group].channels(codec.shapes)
+        known = codec.conditioning[group].channels(codec.shapes)
         units = config.prior_width + 1
         looked_up = tokens * config.prior_rank * (LOOKED_UP_BYTES + 4 * config.prior_taps)
         carried = 4 * (tokens // MEAN_BLOCK + 1) ** 2 if known else 0
@@ -75,13 +75,8 @@ def _active_rank(codec: TinyVAECodec, encoded: Encoded, group: int) -> int:
     vae = codec.vae(group)
     if OUTLIERS in encoded.sections:
         return vae.config.rank
-    offset = largest_choice(encoded.sections[OFFSETS]) if OFFSETS in encoded.sections else 0
+    qp = TinyVAESettings.from_json(encoded.settings).qp
+    qp += (largest_choice(encoded.sections[OFFSETS]) or 0) if OFFSETS in encoded.sections else 0
     of_tokens = int(vae.token_offset.max()) + int(vae.age_offset.max())
-    first = vae.first_place
-    most = (
-        TinyVAESettings.from_json(encoded.settings).qp
-        + (offset or 0)
-        + (of_tokens if first is None else max(of_tokens, int(first[0])))
-    )
-    lift = 0 if first is None else max(0, int(first[1]))
-    return vae.active_rank(torch.tensor([most]), torch.tensor([lift]))
+    first = (0, 0) if vae.first_place is None else (int(vae.first_place[0]), max(0, int(vae.first_place[1])))
+    return vae.active_rank(torch.tensor([qp + max(of_tokens, first[0])]), torch.tensor([first[1]]))
