@@ -54,8 +54,9 @@ def _parse(line: str, path: Path, number: int) -> Session:
         row = json.loads(line)
     except (ValueError, RecursionError) as error:
         reason = error.msg if isinstance(error, json.JSONDecodeError) else str(error)
-        what = f"{where} is not JSON ({reason})"
-        raise FormatError(what, "A session file has one JSON object a line", path=path) from error
+        raise FormatError(
+            f"{where} is not JSON ({reason})", "A session file has one JSON object a line", path=path
+        ) from error
     if isinstance(row, dict) and isinstance(row.get("text"), str) and "messages" not in row:
         return Session(str(row.get("id", number)), [], category=str(row.get("category", "text")), text=row["text"])
     messages = row.get("messages") if isinstance(row, dict) else None

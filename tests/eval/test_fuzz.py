@@ -11,7 +11,7 @@ import pytest
 from eval.fuzz.mutate import bytes_changed, value_changed
 from eval.fuzz.run import FAILED, fuzz
 
-CASES = 700
+CASES = 300
 
 
 def test_first_cases_are_refused_or_read(tmp_path: Path) -> None:
