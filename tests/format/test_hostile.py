@@ -295,7 +295,7 @@ def test_number_that_no_float_holds_is_refused_wherever_it_stands(number: str, t
     text += '{"certificate":{"kl_nats":NUMBER,"tail_tokens":1,"max_kl_nats":1}},"tokens":0}'.replace("NUMBER", number)
     (tmp_path / "a.kvz").write_bytes(sealed(text.encode(), b"", version=1))
     refused_at_once(FormatError, "not valid JSON", lambda: read_header(tmp_path / "a.kvz"))
-    (tmp_path / "history.json").write_text('{"runners":{"a":[1,1,NUMBER]}}'.replace("NUMBER", number))
+    (tmp_path / "history.json").write_text('{"candidates":{"a":[1,1,NUMBER]}}'.replace("NUMBER", number))
     refused_at_once(InputError, "no history", lambda: load_history(tmp_path / "history.json"))
 
 
