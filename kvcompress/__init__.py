@@ -1,4 +1,4 @@
-"""Learned compression of transformer KV caches: store a session, move it, go on from it.
+"""Learned compression of transformer KV caches: store a session, move it, continue it.
 
 ```python
 import kvcompress as kv
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from kvcompress.api.encoding import Encoding, encode
     from kvcompress.api.options import EncodeOptions, PlanOptions
     from kvcompress.api.planning import SessionPlan, plan
-    from kvcompress.api.session import SavedSession, load_session, save_session
+    from kvcompress.api.session import SavedSession, load_session, next_turn, save_session
     from kvcompress.codec.directory import AutoCodec, load_codec
     from kvcompress.fit.from_sessions import FittedCodec, fit
     from kvcompress.format.container import Encoded, load, save
@@ -50,6 +50,7 @@ _HOMES = {
     "load_model": "kvcompress.hf",
     "load_session": "kvcompress.api.session",
     "memory_limit": "kvcompress.format.limits",
+    "next_turn": "kvcompress.api.session",
     "plan": "kvcompress.api.planning",
     "restore": "kvcompress.hf",
     "save": "kvcompress.format.container",
@@ -76,6 +77,7 @@ __all__ = [
     "load_model",
     "load_session",
     "memory_limit",
+    "next_turn",
     "plan",
     "restore",
     "save",

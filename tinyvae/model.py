@@ -1,4 +1,4 @@
-"""TinyVAE: a conditional variational codec of the channels of a KV cache.
+"""TinyVAE: a conditional transform codec of the channels of a KV cache.
 
 ```
 token_ids ──► prior ──┬────────────┬─────────────────────────────────────┐

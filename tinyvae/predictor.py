@@ -1,4 +1,4 @@
-"""The nonlinear part of analysis and synthesis: what decoded tokens and the prior together tell about a token.
+"""The nonlinear part of analysis and synthesis: prediction from decoded tokens and the prior.
 
 One weight a latent and source (`TinyVAE.weights`) says how much of a neighbour is expected again. How much is true
 depends on what the token is and on what else the neighbours say; a gated linear unit (Shazeer, arXiv 2002.05202) of

@@ -1,4 +1,4 @@
-"""What the tokens alone say about a cache, before a single bit is spent.
+"""The prior: predict a cache from its token ids, before any bit is spent.
 
 Expected channels at position t come from the tokens at t, t-1, ..., t-K+1 through a low-rank token table and a few
 hidden units, which learned causal layers may refine. It needs the token ids, which a session holds anyway, and costs

@@ -1,4 +1,4 @@
-"""Latents to integer symbols and back: one step per QP, a dead zone, centroids on the way back.
+"""Latents to integer symbols and back: one step per QP, a dead zone, centroids.
 
 Rates form a geometric grid, `LEVELS_PER_OCTAVE` to a factor of two of the step. A *level* says how
 wide a latent is, measured in steps, on the same grid; so a finer QP raises all levels alike.

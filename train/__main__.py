@@ -1,4 +1,4 @@
-"""Command line of the workshop: `python -m train ...`."""
+"""Training recipes of this repository: `python -m train ...`."""
 
 from __future__ import annotations
 
@@ -12,17 +12,19 @@ app = typer.Typer(no_args_is_help=True, help=__doc__, pretty_exceptions_enable=F
 
 @app.callback()
 def main() -> None:
-    """Recipes that train the bundled reference model, its codec, and record sessions."""
+    """Train the bundled reference model, record its sessions, compose others. Codecs: `kvcompress train`."""
 
 
 @app.command()
 def lm(
-    corpus: Annotated[list[Path], typer.Option(help="JSON lines of dialogues or texts, gzipped or not; repeat it.")],
+    corpus: Annotated[
+        list[Path], typer.Option(help="JSON lines of dialogues or texts, gzipped or not; give several for more.")
+    ],
     out: Annotated[Path, typer.Option(help="Directory of the model; a run found there is resumed.")],
     short_steps: Annotated[int, typer.Option(help="Steps of 16 x 256 tokens.")] = 1000,
     middle_steps: Annotated[int, typer.Option(help="Steps of 8 x 512 tokens.")] = 1350,
     long_steps: Annotated[int, typer.Option(help="Steps of 2 x 2,048 tokens.")] = 850,
-    threads: Annotated[int, typer.Option(help="Threads of torch.")] = 2,
+    threads: Annotated[int, typer.Option(help="Number of threads.")] = 2,
     compile_model: Annotated[
         bool, typer.Option("--compile", help="torch.compile the model; needs a C++ compiler.")
     ] = False,
@@ -50,45 +52,14 @@ def lm(
 
 
 @app.command()
-def fit(
-    out: Annotated[Path, typer.Option("-o", "--out", help="Directory of the codec; its run, beside it, is resumed.")],
-    sessions: Annotated[Path | None, typer.Option(help="JSON lines of recorded sessions.")] = None,
-    shards: Annotated[Path | None, typer.Option(help="What `kvcompress harvest` left, instead of sessions.")] = None,
-    config: Annotated[Path, typer.Option(help="Recipe (YAML).")] = Path("train/configs/codec.yaml"),
-    model: Annotated[str, typer.Option(help="Model directory, or the name of a bundled model.")] = "reference-lm",
-    devices: Annotated[int | None, typer.Option(help="Processes of data-parallel training.", min=1)] = None,
-    threads: Annotated[int, typer.Option(help="Threads of torch in each process.", min=1)] = 2,
-    logger: Annotated[str | None, typer.Option(help="wandb (offline by default) or csv.")] = None,
-) -> None:
-    """Train a codec for a model from recorded sessions, resumably: closed form, then its prior, then for the model."""
-    import json
-    from dataclasses import replace
-
-    import torch
-
-    from kvcompress.cli.console import progress_bar
-    from train.codec.recipe import read_recipe
-
-    recipe = read_recipe(config)
-    recipe = replace(recipe, devices=devices or recipe.devices, logger=logger or recipe.logger)
-    torch.set_num_threads(threads)
-    from train.codec.run import CodecRun
-
-    with progress_bar("fit") as progress:
-        summary = CodecRun(recipe, model, sessions, shards, out, progress).run()
-    if summary:
-        typer.echo(json.dumps(summary, indent=1))
-
-
-@app.command()
 def sessions(
     out: Annotated[Path, typer.Option("-o", "--out", help="JSON lines file to write.")],
     model: Annotated[Path, typer.Option(help="The reference model.")] = Path("checkpoints/reference-lm"),
-    count: Annotated[int, typer.Option(help="Conversations.", min=1)] = 64,
+    count: Annotated[int, typer.Option(help="Number of conversations.", min=1)] = 64,
     shortest: Annotated[int, typer.Option(help="Fewest tokens before the closing questions.")] = 1050,
     longest: Annotated[int, typer.Option(help="Most tokens before the closing questions.")] = 1650,
     batch: Annotated[int, typer.Option(help="Conversations sampled at once.")] = 32,
-    seed: Annotated[int, typer.Option(help="Seed.")] = 1,
+    seed: Annotated[int, typer.Option(help="Random seed.")] = 1,
 ) -> None:
     """Record conversations with the model: facts and questions are scripted, everything else is sampled."""
     from kvcompress.hf import load_model
@@ -105,10 +76,10 @@ def sessions(
 def texts(
     out: Annotated[Path, typer.Option("-o", "--out", help="JSON lines file to write.")],
     model: Annotated[Path, typer.Option(help="Any causal language model with a tokenizer.")],
-    count: Annotated[int, typer.Option(help="Texts.", min=1)] = 64,
+    count: Annotated[int, typer.Option(help="Number of texts.", min=1)] = 64,
     tokens: Annotated[int, typer.Option(help="Tokens of a text.", min=1)] = 480,
     batch: Annotated[int, typer.Option(help="Texts sampled together.", min=1)] = 32,
-    seed: Annotated[int, typer.Option(help="Seed.")] = 1,
+    seed: Annotated[int, typer.Option(help="Random seed.")] = 1,
 ) -> None:
     """Let a model without a chat template write texts, as sessions to fit a codec on and to measure with."""
     from kvcompress.hf import load_model
@@ -121,13 +92,17 @@ def texts(
 
 @app.command()
 def compose(
-    corpus: Annotated[list[Path], typer.Option(help="JSON lines of dialogues or texts, gzipped or not; repeat it.")],
+    corpus: Annotated[
+        list[Path], typer.Option(help="JSON lines of dialogues or texts, gzipped or not; give several for more.")
+    ],
     out: Annotated[Path, typer.Option("-o", "--out", help="JSON lines file to write.")],
-    count: Annotated[int, typer.Option(help="Conversations.", min=1)] = 320,
+    count: Annotated[int, typer.Option(help="Number of conversations.", min=1)] = 320,
     chars: Annotated[int, typer.Option(help="Characters of a conversation, about.")] = 5200,
     held_out: Annotated[bool, typer.Option("--held-out", help="Draw from the held-out documents.")] = False,
-    category: Annotated[str | None, typer.Option(help="One category for all; a mixture if not given.")] = None,
-    seed: Annotated[int, typer.Option(help="Seed.")] = 2,
+    category: Annotated[
+        str | None, typer.Option(help="Category of all conversations.", show_default="a mixture")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Random seed.")] = 2,
 ) -> None:
     """Compose conversations from the corpus with planted facts, to fit a codec on or to measure the model with."""
     import random
@@ -176,7 +151,7 @@ def mixture(
 def measure(
     sessions: Annotated[Path, typer.Option(help="JSON lines of sessions the model has not seen.")],
     model: Annotated[Path, typer.Option(help="The model.")] = Path("checkpoints/reference-lm"),
-    most_sessions: Annotated[int, typer.Option(help="Sessions measured at most.")] = 32,
+    most_sessions: Annotated[int, typer.Option(help="Largest number of sessions to measure.")] = 32,
     seed: Annotated[int, typer.Option(help="Seed of the planted facts asked at long distance.")] = 3,
     card: Annotated[bool, typer.Option("--card", help="Write the model's card from the result.")] = False,
 ) -> None:

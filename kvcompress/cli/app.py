@@ -10,10 +10,11 @@ import typer
 from kvcompress import __version__
 from kvcompress.cli.calibrate import calibrate
 from kvcompress.cli.codecs import codecs
-from kvcompress.cli.console import loads_models, printable, tolerant_streams
+from kvcompress.cli.console import loads_models, tolerant_streams
 from kvcompress.cli.decode import decode
 from kvcompress.cli.doctor import doctor
 from kvcompress.cli.encode import encode
+from kvcompress.cli.extras import WithExtras
 from kvcompress.cli.fit import fit
 from kvcompress.cli.harvest import harvest
 from kvcompress.cli.inspect import inspect
@@ -21,9 +22,9 @@ from kvcompress.cli.record import record
 from kvcompress.cli.report import report
 from kvcompress.cli.resume import resume
 from kvcompress.cli.verify import verify
-from kvcompress.errors import KVCompressError
+from kvcompress.errors import KVCompressError, shown
 
-app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False)
+app = typer.Typer(cls=WithExtras, no_args_is_help=True, pretty_exceptions_enable=False)
 
 
 def _print_version(wanted: bool) -> None:
@@ -35,15 +36,22 @@ def _print_version(wanted: bool) -> None:
 @app.callback()
 def _root(
     version: Annotated[
-        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
     ] = False,
 ) -> None:
     """Store, move and resume the KV cache of a transformer session in a file many times smaller."""
 
 
-for _command in (record, encode, decode, resume, inspect, verify, report, fit, calibrate, harvest, doctor):
-    app.command()(loads_models(_command))
-app.add_typer(codecs, name="codecs")
+PANELS = {
+    "Sessions": (record, encode, decode, resume, inspect, verify, report),
+    "Codecs": (harvest, fit, calibrate),
+    "Installation": (doctor,),
+}
+
+for _panel, _commands in PANELS.items():
+    for _command in _commands:
+        app.command(rich_help_panel=_panel)(loads_models(_command))
+app.add_typer(codecs, name="codecs", rich_help_panel="Codecs")
 
 
 def main() -> None:
@@ -52,12 +60,12 @@ def main() -> None:
     try:
         app()
     except KVCompressError as error:
-        sys.stderr.write(f"error: {printable(error)}\n")
+        sys.stderr.write(f"error: {shown(error)}\n")
         sys.exit(1)
     except OSError as error:  # a full disk or a closed directory where a library writes
         where = f"{error.filename}: " if error.filename else ""
         told = f"{where}{(error.strerror or str(error)).lower()}. Nothing was written."
-        sys.stderr.write(f"error: {printable(told)}\n")
+        sys.stderr.write(f"error: {shown(told)}\n")
         sys.exit(1)
     except KeyboardInterrupt:
         sys.stderr.write("error: interrupted. Nothing was written.\n")

@@ -1,4 +1,4 @@
-"""`kvcompress encode`: a raw snapshot to a `.kvz` file."""
+"""`kvcompress encode`: compress a raw snapshot into a `.kvz` file."""
 
 from __future__ import annotations
 
@@ -15,7 +15,6 @@ from kvcompress.cli.console import (
     JsonOption,
     RecomputeLayersOption,
     beside,
-    printable,
     progress_bar,
     require_output,
     show,
@@ -44,7 +43,7 @@ from kvcompress.cli.encode_options import (
 )
 from kvcompress.cli.inspect import in_words
 from kvcompress.codec.settings import settings_of
-from kvcompress.errors import InputError, about
+from kvcompress.errors import InputError, about, shown
 from kvcompress.hub.bundled import DEFAULT_MODEL
 
 if TYPE_CHECKING:
@@ -77,7 +76,10 @@ def encode(
     allow_other_weights: OtherWeightsOption = False,
     sessions: SessionsOption = None,
 ) -> None:
-    """Compress a raw snapshot."""
+    """Compress a raw snapshot into a .kvz file.
+
+    Choose one of --quality, --max-kl, --size-ratio and --lossless.
+    """
     require_output(output, force, as_json)
     planned = _plan(plan, scorer, keep, keep_message, keep_fraction, guarantee, plan_table, history, evidence)
     options = EncodeOptions(
@@ -97,7 +99,7 @@ def encode(
     found, data = _encoded(raw, output, options, codec, model or DEFAULT_MODEL, plan_table, force)
     encoded, choice = found.encoded, found.link
     for note in found.notes:
-        sys.stderr.write(f"note: {printable(note)}.\n")
+        sys.stderr.write(f"note: {shown(note)}.\n")
     if as_json:
         show(data | {"settings": dict(encoded.settings)} | (_link_json(choice) if choice else {}), as_json=True)
         return
@@ -120,14 +122,15 @@ def _encoded(
     from kvcompress.api.encoding import model_source
     from kvcompress.format.atomic import require_writable
     from kvcompress.format.container import save
-    from kvcompress.format.raw_snapshot import load_raw
+    from kvcompress.format.raw_snapshot import load_raw, session_of_raw
     from kvcompress.prune.table import save_table
 
     if plan_table is not None:
         require_writable(plan_table, force)
     snapshot = load_raw(raw)
     start = time.perf_counter()
-    with about(raw), progress_bar("encode") as progress:
+    name = session_of_raw(raw)
+    with about(f"{raw} ({name})" if name else raw), progress_bar("encode") as progress:
         found = encode_snapshot(snapshot, options, codec=codec, model=model_source(model), progress=progress)
     seconds = time.perf_counter() - start
     if plan_table is not None and found.plan is not None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from typing import TYPE_CHECKING
 
-from kvcompress.cli.console import ForceOption, JsonOption, printable, progress_bar, show
+from kvcompress.cli.console import ForceOption, JsonOption, progress_bar, show
 from kvcompress.cli.fit_options import (
     CodecShareOption,
     DryRunOption,
@@ -22,7 +22,7 @@ from kvcompress.cli.fit_options import (
     ThreadsOption,
     TokensOption,
 )
-from kvcompress.errors import InputError
+from kvcompress.errors import InputError, shown
 from kvcompress.hub.bundled import DEFAULT_MODEL
 
 if TYPE_CHECKING:
@@ -47,10 +47,10 @@ def fit(
     force: ForceOption = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Fit a codec in closed form and verify which qualities it keeps; minutes for a small model.
+    """Make a codec for a model from recorded sessions, and verify which qualities it keeps.
 
-    With --recompute-layers above 0 it goes into the subdirectory recompute-<m>, beside the codec that codes all layers.
-    Killed, it goes on where it stopped: what it has found so far lies in <output>.fit.
+    The fit is in closed form and takes minutes for a small model. An interrupted fit continues where it stopped: its
+    intermediate results are in <output>.fit.
     """
     import torch
 
@@ -103,4 +103,4 @@ def _layers(asked: str, source: object) -> int:
 
 
 def _say(line: str) -> None:
-    sys.stderr.write(f"{printable(line)}.\n")
+    sys.stderr.write(f"{shown(line)}.\n")

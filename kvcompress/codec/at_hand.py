@@ -1,4 +1,4 @@
-"""Which codec at hand belongs to a model, and which one made a file: found by digests, read without torch."""
+"""Find the installed codec of a model, and the one that made a file: by digests, without torch."""
 
 from __future__ import annotations
 

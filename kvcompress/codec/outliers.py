@@ -1,4 +1,4 @@
-"""Tokens out of all proportion: what the prior misses by far, found in each session and coded in a class of their own.
+"""Outlier tokens, which the prior misses by far: detected in each session and coded in a class of their own.
 
 Some tokens have activations far from those of all others (Sun et al., "Massive activations", arXiv 2402.17762): most
 models make one of the token at place 0, some of others, anywhere (KVSink, arXiv 2508.04257). Much attention goes there,

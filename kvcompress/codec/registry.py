@@ -1,4 +1,4 @@
-"""Open any file that holds a session: `.kvz` through its codec, or a raw snapshot."""
+"""Open any file that holds a session: a `.kvz` file through its codec, or a raw snapshot."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the header of a file says in its settings, by codec: typed here, JSON at the border only.
+"""The settings in a file's header, typed for each codec; JSON only at the border.
 
 A setting that this version does not know is not looked at, so that files of later versions are read; one that it
 knows is of its type, or the file is refused. Nothing here needs torch, so that `kvcompress inspect` reads it at once.

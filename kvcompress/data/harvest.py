@@ -1,4 +1,4 @@
-"""Harvest the caches of recorded sessions: the one time that a fit runs the model over all of them.
+"""Harvest the caches of recorded sessions: the only pass of a fit that runs the model over all of them.
 
 Each file is written whole or not at all and the index last, so a harvest that was killed goes on where it stopped. One
 that replaces another (`force`) is made in a hidden folder beside it and takes its place when it is whole.

@@ -1,4 +1,4 @@
-"""The closed form of one group of layers: what predicts it, and the transform of what that leaves."""
+"""The closed-form fit of one group of layers: its prediction, and the transform of the residual."""
 
 from __future__ import annotations
 

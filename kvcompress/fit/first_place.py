@@ -1,4 +1,4 @@
-"""Place 0, which sees no other token: whether a model makes an attention sink of it, and what is fitted to it then.
+"""Position 0, which attends to no other token: detect whether it is an attention sink, and fit for it.
 
 Its cache is a function of the token alone, so it can cost next to nothing, and much of the attention goes there, so an
 error in it costs more than elsewhere (Xiao et al., arXiv 2309.17453; Sun et al., 2402.17762). Whether it is so is

@@ -1,4 +1,4 @@
-"""The token table of a codec's prior: from the means of token ids, or from the model's own embeddings.
+"""The token table of a codec's prior: from means per token id, or from the model's own embeddings.
 
 Means need many occurrences of each id; where the vocabulary is large beside the sessions, most ids are never seen, and
 what the model itself makes of each id, its embedding, tells more. Statistics stay small: means in a sketch of the

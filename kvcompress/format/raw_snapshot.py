@@ -1,4 +1,4 @@
-"""The raw snapshot file: a cache as the model holds it, in a safetensors file that any program can write and read."""
+"""The raw snapshot file: an uncompressed cache in a safetensors file that any program can read and write."""
 
 from __future__ import annotations
 
@@ -24,8 +24,14 @@ FORMAT = "kvcompress.snapshot"
 VERSION = "1"
 
 
-def save_raw(path: PathLike, snapshot: KVSnapshot, force: bool = False) -> None:
+def save_raw(path: PathLike, snapshot: KVSnapshot, force: bool = False, session: str = "") -> None:
     """Write a raw snapshot file; it appears whole or not at all.
+
+    Args:
+        path: The file.
+        snapshot: What it holds.
+        force: Replace an existing file.
+        session: What the session is called, for messages; a label that decides nothing.
 
     Raises:
         InputError: The file exists and `force` is not given, or it cannot be written.
@@ -34,7 +40,7 @@ def save_raw(path: PathLike, snapshot: KVSnapshot, force: bool = False) -> None:
         "format": FORMAT,
         "version": VERSION,
         "origin": canonical_json(snapshot.origin.to_json()).decode(),
-    }
+    } | ({"session": session} if session else {})
     with atomic_path(path, force=force) as temporary:
         try:
             save_file(dict(_tensors(snapshot)), temporary, metadata)
@@ -72,6 +78,12 @@ def origin_of_raw(path: PathLike) -> Origin:
     """Return where the cache of a raw snapshot file comes from; raises as `load_raw`."""
     with opened(path, "a raw snapshot") as file:
         return _origin(file.metadata() or {}, path)
+
+
+def session_of_raw(path: PathLike) -> str:
+    """Return what the session of a raw snapshot file is called, "" where it does not say; raises as `load_raw`."""
+    with opened(path, "a raw snapshot") as file:
+        return str((file.metadata() or {}).get("session", ""))
 
 
 def raw_layers(path: PathLike, layers: Sequence[int]) -> tuple[Tensor, dict[int, LayerKV]]:

@@ -1,4 +1,4 @@
-"""Several sessions side by side: caches of different lengths in one batch, each at its own positions.
+"""Several sessions in one batch: caches of different lengths, each at its own positions.
 
 ```
 session A   . . a a a a a a │ p p │ n n n        . padding, hidden by the mask

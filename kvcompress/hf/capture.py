@@ -1,4 +1,4 @@
-"""capture: run a model over a session, or take over a cache that covers it, and keep the state as a snapshot."""
+"""capture: run a model over a session, or take a cache that covers it, and return a snapshot."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Say which cache layouts are accepted, and find out which layers of a model rotate their keys.
+"""The supported cache layouts, and which layers of a model apply RoPE to their keys.
 
 Accepted is what the cache shows, not a list of names: every layer must be a plain `DynamicLayer` or
 `DynamicSlidingWindowLayer`. Families whose cache looks plain but means something else are refused by configuration.

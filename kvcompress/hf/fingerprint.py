@@ -1,4 +1,4 @@
-"""Hash everything that gives a cache its meaning: configuration, weights, rotary embedding, tokenizer.
+"""Hash everything that a cache depends on: configuration, weights, rotary embedding, tokenizer.
 
 Two loads of one checkpoint must agree, whatever the data type, the device or the directory; two models that would
 continue a session differently must not.

@@ -1,4 +1,4 @@
-"""Go on from a cache: feed tokens at their original positions, generate, stream the text.
+"""Continue from a cache: feed tokens at their original positions, generate, stream the text.
 
 A cache may hold fewer entries than the session has tokens (pruning, sliding windows), and transformers derives default
 positions from the number of entries. So every call here states its positions, and a pruned cache resumes with the

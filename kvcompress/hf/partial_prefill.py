@@ -1,4 +1,4 @@
-"""Run a model's first layers over token ids, and stop: their keys and values, at a part of the price of a prefill.
+"""Run only the first layers of a model over token ids, for their keys and values.
 
 ```
 token ids ──► embedding ──► layer 0 ──► .. ──► layer m-1 ──► layer m: norm, keys, values ──► cache ──► stop

@@ -1,4 +1,4 @@
-"""restore: build a cache that the model can go on from out of a snapshot."""
+"""restore: build from a snapshot a cache that the model can continue from."""
 
 from __future__ import annotations
 

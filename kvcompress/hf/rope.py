@@ -1,4 +1,4 @@
-"""Take rotary position embedding (RoPE) off cached keys and put it back, without the model's weights.
+"""Remove the rotary position embedding (RoPE) from cached keys and apply it again, without the model's weights.
 
 A codec predicts keys better before RoPE, a cache holds them after it. The rotation itself is not written down here: it
 is the model family's own `apply_rotary_pos_emb`, called with the sine negated for the way back, so half, interleaved

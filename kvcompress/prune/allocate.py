@@ -1,4 +1,4 @@
-"""From importance to tiers: Lagrangian allocation under one budget.
+"""Tiers from importance: Lagrangian allocation under one budget.
 
 For each token and tier the encoder knows the bits b and the squared error e of its latents, for it has tried them all.
 With importance w the damage is w e, and the plan that loses least at given bits gives every token the tier of least

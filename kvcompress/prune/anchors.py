@@ -1,4 +1,4 @@
-"""Semantic anchors: tokens that carry the meaning of a session, whatever a score says of them.
+"""Anchors: tokens that carry the meaning of a session and are protected whatever their score.
 
 Eviction by one score loses some instructions silently while others survive ("The Pitfalls of KV Cache Compression",
 Chen et al., arXiv 2510.00231; a list of what must stay, and fair shares, mend it). So anchors are found from the
@@ -259,9 +259,9 @@ def marked(text: Text, patterns: Sequence[str] = (), messages: Sequence[int] = (
         try:
             spans = [match.span() for match in re.finditer(pattern, whole) if match.group()]
         except re.error as error:
-            raise InputError(f"--keep {pattern!r} is no regular expression ({error})") from error
+            raise InputError(f"--keep '{pattern}' is no regular expression ({error})") from error
         if not spans:
-            raise InputError(f"--keep {pattern!r} matches nothing in the session", "Check its spelling and its case")
+            raise InputError(f"--keep '{pattern}' matches nothing in the session", "Check its spelling and its case")
         found += [Anchor(MARK, *_touched(starts, begin, end)) for begin, end in spans]
     said = turns(text)
     for index in messages:

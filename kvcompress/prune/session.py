@@ -1,4 +1,4 @@
-"""Plan one session: anchors, evidence, scorers, candidate search, file. What `kvcompress encode --plan auto` does."""
+"""Plan one session, as `kvcompress encode --plan auto` does: anchors, evidence, scorers, candidate search, file."""
 
 from __future__ import annotations
 

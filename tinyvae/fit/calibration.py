@@ -1,4 +1,4 @@
-"""How latents are predicted and how wide the rest is: the closed-form calibration of one group.
+"""Closed-form calibration of one group: how latents are predicted, and the scale of the residual.
 
 All of it is measured on latents of real sessions, decoded pass by pass as the decoder will, at one middling QP.
 """

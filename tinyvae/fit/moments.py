@@ -1,4 +1,4 @@
-"""Second moments that closed forms are solved from: token means, and regressors beside channels."""
+"""Second moments for closed-form fits: token means, and regressors with channels."""
 
 from __future__ import annotations
 

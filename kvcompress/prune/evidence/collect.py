@@ -1,4 +1,4 @@
-"""Collect the evidence that scorers ask for: the one place where pruning runs the model.
+"""Collect the evidence that scorers need: the only place where pruning runs the model.
 
 ```
 surprise, queries      one reading of the session, 256 tokens at a time, under an observer

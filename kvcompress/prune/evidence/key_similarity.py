@@ -1,4 +1,4 @@
-"""How alike tokens' keys are: what several scorers mean by novelty and by similarity.
+"""Similarity between the keys of tokens, which several scorers use for novelty.
 
 Keys are taken without RoPE, for with it the same word looks different at every position. All heads and layers that hold
 every token stand side by side.

@@ -1,4 +1,4 @@
-"""Evidence: what scorers look at, collected once for a session.
+"""Evidence: the input of scorers, collected once per session.
 
 Everything but the snapshot is optional; a scorer names what it needs in `needs`, and
 `kvcompress.prune.evidence.collect.collect` brings it. Where layers are concerned there is one entry a layer, over all N

@@ -1,4 +1,4 @@
-"""Evidence of a session at the time it is recorded, kept in a file for a plan that is made later."""
+"""Collect evidence when a session is recorded, in a file for later plans."""
 
 from __future__ import annotations
 

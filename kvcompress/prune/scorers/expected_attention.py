@@ -1,4 +1,4 @@
-"""Keep the tokens that queries to come will attend to, by what queries were like so far.
+"""Keep the tokens that future queries are expected to attend to, judged by the statistics of earlier queries.
 
 After "Expected Attention: KV Cache Compression by Estimating Attention from Future Queries Distribution" (Devoto et
 al., arXiv 2510.00636). Queries are taken as normal; with mean m and covariance S, both rotated on average over the

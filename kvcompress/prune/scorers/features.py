@@ -1,4 +1,4 @@
-"""Quantities of each token that learned scorers look at, each as a rank in [0, 1] within its session.
+"""Features of each token for learned scorers, each as a rank in [0, 1] within its session.
 
 Ranks, for they mean the same in every session and model: which share of the tokens has less of it.
 """

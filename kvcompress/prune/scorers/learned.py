@@ -1,4 +1,4 @@
-"""A small network that was trained to predict measured damage.
+"""A small network trained to predict measured damage.
 
 In the spirit of "KVzap: Fast, Adaptive, and Faithful KV Cache Pruning" (Jegou and Jeblick, arXiv 2601.07891), which
 distils KVzip into a small network on hidden states; here the input is what the other scorers measure, as ranks, and

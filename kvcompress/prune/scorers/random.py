@@ -1,4 +1,4 @@
-"""A control: what is kept has nothing to do with what it is worth.
+"""A control that ranks tokens at random.
 
 Every scorer must beat it. The numbers depend on the tokens alone, so that the same session always gets the same ones.
 Cost: none. Evidence: none.

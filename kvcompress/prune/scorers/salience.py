@@ -1,4 +1,4 @@
-"""Five-part salience: surprise, novelty, arousal, reward and conflict, as quantities of tokens.
+"""A weighted sum of five signals: surprise, novelty, arousal, reward and conflict (salience).
 
 After SNARC, the salience filter of the SAGE project, which scores observations by five hand-weighted parts. Here each
 part is something of a token that can be measured, taken as its rank in the session:
