@@ -65,14 +65,7 @@ def harvest(
     language_model, tokenizer = load_model(model)
     with progress_bar("harvest") as progress:
         summary = write_shards(
-            language_model,
-            tokenizer,
-            sessions,
-            output,
-            progress,
-            settings=settings,
-            force=force,
-            announce=_say,
+            language_model, tokenizer, sessions, output, progress, settings=settings, force=force, announce=_say
         )
     show(summary, as_json=as_json)
 

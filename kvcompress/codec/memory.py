@@ -12,7 +12,7 @@ import torch
 
 from kvcompress.codec.analysis import OFFSETS
 from kvcompress.codec.outliers import OUTLIERS
-from kvcompress.codec.settings import RESIDUAL_QP, TinyVAESettings
+from kvcompress.codec.settings import TinyVAESettings
 from kvcompress.format.ans import largest_choice
 from kvcompress.format.container import Encoded
 from tinyvae.prior import CONTEXTS, MEAN_BLOCK
@@ -48,13 +48,14 @@ def decoding_bytes(codec: TinyVAECodec, encoded: Encoded, held: Sequence[int]) -
         held: How many tokens each layer holds.
 
     Raises:
-        FormatError: The section of offsets is cut.
+        FormatError: The section of offsets is cut, or a setting is of another type.
     """
     tokens, kept, peak = encoded.tokens, 0, 0
+    has_residual = TinyVAESettings.from_json(encoded.settings).residual_qp is not None
     for group, layers in enumerate(codec.groups):
         config, count = codec.vae(group).config, held[layers[0]] if layers[0] < len(held) else 0
         symbols = count * _active_rank(codec, encoded, group)
-        residual = count * config.channels if RESIDUAL_QP in encoded.settings else 0
+        residual = count * config.channels if has_residual else 0
         kept += KEPT_BYTES * symbols + 2 * KEPT_BYTES * residual
         kept += MATRIX_BYTES * config.channels * (config.rank + config.prior_width)
         widest = max(codec.shapes[index].channels for index in layers)
