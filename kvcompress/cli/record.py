@@ -6,7 +6,7 @@ import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
 import typer
 
@@ -21,6 +21,17 @@ from kvcompress.cli.console import (
     require_output,
     show,
     written,
+)
+from kvcompress.cli.record_options import (
+    ChatOption,
+    EvidenceCodecOption,
+    EvidenceOption,
+    OutputOption,
+    ScorerOption,
+    SessionIdOption,
+    SessionOption,
+    TextOption,
+    TokensOption,
 )
 from kvcompress.cli.waiting import waiting
 from kvcompress.errors import InputError, shown
@@ -49,50 +60,19 @@ class Said:
     dialogue: Dialogue | None = None
 
 
-EVIDENCE = "Evidence for plans"
-
-
 def record(
-    output: Annotated[
-        Path, typer.Option("-o", "--output", help="Raw snapshot to write (.safetensors); - for standard output.")
-    ],
-    session: Annotated[Path | None, typer.Option(help="JSON lines of sessions.")] = None,
-    session_id: Annotated[
-        str | None, typer.Option("--id", help="Session to record.", show_default="the first one")
-    ] = None,
-    text: Annotated[Path | None, typer.Option(help="Instead of --session: a plain text file.")] = None,
-    chat: Annotated[
-        bool,
-        typer.Option(
-            "--chat", help="Instead of --session: talk to the model; an empty line ends the chat and records it."
-        ),
-    ] = False,
-    tokens: Annotated[
-        int | None, typer.Option(help="Record only the first N tokens.", min=1, show_default="all")
-    ] = None,
+    output: OutputOption,
+    session: SessionOption = None,
+    session_id: SessionIdOption = None,
+    text: TextOption = None,
+    chat: ChatOption = False,
+    tokens: TokensOption = None,
     special_tokens: SpecialTokensOption = False,
     model: ModelOption = DEFAULT_MODEL,
     dtype: DtypeOption = "float32",
-    evidence: Annotated[
-        Path | None,
-        typer.Option(
-            help="Also write the evidence that scorers need, for `encode --evidence`.", rich_help_panel=EVIDENCE
-        ),
-    ] = None,
-    scorer: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="Scorer to collect evidence for; give several for more.", show_default="all", rich_help_panel=EVIDENCE
-        ),
-    ] = None,
-    codec: Annotated[
-        str | None,
-        typer.Option(
-            help="Codec that will encode the session.",
-            show_default="the bundled one, with the bundled model",
-            rich_help_panel=EVIDENCE,
-        ),
-    ] = None,
+    evidence: EvidenceOption = None,
+    scorer: ScorerOption = None,
+    codec: EvidenceCodecOption = None,
     force: ForceOption = False,
     as_json: JsonOption = False,
 ) -> None:
