@@ -278,8 +278,8 @@ def test_bad_input_is_one_line(
     assert [line.startswith("error: ") for line in lines] == [True]
 
 
-def test_a_model_that_bfloat16_rounds_is_refused_and_its_symbols_survive(tmp_path: Path) -> None:
-    """Weights that bfloat16 cannot hold are other weights: their fingerprint differs, and resuming is refused."""
+def test_a_model_that_bfloat16_rounds_goes_on_and_its_symbols_survive(tmp_path: Path) -> None:
+    """A checkpoint loaded in another data type is the same model: its files go on there, from the same symbols."""
     torch.set_num_threads(1)
     model, settings = tiny_model(), FitSettings(rank=24, prior_rank=8, prior_taps=2, fisher_sessions=2)
     codec, _ = fit_codec(model, None, random_sessions(4, 320), settings, lambda stage, done, total: None)
@@ -297,16 +297,16 @@ def test_a_model_that_bfloat16_rounds_is_refused_and_its_symbols_survive(tmp_pat
         (tmp_path / name).mkdir()
     exact = Bench(job, REFERENCE, tmp_path / "encode-0").encode()["sessions"][0]
     rounded = Bench(job, BFLOAT16, tmp_path / "encode-1").encode()["sessions"][0]
-    assert rounded["own"] is None
-    assert "mismatch in the model's weights" in rounded["refused"]
+    assert rounded["own"] is not None
+    assert rounded["refused"] is None
     assert rounded["shared_sha256"] == exact["shared_sha256"] is not None
     job["files"] = [{"path": exact["own"]["path"], "session": 0}]
     here = Bench(job, REFERENCE, tmp_path / "decode-0").decode()["files"][0]
     there = Bench(job, BFLOAT16, tmp_path / "decode-1").decode()["files"][0]
     assert here["symbols_sha256"] == there["symbols_sha256"] == exact["own"]["symbols_sha256"]
-    assert len(here["greedy"]) == 3
-    assert here["refused"] is None
-    assert "mismatch in the model's weights" in there["refused"]
+    for found in (here, there):
+        assert len(found["greedy"]) == 3
+        assert found["refused"] is None
 
 
 def test_two_conditions_read_each_others_files(sessions_file: Path) -> None:

@@ -148,13 +148,13 @@ def masked_logits(snapshot: KVSnapshot, kept: list[Tensor], following: Tensor) -
         mask[..., held:] = torch.full((fed, fed), -torch.inf).triu(1)
         return lambda module, args, kwargs: (args, {**kwargs, "attention_mask": mask})
 
-    for index, block in enumerate(eager.model.layers):
-        block.self_attn.register_forward_pre_hook(hide(index), with_kwargs=True)
     rounded = tuple(
         dataclasses.replace(layer, keys=layer.keys.half().float(), values=layer.values.half().float())
         for layer in snapshot.layers
     )
-    cache = restore(dataclasses.replace(snapshot, layers=rounded), eager)
+    cache = restore(dataclasses.replace(snapshot, layers=rounded), eager)  # looks at the model as it is, so before hooks
+    for index, block in enumerate(eager.model.layers):
+        block.self_attn.register_forward_pre_hook(hide(index), with_kwargs=True)
     with torch.no_grad():
         logits: Tensor = eager(
             following[None], past_key_values=cache, position_ids=torch.arange(held, held + fed)[None]
