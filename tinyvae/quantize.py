@@ -58,7 +58,7 @@ def dequantize(symbols: Tensor, step: Tensor, levels: Tensor, centroids: Tensor)
         centroids: [LEVELS, 2] float32: how far, in steps, the mean of bin 1 (column 0) and of the bins above it
             (column 1) lies below the bin's integer.
     """
-    out = torch.zeros(symbols.shape)
+    out = torch.zeros(symbols.shape, dtype=torch.float32)
     places = symbols.flatten().nonzero()[:, 0]
     found = symbols.flatten()[places]
     magnitude = found.abs()

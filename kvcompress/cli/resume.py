@@ -61,6 +61,8 @@ def resume(
         snapshot = load_snapshot(file, codec, recompute_with(language_model, tokenizer), max_memory)
     if tokenizer is None:
         raise InputError("the model has no tokenizer", "Save one beside the model", path=model)
+    if snapshot.origin.dtype != dtype:
+        typer.echo(f"note: recorded in {snapshot.origin.dtype}, going on in {dtype}", err=True)
     restored = restore(snapshot, language_model, tokenizer=tokenizer, copy=False)
     cache, pending, position = _start(language_model, tokenizer, snapshot, restored, prompt, plain, special_tokens)
     pieces: list[str] = []

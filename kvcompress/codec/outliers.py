@@ -63,7 +63,7 @@ class Outliers:
             places: The positions [T] that each group holds.
             tokens: N.
         """
-        width = torch.zeros(tokens)
+        width = torch.zeros(tokens, dtype=torch.float32)
         for vae, (latents, context), place in zip(vaes, found, places, strict=True):
             of_group = relative_width(vae, latents, context.token_ids)
             if vae.first_place is not None and len(place) and int(place[0]) == 0:

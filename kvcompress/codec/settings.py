@@ -168,7 +168,7 @@ class Int8Settings(CommonSettings):
     @classmethod
     def from_json(cls, settings: Mapping[str, Any]) -> Int8Settings:
         """Read them, as `CommonSettings.from_json`."""
-        return cls(**_common(settings), shapes=shape_runs(settings))
+        return cls(**_common(settings), shapes=runs_of(settings))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -254,11 +254,11 @@ def _common(settings: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def shape_runs(settings: Mapping[str, Any]) -> tuple[tuple[int, int, int, int], ...]:
-    """Return the runs of layers of one shape that the setting "shapes" holds: layers, heads, key size, value size.
+def runs_of(settings: Mapping[str, Any]) -> tuple[tuple[int, int, int, int], ...]:
+    """Return the setting "shapes": runs of layers of one shape, see `Int8Settings`.
 
     Raises:
-        FormatError: It is missing or something else.
+        FormatError: It is missing, or no list of such runs.
     """
     value = settings.get("shapes")
     return tuple(_run(run) for run in (value if isinstance(value, list) else [None]))

@@ -68,5 +68,5 @@ def fit_first_place(vae: TinyVAE, relative_importance: Sequence[float], exponent
     if not relative_importance:
         return
     worth = max(1e-6, sum(relative_importance) / len(relative_importance))
-    levels = LEVELS_PER_OCTAVE * 0.5 * exponent * float(torch.tensor(worth).log2())
+    levels = LEVELS_PER_OCTAVE * 0.5 * exponent * float(torch.tensor(worth, dtype=torch.float32).log2())
     vae.first_place[0] = round(min(max(levels, 0.0), LARGEST_OFFSET))

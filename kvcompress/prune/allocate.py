@@ -37,7 +37,7 @@ LEVELS_PER_IMPORTANCE_OCTAVE = 8
 
 def own_importance_log2(codec: TinyVAECodec, snapshot: KVSnapshot) -> Tensor:
     """Return [N] float32: log2 of what the codec itself expects each token to be worth, by id and age."""
-    total = torch.zeros(snapshot.tokens)
+    total = torch.zeros(snapshot.tokens, dtype=torch.float32)
     for group in range(len(codec.groups)):
         total += codec.vae(group).qps(snapshot.token_ids, 0).float() / LEVELS_PER_IMPORTANCE_OCTAVE / len(codec.groups)
     return total - total.mean() if snapshot.tokens else total

@@ -441,11 +441,11 @@ def test_scale_blocks_say_how_wide_they_are() -> None:
         numbers = np.array([1.0, largest])
         block = bitpacking.pack_scales(bitpacking.nearest(numbers, bitpacking.scale_type(numbers)))
         assert (block[0], len(block)) == (width, 1 + 2 * width)
-        found = Reader(block, "the section 'scales'").scales(2)
+        found = bitpacking.read_scales(Reader(block, "scales"), (2,))
         assert found == pytest.approx(np.minimum(numbers, np.finfo(np.float32).max))
     for bad in (b"\3\0\0\0", b"\2\0", b"\2\x00\x7c", b""):
         with pytest.raises(FormatError):
-            Reader(bad, "the section 'scales'").scales(1)
+            bitpacking.read_scales(Reader(bad, "scales"), (1,))
 
 
 def test_persistence_sizes_are_those_of_the_numbers_and_a_little() -> None:

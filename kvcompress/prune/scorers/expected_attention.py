@@ -57,7 +57,7 @@ def _layer_score(index: int, layer: LayerKV, statistics: QueryStatistics, rope: 
 def mean_rotation(rope: Rope, layer: int, size: int, start: int) -> Tensor:
     """Return the mean over the next positions of the rotation, as the matrix [D, D] that rows are multiplied by."""
     positions = torch.arange(start, start + CONTINUATION_TOKENS)
-    unit = torch.eye(size)[:, None].expand(size, CONTINUATION_TOKENS, size)
+    unit = torch.eye(size, dtype=torch.float32)[:, None].expand(size, CONTINUATION_TOKENS, size)
     turned: Tensor = rope.redo(layer, unit, positions)
     return turned.float().mean(1)
 

@@ -24,7 +24,7 @@ class Random:
         """Return a number from 0 to 1 for each token."""
         digest = hashlib.sha256(evidence.snapshot.token_ids.numpy().astype("<i8").tobytes()).digest()
         generator = torch.Generator().manual_seed(int.from_bytes(digest[:7], "little"))
-        return torch.rand(evidence.tokens, generator=generator)
+        return torch.rand(evidence.tokens, generator=generator, dtype=torch.float32)
 
 
 SCORER = Random()

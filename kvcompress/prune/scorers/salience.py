@@ -61,7 +61,7 @@ class Salience:
 
     def score(self, evidence: Evidence) -> Tensor:
         """Return the weighted sum of the parts."""
-        total = torch.zeros(evidence.tokens)
+        total = torch.zeros(evidence.tokens, dtype=torch.float32)
         for name, value in self.parts(evidence).items():
             total += self.weight(name) * value
         return total
