@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from kvcompress.hf import capture, load_model, restore
     from kvcompress.metrics.fidelity import fidelity
     from kvcompress.snapshot import KVSnapshot
+    from kvcompress.store.session import StoredSession
+    from kvcompress.store.store import Store
 
 __version__ = "0.1.0"
 
@@ -36,6 +38,8 @@ _HOMES = {
     "KVSnapshot": "kvcompress.snapshot",
     "PlanOptions": "kvcompress.api.options",
     "SavedSession": "kvcompress.api.session",
+    "Store": "kvcompress.store.store",
+    "StoredSession": "kvcompress.store.session",
     "capture": "kvcompress.hf",
     "encode": "kvcompress.api.encoding",
     "fidelity": "kvcompress.metrics.fidelity",
@@ -56,6 +60,8 @@ __all__ = [
     "KVSnapshot",
     "PlanOptions",
     "SavedSession",
+    "Store",
+    "StoredSession",
     "__version__",
     "capture",
     "encode",

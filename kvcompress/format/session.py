@@ -23,6 +23,8 @@ from kvcompress.format.token_ids import pack_tokens, unpack_tokens
 from kvcompress.snapshot import KVSnapshot, Origin
 
 SESSION_SECTIONS = ("tokens", "origin", "positions")
+SEGMENT = "segment"
+"""Setting of a file that goes on from another one: only with it does it mean anything."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,8 +152,10 @@ def read_session(encoded: Encoded, preset: Preset = NOTHING) -> tuple[Tensor, Or
     Raises:
         MismatchError: The sections lean on the preset of another codec.
         FormatError: A section is missing or damaged, or contradicts another or the header.
-        InputError: The origin lacks a field.
+        InputError: The origin lacks a field, or the file goes on from another one.
     """
+    if SEGMENT in encoded.settings:
+        raise InputError("the file is a segment of a stored session", "Read it with `kvcompress store resume`")
     token_ids, origin, positions = read_session_sections(encoded.sections, preset, encoded.tokens)
     if encoded.tokens != len(token_ids):
         raise FormatError(f"the header counts {encoded.tokens} tokens, the section 'tokens' {len(token_ids)}")

@@ -1,0 +1,324 @@
+"""How an entry comes into a log: its segment is on the disk first, then one transaction adds what points at it."""
+
+from __future__ import annotations
+
+import sqlite3
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
+
+from kvcompress.api.options import EncodeOptions
+from kvcompress.errors import InputError, MismatchError
+from kvcompress.format.json_section import canonical_json
+from kvcompress.snapshot import KVSnapshot, Origin
+from kvcompress.store.database import entry_id
+from kvcompress.store.fence import claim, require_writable
+from kvcompress.store.log import APPEND, TOKENS, TURNS, Entry, Link, context_of, entry_of
+from kvcompress.store.objects import content_digest
+from kvcompress.store.path import path_rows
+from kvcompress.store.segment import encode_part, part_of, prefix_digest, prefix_digests, tokens_part
+
+if TYPE_CHECKING:
+    from kvcompress.store.session import StoredSession
+
+PRODUCER = "kvcompress"
+ENTRY_BYTES = 16 << 10
+"""What a commit adds to the database, at most about."""
+
+
+@dataclass(frozen=True, slots=True)
+class State:
+    """What an entry is added to.
+
+    Attributes:
+        entries: Entries of the log.
+        head: The newest one, None where there is none.
+        tokens: Tokens of the state.
+        parent: Digest of its last segment, "" where there is none.
+        prefix: Digest of its token ids, hexadecimal.
+        origin: Digest of the session's origin, "" where it has none yet.
+    """
+
+    entries: int
+    head: Entry | None
+    tokens: int
+    parent: str
+    prefix: str
+    origin: str
+
+
+@dataclass(frozen=True, slots=True)
+class NewSegment:
+    """A segment that is to be held.
+
+    Attributes:
+        digest: Of its content.
+        parent: Digest of the segment before it, "" for none.
+        start: Tokens before it.
+        end: Tokens after it.
+        prefix: Digest of all token ids up to its end.
+        data: Its content.
+    """
+
+    digest: str
+    parent: str
+    start: int
+    end: int
+    prefix: bytes
+    data: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class NewEntry:
+    """An entry that is to be added.
+
+    Attributes:
+        kind: See `Entry`.
+        parent: Id of the entry that it goes on from.
+        start: Tokens before it.
+        end: Tokens after it.
+        segment: What it adds.
+        said: What goes into its context.
+    """
+
+    kind: str
+    parent: int | None
+    start: int
+    end: int
+    segment: NewSegment | None = None
+    said: Mapping[str, Any] = field(default_factory=dict)
+
+
+def state_of_session(session: StoredSession) -> State:
+    """Return the present state of a session."""
+    with session.store.database.read() as tables:
+        row = tables.execute("SELECT entries, origin FROM sessions WHERE id = ?", (session.id,)).fetchone()
+        count, origin = row["entries"], row["origin"] or ""
+        if not count:
+            return State(0, None, 0, "", "", origin)
+        found = tables.execute("SELECT * FROM entries WHERE id = ?", (entry_id(session.id, count - 1),)).fetchone()
+        if found is None:
+            raise InputError(f"the log of {session.name!r} was cut off", "See `kvcompress store verify`")
+        head = entry_of(found)
+        turns = path_rows(tables, head.id, TURNS, most=1)
+    last = entry_of(turns[0]) if turns else None
+    prefix = str(last.context.get("prefix", "")) if last else ""
+    return State(count, head, head.end, last.segment if last else "", prefix, origin)
+
+
+def add(tables: sqlite3.Connection, session: StoredSession, new: NewEntry) -> Entry:
+    """Add an entry within a transaction of its session's writer."""
+    row = tables.execute("SELECT entries, anchor, digest FROM sessions WHERE id = ?", (session.id,)).fetchone()
+    number, now = int(row["entries"]), round(time.time(), 3)
+    said = {"time": now, "producer": PRODUCER, **new.said}
+    context = context_of(number, new.kind, new.parent, new.start, new.end, said)
+    text, segment = canonical_json(context), b""
+    if new.segment is not None:
+        segment = bytes.fromhex(new.segment.digest)
+        hold(tables, session, new.segment, now)
+    link = Link(bytes(row["anchor"]), bytes(row["digest"])).then(segment, text)
+    tables.execute(
+        "INSERT INTO entries VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+        (
+            entry_id(session.id, number),
+            new.parent,
+            new.kind,
+            new.start,
+            new.end,
+            segment or None,
+            text.decode(),
+            link.anchor,
+            link.digest,
+            int(bool(segment)),
+        ),
+    )
+    tables.execute(
+        "UPDATE sessions SET entries = ?, anchor = ?, digest = ?, used = ? WHERE id = ?",
+        (number + 1, link.anchor, link.digest, now, session.id),
+    )
+    found = tables.execute("SELECT * FROM entries WHERE id = ?", (entry_id(session.id, number),)).fetchone()
+    return entry_of(found)
+
+
+def hold(tables: sqlite3.Connection, session: StoredSession, segment: NewSegment, now: float) -> None:
+    """Count one more entry that holds a segment, whose file must be there.
+
+    Collecting deletes files within a transaction, so a file that is seen inside of one stays.
+    """
+    store, digest = session.store, bytes.fromhex(segment.digest)
+    size = store.objects.size(segment.digest)
+    if size is None:
+        store.put(segment.data)
+        size = store.objects.size(segment.digest) or 0
+    row = tables.execute("SELECT bytes, tokens FROM segments WHERE digest = ?", (digest,)).fetchone()
+    if row is None:
+        values = (digest, _digest_bytes(segment.parent), segment.end, segment.prefix, size, now, now)
+        tables.execute("INSERT INTO segments VALUES (?, ?, ?, ?, ?, 1, ?, ?, NULL)", values)
+    else:  # one that had made room is whole again
+        asked = "UPDATE segments SET uses = uses + 1, used = ?, bytes = ?, tokens = NULL WHERE digest = ?"
+        tables.execute(asked, (now, size, digest))
+        if row["tokens"] is not None:
+            tables.execute("UPDATE segments SET uses = uses - 1 WHERE digest = ?", (row["tokens"],))
+    new_bytes = size - (0 if row is None else row["bytes"])
+    tables.execute(
+        "UPDATE store SET stored_bytes = stored_bytes + ?, added_bytes = added_bytes + ?",
+        (new_bytes, size if row is None else 0),
+    )
+
+
+def append(
+    session: StoredSession,
+    snapshot: KVSnapshot,
+    options: EncodeOptions,
+    codec: str | Path | None,
+    cuts: Sequence[int],
+    said: Mapping[str, Any],
+) -> Entry:
+    """See `StoredSession.append`."""
+    with session.lock:
+        require_writable(session)
+        state = state_of_session(session)
+        _require_continuation(session, state, snapshot.token_ids, snapshot.origin)
+        if snapshot.tokens == state.tokens and state.head is not None:
+            return state.head
+        segments = list(_segments(session, state, snapshot, options, codec, cuts))
+        context = {"said": dict(said)} if said else {}
+        return _commit(session, state, snapshot.origin, segments, APPEND, context)
+
+
+def append_tokens(session: StoredSession, token_ids: Tensor, snapshot: KVSnapshot | None) -> Entry:
+    """See `StoredSession.append_tokens`."""
+    with session.lock:
+        require_writable(session)
+        state = state_of_session(session)
+        if snapshot is None and not state.origin:
+            raise InputError("the session has no origin yet", "Give a snapshot of its model")
+        origin = snapshot.origin if snapshot is not None else session.store.origin(state.origin)
+        _require_continuation(session, state, token_ids, origin)
+        if len(token_ids) == state.tokens and state.head is not None:
+            return state.head
+        grown = Origin.from_json(origin.to_json() | {"next_position": len(token_ids)})
+        data = tokens_part(token_ids, state.tokens, state.parent, grown)
+        segment = _segment(session, token_ids, state.tokens, state.parent, data)
+        return _commit(session, state, grown, [segment], TOKENS, {"why": "token ids alone"})
+
+
+def _require_continuation(session: StoredSession, state: State, token_ids: Tensor, origin: Origin) -> None:
+    """Raise unless tokens and origin go on from a state."""
+    if state.origin:
+        known = session.store.origin(state.origin)
+        known.fingerprint.require_match(origin.fingerprint)
+        for part, expected, found in (
+            ("the cache's data type", known.dtype, origin.dtype),
+            ("the number of layers", str(len(known.layer_kinds)), str(len(origin.layer_kinds))),
+            ("the kinds of layers", ", ".join(known.layer_kinds)[:60], ", ".join(origin.layer_kinds)[:60]),
+        ):
+            if expected != found:
+                raise MismatchError(part, expected, found, "Record with the model as it was, or begin another session")
+    key = session.store.digest_key
+    begins = len(token_ids) >= state.tokens and (
+        not state.tokens or prefix_digest(token_ids[: state.tokens], key).hex() == state.prefix
+    )
+    if not begins:
+        what = f"the tokens do not begin with the {state.tokens} that session {session.name!r} holds"
+        raise InputError(what, "Rewind the session to what they share, or branch")
+
+
+def _segments(
+    session: StoredSession,
+    state: State,
+    snapshot: KVSnapshot,
+    options: EncodeOptions,
+    codec: str | Path | None,
+    cuts: Sequence[int],
+) -> Iterator[NewSegment]:
+    """Yield the segments that a snapshot adds, cut where others have been."""
+    start, parent, store = state.tokens, state.parent, session.store
+    whole = all(len(layer.positions) == snapshot.tokens for layer in snapshot.layers)
+    while start < snapshot.tokens:
+        ends = {end for end in cuts if start < end < snapshot.tokens} if whole else set()
+        shared = _known_end(session, parent, start, snapshot.token_ids) if whole else None
+        end = shared or min(ends, default=snapshot.tokens)
+        cut = snapshot if end == snapshot.tokens else part_of(snapshot, start, end)
+        data = encode_part(cut, start, parent, options, store.codecs, codec)
+        found = _segment(session, snapshot.token_ids[:end], start, parent, data)
+        yield found
+        start, parent = end, found.digest
+
+
+def _known_end(session: StoredSession, parent: str, start: int, token_ids: Tensor) -> int | None:
+    """Return where the longest segment ends that the store holds of these tokens after a parent; None for none."""
+    asked = "SELECT DISTINCT end, prefix FROM segments WHERE parent = ? AND end > ? AND end <= ? ORDER BY end DESC"
+    with session.store.database.read() as tables:
+        rows = tables.execute(asked, (_digest_bytes(parent), start, len(token_ids))).fetchall()
+    digests = prefix_digests(token_ids, {int(row["end"]) for row in rows}, session.store.digest_key)
+    return next((int(row["end"]) for row in rows if bytes(row["prefix"]) == digests[row["end"]]), None)
+
+
+def _segment(session: StoredSession, token_ids: Tensor, start: int, parent: str, data: bytes) -> NewSegment:
+    key = session.store.digest_key
+    return NewSegment(content_digest(data, key), parent, start, len(token_ids), prefix_digest(token_ids, key), data)
+
+
+def _commit(
+    session: StoredSession,
+    state: State,
+    origin: Origin,
+    segments: Sequence[NewSegment],
+    kind: str,
+    said: Mapping[str, Any],
+) -> Entry:
+    """Write the files, then the rows that make them part of the session."""
+    from kvcompress.store.collect import require_room
+
+    store, entry = session.store, None
+    limit = store.settings.get("max_bytes")
+    if limit is not None:
+        require_room(store, sum(len(segment.data) for segment in segments) + ENTRY_BYTES, int(limit))
+    else:
+        for segment in segments:
+            store.written(store.objects.put(segment.digest, segment.data))
+    with store.database.write() as tables:
+        claim(tables, session, state.entries)
+        if limit is not None:  # one writer at a time, so that all together keep the limit
+            require_within(store, tables, segments, int(limit))
+        if not state.origin:
+            _keep_origin(tables, session, origin)
+        parent = state.head.id if state.head is not None else None
+        for segment in segments:
+            context = {**said, "prefix": segment.prefix.hex(), "bytes": len(segment.data)}
+            new = NewEntry(kind, parent, segment.start, segment.end, segment, context)
+            entry = add(tables, session, new)
+            parent = entry.id
+    assert entry is not None
+    return entry
+
+
+def require_within(store: Any, tables: sqlite3.Connection, segments: Sequence[NewSegment], limit: int) -> None:
+    """Write the files of segments within a transaction, unless the store would grow beyond its limit."""
+    stored = int(tables.execute("SELECT stored_bytes FROM store").fetchone()[0])
+    fresh = [segment for segment in segments if store.objects.size(segment.digest) is None]
+    need = sum(len(segment.data) for segment in fresh)
+    total = stored + store.database.size_bytes() + need + ENTRY_BYTES
+    if total > limit:
+        raise InputError(
+            f"the store would take {total} bytes, more than its limit of {limit}", "Raise it, or try again"
+        )
+    for segment in fresh:
+        store.written(store.objects.put(segment.digest, segment.data))
+
+
+def _keep_origin(tables: sqlite3.Connection, session: StoredSession, origin: Origin) -> None:
+    """Note what all snapshots of a session have in common; equal ones are kept once."""
+    text = canonical_json(origin.to_json() | {"next_position": 0})
+    digest = content_digest(text)
+    tables.execute("INSERT OR IGNORE INTO origins VALUES (?, ?)", (digest, text.decode()))
+    tables.execute("UPDATE sessions SET origin = ? WHERE id = ?", (digest, session.id))
+
+
+def _digest_bytes(digest: str) -> bytes:
+    return bytes.fromhex(digest)

@@ -1,0 +1,319 @@
+"""Segments: what a turn adds to a session as a `.kvz` file, and segments in order back to a snapshot.
+
+A segment holds the keys and values of tokens [start, end) and the ids of these tokens alone. Its setting `segment` says
+where it goes on:
+
+```
+start    tokens before it
+parent   digest of the segment before it, 64 hexadecimal digits; "" for the first
+first    for each layer the first position that it still holds after `end` tokens; left out where all hold all
+```
+Positions are counted from `start`. Codecs without weights code and decode it so; a learned one is given the ids of the
+tokens before, which it predicts from, and the true positions. What was decoded is never coded again: a segment is coded
+from the cache as the model left it, which went on from the decoded past.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Collection, Iterable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from kvcompress.api.codecs import LoadedCodecs
+from kvcompress.api.encoding import encode
+from kvcompress.api.options import EncodeOptions
+from kvcompress.errors import FormatError, InputError
+from kvcompress.format.container import Encoded, from_bytes, pack_positions, to_bytes, unpack_positions
+from kvcompress.format.json_section import MAX_TOKENS
+from kvcompress.format.session import SEGMENT, encoded_session, read_session_sections
+from kvcompress.format.token_ids import pack_tokens, unpack_tokens
+from kvcompress.format.zstd_frame import zstd_pack
+from kvcompress.hf.partial_prefill import Recompute
+from kvcompress.snapshot import CACHE_DTYPES, KVSnapshot, LayerKV, Origin
+
+TOKENS_ONLY = "tokens"
+"""Kind of a file that holds no keys and values: the model computes them again."""
+
+PREFIX_BYTES = 16
+
+Grow = Callable[[KVSnapshot | None, Tensor], KVSnapshot]
+"""Called with a snapshot (None for the empty session) and all token ids [N]; runs a model over those it lacks."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Part:
+    """A segment, read.
+
+    Attributes:
+        encoded: The file.
+        start: Tokens before it.
+        token_ids: [end - start] int64, of the tokens that it adds.
+        parent: Digest of the segment before it, "" for the first.
+        first: For each layer the first position still held after it; empty where all hold all.
+    """
+
+    encoded: Encoded
+    start: int
+    token_ids: Tensor
+    parent: str
+    first: tuple[int, ...]
+
+    @property
+    def end(self) -> int:
+        """Tokens of the session after it."""
+        return self.start + len(self.token_ids)
+
+    @property
+    def is_tokens_only(self) -> bool:
+        """Whether keys and values have to be computed again."""
+        return self.encoded.codec == TOKENS_ONLY
+
+
+def prefix_digest(token_ids: Tensor, key: bytes = b"") -> bytes:
+    """Return the BLAKE2b-128 of token ids [N] int64, eight bytes each, little-endian."""
+    return prefix_digests(token_ids, {len(token_ids)}, key)[len(token_ids)]
+
+
+def prefix_digests(token_ids: Tensor, ends: Collection[int], key: bytes = b"") -> dict[int, bytes]:
+    """Return the same of the first tokens up to each of some ends, in one pass."""
+    data, done, found = token_ids.detach().cpu().contiguous().numpy().astype("<i8"), 0, dict[int, bytes]()
+    hashed = hashlib.blake2b(digest_size=PREFIX_BYTES, key=key)
+    for end in sorted(ends):
+        hashed.update(data[done:end].tobytes())
+        done, found[end] = end, hashed.digest()
+    return found
+
+
+def encode_part(
+    snapshot: KVSnapshot, start: int, parent: str, options: EncodeOptions, codecs: LoadedCodecs, codec: Any = None
+) -> bytes:
+    """Return the segment that adds to the tokens before `start` what a snapshot holds beyond them.
+
+    Args:
+        snapshot: The whole session, at least as long as `start`.
+        start: Tokens that earlier segments hold.
+        parent: Digest of the last of these, "" where there is none.
+        options: A quality, or lossless.
+        codecs: Where the codec is taken from.
+        codec: Name, directory or Hub id; None takes the one that fits.
+
+    Raises:
+        InputError: The options cannot be met for a part of a session, or the codec does not fit.
+    """
+    if options.runs_model or options.size_ratio is not None or options.recompute_layers:
+        what = "a segment is coded by a quality or without loss"
+        raise InputError(what, "Name one of these; plans, max KL, size ratios and recomputed layers are of whole files")
+    cut = part_of(snapshot, start)
+    settings = {SEGMENT: _statement(snapshot, start, parent)}
+    if options.lossless:
+        return _packed(encode(_rebased(cut, start), options).encoded, settings)
+    loaded = codecs.encoder(snapshot, codec)
+    return _packed(_shortened(encode(cut, options, codec=loaded, start=start).encoded, cut, start), settings)
+
+
+def tokens_part(token_ids: Tensor, start: int, parent: str, origin: Origin) -> bytes:
+    """Return the segment of tokens whose keys and values are to be computed again.
+
+    Args:
+        token_ids: [N] int64, of the whole session.
+        start: Tokens before it.
+        parent: As in `encode_part`.
+        origin: Of the session.
+    """
+    nothing = torch.empty(0, 0, 0, dtype=CACHE_DTYPES[origin.dtype])
+    empty = (LayerKV(nothing, nothing, torch.empty(0, dtype=torch.int64)),) * len(origin.layer_kinds)
+    held = encoded_session(TOKENS_ONLY, "", KVSnapshot(empty, token_ids[start:], origin), {}, {})
+    sections = {name: held.sections[name] for name in ("tokens", "origin")}
+    return _packed(replace(held, sections=sections), {SEGMENT: {"start": start, "parent": parent}})
+
+
+def read_part(data: bytes) -> Part:
+    """Read a segment.
+
+    Raises:
+        FormatError: It is damaged, or no segment.
+    """
+    encoded = from_bytes(data)
+    says = encoded.settings.get(SEGMENT)
+    if not isinstance(says, dict) or set(says) - {"start", "parent", "first"}:
+        raise FormatError("the file is no segment of a session", "Read it with `kvcompress resume`")
+    start, parent, first = says.get("start"), says.get("parent"), says.get("first", [])
+    if type(start) is not int or not 0 <= start <= MAX_TOKENS or not isinstance(parent, str):
+        raise FormatError("the segment does not say where it goes on")
+    if bool(start) != bool(parent) or (parent and (len(parent) != 64 or set(parent) - set("0123456789abcdef"))):
+        raise FormatError("the segment names an impossible parent")
+    ids = unpack_tokens(encoded.sections.get("tokens", b""), encoded.tokens)
+    whole = isinstance(first, list) and all(type(place) is int and 0 <= place <= start + len(ids) for place in first)
+    if not whole or len(ids) != encoded.tokens:
+        raise FormatError("the segment contradicts itself about its tokens")
+    return Part(encoded, start, ids, parent, tuple(first))
+
+
+def assemble(
+    parts: Iterable[Part], codecs: LoadedCodecs, recompute: Recompute | None = None, grow: Grow | None = None
+) -> KVSnapshot:
+    """Return the snapshot of segments in order, the first of them first.
+
+    Args:
+        parts: The segments of a session.
+        codecs: Where codecs are taken from.
+        recompute: The model, for files whose first layers it recomputes.
+        grow: The model, for segments of token ids alone.
+
+    Raises:
+        FormatError: The segments do not follow each other.
+        InputError: There is none, or a model is needed.
+    """
+    built = _Built()
+    for part in parts:
+        if part.start != len(built.token_ids):
+            raise FormatError(f"a segment starts at token {part.start}, the one before ends at {len(built.token_ids)}")
+        built.ids.append(part.token_ids)
+        if part.is_tokens_only:
+            built.note(part)
+            continue
+        if built.lacking:
+            built.grow(grow, part.start)
+        built.add(part, _layers(part, built.token_ids, codecs, recompute))
+    if built.origin is None:
+        raise InputError("the session holds no tokens", "Append to it first")
+    if built.lacking:
+        built.grow(grow, len(built.token_ids))
+    return built.snapshot(len(built.token_ids))
+
+
+class _Built:
+    """A session as far as it was read."""
+
+    def __init__(self) -> None:
+        self.ids: list[Tensor] = []
+        self.pieces: list[list[LayerKV]] = []
+        self.first: tuple[int, ...] = ()
+        self.origin: Origin | None = None
+        self.lacking = False
+
+    @property
+    def token_ids(self) -> Tensor:
+        """All ids [N] int64."""
+        if len(self.ids) != 1:
+            self.ids = [torch.cat(self.ids) if self.ids else torch.empty(0, dtype=torch.int64)]
+        return self.ids[0]
+
+    def note(self, part: Part) -> None:
+        """Take a segment whose keys and values are lacking."""
+        _, self.origin, _ = read_session_sections(part.encoded.sections, most_tokens=part.encoded.tokens)
+        self.lacking = True
+
+    def add(self, part: Part, snapshot: KVSnapshot) -> None:
+        """Take the layers that a segment adds."""
+        if self.pieces and len(snapshot.layers) != len(self.pieces):
+            raise FormatError(f"a segment has {len(snapshot.layers)} layers, the ones before {len(self.pieces)}")
+        self.pieces = self.pieces or [[] for _ in snapshot.layers]
+        for pieces, layer in zip(self.pieces, snapshot.layers, strict=True):
+            pieces.append(layer)
+        self.first, self.origin = part.first, snapshot.origin
+
+    def grow(self, grow: Grow | None, end: int) -> None:
+        """Let the model compute what is lacking of the first `end` tokens."""
+        if grow is None:
+            raise InputError("some tokens of this session are stored as ids alone", "Give the model, which reads them")
+        done = sum(len(piece.positions) for piece in self.pieces[0]) if self.pieces else 0
+        before = self.snapshot(self._covered) if done else None
+        found = grow(before, self.token_ids[:end])
+        self.pieces, self.first, self.origin = [[layer] for layer in found.layers], (), found.origin
+        self.lacking = False
+
+    @property
+    def _covered(self) -> int:
+        return max(int(pieces[-1].positions[-1]) + 1 for pieces in self.pieces if len(pieces[-1].positions))
+
+    def snapshot(self, tokens: int) -> KVSnapshot:
+        """Return the first `tokens` tokens, windows moved on."""
+        assert self.origin is not None
+        first = self.first or (0,) * len(self.pieces)
+        if len(first) != len(self.pieces):
+            raise FormatError(f"a segment names {len(first)} layers and has {len(self.pieces)}")
+        layers = tuple(_joined(pieces, place) for pieces, place in zip(self.pieces, first, strict=True))
+        return KVSnapshot(layers, self.token_ids[:tokens], self.origin)
+
+
+def _joined(pieces: list[LayerKV], first: int) -> LayerKV:
+    """Return the layer of pieces one after another, without what lies before `first`."""
+    pieces = [kept for piece in pieces if len((kept := _since(piece, first)).positions)] or pieces[-1:]
+    if len(pieces) == 1:
+        return pieces[0]
+    if len({(piece.keys.shape[::2], piece.values.shape[::2]) for piece in pieces}) != 1:
+        raise FormatError("segments of one session have layers of different shapes")
+    keys, values = (torch.cat([getattr(piece, name) for piece in pieces], 1) for name in ("keys", "values"))
+    return LayerKV(keys, values, torch.cat([piece.positions for piece in pieces]))
+
+
+def _since(layer: LayerKV, start: int) -> LayerKV:
+    """Return what a layer holds from a position on."""
+    index = int(torch.searchsorted(layer.positions, start))
+    if not index:
+        return layer
+    return LayerKV(layer.keys[:, index:], layer.values[:, index:], layer.positions[index:])
+
+
+def part_of(snapshot: KVSnapshot, start: int, end: int | None = None) -> KVSnapshot:
+    """Return a snapshot whose layers hold the positions from `start` on, cut at `end` tokens where that is given.
+
+    A layer with a window has forgotten tokens before its end, so only one that held all of them can be cut there.
+    """
+    tokens = snapshot.tokens if end is None else end
+    layers = []
+    for layer in snapshot.layers:
+        since = _since(layer, start)
+        stop = int(torch.searchsorted(since.positions, tokens))
+        layers.append(LayerKV(since.keys[:, :stop], since.values[:, :stop], since.positions[:stop]))
+    origin = snapshot.origin if end is None else replace(snapshot.origin, next_position=tokens)
+    return KVSnapshot(tuple(layers), snapshot.token_ids[:tokens], origin)
+
+
+def _rebased(cut: KVSnapshot, start: int) -> KVSnapshot:
+    """Return the same with ids and positions counted from `start`."""
+    layers = tuple(LayerKV(layer.keys, layer.values, layer.positions - start) for layer in cut.layers)
+    return KVSnapshot(layers, cut.token_ids[start:], cut.origin)
+
+
+def _shortened(encoded: Encoded, cut: KVSnapshot, start: int) -> Encoded:
+    """Return a file of all tokens with the ids and positions of those from `start` on alone."""
+    count = cut.tokens - start
+    sections = {name: data for name, data in encoded.sections.items() if name != "positions"}
+    sections["tokens"] = pack_tokens(cut.token_ids[start:])
+    if encoded.codec_fingerprint or any(len(layer.positions) != count for layer in cut.layers):
+        sections["positions"] = pack_positions([(layer.positions - start).tolist() for layer in cut.layers])
+    return replace(encoded, tokens=count, sections=sections)
+
+
+def _statement(snapshot: KVSnapshot, start: int, parent: str) -> dict[str, Any]:
+    first = [int(layer.positions[0]) if len(layer.positions) else snapshot.tokens for layer in snapshot.layers]
+    return {"start": start, "parent": parent} | ({"first": first} if any(first) else {})
+
+
+def _packed(encoded: Encoded, settings: dict[str, Any]) -> bytes:
+    return to_bytes(replace(encoded, settings={**encoded.settings, **settings}))
+
+
+def _layers(part: Part, token_ids: Tensor, codecs: LoadedCodecs, recompute: Recompute | None) -> KVSnapshot:
+    """Return what a segment decodes to: its layers at their true positions, all ids [N] up to its end.
+
+    Raises:
+        FormatError: It is damaged.
+    """
+    settings = {name: value for name, value in part.encoded.settings.items() if name != SEGMENT}
+    encoded, start = replace(part.encoded, settings=settings), part.start
+    if start and encoded.codec_fingerprint:
+        places = unpack_positions(encoded.sections.get("positions", b""), max_tokens=encoded.tokens)
+        tokens = bytes([8]) + zstd_pack(token_ids.numpy().astype("<i8").tobytes(), 1)
+        sections = {**encoded.sections, "tokens": tokens}
+        sections["positions"] = pack_positions([[start + place for place in layer] for layer in places])
+        return codecs.decode(replace(encoded, tokens=len(token_ids), sections=sections), recompute)
+    found = codecs.decode(encoded, recompute)
+    layers = tuple(LayerKV(layer.keys, layer.values, layer.positions + start) for layer in found.layers)
+    return KVSnapshot(layers, token_ids, found.origin)
