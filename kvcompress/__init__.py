@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from kvcompress.snapshot import KVSnapshot
     from kvcompress.store.session import StoredSession
     from kvcompress.store.store import Store
+    from kvcompress.store.wrapper import Session
 
 __version__ = "0.1.0"
 
@@ -38,6 +39,7 @@ _HOMES = {
     "KVSnapshot": "kvcompress.snapshot",
     "PlanOptions": "kvcompress.api.options",
     "SavedSession": "kvcompress.api.session",
+    "Session": "kvcompress.store.wrapper",
     "Store": "kvcompress.store.store",
     "StoredSession": "kvcompress.store.session",
     "capture": "kvcompress.hf",
@@ -60,6 +62,7 @@ __all__ = [
     "KVSnapshot",
     "PlanOptions",
     "SavedSession",
+    "Session",
     "Store",
     "StoredSession",
     "__version__",

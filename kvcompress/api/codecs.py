@@ -6,9 +6,12 @@ import threading
 from dataclasses import asdict
 from pathlib import Path
 
+from kvcompress.api.options import DEFAULT_QUALITY
 from kvcompress.codec.at_hand import codec_for
 from kvcompress.codec.directory import load_codec
+from kvcompress.codec.lossless import LosslessCodec
 from kvcompress.codec.protocol import Codec
+from kvcompress.codec.quality import encode_at_quality
 from kvcompress.codec.registry import codec_of
 from kvcompress.codec.tinyvae import TinyVAECodec
 from kvcompress.format.container import Encoded
@@ -38,6 +41,32 @@ class LoadedCodecs:
                 place = named if named is not None else codec_for(asdict(snapshot.origin.fingerprint))
                 self._encoders[key] = load_codec(place, 0)
             return self._encoders[key]
+
+    def encode(
+        self,
+        snapshot: KVSnapshot,
+        *,
+        quality: str | None = None,
+        lossless: bool = False,
+        codec: str | Path | None = None,
+        start: int = 0,
+    ) -> Encoded:
+        """Encode a session, or what it holds from a token on.
+
+        Args:
+            snapshot: The session.
+            quality: See `EncodeOptions`.
+            lossless: Or the identical bits.
+            codec: As for `encoder`.
+            start: The first token whose keys and values the layers hold, where an earlier file holds those before it.
+
+        Raises:
+            InputError: Codec or quality cannot be used, or the session does not fit the format.
+            MismatchError: The codec is of another model.
+        """
+        if lossless:
+            return LosslessCodec().encode(snapshot)
+        return encode_at_quality(self.encoder(snapshot, codec), snapshot, quality or DEFAULT_QUALITY, start)
 
     def decode(self, encoded: Encoded, recompute: Recompute | None = None) -> KVSnapshot:
         """Return the snapshot of a file; raises as `codec_of` and the codec's `decode` do."""

@@ -70,37 +70,31 @@ def encode(
     snapshot: KVSnapshot,
     options: EncodeOptions,
     *,
-    codec: str | Path | TinyVAECodec | None = None,
+    codec: str | Path | None = None,
     model: ModelSource | None = None,
     progress: Progress = lambda stage, done, total: None,
-    start: int = 0,
 ) -> Encoding:
     """Encode a snapshot.
 
     Args:
         snapshot: The cache.
         options: What the file is to be.
-        codec: Name, directory, Hub id, or one that is loaded; None takes the codec at hand that belongs to the
-            snapshot's model.
+        codec: Name, directory or Hub id; None takes the codec at hand that belongs to the snapshot's model.
         model: Gives model and tokenizer, called where options need them; None refuses such options.
         progress: Called with stage, done, total while a model runs.
-        start: The first token whose keys and values the layers hold, where an earlier file holds those before it;
-            then only a quality or lossless can be asked for.
 
     Raises:
         InputError: The options cannot be met, or no codec at hand belongs to the model.
         MismatchError: Codec or model is not the snapshot's.
         CheckpointError: The codec is missing or damaged.
     """
-    if start and (options.runs_model or options.size_ratio is not None):
-        raise InputError("what is measured on a whole session cannot be asked of a part", "Name a quality, or lossless")
     if options.plan is not None:
         return _planned(snapshot, options, options.plan, codec, _source(model), progress)
     if options.lossless:
         return Encoding(LosslessCodec().encode(snapshot))
     codecs = _codecs(snapshot, options, codec)
     if not (options.runs_model or any(one.recompute_layers for one in codecs)):
-        return Encoding(_coded(snapshot, options, codecs[0], start=start))
+        return Encoding(_coded(snapshot, options, codecs[0]))
     language_model, tokenizer = _source(model)(snapshot.origin.dtype)
     for one in codecs:
         one.recompute = recompute_with(language_model, tokenizer)
@@ -127,18 +121,10 @@ def _source(model: ModelSource | None) -> ModelSource:
     return model
 
 
-def _codecs(
-    snapshot: KVSnapshot, options: EncodeOptions, codec: str | Path | TinyVAECodec | None
-) -> list[TinyVAECodec]:
+def _codecs(snapshot: KVSnapshot, options: EncodeOptions, codec: str | Path | None) -> list[TinyVAECodec]:
     """Return the codec that is asked for, or all of its directory where a link chooses."""
-    if isinstance(codec, TinyVAECodec):
-        return [codec]
     place = codec or _codec_of(snapshot, same_weights=not options.other_weights)
     return load_parts(place) if options.link_mbits is not None else [load_codec(place, options.recompute_layers)]
-
-
-def _loaded(codec: str | Path | TinyVAECodec | None, snapshot: KVSnapshot) -> TinyVAECodec:
-    return codec if isinstance(codec, TinyVAECodec) else load_codec(codec or _codec_of(snapshot))
 
 
 def _codec_of(snapshot: KVSnapshot, *, same_weights: bool = True) -> Path:
@@ -160,7 +146,6 @@ def _coded(
     model: CausalLM | None = None,
     tokenizer: Tokenizer | None = None,
     progress: Progress = lambda stage, done, total: None,
-    start: int = 0,
 ) -> Encoded:
     """Encode with one codec."""
     if options.max_kl is not None:
@@ -169,14 +154,14 @@ def _coded(
         return KLSearch(codec, model, snapshot, tail, options.max_kl, progress).winner()
     if options.size_ratio is not None:
         return encode_at_size_ratio(codec, snapshot, options.size_ratio)
-    return encode_at_quality(codec, snapshot, options.quality or DEFAULT_QUALITY, start)
+    return encode_at_quality(codec, snapshot, options.quality or DEFAULT_QUALITY)
 
 
 def _planned(
     snapshot: KVSnapshot,
     options: EncodeOptions,
     plan: PlanOptions,
-    codec: str | Path | TinyVAECodec | None,
+    codec: str | Path | None,
     model: ModelSource,
     progress: Progress,
 ) -> Encoding:
@@ -193,7 +178,7 @@ def _planned(
     for name in asked.scorers:
         find_scorer(name)
     history = load_history(plan.history)
-    tinyvae = None if options.lossless else _loaded(codec, snapshot)
+    tinyvae = None if options.lossless else load_codec(codec or _codec_of(snapshot))
     known = _stored_evidence(plan, snapshot, tinyvae)
     language_model, tokenizer = model(snapshot.origin.dtype)
     if tinyvae is None:

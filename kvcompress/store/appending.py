@@ -6,13 +6,11 @@ import sqlite3
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from kvcompress.api.options import EncodeOptions
-from kvcompress.errors import InputError, MismatchError
+from kvcompress.errors import InputError, KVCompressError, MismatchError
 from kvcompress.format.json_section import canonical_json
 from kvcompress.snapshot import KVSnapshot, Origin
 from kvcompress.store.database import entry_id
@@ -20,7 +18,7 @@ from kvcompress.store.fence import claim, require_writable
 from kvcompress.store.log import APPEND, TOKENS, TURNS, Entry, Link, context_of, entry_of
 from kvcompress.store.objects import content_digest
 from kvcompress.store.path import path_rows
-from kvcompress.store.segment import encode_part, part_of, prefix_digest, prefix_digests, tokens_part
+from kvcompress.store.segment import Coding, encode_part, part_of, prefix_digest, prefix_digests, read_part, tokens_part
 
 if TYPE_CHECKING:
     from kvcompress.store.session import StoredSession
@@ -173,8 +171,7 @@ def hold(tables: sqlite3.Connection, session: StoredSession, segment: NewSegment
 def append(
     session: StoredSession,
     snapshot: KVSnapshot,
-    options: EncodeOptions,
-    codec: str | Path | None,
+    how: Coding,
     cuts: Sequence[int],
     said: Mapping[str, Any],
 ) -> Entry:
@@ -185,7 +182,7 @@ def append(
         _require_continuation(session, state, snapshot.token_ids, snapshot.origin)
         if snapshot.tokens == state.tokens and state.head is not None:
             return state.head
-        segments = list(_segments(session, state, snapshot, options, codec, cuts))
+        segments = list(_segments(session, state, snapshot, how, cuts))
         context = {"said": dict(said)} if said else {}
         return _commit(session, state, snapshot.origin, segments, APPEND, context)
 
@@ -232,8 +229,7 @@ def _segments(
     session: StoredSession,
     state: State,
     snapshot: KVSnapshot,
-    options: EncodeOptions,
-    codec: str | Path | None,
+    how: Coding,
     cuts: Sequence[int],
 ) -> Iterator[NewSegment]:
     """Yield the segments that a snapshot adds, cut where others have been."""
@@ -241,22 +237,36 @@ def _segments(
     whole = all(len(layer.positions) == snapshot.tokens for layer in snapshot.layers)
     while start < snapshot.tokens:
         ends = {end for end in cuts if start < end < snapshot.tokens} if whole else set()
-        shared = _known_end(session, parent, start, snapshot.token_ids) if whole else None
-        end = shared or min(ends, default=snapshot.tokens)
-        cut = snapshot if end == snapshot.tokens else part_of(snapshot, start, end)
-        data = encode_part(cut, start, parent, options, store.codecs, codec)
+        shared = _known(session, parent, start, snapshot.token_ids) if whole else None
+        end = min(ends, default=snapshot.tokens) if shared is None else shared[0]
+        data = _reused(session, shared, snapshot, how)
+        if data is None:
+            cut = snapshot if end == snapshot.tokens else part_of(snapshot, start, end)
+            data = encode_part(cut, start, parent, how, store.codecs)
         found = _segment(session, snapshot.token_ids[:end], start, parent, data)
         yield found
         start, parent = end, found.digest
 
 
-def _known_end(session: StoredSession, parent: str, start: int, token_ids: Tensor) -> int | None:
-    """Return where the longest segment ends that the store holds of these tokens after a parent; None for none."""
-    asked = "SELECT DISTINCT end, prefix FROM segments WHERE parent = ? AND end > ? AND end <= ? ORDER BY end DESC"
+def _known(session: StoredSession, parent: str, start: int, token_ids: Tensor) -> tuple[int, str] | None:
+    """Return the longest segment that the store holds of these tokens after a parent: its end and its digest."""
+    asked = "SELECT end, prefix, digest FROM segments WHERE parent = ? AND end > ? AND end <= ? ORDER BY end DESC"
     with session.store.database.read() as tables:
         rows = tables.execute(asked, (_digest_bytes(parent), start, len(token_ids))).fetchall()
     digests = prefix_digests(token_ids, {int(row["end"]) for row in rows}, session.store.digest_key)
-    return next((int(row["end"]) for row in rows if bytes(row["prefix"]) == digests[row["end"]]), None)
+    alike = (row for row in rows if bytes(row["prefix"]) == digests[row["end"]])
+    return next(((int(row["end"]), bytes(row["digest"]).hex()) for row in alike), None)
+
+
+def _reused(session: StoredSession, shared: tuple[int, str] | None, snapshot: KVSnapshot, how: Coding) -> bytes | None:
+    """Return the bytes of a segment that is stored already and stands for the same tokens as well; None for none."""
+    if shared is None:
+        return None
+    try:
+        data = session.store.segment_bytes(shared[1])
+        return data if how.is_of(read_part(data), snapshot, session.store.codecs) else None
+    except KVCompressError:  # damaged, or gone meanwhile: it is coded again
+        return None
 
 
 def _segment(session: StoredSession, token_ids: Tensor, start: int, parent: str, data: bytes) -> NewSegment:

@@ -17,17 +17,17 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Collection, Iterable
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from kvcompress.api.codecs import LoadedCodecs
-from kvcompress.api.encoding import encode
-from kvcompress.api.options import EncodeOptions
+from kvcompress.api.options import DEFAULT_QUALITY
 from kvcompress.errors import FormatError, InputError
-from kvcompress.format.container import Encoded, from_bytes, pack_positions, to_bytes, unpack_positions
+from kvcompress.format.container import HASH_CHARACTERS, Encoded, from_bytes, pack_positions, to_bytes, unpack_positions
 from kvcompress.format.json_section import MAX_TOKENS
 from kvcompress.format.session import SEGMENT, encoded_session, read_session_sections
 from kvcompress.format.token_ids import pack_tokens, unpack_tokens
@@ -42,6 +42,43 @@ PREFIX_BYTES = 16
 
 Grow = Callable[[KVSnapshot | None, Tensor], KVSnapshot]
 """Called with a snapshot (None for the empty session) and all token ids [N]; runs a model over those it lacks."""
+
+
+@dataclass(frozen=True, slots=True)
+class Coding:
+    """How segments are coded. What is measured on a whole session, plans and bounds, cannot be asked of its parts.
+
+    Attributes:
+        quality: "transparent", "high" or "usable".
+        lossless: The identical bits instead.
+        codec: Name, directory or Hub id; None takes the store's, or the one at hand that fits.
+
+    Raises:
+        InputError: Both are asked.
+    """
+
+    quality: str | None = None
+    lossless: bool = False
+    codec: str | Path | None = None
+
+    def __post_init__(self) -> None:
+        """Check that one way is named."""
+        if self.lossless and self.quality is not None:
+            raise InputError("quality and lossless exclude each other", "Name one of them")
+
+    def is_of(self, part: Part, snapshot: KVSnapshot, codecs: LoadedCodecs) -> bool:
+        """Tell whether a segment of the same tokens stands for those of a snapshot as well as one of its own would.
+
+        Bits differ between two runs of a model over the same tokens; a quality bounds what that may cost, the
+        identical bits are another promise.
+        """
+        if self.lossless or part.is_tokens_only:
+            return False
+        ours, theirs = asdict(snapshot.origin.fingerprint), part.encoded.model
+        alike = all((theirs.get(name) or "") == (digest or "")[:HASH_CHARACTERS] for name, digest in ours.items())
+        fingerprint = codecs.encoder(snapshot, self.codec).fingerprint
+        stated = part.encoded.settings.get("quality"), part.encoded.codec_fingerprint
+        return alike and stated == (self.quality or DEFAULT_QUALITY, fingerprint)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -88,31 +125,25 @@ def prefix_digests(token_ids: Tensor, ends: Collection[int], key: bytes = b"") -
     return found
 
 
-def encode_part(
-    snapshot: KVSnapshot, start: int, parent: str, options: EncodeOptions, codecs: LoadedCodecs, codec: Any = None
-) -> bytes:
+def encode_part(snapshot: KVSnapshot, start: int, parent: str, how: Coding, codecs: LoadedCodecs) -> bytes:
     """Return the segment that adds to the tokens before `start` what a snapshot holds beyond them.
 
     Args:
         snapshot: The whole session, at least as long as `start`.
         start: Tokens that earlier segments hold.
         parent: Digest of the last of these, "" where there is none.
-        options: A quality, or lossless.
+        how: A quality, or lossless.
         codecs: Where the codec is taken from.
-        codec: Name, directory or Hub id; None takes the one that fits.
 
     Raises:
-        InputError: The options cannot be met for a part of a session, or the codec does not fit.
+        InputError: The codec does not fit, or does not know the quality.
     """
-    if options.runs_model or options.size_ratio is not None or options.recompute_layers:
-        what = "a segment is coded by a quality or without loss"
-        raise InputError(what, "Name one of these; plans, max KL, size ratios and recomputed layers are of whole files")
     cut = part_of(snapshot, start)
     settings = {SEGMENT: _statement(snapshot, start, parent)}
-    if options.lossless:
-        return _packed(encode(_rebased(cut, start), options).encoded, settings)
-    loaded = codecs.encoder(snapshot, codec)
-    return _packed(_shortened(encode(cut, options, codec=loaded, start=start).encoded, cut, start), settings)
+    if how.lossless:
+        return _packed(codecs.encode(_rebased(cut, start), lossless=True), settings)
+    coded = codecs.encode(cut, quality=how.quality, codec=how.codec, start=start)
+    return _packed(_shortened(coded, cut, start), settings)
 
 
 def tokens_part(token_ids: Tensor, start: int, parent: str, origin: Origin) -> bytes:

@@ -18,7 +18,6 @@ from typing import Any
 
 from torch import Tensor
 
-from kvcompress.api.options import EncodeOptions
 from kvcompress.errors import InputError
 from kvcompress.snapshot import KVSnapshot
 from kvcompress.store.appending import NewEntry, add, append, append_tokens, state_of_session
@@ -26,6 +25,7 @@ from kvcompress.store.fence import claim, require_writable
 from kvcompress.store.log import BRANCH, CHECKPOINT, FORGET, POP, REWIND, TURNS, Entry, entry_of
 from kvcompress.store.path import path_rows
 from kvcompress.store.reading import Diff, SessionLog
+from kvcompress.store.segment import Coding
 from kvcompress.store.store import LONGEST_NAME, new_session
 
 
@@ -46,8 +46,8 @@ class StoredSession(SessionLog):
     ) -> Entry:
         """Add what a snapshot holds beyond the present state; acknowledged when it returns.
 
-        Where the store holds the same tokens after the same segment already, their part is coded by itself, and stored
-        once if it comes out the same.
+        Where the store holds the same tokens after the same segment already, coded by the same codec at the same
+        quality, that segment is taken; without loss only where it comes out the same.
 
         Args:
             snapshot: The whole session, which begins with the tokens of the present state.
@@ -65,8 +65,7 @@ class StoredSession(SessionLog):
                 writes to the session, or there is no room.
             MismatchError: The snapshot is of another model than the session.
         """
-        options = EncodeOptions(quality=quality, lossless=lossless)
-        return append(self, snapshot, options, codec, cuts, said or {})
+        return append(self, snapshot, Coding(quality, lossless, codec), cuts, said or {})
 
     def append_tokens(self, token_ids: Tensor, snapshot: KVSnapshot | None = None) -> Entry:
         """Add tokens whose keys and values are not stored, as the ids alone; a model computes them at resume.
