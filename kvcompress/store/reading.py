@@ -9,21 +9,18 @@ from collections.abc import AsyncIterator, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor
-
 from kvcompress.errors import InputError
-from kvcompress.hf.types import CausalLM, Tokenizer
-from kvcompress.snapshot import KVSnapshot
 from kvcompress.store.database import SESSION_SPAN, entry_id
 from kvcompress.store.log import TURNS, Entry, Link, Stored, Verdict, entry_of, verify_chain
 from kvcompress.store.path import common_turns, path_rows
-from kvcompress.store.resume import Resumed, grower, resumed
-from kvcompress.store.segment import assemble
-from kvcompress.store.verify import verify_segments
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from kvcompress.hf.partial_prefill import Recompute
+    from kvcompress.hf.types import CausalLM, Tokenizer
+    from kvcompress.snapshot import KVSnapshot
+    from kvcompress.store.resume import Resumed
     from kvcompress.store.store import Store
 
 BATCH = 1000
@@ -154,6 +151,8 @@ class SessionLog:
 
     def token_ids(self, at: int | str | None = None) -> Tensor:
         """Return the token ids [N] int64 of a state, without its keys and values."""
+        import torch
+
         found = [self.store.part(turn.segment).token_ids for turn in self.turns(at)]
         return torch.cat(found) if found else torch.empty(0, dtype=torch.int64)
 
@@ -177,6 +176,9 @@ class SessionLog:
             InputError: There is no such state, it holds no tokens, or a model is needed.
             FormatError: A segment was damaged; `IntegrityError` where its digest tells.
         """
+        from kvcompress.store.resume import grower
+        from kvcompress.store.segment import assemble
+
         parts = (self.store.part(turn.segment) for turn in self.turns(at))
         grow = None if model is None else grower(model, tokenizer)
         return assemble(parts, self.store.codecs, recompute, grow)
@@ -196,6 +198,8 @@ class SessionLog:
             MismatchError: The model or the tokenizer is another one.
             InputError: As `snapshot`.
         """
+        from kvcompress.store.resume import resumed
+
         found = resumed(self.snapshot(at, model=model, tokenizer=tokenizer), model, tokenizer, check=check)
         self._note_use()
         return found
@@ -231,6 +235,8 @@ class SessionLog:
         Args:
             segments: Also read every segment.
         """
+        from kvcompress.store.verify import verify_segments
+
         with self.store.database.read() as tables:
             row = tables.execute("SELECT * FROM sessions WHERE id = ?", (self.id,)).fetchone()
             span = (entry_id(self.id, 0), entry_id(self.id + 1, 0))
@@ -242,6 +248,8 @@ class SessionLog:
 
 def _alike(ours: Store, here: Sequence[Entry], theirs: Store, there: Sequence[Entry]) -> int:
     """Return how many tokens two rows of turns begin with alike."""
+    import torch
+
     first, second = (
         torch.cat([store.part(turn.segment).token_ids for turn in turns] or [torch.empty(0, dtype=torch.int64)])
         for store, turns in ((ours, here), (theirs, there))

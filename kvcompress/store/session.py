@@ -14,19 +14,20 @@ import asyncio
 import sqlite3
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
-
-from torch import Tensor
+from typing import TYPE_CHECKING, Any
 
 from kvcompress.errors import InputError
-from kvcompress.snapshot import KVSnapshot
-from kvcompress.store.appending import NewEntry, add, append, append_tokens, state_of_session
 from kvcompress.store.fence import claim, require_writable
 from kvcompress.store.log import BRANCH, CHECKPOINT, FORGET, POP, REWIND, TURNS, Entry, entry_of
 from kvcompress.store.path import path_rows
 from kvcompress.store.reading import Diff, SessionLog
-from kvcompress.store.segment import Coding
+from kvcompress.store.rows import NewEntry, add, state_of_session
 from kvcompress.store.store import LONGEST_NAME, new_session
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from kvcompress.snapshot import KVSnapshot
 
 
 class StoredSession(SessionLog):
@@ -65,6 +66,9 @@ class StoredSession(SessionLog):
                 writes to the session, or there is no room.
             MismatchError: The snapshot is of another model than the session.
         """
+        from kvcompress.store.appending import append
+        from kvcompress.store.segment import Coding
+
         return append(self, snapshot, Coding(quality, lossless, codec), cuts, said or {})
 
     def append_tokens(self, token_ids: Tensor, snapshot: KVSnapshot | None = None) -> Entry:
@@ -77,6 +81,8 @@ class StoredSession(SessionLog):
         Raises:
             InputError: As `append`.
         """
+        from kvcompress.store.appending import append_tokens
+
         return append_tokens(self, token_ids, snapshot)
 
     def checkpoint(self, name: str = "", *, said: Mapping[str, Any] | None = None) -> Entry:

@@ -16,23 +16,24 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
+from functools import cached_property
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-from kvcompress.api.codecs import LoadedCodecs
 from kvcompress.errors import InputError, require_positive
 from kvcompress.format.json_section import canonical_json
-from kvcompress.snapshot import Origin
 from kvcompress.store.database import Database
 from kvcompress.store.figures import SessionInfo, Statistics
 from kvcompress.store.log import Link
 from kvcompress.store.objects import LocalObjects, Objects, RemoteObjects, checked, content_digest
-from kvcompress.store.segment import Part, read_part
 from kvcompress.store.writer import this_writer
 
 if TYPE_CHECKING:
+    from kvcompress.api.codecs import LoadedCodecs
+    from kvcompress.snapshot import Origin
     from kvcompress.store.collect import Collected
+    from kvcompress.store.segment import Part
     from kvcompress.store.session import StoredSession
 
 DATABASE, SEGMENTS = "store.db", "segments"
@@ -55,7 +56,6 @@ class Store:
         evict: With a bound, what goes first: "use" (what was not used for longest) or "age" (the oldest).
 
     Attributes:
-        codecs: Codecs in use, loaded once.
         objects: Where the segments lie.
         digest_key: Key of the digests of contents and token ids; empty where nothing is encrypted.
         writer: What tells this store's owner from other writers.
@@ -83,7 +83,7 @@ class Store:
         if fresh:
             _make_folder(self.path)
         self.database = Database(self.path / DATABASE, create=create)
-        self.codecs, self.writer = LoadedCodecs(codec), this_writer()
+        self.codec, self.writer = codec, this_writer()
         self._locks: dict[int, threading.RLock] = {}
         self._guard = threading.Lock()
         if fresh:
@@ -112,6 +112,13 @@ class Store:
             with self.database.write() as tables:
                 tables.execute("UPDATE sessions SET writer = NULL WHERE writer = ?", (mine,))
         self.database.close()
+
+    @cached_property
+    def codecs(self) -> LoadedCodecs:
+        """Codecs in use, loaded once."""
+        from kvcompress.api.codecs import LoadedCodecs
+
+        return LoadedCodecs(self.codec)
 
     # -- settings and figures
 
@@ -242,6 +249,8 @@ class Store:
             InputError: It was collected.
             IntegrityError: It was changed.
         """
+        from kvcompress.store.segment import read_part
+
         return read_part(self.segment_bytes(digest))
 
     def segment_bytes(self, digest: str) -> bytes:
@@ -272,6 +281,8 @@ class Store:
 
     def origin(self, digest: str) -> Origin:
         """Return the origin that sessions refer to by a digest."""
+        from kvcompress.snapshot import Origin
+
         with self.database.read() as tables:
             row = tables.execute("SELECT origin FROM origins WHERE digest = ?", (digest,)).fetchone()
         if row is None:

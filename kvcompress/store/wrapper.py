@@ -101,7 +101,12 @@ class Session:
         ids = [*before, *turn_ids(self.tokenizer, text, before)]
         peaks = self._read(ids) if self.surprises else []
         pieces: list[str] = []
-        stream = TextStream(self.tokenizer, lambda piece: (pieces.append(piece), on_text(piece)), ids)
+
+        def write(piece: str) -> None:
+            pieces.append(piece)
+            on_text(piece)
+
+        stream = TextStream(self.tokenizer, write, ids)
         stop = {self.tokenizer.eos_token_id} - {None}
         new_ids = self.talk.reply(ids, max_new_tokens=max_new_tokens, stop_ids=stop, on_token=stream)
         stream.close()
@@ -128,10 +133,8 @@ class Session:
         fed = torch.tensor(list(ids[kept:-1]))
         logits = feed(self.model, self.talk.cache, fed, kept)
         self.talk.seen = list(ids[:-1])
-        surprises = -torch.log_softmax(logits.double().cpu(), -1).gather(1, torch.tensor(ids[kept + 1 :])[:, None])[
-            :, 0
-        ]
-        return peaks_of(surprises, kept + 1)
+        chances = torch.log_softmax(logits.double().cpu(), -1)
+        return peaks_of(-chances.gather(1, torch.tensor(ids[kept + 1 :])[:, None])[:, 0], kept + 1)
 
     def _save(self, before: Sequence[int], ids: list[int], peaks: Sequence[tuple[int, float]]) -> None:
         """Append the turn, with a checkpoint at its end and before each peak."""
