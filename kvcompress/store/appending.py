@@ -30,6 +30,10 @@ if TYPE_CHECKING:
     from kvcompress.store.session import StoredSession
     from kvcompress.store.store import Store
 
+LOSSLESS = "lossless"
+MOST_CANDIDATES = 4
+"""Segments of the same tokens that are tried: more than these were coded in other ways."""
+
 ENTRY_BYTES = 16 << 10
 """What a commit adds to the database, at most about."""
 
@@ -100,39 +104,43 @@ def _segments(
 ) -> Iterator[NewSegment]:
     """Yield the segments that a snapshot adds, cut where others have been."""
     start, parent, store = state.tokens, state.parent, session.store
-    whole = all(len(layer.positions) == snapshot.tokens for layer in snapshot.layers)
+    sharing = whole = all(len(layer.positions) == snapshot.tokens for layer in snapshot.layers)
     while start < snapshot.tokens:
-        ends = {end for end in cuts if start < end < snapshot.tokens} if whole else set()
-        shared = _known(session, parent, start, snapshot.token_ids) if whole else None
-        end = min(ends, default=snapshot.tokens) if shared is None else shared[0]
-        data = _reused(session, shared, snapshot, how)
-        if data is None:
-            cut = snapshot if end == snapshot.tokens else part_of(snapshot, start, end)
+        found = _shared(session, parent, start, snapshot, how) if sharing else None
+        sharing = found is not None
+        if found is None:
+            ends = (cut for cut in cuts if whole and start < cut < snapshot.tokens)
+            end = min(ends, default=snapshot.tokens)
+            cut = snapshot if end == snapshot.tokens else part_of(snapshot, 0, end)
             data = encode_part(cut, start, parent, how, store.codecs)
-        found = _segment(session, snapshot.token_ids[:end], start, parent, data)
+            found = _segment(session, snapshot.token_ids[:end], start, parent, data)
         yield found
-        start, parent = end, found.digest
+        start, parent = found.end, found.digest
 
 
-def _known(session: StoredSession, parent: str, start: int, token_ids: Tensor) -> tuple[int, str] | None:
-    """Return the longest segment that the store holds of these tokens after a parent: its end and its digest."""
+def _shared(session: StoredSession, parent: str, start: int, snapshot: KVSnapshot, how: Coding) -> NewSegment | None:
+    """Return the longest stored segment that stands for the same tokens after a parent; None for none."""
+    store, ids = session.store, snapshot.token_ids
     asked = "SELECT end, prefix, digest FROM segments WHERE parent = ? AND end > ? AND end <= ? ORDER BY end DESC"
-    with session.store.database.read() as tables:
-        rows = tables.execute(asked, (bytes.fromhex(parent), start, len(token_ids))).fetchall()
-    digests = prefix_digests(token_ids, {int(row["end"]) for row in rows}, session.store.digest_key)
-    alike = (row for row in rows if bytes(row["prefix"]) == digests[row["end"]])
-    return next(((int(row["end"]), bytes(row["digest"]).hex()) for row in alike), None)
-
-
-def _reused(session: StoredSession, shared: tuple[int, str] | None, snapshot: KVSnapshot, how: Coding) -> bytes | None:
-    """Return the bytes of a segment that is stored already and stands for the same tokens as well; None for none."""
-    if shared is None:
-        return None
-    try:
-        data = session.store.segment_bytes(shared[1])
-        return data if how.is_of(read_part(data), snapshot, session.store.codecs) else None
-    except KVCompressError:  # damaged, or gone meanwhile: it is coded again
-        return None
+    with store.database.read() as tables:
+        rows = tables.execute(asked, (bytes.fromhex(parent), start, len(ids))).fetchall()
+    digests = prefix_digests(ids, {int(row["end"]) for row in rows}, store.digest_key)
+    alike = [row for row in rows if bytes(row["prefix"]) == digests[row["end"]]]
+    for row in alike[:MOST_CANDIDATES]:
+        end, digest = int(row["end"]), bytes(row["digest"]).hex()
+        try:
+            data = store.segment_bytes(digest)
+            part = read_part(data)
+        except KVCompressError:  # damaged, or gone meanwhile: it is coded again
+            continue
+        if how.lossless and part.encoded.codec == LOSSLESS:
+            data = encode_part(part_of(snapshot, 0, end), start, parent, how, store.codecs)
+        elif not how.is_of(part, snapshot, store.codecs):
+            continue
+        found = _segment(session, ids[:end], start, parent, data)
+        if found.digest == digest:
+            return found
+    return None
 
 
 def _segment(session: StoredSession, token_ids: Tensor, start: int, parent: str, data: bytes) -> NewSegment:

@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import os
 import sqlite3
-import struct
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -27,6 +26,8 @@ from kvcompress.errors import FormatError, InputError, KVCompressError
 PAGE_BYTES = 1024
 FRAME_BYTES = PAGE_BYTES + 24
 """A page in the write-ahead log, its header included."""
+
+_LOG_HEADER_BYTES = 32
 
 CHECKPOINT_FRAMES = 4000
 """The write-ahead log is copied into the database once it has so many pages: pages changed often are copied once."""
@@ -88,6 +89,7 @@ class Database:
         if not create and not path.is_file():
             raise InputError("no store here", "Make one with `kvcompress store init`", path=path.parent)
         self.written_bytes = self._counted = 0
+        self._log = b"", 0
         self._reset()
         with self._translated():
             self._migrate()
@@ -170,8 +172,8 @@ class Database:
                 raise
             self._counted = counted
             after = self._frames()
-            self.written_bytes += FRAME_BYTES * (after - before if after >= before else after)
-            if after >= CHECKPOINT_FRAMES:
+            self.written_bytes += FRAME_BYTES * (after[1] - before[1] if after[0] == before[0] else after[1])
+            if after[1] >= CHECKPOINT_FRAMES:
                 self.checkpoint()
 
     def checkpoint(self, *, shrink: bool = False) -> None:
@@ -181,7 +183,7 @@ class Database:
             how = "TRUNCATE" if shrink else "PASSIVE"
             row = self.connection.execute(f"PRAGMA wal_checkpoint({how})").fetchone()
             pages = self.connection.execute("PRAGMA page_count").fetchone()[0]
-            self.written_bytes += PAGE_BYTES * min(max(row[2], before if shrink else 0), pages)
+            self.written_bytes += PAGE_BYTES * min(max(row[2], before[1] if shrink else 0), pages)
 
     def size_bytes(self) -> int:
         """Return what the database and its log take on the disk."""
@@ -193,13 +195,25 @@ class Database:
         """What this process has written since its last commit counted it."""
         return self.written_bytes - self._counted
 
-    def _frames(self) -> int:
-        """Return how many pages are in the write-ahead log, as its index says (sqlite.org/walformat.html)."""
+    def _frames(self) -> tuple[bytes, int]:
+        """Return the salt of the write-ahead log and how many pages carry it (sqlite.org/walformat.html).
+
+        The log alone is opened here. SQLite's locks lie on the database and on its index, and closing any handle of a
+        file lets go of all locks that a process has on it.
+        """
         try:
-            with open(f"{self.path}-shm", "rb") as index:
-                return int(struct.unpack_from("=I", index.read(20), 16)[0])
-        except (OSError, struct.error):
-            return 0
+            with open(f"{self.path}-wal", "rb") as log:
+                salt = log.read(_LOG_HEADER_BYTES)[16:24]
+                count = self._log[1] if salt == self._log[0] else 0
+                while len(salt) == 8:
+                    log.seek(_LOG_HEADER_BYTES + count * FRAME_BYTES)
+                    if log.read(FRAME_BYTES - PAGE_BYTES)[8:16] != salt:
+                        break
+                    count += 1
+        except OSError:
+            return b"", 0
+        self._log = salt, count
+        return self._log
 
     def _migrate(self) -> None:
         connection = self.connection

@@ -174,6 +174,7 @@ class Stored:
         columns: kind, parent, start, end as its columns say.
         segment: Digest of its segment, empty for none.
         context: Its context, canonical JSON.
+        says: What the context says; empty where it is none.
         link: Its anchor and digest.
     """
 
@@ -181,6 +182,7 @@ class Stored:
     columns: tuple[Any, Any, Any, Any]
     segment: bytes
     context: bytes
+    says: Mapping[str, Any]
     link: Link
 
     @classmethod
@@ -189,24 +191,18 @@ class Stored:
         columns = (row["kind"], row["parent"], row["start"], row["end"])
         segment, context = (_bytes(row[name]) for name in ("segment", "context"))
         link = Link(_bytes(row["anchor"]), _bytes(row["digest"]))
-        return cls(row["id"] % SESSION_SPAN, columns, segment, context, link)
-
-    @property
-    def says(self) -> Mapping[str, Any]:
-        """Its context, empty where that is none."""
         try:
-            found = json.loads(self.context)
+            says = json.loads(context)
         except (ValueError, RecursionError):
-            return {}
-        return found if isinstance(found, dict) else {}
+            says = {}
+        return cls(row["id"] % SESSION_SPAN, columns, segment, context, says if isinstance(says, dict) else {}, link)
 
     @property
     def agrees(self) -> bool:
         """Whether its columns say what its context says, in the one way of writing it."""
-        says = self.says
         span = [self.columns[2], self.columns[3]]
-        same = (says.get("kind"), says.get("parent"), says.get("tokens")) == (*self.columns[:2], span)
-        return same and canonical_json(says) == self.context
+        told = (self.says.get("kind"), self.says.get("parent"), self.says.get("tokens"))
+        return told == (*self.columns[:2], span) and canonical_json(self.says) == self.context
 
 
 def verify_chain(rows: Iterable[Stored], count: int, last: Link, before: Link | None = None) -> Verdict:
@@ -220,7 +216,7 @@ def verify_chain(rows: Iterable[Stored], count: int, last: Link, before: Link | 
     """
     held = list(rows)
     links, link = {row.number for row in held}, before or Link()
-    said = {row.says.get("number") for row in held}
+    said = {number for row in held if isinstance(number := row.says.get("number"), int)}
     for expected, row in enumerate(held):
         if row.number != expected:
             return Verdict(expected, *_missing(expected, count, links), link)

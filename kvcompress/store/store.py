@@ -15,19 +15,19 @@ import sqlite3
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from functools import cached_property
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-from kvcompress.errors import InputError, require_positive
+from kvcompress.errors import InputError, KVCompressError, require_positive
 from kvcompress.format.json_section import canonical_json
 from kvcompress.store.database import Database
 from kvcompress.store.figures import SessionInfo, Statistics
 from kvcompress.store.log import Link
 from kvcompress.store.objects import LocalObjects, Objects, RemoteObjects, checked, content_digest
-from kvcompress.store.writer import this_writer
+from kvcompress.store.writer import retire, this_writer
 
 if TYPE_CHECKING:
     from kvcompress.api.codecs import LoadedCodecs
@@ -106,11 +106,13 @@ class Store:
     def close(self) -> None:
         """Let other processes write to the sessions of this one, and close the database."""
         mine = json.dumps(self.writer)
-        with self.database.read() as tables:
-            held = tables.execute("SELECT 1 FROM sessions WHERE writer = ?", (mine,)).fetchone()
-        if held:
-            with self.database.write() as tables:
-                tables.execute("UPDATE sessions SET writer = NULL WHERE writer = ?", (mine,))
+        with suppress(KVCompressError):  # a full disk; the next writer sees that this one has gone
+            with self.database.read() as tables:
+                held = tables.execute("SELECT 1 FROM sessions WHERE writer = ?", (mine,)).fetchone()
+            if held:
+                with self.database.write() as tables:
+                    tables.execute("UPDATE sessions SET writer = NULL WHERE writer = ?", (mine,))
+        retire(self.writer)
         self.database.close()
 
     @cached_property

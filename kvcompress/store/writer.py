@@ -12,11 +12,20 @@ from pathlib import Path
 from typing import Any
 
 GONE, HERE, UNKNOWN = "gone", "here", "unknown"
+_WRITING: set[str] = set()
+"""Ids of the writers of this process."""
 
 
 def this_writer() -> dict[str, Any]:
     """Return what tells this process from every other one, JSON-able, and a random id."""
-    return {"id": secrets.token_hex(8), "pid": os.getpid(), "started": _started(os.getpid()), **_machine()}
+    name = secrets.token_hex(8)
+    _WRITING.add(name)
+    return {"id": name, "pid": os.getpid(), "started": _started(os.getpid()), **_machine()}
+
+
+def retire(writer: Mapping[str, Any]) -> None:
+    """Note that a writer of this process writes no more, though its process lives."""
+    _WRITING.discard(writer["id"])
 
 
 def state_of(writer: Mapping[str, Any]) -> str:
@@ -34,6 +43,8 @@ def state_of(writer: Mapping[str, Any]) -> str:
         return UNKNOWN
     pid = writer.get("pid")
     if type(pid) is not int or pid <= 0:
+        return GONE
+    if pid == os.getpid() and writer.get("id") not in _WRITING:
         return GONE
     try:
         os.kill(pid, 0)

@@ -16,9 +16,11 @@ def origin(tokens: int, model: str = "a", kinds: tuple[str, ...] = ("full_attent
 
 
 def snapshot_of(ids: Tensor, model: str = "a", size: int = SIZE) -> KVSnapshot:
-    """A cache in which each token's keys and values are told by its id and its place."""
+    """A cache in which each token's keys and values are told by its id and its place; wide ones are noise."""
     places = torch.arange(len(ids))
     numbers = (ids * 31 + places * 7)[None, :, None].float() + torch.arange(size)
+    if size > SIZE:
+        numbers = torch.randn(1, len(ids), size, generator=torch.Generator().manual_seed(int(ids.sum())))
     layers = tuple(LayerKV(numbers * (index + 1), -numbers * (index + 1), places) for index in range(LAYERS))
     return KVSnapshot(layers, ids, origin(len(ids), model))
 
