@@ -18,7 +18,7 @@ WITH RECURSIVE back(id, parent) AS (
 
 
 def path_rows(
-    tables: sqlite3.Connection, entry: int, kinds: Sequence[str] = (), most: int | None = None
+    tables: sqlite3.Connection, entry: int, kinds: Sequence[str] = (), most: int | None = None, skip: int = 0
 ) -> list[sqlite3.Row]:
     """Return the rows of `entries` on the way back from an entry, the newest first.
 
@@ -27,10 +27,11 @@ def path_rows(
         entry: Its id.
         kinds: Only those of these kinds; none means all.
         most: No more than so many.
+        skip: Leave the first ones out.
     """
     marks = f"WHERE entries.kind IN ({', '.join('?' * len(kinds))})" if kinds else ""
-    asked = f"{_BACK} SELECT entries.* FROM back CROSS JOIN entries ON entries.id = back.id {marks} LIMIT ?"
-    return tables.execute(asked, (entry, *kinds, -1 if most is None else most)).fetchall()
+    asked = f"{_BACK} SELECT entries.* FROM back CROSS JOIN entries ON entries.id = back.id {marks} LIMIT ? OFFSET ?"
+    return tables.execute(asked, (entry, *kinds, -1 if most is None else most, skip)).fetchall()
 
 
 def path_ids(tables: sqlite3.Connection, entry: int) -> list[int]:

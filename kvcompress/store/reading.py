@@ -176,8 +176,8 @@ class SessionLog:
             InputError: There is no such state, it holds no tokens, or a model is needed.
             FormatError: A segment was damaged; `IntegrityError` where its digest tells.
         """
+        from kvcompress.store.assembly import assemble
         from kvcompress.store.resume import grower
-        from kvcompress.store.segment import assemble
 
         parts = (self.store.part(turn.segment) for turn in self.turns(at))
         grow = None if model is None else grower(model, tokenizer)

@@ -11,7 +11,7 @@ from kvcompress.hf import capture, restore
 from kvcompress.hf.generation import feed
 from kvcompress.hf.types import CausalLM, Tokenizer
 from kvcompress.snapshot import KVSnapshot
-from kvcompress.store.segment import Grow
+from kvcompress.store.assembly import Grow
 
 
 @dataclass(frozen=True, slots=True, eq=False)

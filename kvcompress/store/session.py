@@ -151,10 +151,11 @@ class StoredSession(SessionLog):
         if not turns:
             return head
         with self.store.database.read() as tables:
-            rows = path_rows(tables, head.id, TURNS, most=turns) if head is not None else []
-            if len(rows) < turns:
-                raise InputError(f"session {self.name!r} has {len(rows)} turns, not {turns}")
-            before = rows[-1]["parent"]
+            rows = [] if head is None else path_rows(tables, head.id, TURNS, most=1, skip=turns - 1)
+            if not rows:
+                there = 0 if head is None else len(path_rows(tables, head.id, TURNS))
+                raise InputError(f"session {self.name!r} has {there} turns, not {turns}", "See `kvcompress store log`")
+            before = rows[0]["parent"]
             row = None if before is None else tables.execute("SELECT * FROM entries WHERE id = ?", (before,)).fetchone()
         return None if row is None else entry_of(row)
 

@@ -100,7 +100,7 @@ def test_a_hundred_thousand_entries_are_walked_without_recursion(store: Store) -
 
 
 def test_little_more_is_written_than_is_added(tmp_path: Path) -> None:
-    """Turns of 128 tokens, 1.6 kB a token: the cache of a model of 135 million parameters at a fourteenth of its size."""
+    """Turns of 128 tokens, 1.6 kB a token: as a model of 135 million parameters has at a size ratio of 14."""
     tokens, turns = 128, 20
     whole = snapshot_of(ids_of(tokens * turns), size=110)
     with Store(tmp_path / "store", create=True) as store:

@@ -240,27 +240,27 @@ def test_bits_that_differ_are_not_shared_without_loss(session: StoredSession) ->
 
 
 def test_a_store_never_takes_more_than_its_limit(place: object) -> None:
-    limit = 250_000
+    limit = 300_000
     with Store(place, create=True, max_bytes=limit) as store:  # type: ignore[arg-type]
         named = store.session("named", create=True)
         named.append(snapshot_of(ids_of(40, seed=1), size=64), lossless=True)
         named.checkpoint("keep")
         for index in range(12):
             session = store.session(f"s{index}", create=True)
-            session.append(snapshot_of(ids_of(200, seed=index), size=64), lossless=True)
+            session.append(snapshot_of(ids_of(60, seed=index), size=64), lossless=True)
             taken = sum(
                 file.stat().st_size for file in store.path.rglob("*") if file.is_file() and "shm" not in file.name
             )
             assert taken <= limit
         assert same(named.snapshot(), snapshot_of(ids_of(40, seed=1), size=64))
-        assert same(session.snapshot(), snapshot_of(ids_of(200, seed=11), size=64))
+        assert same(session.snapshot(), snapshot_of(ids_of(60, seed=11), size=64))
         oldest = store.session("s0")
-        assert torch.equal(oldest.token_ids(), ids_of(200, seed=0))
+        assert torch.equal(oldest.token_ids(), ids_of(60, seed=0))
         with pytest.raises(InputError, match="ids alone"):
             oldest.snapshot()
         assert all(one.verify().ok for one in store)
         with pytest.raises(InputError, match="do not fit"):
-            store.session("large", create=True).append(snapshot_of(ids_of(4000), size=256), lossless=True)
+            store.session("large", create=True).append(snapshot_of(ids_of(400), size=256), lossless=True)
         assert len(store.session("large")) == 0
 
 
