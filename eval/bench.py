@@ -13,6 +13,7 @@ import torch
 
 from kvcompress.codec.directory import load_codec
 from kvcompress.codec.quality import encode_at_quality
+from kvcompress.codec.settings import TinyVAESettings
 from kvcompress.data.harvest import tokenized_sessions
 from kvcompress.errors import InputError
 from kvcompress.format.container import load, save
@@ -22,6 +23,7 @@ from kvcompress.metrics.timing import bring_back, in_turns, prefill
 from kvcompress.prune.evidence.collect import collect
 from kvcompress.prune.scorers.registry import find_scorer
 from kvcompress.prune.session import Asked, SessionPlanner
+from kvcompress.report.terminal import print_table
 
 SESSIONS = Path("examples/sessions.jsonl")
 ROUNDS = 15
@@ -49,7 +51,7 @@ def bench(tokens: int, threads: int, out: Path) -> None:
         encoded = load(path)
         decoded = codec.decode(encoded)
         result["file_bytes"], result["raw_bytes"] = path.stat().st_size, snapshot.raw_bytes
-        vae, qp = codec.vae(0), int(encoded.settings["rate"])
+        vae, qp = codec.vae(0), TinyVAESettings.from_json(encoded.settings).qp
         width = vae.config.prior_width + vae.active_rank(codec.qps(0, snapshot.token_ids, qp))
         left, right = torch.randn(tokens, width), torch.randn(width, vae.config.channels)
         calls: dict[str, Callable[[], object]] = {
@@ -97,5 +99,6 @@ def _tell(head: str, seconds: Mapping[str, float], result: Mapping[str, object],
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text(json.dumps(result, indent=1) + "\n")
     print(head)
-    for name, value in seconds.items():
-        print(f"  {name.replace('_', ' '):<22} {value * 1000:8.1f} ms")
+    print_table(
+        (), [(name.replace("_", " "), f"{value * 1000:.1f} ms") for name, value in seconds.items()], numbers=(1,)
+    )

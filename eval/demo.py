@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from kvcompress.data.sessions import find_session
+from kvcompress.report.terminal import print_table
 
 SESSIONS = Path("examples/sessions.jsonl")
 
@@ -48,14 +49,8 @@ def demo(out: Path, session_id: str, tokens: int) -> None:
 
 
 def _print_table(report: dict[str, Any]) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
     recall = report["questions"]
-    table = Table(title=report["title"])
-    table.add_column("measure")
-    table.add_column("value", justify="right")
-    for name, value in (
+    rows = (
         ("raw 16-bit cache", f"{report['raw_bytes']:,} bytes"),
         ("file", f"{report['file_bytes']:,} bytes"),
         ("size ratio", f"{report['size_ratio']:.1f}"),
@@ -67,6 +62,5 @@ def _print_table(report: dict[str, Any]) -> None:
         ("facts recalled (exact cache)", f"{recall['exact']} ({recall['exact_uncompressed']}) of {recall['asked']}"),
         ("restore", f"{report['restore_seconds'] * 1000:.0f} ms"),
         ("prefill again", f"{report['prefill_seconds'] * 1000:.0f} ms"),
-    ):
-        table.add_row(name, value)
-    Console().print(table)
+    )
+    print_table(("measure", "value"), rows, numbers=(1,), title=report["title"])

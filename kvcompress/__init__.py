@@ -19,8 +19,10 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from kvcompress.api.encoding import Encoding, encode
     from kvcompress.api.options import EncodeOptions, PlanOptions
+    from kvcompress.api.planning import SessionPlan, plan
     from kvcompress.api.session import SavedSession, load_session, save_session
     from kvcompress.codec.directory import AutoCodec, load_codec
+    from kvcompress.fit.from_sessions import FittedCodec, fit
     from kvcompress.format.container import Encoded, load, save
     from kvcompress.hf import capture, load_model, restore
     from kvcompress.metrics.fidelity import fidelity
@@ -36,19 +38,23 @@ _HOMES = {
     "EncodeOptions": "kvcompress.api.options",
     "Encoded": "kvcompress.format.container",
     "Encoding": "kvcompress.api.encoding",
+    "FittedCodec": "kvcompress.fit.from_sessions",
     "KVSnapshot": "kvcompress.snapshot",
     "PlanOptions": "kvcompress.api.options",
     "SavedSession": "kvcompress.api.session",
     "Session": "kvcompress.store.wrapper",
+    "SessionPlan": "kvcompress.api.planning",
     "Store": "kvcompress.store.store",
     "StoredSession": "kvcompress.store.session",
     "capture": "kvcompress.hf",
     "encode": "kvcompress.api.encoding",
     "fidelity": "kvcompress.metrics.fidelity",
+    "fit": "kvcompress.fit.from_sessions",
     "load": "kvcompress.format.container",
     "load_codec": "kvcompress.codec.directory",
     "load_model": "kvcompress.hf",
     "load_session": "kvcompress.api.session",
+    "plan": "kvcompress.api.planning",
     "restore": "kvcompress.hf",
     "save": "kvcompress.format.container",
     "save_session": "kvcompress.api.session",
@@ -59,20 +65,24 @@ __all__ = [
     "EncodeOptions",
     "Encoded",
     "Encoding",
+    "FittedCodec",
     "KVSnapshot",
     "PlanOptions",
     "SavedSession",
     "Session",
+    "SessionPlan",
     "Store",
     "StoredSession",
     "__version__",
     "capture",
     "encode",
     "fidelity",
+    "fit",
     "load",
     "load_codec",
     "load_model",
     "load_session",
+    "plan",
     "restore",
     "save",
     "save_session",
@@ -83,7 +93,8 @@ def __getattr__(name: str) -> Any:
     """Import a public name from its home."""
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(_HOMES[name]), name)
+    found = getattr(importlib.import_module(_HOMES[name]), name)
+    return globals().get(name, found)  # `fit` is a package as well, and one object whenever it is asked for
 
 
 def __dir__() -> list[str]:

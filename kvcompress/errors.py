@@ -84,5 +84,7 @@ def about(path: object) -> Iterator[None]:
 
 def require_positive(what: str, value: float, remedy: str = "") -> None:
     """Raise `InputError` unless a number is positive and finite; `what` names it, such as "a size ratio"."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise InputError(f"{what} must be a positive number, not {value!r}", remedy)
     if not (value > 0 and math.isfinite(value)):
         raise InputError(f"{what} must be a positive number, not {value:g}", remedy)

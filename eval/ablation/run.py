@@ -24,6 +24,7 @@ from kvcompress.fit.settings import FitSettings
 from kvcompress.format.container import to_bytes
 from kvcompress.hf import capture, load_model, restore
 from kvcompress.metrics.fidelity import continuation_logits, kl_nats
+from kvcompress.report.tables import markdown_table
 
 QPS = (72, 60, 48, 36, 24, 12, 0)
 TARGETS_NATS = (0.002, 0.01, 0.04)
@@ -119,16 +120,15 @@ def bytes_at(points: Sequence[Point], nats: float) -> float | None:
 def table_of(measured: dict[str, list[Point]], raw_bytes: float) -> str:
     """Return the table: size ratios at each KL, and in brackets the file beside that of the whole codec."""
     whole = measured["whole"]
-    heads = " | ".join(f"size ratio at KL {nats:g}" for nats in TARGETS_NATS)
-    lines = [f"| codec | {heads} |", "| --- |" + " ---: |" * len(TARGETS_NATS)]
+    rows = []
     for name, points in measured.items():
         cells = []
         for nats in TARGETS_NATS:
             ours, theirs = bytes_at(whole, nats), bytes_at(points, nats)
             beside = f" ({theirs / ours:.2f})" if ours and theirs and name != "whole" else ""
             cells.append(f"{raw_bytes / theirs:.0f}x{beside}" if theirs else "not reached")
-        lines.append(f"| {name} | {' | '.join(cells)} |")
-    return "\n".join(lines)
+        rows.append([name, *cells])
+    return markdown_table(("codec", *(f"size ratio at KL {nats:g}" for nats in TARGETS_NATS)), rows)
 
 
 def _write(log: Path, text: str) -> None:

@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from kvcompress.codec.analysis import RESIDUAL_QP
 from kvcompress.codec.directory import load_codec
 from kvcompress.codec.promise import QUALITIES
 from kvcompress.codec.quality import encode_at_quality
+from kvcompress.codec.settings import TinyVAESettings
 from kvcompress.codec.tinyvae import TinyVAECodec
 from kvcompress.format.container import Encoded
 from kvcompress.hf import recompute_with
@@ -136,4 +136,4 @@ def stored_in_words(encoded: Encoded) -> str:
     """Return how a file holds its session: latents, residual (latents and what they do not reach), int8, lossless."""
     if encoded.codec != TinyVAECodec.kind:
         return encoded.codec
-    return "residual" if RESIDUAL_QP in encoded.settings else "latents"
+    return "latents" if TinyVAESettings.from_json(encoded.settings).residual_qp is None else "residual"

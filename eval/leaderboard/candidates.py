@@ -28,7 +28,8 @@ from kvcompress.prune.constraints import Constraints, choose_kept, drop
 from kvcompress.prune.evidence.collect import collect
 from kvcompress.prune.evidence.record import KINDS, Evidence
 from kvcompress.prune.planner import Planner, clamped_qp
-from kvcompress.prune.scorers.registry import SCORERS, find_scorer, scored
+from kvcompress.prune.scorers.profiles import fitted_file
+from kvcompress.prune.scorers.registry import SCORERS, Scorer, find_scorer, scored
 from kvcompress.prune.session import Asked, SessionPlanner, anchored_constraints
 from kvcompress.snapshot import KVSnapshot
 
@@ -95,10 +96,14 @@ class Case:
             self._evidence = collect(self.model, self.snapshot, KINDS, tokenizer=self.tokenizer, codec=self.codec)
         return self._evidence
 
+    def scorer(self, name: str) -> Scorer:
+        """Return a scorer with what it learnt of the codec's model."""
+        return find_scorer(name, fitted_file(self.codec))
+
     def planner(self, scorer: str) -> Planner:
         """Return the planner of a scorer, made once."""
         if scorer not in self._planners:
-            score = scored(find_scorer(scorer), self.evidence())
+            score = scored(self.scorer(scorer), self.evidence())
             self._planners[scorer] = Planner(self.codec, self.snapshot, scorer, score, self.constraints())
         return self._planners[scorer]
 
@@ -163,9 +168,9 @@ def kept_only(case: Case, candidate: str, fraction: float) -> KVSnapshot:
     """Return the exact cache of the tokens that a scorer keeps; no anchor is guaranteed, so that it shows itself."""
     constraints = Constraints(torch.zeros(case.snapshot.tokens, dtype=torch.int64), fraction)
     if candidate == PLAN:
-        score = scored(find_scorer("learned"), case.evidence())
+        score = scored(case.scorer("learned"), case.evidence())
         return Planner(case.codec, case.snapshot, "learned", score, constraints).pruned
-    kept = choose_kept(constraints, scored(find_scorer(candidate), case.evidence()).double())
+    kept = choose_kept(constraints, scored(case.scorer(candidate), case.evidence()).double())
     return drop(case.snapshot, kept)
 
 

@@ -1,4 +1,4 @@
-"""Fit what scorers learn: `kvcompress/prune/scorers/fitted.json`.
+"""Fit what scorers learn: `scorers.json` of a codec, or `kvcompress/prune/scorers/fitted.json` of the bundled one.
 
 Of each fitting session a first part is stored and what really followed is known. The damage that a unit of error in
 each stored token's latents did to the predictions along it is measured by gradients, averaged over sampled outcomes;

@@ -13,7 +13,9 @@ import numpy as np
 
 from eval.leaderboard.candidates import ONE_TIER, SEARCH
 from eval.suite.bootstrap import estimate_mean
-from kvcompress.format.atomic import atomic_write
+from kvcompress.report.files import write_files
+from kvcompress.report.spelling import spell, with_error
+from kvcompress.report.tables import markdown_table
 
 Row = dict[str, Any]
 CONTROLS = ("random", "sink_recent", ONE_TIER)
@@ -142,26 +144,25 @@ def _rows(entries: Iterable[dict[str, Any]]) -> list[str]:
         *categories,
         "s",
     ]
-    lines = ["| " + " | ".join(head) + " |", "| --- " + "| ---: " * (len(head) - 1) + "|"]
+    rows = []
     for entry in entries:
-        error = entry["kl_nats"]["standard_error"]
         name = f"*{entry['candidate']}*" if entry["candidate"].startswith(CONTROLS) else entry["candidate"]
         name += f" (not met in {entry['not_met']})" if entry["not_met"] else ""
         cells = [
             name,
-            f"{entry['kl_nats']['mean']:.4f}" + (f" ± {error:.4f}" if error is not None else ""),
-            f"{entry['sensitive_kl_nats']:.4f}",
-            f"{100 * entry['top1_agreement']:.1f} %",
-            f"{entry['file_bytes']:,.0f}" if entry["file_bytes"] else "-",
-            f"{entry['kept_tokens']:,.0f}",
+            with_error(entry["kl_nats"], "fixed"),
+            spell(entry["sensitive_kl_nats"], "fixed"),
+            f"{spell(entry['top1_agreement'], 'points')} %",
+            spell(entry["file_bytes"] or None, "count"),
+            spell(entry["kept_tokens"], "count"),
             f"{entry['recalled']} of {entry['recalled_exact_cache']}",
             f"{entry['rules_kept']} of {entry['rules_kept_exact_cache']}",
             f"{entry['rules_lost']} of {entry['rules']}",
-            *(f"{entry['by_category'].get(c, math.nan):.4f}" for c in categories),
+            *(spell(entry["by_category"].get(c), "fixed") for c in categories),
             f"{entry['seconds']:.2f}",
         ]
-        lines.append("| " + " | ".join(cells) + " |")
-    return [*lines, ""]
+        rows.append(cells)
+    return [markdown_table(head, rows), ""]
 
 
 def _of_boards(
@@ -181,7 +182,5 @@ def write_board(rows: Sequence[Row], out: Path, settings: dict[str, Any]) -> dic
         "smaller_at_equal_kl": _of_boards(boards, smaller_at_equal_kl),
         "larger_at_equal_kl": _of_boards(boards, larger_at_equal_kl),
     }
-    out.mkdir(parents=True, exist_ok=True)
-    atomic_write(out / "prune.json", [(json.dumps(result, indent=1) + "\n").encode()], force=True)
-    atomic_write(out / "prune.md", [markdown(result).encode()], force=True)
+    write_files(out, {"prune.json": json.dumps(result, indent=1) + "\n", "prune.md": markdown(result)})
     return result

@@ -17,6 +17,9 @@ from kvcompress.codec.directory import load_codec
 from kvcompress.data.harvest import tokenized_sessions
 from kvcompress.errors import InputError
 from kvcompress.hf import load_model
+from kvcompress.hub.bundled import DEFAULT_CODEC
+from kvcompress.hub.hub_id import SCORERS_FILE
+from kvcompress.hub.places import find_codec
 from kvcompress.prune.scorers.profiles import FITTED
 
 FIT_TOKENS = (1024, 640)
@@ -34,9 +37,20 @@ def leaderboard(
 
 
 def fit(
-    model_name: str, codec_name: str, sessions: Path, settings: BoardSettings, command: str, output: Path = FITTED
+    model_name: str, codec_name: str, sessions: Path, settings: BoardSettings, command: str, output: Path | None = None
 ) -> dict[str, Any]:
-    """Fit scorers on the sessions that the leaderboard does not measure, and write them.
+    """Fit scorers on the sessions that the leaderboard does not measure, and write them where plans look for them.
+
+    That is the codec's directory; of the bundled model it is the file beside the scorers, for it serves models that
+    have none of their own.
+
+    Args:
+        model_name: The model.
+        codec_name: Its codec.
+        sessions: JSON lines of recorded sessions.
+        settings: Of the leaderboard: which sessions it measures.
+        command: That was given, for the record.
+        output: File to write instead.
 
     Raises:
         InputError: No session is left.
@@ -64,5 +78,11 @@ def fit(
         "torch": torch.__version__,
         "python": platform.python_version(),
     }
-    write_fitted(output, fitted, made)
+    write_fitted(output or place_of(codec_name), fitted, made)
     return made
+
+
+def place_of(codec_name: str) -> Path:
+    """Return the file of what scorers learn with a codec."""
+    directory = find_codec(codec_name)
+    return FITTED if directory == find_codec(DEFAULT_CODEC) else directory / SCORERS_FILE

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
+import typer
+
+from kvcompress.report.tables import inline, markdown_table
+from kvcompress.report.terminal import print_table
 
 Row = dict[str, Any]
 Grid = tuple[str, Sequence[str], list[list[str]]]
@@ -94,20 +95,17 @@ def markdown(result: Row) -> str:
     """Return the whole report as Markdown."""
     lines = ["# Decode and resume across devices", "", *verdict_lines(result), "", _setting(result), ""]
     for title, columns, cells in (encoding_grid(result), pair_grid(result), golden_grid(result)):
-        lines += [f"## {title}", "", _line(columns), _line(["---"] * len(columns)), *map(_line, cells), ""]
+        lines += [f"## {title}", "", markdown_table(columns, [list(map(inline, row)) for row in cells], numbers=()), ""]
     return "\n".join([*lines, *_legend(result)]) + "\n"
 
 
-def show(result: Row, console: Console | None = None) -> None:
+def show(result: Row) -> None:
     """Print the tables and the verdict."""
-    console = console or Console()
     for title, columns, cells in (encoding_grid(result), pair_grid(result), golden_grid(result)):
-        table = Table(*columns, title=title)
-        for row in cells:
-            table.add_row(*map(escape, row))
-        console.print(table)
+        print_table(columns, cells, title=title)
+        print()
     for line in verdict_lines(result):
-        console.print(escape(line), style="bold red" if line.startswith("BROKEN") else None)
+        typer.secho(line, fg="red" if line.startswith("BROKEN") else None)
 
 
 def _pair_cells(rows: list[Row], result: Row) -> list[str]:
@@ -167,7 +165,3 @@ def _identical(same: bool) -> str:
 
 def _yes(value: bool) -> str:
     return "yes" if value else "no"
-
-
-def _line(cells: Sequence[str]) -> str:
-    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"

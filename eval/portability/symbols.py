@@ -8,6 +8,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
+from kvcompress.codec.settings import TinyVAESettings
 from kvcompress.codec.tinyvae import TinyVAECodec
 from kvcompress.format.ans import decode_symbols
 from kvcompress.format.container import Encoded
@@ -83,7 +84,7 @@ def read_back(codec: TinyVAECodec, encoded: Encoded) -> list[Tensor]:
         FormatError: A section is damaged.
     """
     token_ids, _, positions = read_session(encoded, codec.preset)
-    qp, found = int(encoded.settings["rate"]), []
+    qp, found = TinyVAESettings.from_json(encoded.settings).qp, []
     for group, layers in enumerate(codec.groups):
         place = positions[layers[0]]
         levels = codec.vae(group).levels(token_ids[place], codec.qps(group, token_ids, qp)[place])

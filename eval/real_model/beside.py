@@ -6,8 +6,8 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from eval.real_model.words import named, nats, paragraph, plain, plain_nats, ratio, table, threads_in_words
-from kvcompress.report.facts import TIMES, spell
+from eval.real_model.words import named, nats, paragraph, ratio, share, table
+from kvcompress.report.spelling import TIMES, count_of, spell
 
 Result = Mapping[str, Any]
 
@@ -20,14 +20,14 @@ def beside_kvtc(result: Result) -> list[str]:
     rows = [
         [
             named(c),
-            plain_nats(c["kl_nats"]),
+            spell(c["kl_nats"], "short nats"),
             f"{c['size_ratio']:.1f}",
             f"{c['kvtc_size_ratio']:.1f}",
             ratio(c["times"]),
         ]
         for c in result["equal_kl"]
     ]
-    curve = [[_form(p), ratio(p["size_ratio"]), nats(p["kl_near_nats"]), plain(p, "top1_near")] for p in result["kvtc"]]
+    curve = [[_form(p), ratio(p["size_ratio"]), nats(p["kl_near_nats"]), share(p, "top1_near")] for p in result["kvtc"]]
     count = result["kvtc"][0]["sessions"]
     told = f"""KVTC tuned again for this model: its axes, keys and values apart, fitted to harvested caches of other
     sessions, in three forms. kvtc-ideal has one step for all components, ideal static entropy coding and nothing raw;
@@ -62,7 +62,7 @@ def seconds_back(result: Result) -> list[str]:
     rows = [
         [named(row), spell(row["restore_seconds"], "seconds"), f"{row['times_faster']:.1f}"] for row in timing["table"]
     ]
-    prefill, threads = spell(timing["prefill_seconds"], "seconds"), threads_in_words(timing["threads"])
+    prefill, threads = spell(timing["prefill_seconds"], "seconds"), count_of(timing["threads"], "thread")
     told = f"""Prefilling {timing["tokens"]:,} tokens takes {prefill} with {threads}. Restoring is open, verify, decode,
     recompute, build the cache. Calls take turns, {timing["rounds"]} rounds after a warm-up; medians, and medians over
     {timing["sessions"]} sessions."""

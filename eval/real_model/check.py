@@ -124,20 +124,19 @@ def _verdict(name: str, tier: Tier, part: Part, rows: Sequence[Row]) -> Verdict:
     return Verdict(name, tier, ratio, kl, lost, top1, least, least_top1, broken)
 
 
-def table(verdicts: Sequence[Verdict]) -> Iterator[str]:
-    """Yield a line for each quality word: what was measured and, in brackets, what it is held to."""
-    yield f"{'codec':<8}{'quality':<13}{'size ratio':>20}{'KL (nats)':>18}{'context lost':>18}{'top-1':>20}"
+HEAD = ("codec", "quality", "size ratio", "KL (nats)", "context lost", "top-1", "broken")
+
+
+def table(verdicts: Sequence[Verdict]) -> Iterator[list[str]]:
+    """Yield a row for each quality word: what was measured and, in brackets, what it must reach."""
     for one in verdicts:
-        head = f"{one.codec:<8}{one.tier.name:<13}"
-        if one.size_ratio is None or one.kl_nats is None or one.context_lost is None or one.top1 is None:
-            yield f"{head}  {', '.join(one.broken)}"
-            continue
-        least = "-" if one.least_ratio is None else f"{one.least_ratio:.1f}"
-        cells = (
-            (f"{one.size_ratio:.1f} ({least})", 20),
-            (f"{one.kl_nats:.4f} ({one.tier.max_kl_nats:g})", 18),
-            (f"{one.context_lost:.2%} ({one.tier.max_context_lost:.0%})", 18),
-            (f"{one.top1:.2%} ({one.least_top1:.2%})", 20),
-        )
-        told = f"  broken: {', '.join(one.broken)}" if one.broken else ""
-        yield head + "".join(f"{cell:>{width}}" for cell, width in cells) + told
+        measured = ["", "", "", ""]
+        if one.size_ratio is not None and one.kl_nats is not None and one.context_lost is not None and one.top1:
+            least = "-" if one.least_ratio is None else f"{one.least_ratio:.1f}"
+            measured = [
+                f"{one.size_ratio:.1f} ({least})",
+                f"{one.kl_nats:.4f} ({one.tier.max_kl_nats:g})",
+                f"{one.context_lost:.2%} ({one.tier.max_context_lost:.0%})",
+                f"{one.top1:.2%} ({one.least_top1:.2%})",
+            ]
+        yield [one.codec, one.tier.name, *measured, ", ".join(one.broken)]

@@ -9,12 +9,13 @@ from typing import Annotated, Any
 import typer
 
 from eval.models import SMOLLM2, UnobtainableError, obtain
-from eval.real_model.check import check, table
+from eval.real_model.check import HEAD, check, table
 from eval.real_model.codecs import find_codecs
 from kvcompress.codec.facts import read_facts
 from kvcompress.fit.adopt import fit_of
 from kvcompress.hf import load_model
 from kvcompress.hub.places import CHECKPOINTS, at_project_and_home, find_codec
+from kvcompress.report.terminal import print_table
 
 MODEL, SESSIONS = Path("models/smollm2-135m-instruct"), Path("examples/real_model_sessions.jsonl")
 
@@ -53,8 +54,7 @@ def check_real_command(
     codecs = [(one, parts[one.name]) for one in find_codecs(name, (), model, tokenizer)]
     typer.echo(f"codec {name}, {count} sessions of {sessions}")
     verdicts = check(model, tokenizer, codecs, sessions, tokens, count, typer.echo)
-    for line in table(verdicts):
-        typer.echo(line)
+    print_table(HEAD, table(verdicts), numbers=range(2, 6))
     broken = sum(bool(one.broken) for one in verdicts)
     typer.echo(f"{len(verdicts) - broken} of {len(verdicts)} hold, {time.perf_counter() - start:.0f} s")
     if broken:

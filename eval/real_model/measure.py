@@ -15,6 +15,7 @@ from eval.real_model.subject import Subject
 from eval.suite.damage import damage
 from eval.suite.rows import Row
 from kvcompress.codec.quality import encode_at_quality
+from kvcompress.codec.settings import settings_of
 from kvcompress.codec.tinyvae import TinyVAECodec
 from kvcompress.format.container import Encoded, load, save
 from kvcompress.hf import restore
@@ -84,7 +85,7 @@ def measure(model: Any, point: Point, subject: Subject, path: Path) -> Row:
         "codec": point.codec,
         "point": point.name,
         "stored": stored_in_words(encoded),
-        "unlike": bool(encoded.settings.get("unlike")),
+        "unlike": settings_of(encoded).unlike,
         "file_bytes": path.stat().st_size,
         **damage(subject.exact, logits).to_json(),
         "encode_seconds": clock[1] - clock[0],

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from eval.real_model.words import counted, named, nats, paragraph, plain, plain_nats, ratio, share, table, verdict
-from kvcompress.report.facts import spell
+from eval.real_model.words import counted, named, nats, paragraph, ranged, ratio, share, table, verdict
+from kvcompress.report.spelling import spell
 
 Result = Mapping[str, Any]
 
@@ -43,12 +43,17 @@ def _failed(result: Result) -> list[str]:
 def measured_on(result: Result, source: str) -> list[str]:
     """Return sizes and damage on the sessions of one source."""
     points = [point for point in result["points"] if point["source"] == source]
-    near = [[named(p), ratio(p["size_ratio"]), nats(p["kl_near_nats"]), plain(p, "lost_near")] for p in points]
+    near = [[named(p), ratio(p["size_ratio"]), nats(p["kl_near_nats"]), share(p, "lost_near")] for p in points]
     head = ("codec, quality", "size ratio", "KL (nats)", "lost %")
     top = [
-        [named(p), share(p["top1_near"]), *(plain_nats(p[f"worst_{x}_nats"]) for x in ("near", "far"))] for p in points
+        [
+            named(p),
+            ranged(p["top1_near"], "per cent"),
+            *(spell(p[f"worst_{x}_nats"], "short nats") for x in ("near", "far")),
+        ]
+        for p in points
     ]
-    far = [[named(p), nats(p["kl_far_nats"]), plain(p, "lost_far"), plain(p, "top1_far")] for p in points]
+    far = [[named(p), nats(p["kl_far_nats"]), share(p, "lost_far"), share(p, "top1_far")] for p in points]
     settings = result["settings"]
     return [
         f"## {'Own source' if source == 'test' else 'Another source'}, {points[0]['sessions']} sessions",
@@ -69,7 +74,7 @@ def _stored(point: Mapping[str, Any]) -> list[str]:
 
 def _categories(points: Sequence[Mapping[str, Any]]) -> list[str]:
     rows = [
-        [named(p), kind, ratio(f["size_ratio"]), plain_nats(f["kl_near_nats"]["value"]), plain(f, "lost_near")]
+        [named(p), kind, ratio(f["size_ratio"]), spell(f["kl_near_nats"]["value"], "short nats"), share(f, "lost_near")]
         for p in points
         for kind, f in p["by_category"].items()
         if len(p["by_category"]) > 1

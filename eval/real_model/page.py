@@ -10,8 +10,10 @@ from typing import Any
 from eval.real_model.beside import beside_kvtc, codecs_and_fits, seconds_back
 from eval.real_model.measured import measured_on, targets_of
 from eval.real_model.picture import draw
-from eval.real_model.words import command, counted, paragraph, threads_in_words
+from eval.real_model.words import command, counted, paragraph
 from eval.suite.damage import NEAR_TOKENS
+from kvcompress.report.files import write_files
+from kvcompress.report.spelling import count_of
 
 Result = Mapping[str, Any]
 PICTURE = "rate-fidelity.svg"
@@ -20,9 +22,12 @@ SOURCES = {"test": "the codec's own source", "other": "another source"}
 
 def write_page(result: Result, out: Path) -> None:
     """Write report.json, report.md and the picture into a directory that exists."""
-    (out / "report.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-    (out / PICTURE).write_text(draw(result) + "\n", encoding="utf-8")
-    (out / "report.md").write_text(page(result), encoding="utf-8")
+    texts = {
+        "report.json": json.dumps(result, indent=1) + "\n",
+        PICTURE: draw(result) + "\n",
+        "report.md": page(result),
+    }
+    write_files(out, texts)
 
 
 def page(result: Result) -> str:
@@ -39,7 +44,9 @@ def page(result: Result) -> str:
         *codecs_and_fits(result),
         "## Made by",
         command(result["command"]),
-        paragraph(f"Commit {str(result['commit'])[:12]}, {_versions(result)}, {threads_in_words(result['threads'])}."),
+        paragraph(
+            f"Commit {str(result['commit'])[:12]}, {_versions(result)}, {count_of(result['threads'], 'thread')}."
+        ),
     ]
     return "\n\n".join(parts) + "\n"
 
@@ -65,3 +72,7 @@ def _versions(result: Result) -> str:
     return ", ".join(
         f"{name} {result['versions'][name]}" for name in ("torch", "transformers") if name in result["versions"]
     )
+
+
+def _threads(result: Result) -> str:
+    return count_of(result["threads"], "thread")

@@ -5,24 +5,22 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from eval.recompute.picture import standing_alone
-from eval.suite.report.palette import CHIEF_COLOUR, OTHER_COLOURS, SuiteSheet
+from eval.suite.report.palette import CHIEF_COLOUR, OTHER_COLOURS
 from kvcompress.metrics.fidelity import TIERS
-from kvcompress.report.facts import TIMES
-from kvcompress.report.plots import ACCENT, CARD, MUTED, TIER_COLOURS, WIDE_INCHES
+from kvcompress.report.palette import ACCENT, CARD, MUTED, TIER_COLOURS
+from kvcompress.report.sheet import WIDE_INCHES, Sheet
+from kvcompress.report.spelling import TIMES
 
-HUES = {"family-1": "#c2477f", "family-2": "#3a9d5d", "family-3": "#c77d2f", "family-4": "#7a63c7"}
-HUES |= {"family-5": "#2b9aa0", "family-6": "#a0862b", "family-7": "#b05a4a"}
 OURS = (ACCENT, *OTHER_COLOURS[2:])  # not those of the tiers
 Line = Mapping[str, Any]
 
 
 def draw(result: Mapping[str, Any]) -> str:
     """Return the picture as SVG that stands alone."""
-    with SuiteSheet("real-model", WIDE_INCHES, 6.4) as sheet:
+    with Sheet("real-model", WIDE_INCHES, 6.4) as sheet:
         paint(sheet.axes, result)
         sheet.legend(3)
-    return standing_alone(_coloured(sheet.svg(_told(result))))
+    return sheet.svg(_told(result), alone=True)
 
 
 def paint(axes: Any, result: Mapping[str, Any]) -> None:
@@ -75,12 +73,6 @@ def _lines(result: Mapping[str, Any]) -> list[Line]:
 def _line(pairs: Sequence[Sequence[float]], label: str, look: Mapping[str, Any]) -> Line:
     ordered = sorted((ratio, kl) for ratio, kl in pairs if kl > 0)
     return {"x": [x for x, _ in ordered], "y": [y for _, y in ordered], "look": {**look, "label": label}}
-
-
-def _coloured(svg: str) -> str:
-    for name, colour in HUES.items():
-        svg = svg.replace(f"var(--{name})", colour)
-    return svg
 
 
 def _told(result: Mapping[str, Any]) -> str:

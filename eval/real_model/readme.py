@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from eval.real_model.words import plain, plain_nats, ratio, table
+from eval.real_model.words import table
 from eval.suite.damage import NEAR_TOKENS
-from kvcompress.report.facts import TIMES
+from kvcompress.report.spelling import TIMES, spell
 
 Result = Mapping[str, Any]
 RAW_BYTES, MEGABYTE = 2, 1_000_000
@@ -52,11 +52,11 @@ def _cells(point: Result, layers: Mapping[str, int], result: Result) -> tuple[st
     return (
         str(layers[point["codec"]]),
         point["quality"],
-        ratio({**point["size_ratio"], "low": None}) + TIMES,
+        spell(point["size_ratio"]["value"], "ratio"),
         _tokens_in_a_megabyte(point, result),
-        plain_nats(point["kl_near_nats"]["value"]),
-        f"{plain(point, 'lost_near')} %",
-        f"{plain(point, 'top1_near')} %",
+        spell(point["kl_near_nats"]["value"], "short nats"),
+        spell(point["lost_near"]["value"], "share"),
+        spell(point["top1_near"]["value"], "share"),
         f"{kvtc[0]['times']['value']:.1f}{TIMES} larger" if kvtc else "",
         f"{timed[0]['times_faster']:.1f}{TIMES} faster" if timed else "",
     )

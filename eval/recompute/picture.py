@@ -2,24 +2,12 @@
 
 from __future__ import annotations
 
-import re
 from typing import Any
 
 from eval.recompute.run import Row, at_tier
-from kvcompress.report.facts import spell
-from kvcompress.report.plots import INK, MUTED, TIER_COLOURS, WIDE_INCHES, Sheet
-
-# A file of its own has no page to colour it: greys and hues that stand on white and on black alike.
-COLOURS = {
-    "ink": "#7a7a7a",
-    "muted": "#8a8a8a",
-    "line": "#9a9a9a66",
-    "accent": "#2f81c7",
-    "card": "#ffffff00",
-    "transparent": "#2f81c7",
-    "high": "#3a9d5d",
-    "usable": "#c77d2f",
-}
+from kvcompress.report.palette import INK, MUTED, TIER_COLOURS
+from kvcompress.report.sheet import WIDE_INCHES, Sheet
+from kvcompress.report.spelling import spell
 
 
 def draw(result: Row) -> str:
@@ -45,7 +33,7 @@ def draw(result: Row) -> str:
         axes.set_xticks([*places, layers], [*map(str, places), f"{layers}: prefill"])
         axes.set_xlim(-0.3, layers + 0.4)
         _seconds(axes, [*places, layers], result)
-    return standing_alone(sheet.svg(_told(result)))
+    return sheet.svg(_told(result), alone=True)
 
 
 _BESIDE: dict[str, Any] = {"xytext": (9, 0), "textcoords": "offset points", "va": "center"}
@@ -72,8 +60,3 @@ def _told(result: Row) -> str:
         for point in result["points"]
     ]
     return f"Bytes and seconds over m; transparent files: {'; '.join(rows)}"
-
-
-def standing_alone(svg: str) -> str:
-    """Return an SVG with colours in place of the variables of a page."""
-    return re.sub(r"var\(--([a-z0-9-]+)\)", lambda found: COLOURS.get(found[1], COLOURS["ink"]), svg)

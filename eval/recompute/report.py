@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 from eval.recompute.picture import draw
 from eval.recompute.run import Row, at_tier
-from kvcompress.report.facts import spell
+from kvcompress.report.files import write_files
+from kvcompress.report.spelling import count_of, spell, with_error
+from kvcompress.report.tables import markdown_table
 
 TARGET_SHARE_OF_LAYERS = 0.25
 TARGET_GAIN, TARGET_SPEED = 1.25, 2.0
@@ -16,8 +17,7 @@ PICTURE = "trade_off.svg"
 
 def write_page(result: Row, out: Path) -> None:
     """Write report.md and the picture into a directory that exists."""
-    (out / PICTURE).write_text(draw(result) + "\n", encoding="utf-8")
-    (out / "report.md").write_text(page(result), encoding="utf-8")
+    write_files(out, {PICTURE: draw(result) + "\n", "report.md": page(result)})
 
 
 def page(result: Row) -> str:
@@ -26,12 +26,12 @@ def page(result: Row) -> str:
     parts = [
         "# Recompute: storage against computing",
         _introduction(result),
-        _table(HEAD, rows),
+        markdown_table(HEAD, rows),
         "*Gain* is the size ratio over that of m = 0 at the same mean KL, "
         f"{spell(result['equal_kl_nats'], 'nats')} nats,\nread off between measured rates in logarithms.",
         f"![Bytes and seconds over m]({PICTURE})",
         "## All tiers",
-        _table(TIER_HEAD, [row for point in result["points"] for row in _tier_rows(point)]),
+        markdown_table(TIER_HEAD, [row for point in result["points"] for row in _tier_rows(point)]),
         "## Targets",
         _targets(result),
         f"Codecs: {_codecs(result)}; the model weighs {spell(result['model_bytes'], 'bytes')}.",
@@ -42,13 +42,13 @@ def page(result: Row) -> str:
 
 
 def _introduction(result: Row) -> str:
-    settings, sessions = result["settings"], result["sessions"]
+    settings, sessions, threads = result["settings"], result["sessions"], count_of(result["threads"], "thread")
     return f"""Restoring runs the model's first m of {result["layers"]} layers over the token ids, which gives keys and
 values of layers 0 to m at no bits and predicts the layers above. m = 0 needs no model; m = all is prefilling again.
 
 {sessions["count"]} sessions of {settings["tokens"]:,} tokens of `{sessions["file"]}`, transparent files, after a true
 decode and resume over {settings["continuation_tokens"]} further tokens. Seconds are medians of {settings["rounds"]} on
-one session of {result["long_tokens"]:,} tokens, all ways back in turns in one process of {_threads(result["threads"])}:
+one session of {result["long_tokens"]:,} tokens, all ways back in turns in one process of {threads}:
 open, verify, decode, recompute, build the cache. Prefilling is the model over the token ids."""
 
 
@@ -61,7 +61,7 @@ def _row(point: Row) -> list[str]:
     return [
         str(point["recompute_layers"]),
         spell(found["file_bytes"], "count"),
-        _with_error(found["size_ratio"]),
+        with_error(found["size_ratio"], "ratio"),
         spell(found["kl_nats"]["mean"], "nats"),
         spell(found["top1_agreement"], "share"),
         f"{point['gain_at_equal_kl']:.2f}",
@@ -72,7 +72,7 @@ def _row(point: Row) -> list[str]:
 
 def _prefill_row(result: Row) -> list[str]:
     found = result["prefill"]
-    ratio = _with_error(found["size_ratio"])
+    ratio = with_error(found["size_ratio"], "ratio")
     seconds = spell(found["prefill_seconds"], "seconds")
     return ["prefill", spell(found["file_bytes"], "count"), ratio, "0", "100.0 %", "", seconds, "1.0"]
 
@@ -87,7 +87,7 @@ def _tier_rows(point: Row) -> list[list[str]]:
                 tier,
                 str(rate),
                 spell(found["file_bytes"], "count"),
-                _with_error(found["size_ratio"]),
+                with_error(found["size_ratio"], "ratio"),
                 spell(found["kl_nats"]["mean"], "nats"),
                 spell(found["context_lost"], "share"),
                 spell(found["top1_agreement"], "share"),
@@ -119,19 +119,3 @@ def _verdict(met: bool) -> str:
 
 def _codecs(result: Row) -> str:
     return ", ".join(f"m = {m} {spell(size, 'bytes')}" for m, size in result["codec_bytes"].items())
-
-
-def _threads(count: int) -> str:
-    return "one thread" if count == 1 else f"{count} threads"
-
-
-def _with_error(estimate: dict[str, Any]) -> str:
-    text, error = spell(estimate["mean"], "ratio"), estimate["standard_error"]
-    if error is None:
-        return text
-    return f"{text} ± {error:,.0f}" if error >= 10 else f"{text} ± {error:.2g}"
-
-
-def _table(head: tuple[str, ...], rows: list[list[str]]) -> str:
-    rule = ["---", *("---:" for _ in head[1:])]
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in (head, rule, *rows))

@@ -17,8 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kvcompress.hf.forward import open_mask, run
-from kvcompress.hf.generation import context_limit
+from kvcompress.hf.generation import context_limit, feed_rows
+from kvcompress.hf.sampling import draw
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,24 +91,8 @@ def jensen_shannon_nats(p_own: Tensor, p_other: Tensor, q_own: Tensor, q_other: 
 def _widened(cache: Any, rows: int) -> Any:
     """Return a copy of a cache of one sequence, repeated along the batch."""
     wide = copy.deepcopy(cache)
-    for layer in wide.layers:
-        if getattr(layer, "keys", None) is not None:
-            layer.keys = layer.keys.repeat(rows, 1, 1, 1)
-            layer.values = layer.values.repeat(rows, 1, 1, 1)
+    wide.batch_repeat_interleave(rows)
     return wide
-
-
-def _feed(model: Any, cache: Any, ids: Tensor, first_position: int) -> Tensor:
-    """Feed [B, T] tokens at their original positions, one at a time where layers differ in length."""
-    held = {int(layer.get_seq_length()) for layer in cache.layers if getattr(layer, "keys", None) is not None}
-    size = ids.shape[1] if len(held) < 2 else 1
-    rows = []
-    for start in range(0, ids.shape[1], size):
-        part = ids[:, start : start + size]
-        positions = torch.arange(first_position + start, first_position + start + part.shape[1])
-        positions, mask = positions[None].expand(len(ids), -1), open_mask(cache, part)
-        rows.append(run(model, part, cache, position_ids=positions, attention_mask=mask))
-    return torch.cat(rows, 1)
 
 
 @torch.no_grad()
@@ -116,16 +100,10 @@ def _sample(
     model: Any, cache: Any, tokens: int, opening: Sequence[int], branches: int, length: int, seed: int
 ) -> Tensor:
     """Return [branches, length] sampled tokens."""
+    wide, fed = _widened(cache, branches), torch.tensor([list(opening)] * branches)
+    logits = feed_rows(model, wide, fed, tokens, last_only=True)[:, -1]
     generator = torch.Generator().manual_seed(seed)
-    wide, position = _widened(cache, branches), tokens
-    fed = torch.tensor([list(opening)] * branches)
-    drawn = []
-    for _ in range(length):
-        logits = _feed(model, wide, fed, position)[:, -1]
-        position += fed.shape[1]
-        fed = torch.multinomial(torch.softmax(logits.double().cpu(), -1), 1, generator=generator)
-        drawn.append(fed)
-    return torch.cat(drawn, 1)
+    return draw(model, wide, logits, tokens + len(opening), length, generator, torch.float64)
 
 
 @torch.no_grad()
@@ -133,6 +111,6 @@ def _score(model: Any, cache: Any, tokens: int, opening: Sequence[int], rows: Te
     """Return [branches] log-probabilities of whole branches, float64."""
     start = torch.tensor([list(opening)] * len(rows))
     fed = torch.cat([start, rows[:, :-1]], 1)
-    logits = _feed(model, _widened(cache, len(rows)), fed, tokens)[:, start.shape[1] - 1 :]
+    logits = feed_rows(model, _widened(cache, len(rows)), fed, tokens)[:, start.shape[1] - 1 :]
     chosen = logits.double().log_softmax(-1).cpu().gather(-1, rows[..., None])
     return chosen[..., 0].sum(-1)

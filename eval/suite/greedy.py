@@ -13,8 +13,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import Tensor
 
-from kvcompress.hf.generation import context_limit, feed
+from kvcompress.hf.generation import context_limit, generate_from
 from kvcompress.metrics.fidelity import continuation_logits
 
 
@@ -59,17 +60,20 @@ def greedy_path(model: Any, cache: Any, tokens: int, opening: Sequence[int], len
         opening: What is fed first, at least one token.
         length_tokens: Tokens generated, fewer where the model's context ends.
     """
-    limit, live = context_limit(model), copy.deepcopy(cache)
+    limit = context_limit(model)
     room = length_tokens if limit is None else min(length_tokens, limit - tokens - len(opening) + 1)
-    fed, position = torch.tensor([int(token) for token in opening]), tokens
-    path, margins = list[int](), list[float]()
-    while len(path) < room:
-        best = feed(model, live, fed, position, last_only=True)[-1].float().topk(2)
-        path.append(int(best.indices[0]))
-        margins.append(float(best.values[0] - best.values[1]))
-        position += len(fed)
-        fed = torch.tensor(path[-1:])
-    return GreedyPath(tuple(map(int, opening)), tuple(path), tuple(margins), tokens)
+    fed = tuple(map(int, opening))
+    if room < 1:
+        return GreedyPath(fed, (), (), tokens)
+    margins: list[float] = []
+
+    def note(logits: Tensor) -> None:
+        first, second = logits.float().topk(2).values.tolist()
+        margins.append(first - second)
+
+    live = copy.deepcopy(cache)
+    path = generate_from(model, live, fed, next_position=tokens, max_new_tokens=room, on_logits=note)
+    return GreedyPath(fed, tuple(path), tuple(margins), tokens)
 
 
 @torch.no_grad()

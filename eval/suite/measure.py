@@ -17,6 +17,7 @@ from eval.suite.memory import peak_bytes
 from eval.suite.positions import compare
 from eval.suite.probes import Probes, probe_row
 from eval.suite.subject import Subject, recalled
+from kvcompress.codec.settings import settings_of
 from kvcompress.format.container import load, save
 from kvcompress.hf import restore
 from kvcompress.metrics.fidelity import continuation_logits
@@ -59,7 +60,7 @@ def measure_point(
         "session": subject.session.id,
         "category": subject.session.category,
         "stored": stored_in_words(encoded),
-        "unlike": bool(encoded.settings.get("unlike")),
+        "unlike": settings_of(encoded).unlike,
         "file_bytes": path.stat().st_size,
         "raw_bytes": exact_snapshot.raw_bytes,
         "sections": {name: len(data) for name, data in encoded.sections.items()},

@@ -3,61 +3,40 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 from eval.tasks.picture import draw_accuracy, draw_places, placed
-from eval.tasks.spelling import difference, ladder_in_words, percent, points, size_ratio, told_of
+from eval.tasks.spelling import difference, ladder_in_words, percent, size_ratio, told_of
+from kvcompress.report.spelling import spell
+from kvcompress.report.tables import Column, Row, Table
+from kvcompress.report.template import render_template
 
 Result = Mapping[str, Any]
 
 
-@dataclass(frozen=True, slots=True)
-class Sheet:
-    """A table of the page.
-
-    Attributes:
-        heading: Above it; "" for none.
-        note: Sentences between heading and table.
-        head: Names of columns.
-        rows: Each as (kind of the candidate, cells).
-    """
-
-    heading: str
-    note: str
-    head: tuple[str, ...]
-    rows: tuple[tuple[str, tuple[str, ...]], ...]
-
-
 def render_html(result: Result) -> str:
     """Return the whole page."""
-    from jinja2 import Environment, PackageLoader, StrictUndefined
     from markupsafe import Markup
 
     from eval.tasks.page import introduction, made_by
 
-    room = Environment(
-        loader=PackageLoader("eval", "tasks"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
     figures = []
     if any(task["candidates"] for task in result["tasks"]):
         figures.append(("Accuracy by task", ACCURACY_CAPTION, Markup(draw_accuracy(result))))
     if placed(result) is not None:
         figures.append(("Key-value retrieval by place", PLACES_CAPTION, Markup(draw_places(result))))
-    return room.get_template("page.html.j2").render(
+    return render_template(
+        "eval",
+        "tasks",
         title=f"Tasks: {result['model']['name']}",
         means=result["means"],
-        points=points,
+        spell=spell,
         difference=difference,
         introduction=introduction(result),
         warnings=warnings(result),
         figures=figures,
         checks=[_check(result, one) for one in result["checks"]],
-        sheets=[overview(result), *(_task(task) for task in result["tasks"] if task["candidates"])],
+        tables=[overview(result), *(_task(task) for task in result["tasks"] if task["candidates"])],
         command=result["command"],
         made_by=made_by(result),
     )
@@ -81,21 +60,26 @@ def warnings(result: Result) -> list[str]:
     return found
 
 
-def overview(result: Result) -> Sheet:
+def overview(result: Result) -> Table:
     """Return accuracy of every candidate on every task."""
     measured = [task for task in result["tasks"] if task["candidates"]]
     rows = []
     for one in result["candidates"]:
         held = [{found["name"]: found for found in task["candidates"]}.get(one["name"]) for task in measured]
-        cells = tuple("-" if found is None else points(found["accuracy"]["value"]) for found in held)
-        rows.append((str(one["kind"]), (one["name"], *cells)))
-    return Sheet("All tasks", "% right.", ("", *(task["title"] for task in measured)), tuple(rows))
+        cells = tuple("-" if found is None else spell(found["accuracy"]["value"], "points") for found in held)
+        rows.append(Row((one["name"], *cells), str(one["kind"])))
+    return Table("All tasks", "% right.", _columns("", *(task["title"] for task in measured)), tuple(rows))
 
 
-def _task(task: Result) -> Sheet:
+def _task(task: Result) -> Table:
     failed = "".join(f" {name} could not be measured: {why}" for name, why in task["failed"].items())
-    rows = tuple((str(one["kind"]), _cells(one)) for one in task["candidates"])
-    return Sheet(_heading(task), told_of(task) + failed, ("", "% right", "to exact", "size ratio", "stored as"), rows)
+    rows = tuple(Row(_cells(one), str(one["kind"])) for one in task["candidates"])
+    columns = _columns("", "% right", "to exact", "size ratio", "stored as")
+    return Table(_heading(task), told_of(task) + failed, columns, rows)
+
+
+def _columns(first: str, *others: str) -> tuple[Column, ...]:
+    return (Column(first, number=False), *map(Column, others))
 
 
 def _heading(task: Result) -> str:

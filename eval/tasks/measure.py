@@ -13,6 +13,7 @@ from eval.baselines.tinyvae import stored_in_words
 from eval.suite.rows import Row, digest
 from eval.tasks.candidates import EXACT, Candidate
 from eval.tasks.protocol import Example, Judged, Resumed
+from kvcompress.codec.settings import settings_of
 from kvcompress.format.container import load, save
 from kvcompress.hf import restore
 from kvcompress.snapshot import KVSnapshot
@@ -76,7 +77,7 @@ def measure(
         **facts,
         "file_bytes": path.stat().st_size,
         "stored": stored_in_words(encoded),
-        "unlike": bool(encoded.settings.get("unlike")),
+        "unlike": settings_of(encoded).unlike,
         **ask_all(model, tokenizer, decoded, example),
         "encode_seconds": clock[1] - clock[0],
         "decode_seconds": clock[2] - clock[1],

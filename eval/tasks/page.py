@@ -7,13 +7,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from eval.real_model.words import command, counted, paragraph, table, threads_in_words, verdict
+from eval.real_model.words import command, counted, paragraph, table, verdict
 from eval.tasks.html import render_html
 from eval.tasks.ladder import LEAST_ACCURACY
 from eval.tasks.picture import draw_accuracy, draw_places, placed
-from eval.tasks.spelling import difference, ladder_in_words, percent, points, size_ratio, told_of
-from kvcompress.format.atomic import atomic_write
-from kvcompress.report.facts import spell
+from eval.tasks.spelling import difference, ladder_in_words, percent, size_ratio, told_of
+from kvcompress.report.files import write_files
+from kvcompress.report.spelling import count_of, spell
 
 Result = Mapping[str, Any]
 ACCURACY, PLACES = "accuracy.svg", "places.svg"
@@ -27,8 +27,7 @@ def write_page(result: Result, out: Path) -> None:
     if placed(result) is not None:
         files[PLACES] = draw_places(result, alone=True) + "\n"
     files["report.html"] = render_html(result)
-    for name, text in files.items():
-        atomic_write(out / name, [text.encode("utf-8", "backslashreplace")], force=True)
+    write_files(out, files)
 
 
 def page(result: Result) -> str:
@@ -81,7 +80,7 @@ def overview(result: Result) -> list[str]:
         return ["Nothing was measured: the exact cache answers too little of every task."]
     names = [one["name"] for one in result["candidates"]]
     rows = [[name, *(_accuracy_of(task, name) for task in measured)] for name in names]
-    means = [[one["name"], points(one["accuracy"]), difference(one["difference"])] for one in result["means"]]
+    means = [[one["name"], spell(one["accuracy"], "points"), difference(one["difference"])] for one in result["means"]]
     return [
         table(("% right", *(task["short"] for task in measured)), rows),
         paragraph("Mean over tasks, and how far it lies from the exact cache, in points:"),
@@ -92,7 +91,7 @@ def overview(result: Result) -> list[str]:
 
 def _accuracy_of(task: Mapping[str, Any], name: str) -> str:
     found = next((one for one in task["candidates"] if one["name"] == name), None)
-    return "-" if found is None else points(found["accuracy"]["value"])
+    return "-" if found is None else spell(found["accuracy"]["value"], "points")
 
 
 def _below(result: Result) -> list[str]:
@@ -157,7 +156,9 @@ def _places(result: Result) -> list[str]:
     if task is None:
         return []
     stretches = [stretch["place"] for stretch in task["candidates"][0]["by_place"]]
-    rows = [[one["name"], *(points(part["accuracy"]) for part in one["by_place"])] for one in task["candidates"]]
+    rows = [
+        [one["name"], *(spell(part["accuracy"], "points") for part in one["by_place"])] for one in task["candidates"]
+    ]
     head = ("% right", *(f"{100 * low:.0f}-{100 * high:.0f} %" for low, high in stretches))
     return [
         "## By place in the context",
@@ -189,4 +190,4 @@ def made_by(result: Result) -> str:
         for name in ("torch", "transformers", "lm_eval")
         if name in result["versions"]
     )
-    return f"Commit {str(result['commit'])[:12]}, {versions}, {threads_in_words(result['threads'])}."
+    return f"Commit {str(result['commit'])[:12]}, {versions}, {count_of(result['threads'], 'thread')}."

@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from eval.recompute.picture import standing_alone
-from eval.suite.report.palette import SuiteSheet
 from eval.tasks.candidates import EVICTION, EXACT, KVTC, OURS, PLAN
-from kvcompress.report.plots import ACCENT, CARD, INK, MUTED, TIER_COLOURS, WIDE_INCHES
+from kvcompress.report.palette import ACCENT, CARD, INK, MUTED, TIER_COLOURS
+from kvcompress.report.sheet import WIDE_INCHES, Sheet
 
 Result = Mapping[str, Any]
 Look = dict[str, Any]
@@ -28,13 +27,13 @@ def draw_accuracy(result: Result, *, alone: bool = False) -> str:
     tasks = [task for task in result["tasks"] if task["candidates"]]
     candidates = result["candidates"]
     height = 1.3 + len(tasks) * (0.24 + 0.13 * len(candidates))
-    with SuiteSheet("accuracy", WIDE_INCHES, height) as sheet:
+    with Sheet("accuracy", WIDE_INCHES, height) as sheet:
         for number, one in enumerate(candidates):
             shift = APART * (number / max(1, len(candidates) - 1) - 0.5)
             _row_of_points(sheet.axes, tasks, one, shift, _look(candidates, number))
         _task_rows(sheet.axes, tasks)
         sheet.legend(4)
-    return _finished(sheet.svg(_told(tasks)), alone)
+    return sheet.svg(_told(tasks), alone=alone)
 
 
 def _row_of_points(axes: Any, tasks: Sequence[Result], candidate: Result, shift: float, look: Look) -> None:
@@ -85,7 +84,7 @@ def draw_places(result: Result, *, alone: bool = False) -> str:
     """
     task = placed(result)
     assert task is not None
-    with SuiteSheet("places", WIDE_INCHES, 3.9) as sheet:
+    with Sheet("places", WIDE_INCHES, 3.9) as sheet:
         axes = sheet.axes
         for number, named in enumerate(result["candidates"]):
             one = next((found for found in task["candidates"] if found["name"] == named["name"]), None)
@@ -100,7 +99,7 @@ def draw_places(result: Result, *, alone: bool = False) -> str:
         axes.set_xlabel("where in the context the answer stands, % of its length")
         axes.set_ylabel("answers that are right, %")
         sheet.legend(4)
-    return _finished(sheet.svg(f"Accuracy of {task['title']} by place in the context"), alone)
+    return sheet.svg(f"Accuracy of {task['title']} by place in the context", alone=alone)
 
 
 def _spare_bar(one: Result) -> Look:
@@ -123,10 +122,6 @@ def _look(candidates: Sequence[Result], number: int) -> Look:
         "markeredgewidth": 2.2 if one["kind"] == EXACT else 1.3,
         "label": one["name"],
     }
-
-
-def _finished(svg: str, alone: bool) -> str:
-    return standing_alone(svg) if alone else svg
 
 
 def _told(tasks: Sequence[Result]) -> str:

@@ -7,7 +7,7 @@ from typing import Any
 
 from eval.real_model.words import table
 from eval.tasks.candidates import EXACT
-from eval.tasks.spelling import points
+from kvcompress.report.spelling import spell
 
 Result = Mapping[str, Any]
 
@@ -30,4 +30,4 @@ def readme_table(result: Result) -> str:
 def _cells(task: Result, names: list[str]) -> list[str]:
     found = {one["name"]: one["accuracy"]["value"] for one in task["candidates"]}
     assert EXACT in found
-    return [f"{points(found[name])} %" if name in found else "failed" for name in names]
+    return [f"{spell(found[name], 'points')} %" if name in found else "failed" for name in names]

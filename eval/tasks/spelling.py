@@ -6,33 +6,19 @@ from collections.abc import Mapping
 from typing import Any
 
 from eval.real_model.words import ratio
+from kvcompress.report.spelling import with_interval
 
 Figure = Mapping[str, Any]
 
 
-def points(value: float) -> str:
-    """Return a share in per cent, without its sign."""
-    return "100" if value == 1 else f"{100 * value:.1f}"
-
-
 def percent(figure: Figure) -> str:
     """Return a share in per cent with its interval, "88.3 (80.0-95.0)"."""
-    return _with_ends(figure, points(figure["value"]), points)
+    return with_interval(figure, "points", "-")
 
 
 def difference(figure: Figure) -> str:
     """Return a difference of shares in points with its interval, "-1.7 (-5.0..+1.7)"."""
-    if figure["low"] is None:
-        return _signed(figure["value"])
-    return f"{_signed(figure['value'])} ({_signed(figure['low'])}..{_signed(figure['high'])})"
-
-
-def _signed(value: float) -> str:
-    return f"{100 * value:+.1f}" if abs(value) >= 0.0005 else "0.0"
-
-
-def _with_ends(figure: Figure, value: str, spelled: Any) -> str:
-    return value if figure["low"] is None else f"{value} ({spelled(figure['low'])}-{spelled(figure['high'])})"
+    return with_interval(figure, "signed points", "..")
 
 
 def size_ratio(one: Figure) -> str:

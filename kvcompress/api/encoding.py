@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from kvcompress.api.notes import notes_of
 from kvcompress.api.options import DEFAULT_QUALITY, EncodeOptions, PlanOptions
 from kvcompress.codec.at_hand import codec_for
 from kvcompress.codec.directory import load_codec, load_parts
@@ -22,7 +23,7 @@ from kvcompress.codec.quality import encode_at_quality
 from kvcompress.codec.tinyvae import TinyVAECodec
 from kvcompress.errors import InputError
 from kvcompress.fit.adopt import adopt, measured
-from kvcompress.format.container import Encoded
+from kvcompress.format.container import Encoded, to_bytes
 from kvcompress.hf import load_model, recompute_with
 from kvcompress.hf.types import CausalLM, Tokenizer
 from kvcompress.prune.evidence.collect import collect
@@ -88,6 +89,25 @@ def encode(
         MismatchError: Codec or model is not the snapshot's.
         CheckpointError: The codec is missing or damaged.
     """
+    if not isinstance(snapshot, KVSnapshot) or not isinstance(options, EncodeOptions):
+        what = f"encode takes a snapshot and options, not {type(snapshot).__name__} and {type(options).__name__}"
+        raise InputError(what, "Give what kv.capture returned and kv.EncodeOptions(...)")
+    found = _encoding(snapshot, options, codec, model, progress)
+    if options.plan is not None and not isinstance(options.plan, PlanOptions):
+        return found
+    reached = snapshot.raw_bytes / len(to_bytes(found.encoded))
+    return replace(found, notes=(*found.notes, *notes_of(found.encoded, reached, found.link, codec)))
+
+
+def _encoding(
+    snapshot: KVSnapshot,
+    options: EncodeOptions,
+    codec: str | Path | None,
+    model: ModelSource | None,
+    progress: Progress,
+) -> Encoding:
+    if options.plan is not None and not isinstance(options.plan, PlanOptions):
+        return options.plan.encode(snapshot)
     if options.plan is not None:
         return _planned(snapshot, options, options.plan, codec, _source(model), progress)
     if options.lossless:
@@ -162,17 +182,17 @@ def _planned(
     options: EncodeOptions,
     plan: PlanOptions,
     codec: str | Path | None,
-    model: ModelSource,
+    load: ModelSource,
     progress: Progress,
 ) -> Encoding:
     asked = Asked(
-        scorers=plan.scorers or DEFAULT_SCORERS,
+        scorers=tuple(plan.scorers) or DEFAULT_SCORERS,
         quality=options.quality,
         size_ratio=options.size_ratio,
         max_kl_nats=options.max_kl,
         keep_fraction=plan.keep_fraction,
-        patterns=plan.keep,
-        messages=plan.keep_messages,
+        patterns=tuple(plan.keep),
+        messages=tuple(plan.keep_messages),
         guarantees=named_guarantees(plan.guarantees),
     )
     for name in asked.scorers:
@@ -180,7 +200,7 @@ def _planned(
     history = load_history(plan.history)
     tinyvae = None if options.lossless else load_codec(codec or _codec_of(snapshot))
     known = _stored_evidence(plan, snapshot, tinyvae)
-    language_model, tokenizer = model(snapshot.origin.dtype)
+    language_model, tokenizer = load(snapshot.origin.dtype)
     if tinyvae is None:
         return Encoding(_pruned_lossless(language_model, tokenizer, snapshot, asked, known))
     planner = SessionPlanner(tinyvae, language_model, tokenizer, snapshot, asked, history, progress, known)

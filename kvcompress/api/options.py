@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from kvcompress.errors import InputError, require_positive
+
+if TYPE_CHECKING:
+    from kvcompress.api.planning import SessionPlan
 
 DEFAULT_QUALITY = "transparent"
 SEARCH, QUICK, NONE = "auto", "quick", "none"
@@ -26,22 +31,33 @@ class PlanOptions:
         history: JSON file of earlier searches, which steer this one; it is written again.
         evidence: File of `kvcompress record --evidence`.
 
+    Lists do as well as tuples.
+
     Raises:
-        InputError: The fraction is not above 0 and at most 1.
+        InputError: The fraction is not above 0 and at most 1, or something is of another type.
     """
 
     search: bool = True
-    scorers: tuple[str, ...] = ()
-    keep: tuple[str, ...] = ()
-    keep_messages: tuple[int, ...] = ()
+    scorers: Sequence[str] = ()
+    keep: Sequence[str] = ()
+    keep_messages: Sequence[int] = ()
     keep_fraction: float | None = None
-    guarantees: tuple[str, ...] = ()
+    guarantees: Sequence[str] = ()
     history: Path | None = None
     evidence: Path | None = None
 
     def __post_init__(self) -> None:
-        """Check the fraction."""
+        """Check all of it."""
+        kinds = {"scorers": str, "keep": str, "keep_messages": int, "guarantees": str}
+        for name, kind in kinds.items():
+            given = getattr(self, name)
+            if isinstance(given, str) or not isinstance(given, Sequence) or not all(type(one) is kind for one in given):
+                what = f"{name} of a plan is {given!r}, not a list of {'texts' if kind is str else 'integers'}"
+                raise InputError(what, "Put brackets around one alone")
+            object.__setattr__(self, name, tuple(given))
         fraction = self.keep_fraction
+        if fraction is not None:
+            require_positive("a keep fraction", fraction, "Ask for one such as 0.5")
         if fraction is not None and not 0 < fraction <= 1:
             raise InputError(f"a keep fraction of {fraction:g} is not above 0 and at most 1", "Ask for one such as 0.5")
 
@@ -57,7 +73,7 @@ class EncodeOptions:
         lossless: Give the identical bits back; needs no codec.
         recompute_layers: Layers that the model runs when the session is restored; the file leaves them out.
         link_mbits: Choose `recompute_layers` for the lowest time to the first token over a link of so many Mbit/s.
-        plan: Tiers by token; None codes all tokens alike.
+        plan: Tiers by token, or a plan that `kv.plan` made for this session; None codes all tokens alike.
         other_weights: Take a session of other weights of the codec's model, with `max_kl`, or with a quality that is
             measured on `sessions` once.
         sessions: JSON lines of sessions of the kind to be stored.
@@ -72,7 +88,7 @@ class EncodeOptions:
     lossless: bool = False
     recompute_layers: int | None = None
     link_mbits: float | None = None
-    plan: PlanOptions | None = None
+    plan: PlanOptions | SessionPlan | None = None
     other_weights: bool = False
     sessions: Path | None = None
 
@@ -81,6 +97,10 @@ class EncodeOptions:
         targets = (self.quality is not None, self.max_kl is not None, self.size_ratio is not None, self.lossless)
         if sum(targets) > 1:
             raise InputError("quality, max KL, size ratio and lossless exclude each other", "Name one of them")
+        if self.quality is not None and not isinstance(self.quality, str):
+            raise InputError(f"a quality is a word, not {self.quality!r}", "Use transparent, high or usable")
+        if sum(targets) and self.plan is not None and not isinstance(self.plan, PlanOptions):
+            raise InputError("a plan that is made has its target", "Name the target in kv.plan")
         self._check_layers()
         self._check_other_weights()
         numbers = {
@@ -93,6 +113,8 @@ class EncodeOptions:
                 require_positive(name, value)
 
     def _check_layers(self) -> None:
+        if self.recompute_layers is not None and type(self.recompute_layers) is not int:
+            raise InputError(f"{self.recompute_layers!r} is no number of layers", "Give it as an integer")
         some = bool(self.recompute_layers) or self.link_mbits is not None
         if self.recompute_layers is not None and self.link_mbits is not None:
             raise InputError("a link chooses the layers to recompute", "Name the layers or the link, not both")

@@ -10,6 +10,7 @@ import typer
 from kvcompress import __version__
 from kvcompress.cli.calibrate import calibrate
 from kvcompress.cli.codecs import codecs
+from kvcompress.cli.console import loads_models, printable, tolerant_streams
 from kvcompress.cli.decode import decode
 from kvcompress.cli.doctor import doctor
 from kvcompress.cli.encode import encode
@@ -41,20 +42,22 @@ def _root(
 
 
 for _command in (record, encode, decode, resume, inspect, verify, report, fit, calibrate, harvest, doctor):
-    app.command()(_command)
+    app.command()(loads_models(_command))
 app.add_typer(codecs, name="codecs")
 
 
 def main() -> None:
     """Run the command line."""
+    tolerant_streams()
     try:
         app()
     except KVCompressError as error:
-        sys.stderr.write(f"error: {error}\n")
+        sys.stderr.write(f"error: {printable(error)}\n")
         sys.exit(1)
     except OSError as error:  # a full disk or a closed directory where a library writes
         where = f"{error.filename}: " if error.filename else ""
-        sys.stderr.write(f"error: {where}{(error.strerror or str(error)).lower()}. Nothing was written.\n")
+        told = f"{where}{(error.strerror or str(error)).lower()}. Nothing was written."
+        sys.stderr.write(f"error: {printable(told)}\n")
         sys.exit(1)
     except KeyboardInterrupt:
         sys.stderr.write("error: interrupted. Nothing was written.\n")

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from kvcompress.cli.console import ForceOption, JsonOption, show
+from kvcompress.cli.console import LINES, ForceOption, JsonOption, loads_models, printable, show
 
 if TYPE_CHECKING:
     from kvcompress.codec.facts import CodecFacts, Part
@@ -24,6 +24,7 @@ codecs = typer.Typer(no_args_is_help=True, help="Codecs at hand: list them, show
 
 
 @codecs.command("list")
+@loads_models
 def list_codecs(
     directory: Annotated[Path | None, typer.Option(help="Also look here: a codec, or a directory of several.")] = None,
     hub: Annotated[
@@ -54,17 +55,16 @@ def list_codecs(
         ]
         show({"codecs": rows}, as_json=True)
         return
-    for line in _table([_lines(one, facts, fits.get(facts.directory)) for one, facts in found]):
-        sys.stdout.write(f"{line}\n")
+    _print_table([_lines(one, facts, fits.get(facts.directory)) for one, facts in found])
 
 
 @codecs.command("show")
 def show_codec(name: NameArgument, as_json: JsonOption = False) -> None:
     """Print a codec's card and what is guaranteed: sessions, bounds, measured means."""
+    from kvcompress.codec.directory import codec_place
     from kvcompress.codec.facts import read_facts
-    from kvcompress.hub.places import find_codec
 
-    facts = read_facts(find_codec(name))
+    facts = read_facts(codec_place(name))
     if as_json:
         cards = {str(part.recompute_layers): _card(part) for part in facts.parts}
         show({"name": name, **facts.to_json(), "cards": cards}, as_json=True)
@@ -73,9 +73,9 @@ def show_codec(name: NameArgument, as_json: JsonOption = False) -> None:
     for part in facts.parts:
         sys.stdout.write(f"\nlayers recomputed: {part.recompute_layers}\n")
         for line in _guarantee(part):
-            sys.stdout.write(f"  {line}\n")
+            sys.stdout.write(f"  {printable(line)}\n")
     for part in facts.parts:
-        sys.stdout.write(f"\n{_card(part).strip()}\n")
+        sys.stdout.write(f"\n{printable(_card(part).strip(), keep=LINES)}\n")
 
 
 @codecs.command("pull")
@@ -107,7 +107,7 @@ def _readable(found: Iterator[Found]) -> Iterator[tuple[Found, CodecFacts]]:
         try:
             yield one, read_facts(one.directory)
         except CheckpointError as error:
-            sys.stderr.write(f"note: {error}\n")
+            sys.stderr.write(f"note: {printable(error)}\n")
 
 
 def _fits(model: str, facts: Sequence[CodecFacts]) -> dict[Path, str]:
@@ -121,7 +121,7 @@ def _fits(model: str, facts: Sequence[CodecFacts]) -> dict[Path, str]:
 
 def _card(part: Part) -> str:
     place = part.directory / "README.md"
-    return place.read_text(encoding="utf-8") if place.is_file() else "(it has no card)"
+    return place.read_text(encoding="utf-8", errors="replace") if place.is_file() else "(it has no card)"
 
 
 def _belongs_to(facts: CodecFacts) -> dict[str, Any]:
@@ -172,16 +172,17 @@ def _size(part: Part, quality: str) -> str:
     return "?" if coded is None else f"<{coded:.3g}x" if coded < 1000 else f"<{coded:,.0f}x"
 
 
-def _table(groups: Sequence[Sequence[Sequence[str]]]) -> Iterator[str]:
-    """Yield the table, its columns as wide as they need to be."""
+def _print_table(groups: Sequence[Sequence[Sequence[str]]]) -> None:
+    """Print a row for each codec and number of recomputed layers."""
+    from kvcompress.report.terminal import print_table
+
     rows = [row for group in groups for row in group]
     if not rows:
-        yield "no codec is at hand"
+        sys.stdout.write("no codec is at hand\n")
         return
     fits = ["fits"] if len(rows[0]) > 6 + len(QUALITIES) else []
     head = ["name", "place", "model", "weights", *fits, "m", "bytes", *(f"{name}: size, KL" for name in QUALITIES)]
-    widths = [max(len(row[column]) for row in [head, *rows]) for column in range(len(head))]
-    for row in [head, *rows]:
-        yield "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
-    yield ""
-    yield "m: layers that the model recomputes. KL in nats. A size after < leaves token ids and header out."
+    print_table(head, rows, numbers=(4 + len(fits), 5 + len(fits)))
+    sys.stdout.write(
+        "\nm: layers that the model recomputes. KL in nats. A size after < leaves token ids and header out.\n"
+    )

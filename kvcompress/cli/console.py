@@ -1,16 +1,24 @@
-"""What all sub-commands share: options, output for people and machines, progress."""
+"""What all sub-commands share: options, output for people, machines and pipes, progress."""
 
 from __future__ import annotations
 
+import functools
+import inspect
+import io
 import json
+import shutil
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TextIO
 
 import typer
+
+from kvcompress.errors import InputError
+from kvcompress.hub.trust import OPTION, trusting_remote_code
 
 ForceOption = Annotated[bool, typer.Option("--force", help="Replace an existing output file.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
@@ -39,17 +47,104 @@ CodecOption = Annotated[
 ]
 DtypeOption = Annotated[str, typer.Option("--dtype", help="float32, bfloat16 or float16.")]
 KvzArgument = Annotated[Path, typer.Argument(help="A .kvz file.", metavar="FILE.kvz", show_default=False)]
+TrustOption = Annotated[
+    bool, typer.Option(OPTION, help="Run the Python code that comes with the model, if it needs any. Read it first.")
+]
+LINES = "\n\t"
+"""What a text of several lines keeps when it is printed."""
+
+STANDARD_OUTPUT = ("-", "/dev/stdout")
+"""Names of standard output, where a command writes one file."""
+
 ProgressCallback = Callable[[str, int, int], None]
 
 
-def show(data: Mapping[str, Any], *, as_json: bool) -> None:
-    """Print a result: one JSON object, or a name and a value a line."""
+def tolerant_streams() -> None:
+    """Let standard output and error spell out what their encoding lacks, instead of failing on it."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
+def printable(text: object, keep: str = "") -> str:
+    r"""Return text with all that does not print, and is not in `keep`, spelled out as in `\x1b`: terminals obey it."""
+    found = str(text)
+    if found.isprintable():
+        return found
+    return "".join(one if one.isprintable() or one in keep else one.encode("unicode_escape").decode() for one in found)
+
+
+def show(data: Mapping[str, Any], *, as_json: bool, file: TextIO | None = None) -> None:
+    """Print a result, on standard output if not said otherwise: one JSON object, or a name and a value a line."""
+    file = file or sys.stdout
     if as_json:
-        sys.stdout.write(json.dumps(data) + "\n")
+        file.write(json.dumps(data) + "\n")
         return
-    width = max(map(len, data), default=0)
-    for name, value in data.items():
-        sys.stdout.write(f"{name.replace('_', ' '):<{width}}  {_spoken(name, value)}\n")
+    from kvcompress.report.terminal import print_table
+
+    print_table((), [(name.replace("_", " "), _spoken(name, value)) for name, value in data.items()], file=file)
+
+
+def is_standard_output(output: Path) -> bool:
+    """Return whether an output is standard output."""
+    return str(output) in STANDARD_OUTPUT
+
+
+def require_output(output: Path, force: bool, as_json: bool) -> None:
+    """Refuse a file that could not be written later, or that standard output cannot take, before any work is done.
+
+    Raises:
+        InputError: As `kvcompress.format.atomic.require_writable`; standard output is a terminal, or `--json` wants it.
+    """
+    from kvcompress.format.atomic import require_writable
+
+    if not is_standard_output(output):
+        require_writable(output, force)
+    elif as_json:
+        raise InputError("standard output takes the file or --json, not both", "Name a file with --output")
+    elif sys.stdout.isatty():
+        raise InputError("a terminal takes no such file", "Send standard output elsewhere, or name a file")
+
+
+@contextmanager
+def written(output: Path) -> Iterator[Path]:
+    """Give the path to write a file to; for standard output a temporary one, which goes there when the block ends."""
+    if not is_standard_output(output):
+        yield output
+        return
+    with tempfile.TemporaryDirectory(prefix="kvcompress-") as place:
+        temporary = Path(place) / "output"
+        yield temporary
+        sys.stdout.flush()
+        with temporary.open("rb") as file:
+            shutil.copyfileobj(file, sys.stdout.buffer)
+        sys.stdout.buffer.flush()
+
+
+def beside(output: Path) -> TextIO:
+    """Return where a command tells what it wrote: standard error where the file itself goes to standard output."""
+    return sys.stderr if is_standard_output(output) else sys.stdout
+
+
+def loads_models(command: Callable[..., None]) -> Callable[..., None]:
+    """Return a command with the option to run a model's own code, where it takes a model; else the command itself."""
+    signature = inspect.signature(command, eval_str=True)
+    if "model" not in signature.parameters:
+        return command
+
+    @functools.wraps(command)
+    def trusting(*args: Any, trust_remote_code: bool = False, **options: Any) -> None:
+        with trusting_remote_code(trust_remote_code):
+            command(*args, **options)
+
+    option = inspect.Parameter(
+        "trust_remote_code", inspect.Parameter.KEYWORD_ONLY, default=False, annotation=TrustOption
+    )
+    parameters = [*signature.parameters.values(), option]
+    told: Any = trusting
+    told.__signature__ = signature.replace(parameters=parameters)
+    told.__annotations__ = {one.name: one.annotation for one in parameters}
+    return trusting
 
 
 def _spoken(name: str, value: Any) -> str:

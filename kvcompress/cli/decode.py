@@ -7,13 +7,25 @@ from typing import Annotated
 
 import typer
 
-from kvcompress.cli.console import CodecOption, ForceOption, JsonOption, KvzArgument, RecomputeModelOption, show
+from kvcompress.cli.console import (
+    CodecOption,
+    ForceOption,
+    JsonOption,
+    KvzArgument,
+    RecomputeModelOption,
+    beside,
+    require_output,
+    show,
+    written,
+)
 from kvcompress.cli.models import recompute_by
 
 
 def decode(
     file: KvzArgument,
-    output: Annotated[Path, typer.Option("-o", "--output", help="Raw snapshot to write (.safetensors).")],
+    output: Annotated[
+        Path, typer.Option("-o", "--output", help="Raw snapshot to write (.safetensors); - for standard output.")
+    ],
     codec: CodecOption = None,
     model: RecomputeModelOption = None,
     force: ForceOption = False,
@@ -21,11 +33,11 @@ def decode(
 ) -> None:
     """Restore the raw snapshot of a file; no model is needed, unless it recomputes the first layers."""
     from kvcompress.codec.registry import load_snapshot
-    from kvcompress.format.atomic import require_writable
     from kvcompress.format.raw_snapshot import save_raw
 
-    require_writable(output, force)
+    require_output(output, force, as_json)
     snapshot = load_snapshot(file, codec, recompute_by(model))
-    save_raw(output, snapshot, force=force)
-    data = {"output": str(output), "tokens": snapshot.tokens, "file_bytes": output.stat().st_size}
-    show(data, as_json=as_json)
+    with written(output) as place:
+        save_raw(place, snapshot, force=force)
+        data = {"output": str(output), "tokens": snapshot.tokens, "file_bytes": place.stat().st_size}
+    show(data, as_json=as_json, file=beside(output))

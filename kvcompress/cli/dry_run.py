@@ -13,9 +13,6 @@ if TYPE_CHECKING:
     from kvcompress.fit.run import FitSource
     from kvcompress.fit.settings import FitSettings
 
-GIGABYTE = 1e9
-NAME_WIDTH = 32
-
 
 def show_dry_run(source: FitSource, settings: FitSettings, *, as_json: bool) -> None:
     """Print memory, disk and time of each pass; the sessions are counted, no weights are loaded."""
@@ -56,19 +53,19 @@ def _counted(source: FitSource) -> tuple[int, int]:
 
 
 def _print(costs: list[PassCost], sessions: int, tokens: int, free_bytes: int) -> None:
-    sys.stdout.write(f"{sessions} sessions of up to {tokens:,} tokens\n\n")
-    sys.stdout.write(f"{'pass':<{NAME_WIDTH}}{'time':>12}{'memory':>12}{'disk':>12}\n")
-    for cost in costs:
-        sizes = "".join(f"{size / GIGABYTE:>9.2f} GB" for size in (cost.memory_bytes, cost.disk_bytes))
-        sys.stdout.write(f"{cost.name:<{NAME_WIDTH}}{_clock(cost.seconds):>12}{sizes}\n")
-    seconds, disk = sum(cost.seconds for cost in costs), sum(cost.disk_bytes for cost in costs)
+    from kvcompress.report.spelling import spell
+    from kvcompress.report.terminal import print_table
+
+    def row(name: str, seconds: float, memory: float, disk: float) -> list[str]:
+        return [name, spell(seconds, "duration"), spell(memory, "bytes"), spell(disk, "bytes")]
+
+    rows = [row(cost.name, cost.seconds, cost.memory_bytes, cost.disk_bytes) for cost in costs]
     peak = max(cost.memory_bytes for cost in costs)
-    sizes = "".join(f"{size / GIGABYTE:>9.2f} GB" for size in (peak, disk))
-    sys.stdout.write(f"{'all of it':<{NAME_WIDTH}}{_clock(seconds):>12}{sizes}\n")
-    sys.stdout.write(f"\n{free_bytes / GIGABYTE:.0f} GB are free on this disk.\n")
-
-
-def _clock(seconds: float) -> str:
-    if seconds < 120:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
+    rows.append(row("all of it", sum(cost.seconds for cost in costs), peak, sum(cost.disk_bytes for cost in costs)))
+    print_table(
+        ("pass", "time", "memory", "disk"),
+        rows,
+        numbers=(1, 2, 3),
+        title=f"{sessions} sessions of up to {tokens:,} tokens",
+    )
+    sys.stdout.write(f"\n{spell(free_bytes, 'bytes')} are free on this disk.\n")

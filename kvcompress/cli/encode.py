@@ -4,12 +4,23 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
 
 from kvcompress.api.options import NONE, PLANS, SEARCH, EncodeOptions, PlanOptions
-from kvcompress.cli.console import CodecOption, ForceOption, JsonOption, RecomputeLayersOption, progress_bar, show
+from kvcompress.cli.console import (
+    CodecOption,
+    ForceOption,
+    JsonOption,
+    RecomputeLayersOption,
+    beside,
+    printable,
+    progress_bar,
+    require_output,
+    show,
+    written,
+)
 from kvcompress.cli.encode_options import (
     EncodeModelOption,
     EvidenceOption,
@@ -31,14 +42,13 @@ from kvcompress.cli.encode_options import (
     SessionsOption,
     SizeRatioOption,
 )
-from kvcompress.cli.inspect import in_words, other_weights_in_words
-from kvcompress.codec.promise import OTHER_WEIGHTS
+from kvcompress.cli.inspect import in_words
+from kvcompress.codec.settings import settings_of
 from kvcompress.errors import InputError, about
 from kvcompress.hub.bundled import DEFAULT_MODEL
 
 if TYPE_CHECKING:
     from kvcompress.api.encoding import Encoding
-    from kvcompress.format.container import Encoded
     from kvcompress.rate.link import Choice
 
 
@@ -68,6 +78,7 @@ def encode(
     sessions: SessionsOption = None,
 ) -> None:
     """Compress a raw snapshot."""
+    require_output(output, force, as_json)
     planned = _plan(plan, scorer, keep, keep_message, keep_fraction, guarantee, plan_table, history, evidence)
     options = EncodeOptions(
         quality=quality,
@@ -85,14 +96,14 @@ def encode(
         raise InputError(what, "Without them no model is run")
     found, data = _encoded(raw, output, options, codec, model or DEFAULT_MODEL, plan_table, force)
     encoded, choice = found.encoded, found.link
-    for note in (*found.notes, *_notes(encoded, data["size_ratio"], choice, codec)):
-        sys.stderr.write(f"note: {note}.\n")
+    for note in found.notes:
+        sys.stderr.write(f"note: {printable(note)}.\n")
     if as_json:
         show(data | {"settings": dict(encoded.settings)} | (_link_json(choice) if choice else {}), as_json=True)
         return
-    show(data | in_words(encoded.settings), as_json=False)
+    show(data | in_words(settings_of(encoded)), as_json=False, file=beside(output))
     if choice:
-        _show_link(choice)
+        _show_link(choice, beside(output))
 
 
 def _encoded(
@@ -112,8 +123,8 @@ def _encoded(
     from kvcompress.format.raw_snapshot import load_raw
     from kvcompress.prune.table import save_table
 
-    for written in (output, *([plan_table] if plan_table is not None else [])):
-        require_writable(written, force)
+    if plan_table is not None:
+        require_writable(plan_table, force)
     snapshot = load_raw(raw)
     start = time.perf_counter()
     with about(raw), progress_bar("encode") as progress:
@@ -121,8 +132,9 @@ def _encoded(
     seconds = time.perf_counter() - start
     if plan_table is not None and found.plan is not None:
         save_table(plan_table, found.plan.table, found.plan.search(), force=force)
-    save(output, found.encoded, force=force)
-    file_bytes = output.stat().st_size
+    with written(output) as place:
+        save(place, found.encoded, force=force)
+        file_bytes = place.stat().st_size
     data = {"output": str(output), "tokens": snapshot.tokens, "raw_bytes": snapshot.raw_bytes, "file_bytes": file_bytes}
     data |= {"size_ratio": snapshot.raw_bytes / file_bytes, "encode_seconds": seconds, "codec": found.encoded.codec}
     return found, data
@@ -181,55 +193,17 @@ def _link_json(choice: Choice) -> dict[str, Any]:
     return {"trade_off": [option.to_json() for option in choice.options], "prefill": choice.prefill.to_json()}
 
 
-def _show_link(choice: Choice) -> None:
+def _show_link(choice: Choice, file: TextIO) -> None:
     """Print the table of all ways to restore, the chosen one marked."""
-    from rich.console import Console
-    from rich.table import Table
+    from kvcompress.report.spelling import spell
+    from kvcompress.report.terminal import print_table
 
-    table = Table(box=None, pad_edge=False)
-    for name in ("layers recomputed", "bytes", "transfer", "restore", "to the first token", ""):
-        table.add_column(name, justify="right")
+    rows = []
     for option in (*choice.options, choice.prefill):
         name = "prefill" if option.recompute_layers is None else str(option.recompute_layers)
-        seconds = (
-            f"{value:.3f} s" for value in (option.transfer_seconds, option.restore_seconds, option.total_seconds)
-        )
-        table.add_row(name, f"{option.file_bytes:,}", *seconds, "chosen" if option is choice.chosen else "")
-    sys.stdout.write("\n")
-    Console(file=sys.stdout, width=100).print(table)
-
-
-def _notes(encoded: Encoded, reached: float, choice: Choice | None, codec: str | None) -> Iterator[str]:
-    """Yield what a user who looks at the size alone would miss, a line each."""
-    settings = encoded.settings
-    if choice:
-        from kvcompress.rate.link import prefill_note
-
-        told = prefill_note(choice)
-        if told is not None:
-            yield told
-    if "size_ratio" in settings:
-        from kvcompress.rate.targets import size_ratio_note
-
-        note = size_ratio_note(encoded, reached)
-        if note is not None:
-            yield note
-    if OTHER_WEIGHTS in settings:
-        yield f"{other_weights_in_words(settings)}: only these can go on from it"
-    if settings.get("stored") in ("residual", "lossless") and not settings.get("unlike"):
-        yield f"latents alone do not keep {settings['quality']!r} on this model: {_stored_in_words(encoded, codec)}"
-    if settings.get("unlike"):
-        told = "this session differs from those that the codec was calibrated on"
-        yield f"{told}: stored at {settings['stored']!r} instead of {settings['quality']!r}"
-    if "certificate" in settings and "rate" not in settings:
-        certificate = settings["certificate"]
-        told = f"no QP of the codec keeps a mean KL of {certificate['max_kl_nats']:g} nats"
-        yield f"{told}: stored by the codec {encoded.codec!r}, which loses {certificate['kl_nats']:.2g}"
-
-
-def _stored_in_words(encoded: Encoded, codec: str | None) -> str:
-    from kvcompress.cli.inspect import promise_of_file
-    from kvcompress.codec.promise import promise_in_words
-
-    promise = promise_of_file(codec, encoded.codec_fingerprint, encoded.settings)
-    return promise_in_words(promise) if promise else f"stored as {encoded.settings['stored']}"
+        seconds = (option.transfer_seconds, option.restore_seconds, option.total_seconds)
+        chosen = "chosen" if option is choice.chosen else ""
+        rows.append([name, spell(option.file_bytes, "count"), *(f"{value:.3f} s" for value in seconds), chosen])
+    file.write("\n")
+    names = ("layers recomputed", "bytes", "transfer", "restore", "to the first token", "")
+    print_table(names, rows, numbers=range(5), file=file)

@@ -12,7 +12,7 @@ from kvcompress.hub.bundled import DEFAULT_MODEL
 RECOMPUTE, TOKENS, WEIGHTS = "Recomputed layers", "Tiers by token (a plan)", "Other weights"
 
 RawArgument = Annotated[Path, typer.Argument(help="Raw snapshot (.safetensors).", metavar="RAW.safetensors")]
-OutputOption = Annotated[Path, typer.Option("-o", "--output", help="File to write (.kvz).")]
+OutputOption = Annotated[Path, typer.Option("-o", "--output", help="File to write (.kvz); - is standard output.")]
 QualityOption = Annotated[
     str | None,
     typer.Option(

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import sys
-from pathlib import Path
+from typing import TYPE_CHECKING
 
-from kvcompress.cli.console import ForceOption, JsonOption, progress_bar, show
+from kvcompress.cli.console import ForceOption, JsonOption, printable, progress_bar, show
 from kvcompress.cli.fit_options import (
     CodecShareOption,
     DryRunOption,
@@ -24,6 +24,9 @@ from kvcompress.cli.fit_options import (
 )
 from kvcompress.errors import InputError
 from kvcompress.hub.bundled import DEFAULT_MODEL
+
+if TYPE_CHECKING:
+    from kvcompress.fit.from_sessions import FittedCodec
 
 
 def fit(
@@ -51,7 +54,8 @@ def fit(
     """
     import torch
 
-    from kvcompress.fit.run import FitSource, fit_checkpoint
+    from kvcompress.fit.from_sessions import fit_source, place_of
+    from kvcompress.fit.run import FitSource
     from kvcompress.fit.settings import FitSettings
 
     if threads:
@@ -69,20 +73,24 @@ def fit(
         return
     if output is None:
         raise InputError("no directory is named for the codec", "Name one with --output")
-    output = _place(output, layers, force)
+    place = place_of(output, layers, force=force)
     with progress_bar("fit") as progress:
-        summary = fit_checkpoint(source, output, settings, progress, _say)
-    show(summary, as_json=as_json)
+        found = fit_source(source, place, settings, progress, _say)
+    show(_summary(found), as_json=as_json)
 
 
-def _place(output: Path, layers: int, force: bool) -> Path:
-    """Return where the codec goes; refuse to replace one without `--force`."""
-    from kvcompress.hub.bundled import recompute_name
-
-    place = output / recompute_name(layers) if layers else output
-    if (place / "config.json").exists() and not force:
-        raise InputError("already holds a codec", "Pass --force to replace it", path=place)
-    return place
+def _summary(found: FittedCodec) -> dict[str, object]:
+    return {
+        "output": str(found.path),
+        "tokens": found.tokens,
+        "fit_seconds": found.seconds,
+        "peak_bytes": found.peak_bytes,
+        "threads": found.threads,
+        "file_bytes": found.file_bytes,
+        "promises": dict(found.promises),
+        "floor_kl_nats": found.floor_kl_nats,
+        "fingerprint": found.fingerprint,
+    }
 
 
 def _layers(asked: str, source: object) -> int:
@@ -95,4 +103,4 @@ def _layers(asked: str, source: object) -> int:
 
 
 def _say(line: str) -> None:
-    sys.stderr.write(f"{line}.\n")
+    sys.stderr.write(f"{printable(line)}.\n")

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from kvcompress.cli.console import ForceOption, JsonOption, ModelOption, progress_bar, show
+from kvcompress.cli.console import ForceOption, JsonOption, ModelOption, printable, progress_bar, show
 from kvcompress.hub.bundled import DEFAULT_MODEL
 
 
@@ -35,17 +35,19 @@ def harvest(
     """Run the model once over recorded sessions and keep what a fit needs: caches, gradients, single tokens.
 
     One shard a session (a raw snapshot file) and index.jsonl, which `datasets` reads. Killed, it goes on where it
-    stopped. `kvcompress fit --shards` makes codecs from it.
+    stopped. With --force the old shards stay until the new ones are whole, so both take room on the disk.
+    `kvcompress fit --shards` makes codecs from it.
     """
     import torch
 
-    from kvcompress.data.harvest import write_shards
+    from kvcompress.data.harvest import require_place_of_shards, write_shards
     from kvcompress.data.shards import HarvestSettings
     from kvcompress.errors import InputError
     from kvcompress.hf import load_model
 
     if dtype not in ("float16", "bfloat16"):
         raise InputError(f"shards of {dtype!r} are not written", "Use float16 or bfloat16")
+    require_place_of_shards(output, force)
     if threads:
         torch.set_num_threads(threads)
     settings = HarvestSettings(
@@ -66,10 +68,10 @@ def harvest(
             progress,
             settings=settings,
             force=force,
-            announce=lambda line: _say(line),
+            announce=_say,
         )
     show(summary, as_json=as_json)
 
 
 def _say(line: str) -> None:
-    sys.stderr.write(f"{line}.\n")
+    sys.stderr.write(f"{printable(line)}.\n")

@@ -3,55 +3,38 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated
 
 import typer
 
 from kvcompress.cli.console import CodecOption, JsonOption, KvzArgument, ModelOption, show
-from kvcompress.codec.promise import OTHER_WEIGHTS
+from kvcompress.codec.settings import NOTHING_STATED, CommonSettings, TinyVAESettings, settings_of
+from kvcompress.errors import FormatError
 from kvcompress.hub.bundled import DEFAULT_MODEL
 
-if TYPE_CHECKING:
-    from kvcompress.codec.promise import Promise
 
-
-def in_words(settings: Mapping[str, Any]) -> dict[str, str]:
-    """Return what a file's settings promise, in words; a part that is not as this package writes it is left out."""
+def in_words(settings: CommonSettings) -> dict[str, str]:
+    """Return what a file's settings promise, in words."""
     words = {}
-    certificate, stored = settings.get("certificate"), settings.get("stored")
-    if isinstance(certificate, dict):
-        over = "future_tokens" if "future_tokens" in certificate else "tail_tokens"
-        numbers = [certificate.get(name) for name in ("kl_nats", over, "max_kl_nats")]
-        if all(isinstance(number, (int, float)) for number in numbers):
-            along = "{} tokens that the model said itself" if over == "future_tokens" else "the last {} tokens"
-            told = f"mean KL {{:.4g}} nats, measured over {along}; asked for: at most {{:g}}"
-            words["certificate"] = told.format(*numbers)
-    layers = settings.get("recompute_layers")
-    if isinstance(layers, int) and layers > 0:
-        words["recomputed"] = f"keys and values of layers 0 to {layers}: restoring needs the model"
-    if stored in ("residual", "lossless") and not settings.get("unlike"):
+    certificate, stored = settings.certificate, settings.stored
+    if certificate is not None:
+        along, over = "the last {} tokens", certificate.tail_tokens
+        if certificate.future_tokens is not None:
+            along, over = "{} tokens that the model said itself", certificate.future_tokens
+        told = f"mean KL {certificate.kl_nats:.4g} nats, measured over {along.format(over)}"
+        words["certificate"] = f"{told}; asked for: at most {certificate.max_kl_nats:g}"
+    latents = settings if isinstance(settings, TinyVAESettings) else None
+    if latents is not None and latents.recompute_layers:
+        words["recomputed"] = f"keys and values of layers 0 to {latents.recompute_layers}: restoring needs the model"
+    if stored in ("residual", "lossless") and not settings.unlike:
         words["stored"] = "latents and what they do not reach" if stored == "residual" else "without loss"
-    if OTHER_WEIGHTS in settings:
-        words["weights"] = other_weights_in_words(settings)
-    if settings.get("unlike") is True and isinstance(stored, str):
-        quality = settings.get("quality")
-        words["quality"] = f"{quality!r} was asked for, {stored!r} is stored: unlike the sessions that the codec knows"
+    if latents is not None and latents.other_weights is not None:
+        words["weights"] = latents.other_weights.words()
+    if settings.unlike and stored is not None:
+        asked = f"{settings.quality!r} was asked for, {stored!r} is stored"
+        words["quality"] = f"{asked}: unlike the sessions that the codec knows"
     return words
-
-
-def other_weights_in_words(settings: Mapping[str, Any]) -> str:
-    """Return which weights recorded a session that are not its codec's own, and what was measured with them."""
-    stated = settings.get(OTHER_WEIGHTS)
-    if not isinstance(stated, Mapping):
-        return "not said as this package says it"
-    own, session = (str(stated.get(name))[:12] for name in ("codec", "session"))
-    told = f"recorded with weights {session}, its codec was fitted to {own}"
-    sessions, kl = stated.get("sessions"), stated.get("kl_nats")
-    if isinstance(sessions, int) and isinstance(kl, int | float):
-        told += f"; measured on {sessions} sessions of these: mean KL {kl:.3g} nats"
-    return told
 
 
 def inspect(
@@ -70,6 +53,7 @@ def inspect(
 
         show_plan(file, plan_table, model, codec, as_json=as_json)
         return
+    from kvcompress.codec.at_hand import promise_of_file
     from kvcompress.format.container import read_header
 
     header = read_header(file)
@@ -86,7 +70,11 @@ def inspect(
         "bits_per_value": 16 * file_bytes / header.raw_bytes if header.raw_bytes else 0.0,
         "settings": dict(header.settings),
     }
-    promise = promise_of_file(codec, header.codec_fingerprint, header.settings)
+    try:
+        stated = settings_of(header)
+    except FormatError:  # decoding refuses the file; what else it holds can be looked at
+        stated = NOTHING_STATED
+    promise = promise_of_file(codec, header.codec_fingerprint, stated)
     if as_json:
         data |= {"promise": promise.to_json()} if promise else {}
         fingerprint = dict(header.model)
@@ -96,21 +84,10 @@ def inspect(
     from kvcompress.codec.promise import promise_in_words
 
     told = {"promise": promise_in_words(promise)} if promise else {}
-    show(data | in_words(header.settings) | told, as_json=False)
+    show(data | in_words(stated) | told, as_json=False)
     sys.stdout.write("\n")
-    for name, size in {"header": file_bytes - sum(sections.values()), **sections}.items():
-        sys.stdout.write(f"  {name:<14} {size:>12,} bytes  {size / file_bytes:6.1%}\n")
+    from kvcompress.report.terminal import print_table
 
-
-def promise_of_file(codec: str | None, codec_fingerprint: str, settings: Mapping[str, Any]) -> Promise | None:
-    """Return what is promised of a file, where the codec that made it is at hand."""
-    from kvcompress.codec.at_hand import directory_that_made
-    from kvcompress.codec.promise import stated_promise
-    from kvcompress.errors import CheckpointError
-    from kvcompress.hub.places import find_codec
-
-    try:
-        place = directory_that_made(codec_fingerprint) if codec is None else find_codec(codec)
-        return None if place is None else stated_promise(place, codec_fingerprint, settings)
-    except CheckpointError:  # the file can be looked at without its codec
-        return None
+    listed = {"header": file_bytes - sum(sections.values()), **sections}
+    rows = [(name, f"{size:,}", f"{size / file_bytes:.1%}") for name, size in listed.items()]
+    print_table(("section", "bytes", "share"), rows, numbers=(1, 2))

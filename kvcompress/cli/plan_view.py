@@ -11,7 +11,7 @@ from kvcompress.codec.registry import codec_of
 from kvcompress.errors import KVCompressError, about
 from kvcompress.format.container import load
 from kvcompress.prune.table import load_table, table_of
-from kvcompress.report.facts import visible
+from kvcompress.report.terminal import print_table
 from kvcompress.snapshot import KVSnapshot
 
 
@@ -35,11 +35,10 @@ def show_plan(file: Path, plan_table: Path | None, model: str, codec: str | None
     if as_json:
         sys.stdout.write(json.dumps({"tokens_by_tier": table.counts(), **table.to_json()}) + "\n")
         return
-    for tier, count in table.counts().items():
-        sys.stdout.write(f"{tier:<10}  {count:>7,} tokens\n")
+    print_table(("tier", "tokens"), [(tier, f"{count:,}") for tier, count in table.counts().items()], numbers=(1,))
     sys.stdout.write("\n")
-    for line in table.lines():
-        sys.stdout.write(visible(line) + "\n")
+    head, rows, numbers = table.grid()
+    print_table(head, rows, numbers=numbers)
 
 
 def _texts(decoded: KVSnapshot, model: str) -> Sequence[str]:

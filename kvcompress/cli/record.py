@@ -8,18 +8,30 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from kvcompress.cli.console import DtypeOption, ForceOption, JsonOption, ModelOption, show
+from kvcompress.cli.console import (
+    LINES,
+    DtypeOption,
+    ForceOption,
+    JsonOption,
+    ModelOption,
+    beside,
+    printable,
+    require_output,
+    show,
+    written,
+)
 from kvcompress.errors import InputError
 from kvcompress.hub.bundled import DEFAULT_CODEC, DEFAULT_MODEL
 
 if TYPE_CHECKING:
     from kvcompress.hf.conversation import Conversation
     from kvcompress.hf.types import CausalLM, Tokenizer
-    from kvcompress.snapshot import KVSnapshot
 
 
 def record(
-    output: Annotated[Path, typer.Option("-o", "--output", help="Raw snapshot to write (.safetensors).")],
+    output: Annotated[
+        Path, typer.Option("-o", "--output", help="Raw snapshot to write (.safetensors); - for standard output.")
+    ],
     session: Annotated[Path | None, typer.Option(help="JSON lines of recorded sessions.")] = None,
     session_id: Annotated[str | None, typer.Option("--id", help="Session to record; the first if not given.")] = None,
     text: Annotated[Path | None, typer.Option(help="Plain text file to record instead of a session.")] = None,
@@ -50,8 +62,9 @@ def record(
     from kvcompress.format.atomic import require_writable
     from kvcompress.format.raw_snapshot import save_raw
     from kvcompress.hf import capture, load_model
+    from kvcompress.prune.evidence.recorded import write_evidence
 
-    require_writable(output, force)
+    require_output(output, force, as_json)
     if evidence is not None:
         require_writable(evidence, force)
     language_model, tokenizer = load_model(model, dtype)
@@ -66,41 +79,13 @@ def record(
         snapshot = capture(language_model, ids[:tokens], tokenizer=tokenizer)
     if evidence is not None:
         chosen = codec or (DEFAULT_CODEC if model == DEFAULT_MODEL else None)
-        _write_evidence(evidence, language_model, tokenizer, snapshot, scorer, chosen, ages, force)
-    save_raw(output, snapshot, force=force)
+        write_evidence(evidence, language_model, tokenizer, snapshot, scorer, chosen, ages, force)
     data = {"output": str(output), "tokens": snapshot.tokens, "raw_bytes": snapshot.raw_bytes}
-    data |= {"file_bytes": output.stat().st_size}
-    show(data | ({"evidence": str(evidence)} if evidence is not None else {}), as_json=as_json)
-
-
-def _write_evidence(
-    path: Path,
-    model: CausalLM,
-    tokenizer: Tokenizer,
-    snapshot: KVSnapshot,
-    scorers: list[str] | None,
-    codec_name: str | None,
-    ages: list[float] | None,
-    force: bool,
-) -> None:
-    """Collect what scorers need of a session, with the age of each token where a clock ran, and store it."""
-    import torch
-
-    from kvcompress.codec.directory import load_codec
-    from kvcompress.prune.evidence.collect import collect
-    from kvcompress.prune.evidence.file import save_evidence
-    from kvcompress.prune.evidence.record import Evidence
-    from kvcompress.prune.scorers.registry import SCORERS, find_scorer
-
-    needs = {need for name in scorers or SCORERS for need in find_scorer(name).needs}
-    codec = load_codec(codec_name) if codec_name is not None else None
-    if codec is not None:
-        codec.require_compatible(snapshot)
-    clock = None if ages is None else torch.tensor(ages[: snapshot.tokens])
-    found = collect(
-        model, snapshot, needs, tokenizer=tokenizer, codec=codec, known=Evidence(snapshot, ages_seconds=clock)
-    )
-    save_evidence(path, found, codec.fingerprint if codec is not None else "", force=force)
+    with written(output) as place:
+        save_raw(place, snapshot, force=force)
+        data |= {"file_bytes": place.stat().st_size}
+    told = data | ({"evidence": str(evidence)} if evidence is not None else {})
+    show(told, as_json=as_json, file=beside(output))
 
 
 def _said(
@@ -134,7 +119,7 @@ def _chat(model: CausalLM, tokenizer: Tokenizer) -> tuple[list[int], list[float]
         messages.append({"role": "user", "content": line})
         ids = session_token_ids(Session("chat", messages), tokenizer, ask=True)
         stamps = [*stamps[: len(ids)], *[time.time()] * (len(ids) - len(stamps))]
-        stream = TextStream(tokenizer, lambda piece: typer.echo(piece, nl=False), ids)
+        stream = TextStream(tokenizer, _echo, ids)
         new_ids = talk.reply(ids, max_new_tokens=80, stop_ids=[tokenizer.eos_token_id], on_token=stream)
         stream.close()
         typer.echo()
@@ -144,6 +129,10 @@ def _chat(model: CausalLM, tokenizer: Tokenizer) -> tuple[list[int], list[float]
     if not ids:
         raise InputError("nothing was said, so there is nothing to record")
     return ids, [stamps[-1] - stamp for stamp in stamps], talk
+
+
+def _echo(piece: str) -> None:
+    typer.echo(printable(piece, keep=LINES), nl=False)
 
 
 def _line() -> str:

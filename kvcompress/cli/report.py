@@ -26,10 +26,13 @@ def report(
     missing = [name for name in ("jinja2", "matplotlib") if find_spec(name) is None]
     if missing:
         raise InputError(f"a report needs {' and '.join(missing)}", "pip install 'kvcompress[report]'")
+    from kvcompress.format.atomic_directory import require_directory
     from kvcompress.hf import load_model
     from kvcompress.report import write_report
     from kvcompress.report.measure import measure_file
 
+    if not output.is_dir():
+        require_directory(output)
     language_model, tokenizer = load_model(model)
     if tokenizer is None:
         raise InputError("the model has no tokenizer", "Save one beside the model", path=model)

@@ -6,7 +6,16 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from kvcompress.cli.console import CodecOption, DtypeOption, JsonOption, KvzArgument, ModelOption, show
+from kvcompress.cli.console import (
+    LINES,
+    CodecOption,
+    DtypeOption,
+    JsonOption,
+    KvzArgument,
+    ModelOption,
+    printable,
+    show,
+)
 from kvcompress.errors import InputError
 from kvcompress.hub.bundled import DEFAULT_MODEL
 
@@ -43,7 +52,7 @@ def resume(
     places = [layer.positions for layer in snapshot.layers]
     pending, position = resume_start(cache, snapshot.token_ids, prompt_ids, layer_positions=places)
     pieces: list[str] = []
-    write = pieces.append if as_json else lambda piece: typer.echo(piece, nl=False)
+    write = pieces.append if as_json else lambda piece: typer.echo(printable(piece, keep=LINES), nl=False)
     stream = TextStream(tokenizer, write, [*snapshot.token_ids.tolist(), *prompt_ids])
     stop = {tokenizer.eos_token_id} - {None}
     new_ids = generate_from(

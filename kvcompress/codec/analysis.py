@@ -9,10 +9,9 @@ snapshot ──► analyse: RoPE undone, prior subtracted, transform ──► A
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -20,6 +19,7 @@ from torch import Tensor
 from kvcompress.codec.group_code import GroupCode
 from kvcompress.codec.outliers import OUTLIERS, Outliers
 from kvcompress.codec.recompute import PROBE, checked_probe
+from kvcompress.codec.settings import NOTHING_STATED, CommonSettings
 from kvcompress.codec.synthesis import synthesised
 from kvcompress.errors import InputError
 from kvcompress.format.ans import encode_choices, encode_symbols
@@ -40,8 +40,8 @@ finer). The step is then 2**-20 of the coarsest, finer than any cache needs."""
 OFFSETS = "offsets"
 """Section of a file whose tokens are not all coded alike."""
 
-RESIDUAL, RESIDUAL_QP = "residual", "residual_rate"
-"""Sections of a file that also holds what no latent reaches, one a group, and the setting that says how fine."""
+RESIDUAL = "residual"
+"""Sections of a file that also holds what no latent reaches, one a group."""
 
 Latents = list[tuple[Tensor, Context]]
 """Of each group latents [T, R] float32 before quantisation and their context, before lower groups are decoded."""
@@ -80,7 +80,7 @@ class Analysis:
     def encode(
         self,
         qp: int,
-        settings: Mapping[str, Any] | None = None,
+        settings: CommonSettings = NOTHING_STATED,
         offsets: Tensor | None = None,
         residual_qp: int | None = None,
     ) -> Encoded:
@@ -89,7 +89,7 @@ class Analysis:
         if offsets is not None:
             own[OFFSETS] = encode_choices(offsets.to(torch.int16).numpy())
         own |= self._probe(checked=True)
-        return self.codec.file_of(self.snapshot, qp, residual_qp, settings or {}, own)
+        return self.codec.file_of(self.snapshot, qp, residual_qp, settings, own)
 
     @torch.inference_mode()
     def reconstruct(self, qp: int, offsets: Tensor | None = None, residual_qp: int | None = None) -> KVSnapshot:
@@ -100,7 +100,7 @@ class Analysis:
     def tried(
         self,
         qp: int,
-        settings: Mapping[str, Any] | None = None,
+        settings: CommonSettings = NOTHING_STATED,
         residual_qp: int | None = None,
         *,
         checked: bool = False,
@@ -111,7 +111,7 @@ class Analysis:
         """
         codes = self.codes(qp, None, residual_qp)
         own = self._sections(codes) | self._probe(checked=checked)
-        return self._rebuilt(codes), self.codec.file_of(self.snapshot, qp, residual_qp, settings or {}, own)
+        return self._rebuilt(codes), self.codec.file_of(self.snapshot, qp, residual_qp, settings, own)
 
     @torch.inference_mode()
     def token_bits(self, qp: int, offsets: Tensor | None = None) -> list[float]:

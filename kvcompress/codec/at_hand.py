@@ -6,9 +6,11 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from kvcompress.codec.facts import CodecFacts, read_facts
+from kvcompress.codec.promise import Promise, stated_promise
+from kvcompress.codec.settings import CommonSettings
 from kvcompress.errors import CheckpointError, InputError, MismatchError
 from kvcompress.hub.bundled import require_intact
-from kvcompress.hub.places import all_codecs
+from kvcompress.hub.places import all_codecs, find_codec
 
 ARCHITECTURE = ("config", "rope")
 """Parts of a model's fingerprint that other weights of the same model share."""
@@ -57,6 +59,21 @@ def directory_that_made(codec_fingerprint: str) -> Path | None:
     """Return where the codec with a fingerprint lies, None where it is not at hand."""
     parts = (part for facts in _readable() for part in facts.parts)
     return next((part.directory for part in parts if part.fingerprint == codec_fingerprint), None)
+
+
+def promise_of_file(codec: str | Path | None, codec_fingerprint: str, settings: CommonSettings) -> Promise | None:
+    """Return what is promised of a file, where the codec that made it is at hand.
+
+    Args:
+        codec: Name, directory or Hub id; None takes the one at hand that made the file.
+        codec_fingerprint: The codec that the file names.
+        settings: Of the file.
+    """
+    try:
+        place = directory_that_made(codec_fingerprint) if codec is None else find_codec(codec)
+        return None if place is None else stated_promise(place, codec_fingerprint, settings)
+    except CheckpointError:  # the file can be looked at without its codec
+        return None
 
 
 def _readable() -> Iterator[CodecFacts]:

@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from kvcompress.codec.analysis import HIGHEST_QP, OFFSETS, RESIDUAL, RESIDUAL_QP
+from kvcompress.codec.analysis import OFFSETS, RESIDUAL
 from kvcompress.codec.group_code import GroupCode
 from kvcompress.codec.other_weights import require_recorded
 from kvcompress.codec.outliers import OUTLIERS, Outliers
 from kvcompress.codec.recompute import PROBE
 from kvcompress.codec.residual import Residual
+from kvcompress.codec.settings import TinyVAESettings
 from kvcompress.errors import FormatError, InputError
 from kvcompress.format.ans import decode_choices, decode_symbols
 from kvcompress.format.container import Encoded
@@ -26,7 +27,8 @@ if TYPE_CHECKING:
 
 def require_sections(codec: TinyVAECodec, encoded: Encoded) -> None:
     """Raise `FormatError` unless a file has the sections of its codec and no others."""
-    parts = ["latents", *([RESIDUAL] if RESIDUAL_QP in encoded.settings else [])]
+    residual = TinyVAESettings.from_json(encoded.settings).residual_qp is not None
+    parts = ["latents", *([RESIDUAL] if residual else [])]
     names = {f"{part}.{group}" for part in parts for group in range(len(codec.groups))}
     names |= {PROBE} if codec.recompute_layers else set()
     odd = names ^ (own_sections(encoded) - {OFFSETS, OUTLIERS})
@@ -50,11 +52,11 @@ def read_codes(
         FormatError: A section is damaged, or the file is not one that this codec makes.
         MismatchError: It was recorded with other weights than its header says.
     """
-    qp = _stated_qp(encoded, "rate")
-    finer = _stated_qp(encoded, RESIDUAL_QP) - qp if RESIDUAL_QP in encoded.settings else None
+    stated = TinyVAESettings.from_json(encoded.settings)
+    qp, finer = stated.qp, None if stated.residual_qp is None else stated.residual_qp - stated.qp
     codes, all_qps = [], _qps(codec, encoded, token_ids, qp)
     lifts = _lifts(encoded, len(token_ids))
-    require_recorded(encoded.settings, codec.model_fingerprint, codec.preset.origin, origin)
+    require_recorded(stated.other_weights, codec.model_fingerprint, codec.preset.origin, origin)
     for group, places in enumerate(_places(codec, token_ids, positions)):
         vae, qps, residual = codec.vae(group), all_qps[group][places], None
         lifted = vae.lifts(token_ids, lifts)
@@ -98,11 +100,3 @@ def _places(codec: TinyVAECodec, token_ids: Tensor, positions: Sequence[Tensor])
         if any(not torch.equal(positions[i], positions[layers[0]]) for i in layers):
             raise FormatError("layers of one group hold different tokens")
     return [positions[layers[0]] for layers in codec.groups]
-
-
-def _stated_qp(encoded: Encoded, name: str) -> int:
-    """Return a QP that a file's settings name."""
-    qp = encoded.settings.get(name)
-    if not isinstance(qp, int) or isinstance(qp, bool) or not 0 <= qp <= HIGHEST_QP:
-        raise FormatError(f"the file names the impossible {name.replace('_', ' ')} {qp!r}")
-    return qp

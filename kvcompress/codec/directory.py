@@ -8,7 +8,9 @@ from pathlib import Path
 
 from kvcompress.codec.tinyvae import TinyVAECodec
 from kvcompress.errors import CheckpointError, InputError
+from kvcompress.format.atomic_directory import recover
 from kvcompress.hub.bundled import DEFAULT_CODEC, codec_parts, require_intact
+from kvcompress.hub.hub_id import SCORERS_FILE
 from kvcompress.hub.places import find_codec
 from tinyvae.bitstream import bitstream_marker
 
@@ -25,7 +27,7 @@ def load_codec(name_or_path: str | Path = DEFAULT_CODEC, recompute_layers: int |
         CheckpointError: There is no such codec, or it is damaged.
         InputError: m is negative.
     """
-    directory = find_codec(name_or_path)
+    directory = codec_place(name_or_path)
     if recompute_layers is None:
         return load_tinyvae(directory)
     if recompute_layers < 0:
@@ -40,9 +42,18 @@ def load_codec(name_or_path: str | Path = DEFAULT_CODEC, recompute_layers: int |
     return load_tinyvae(parts[recompute_layers])
 
 
+def codec_place(name_or_path: str | Path) -> Path:
+    """Return the directory of a codec by whatever names it, as `find_codec` does.
+
+    A directory whose replacement was killed halfway is put back first.
+    """
+    recover(name_or_path)
+    return find_codec(name_or_path)
+
+
 def load_parts(name_or_path: str | Path) -> list[TinyVAECodec]:
     """Load every codec of a directory, by how many layers each recomputes, ascending; named as for `load_codec`."""
-    return [load_codec(name_or_path, layers) for layers in codec_parts(find_codec(name_or_path))]
+    return [load_codec(name_or_path, layers) for layers in codec_parts(codec_place(name_or_path))]
 
 
 def load_tinyvae(directory: Path) -> TinyVAECodec:
@@ -64,6 +75,8 @@ def load_tinyvae(directory: Path) -> TinyVAECodec:
         told = "the codec is damaged" if bitstream_marker() is None else "this version reads bits in another way"
         what = f"{told}: its digest is {codec.fingerprint[:16]}, its config.json says {str(stated)[:16]}"
         raise CheckpointError(what, "Fit or fetch it again", path=directory)
+    scorers = directory / SCORERS_FILE
+    codec.scorers = scorers if scorers.is_file() else None
     return codec.eval()
 
 

@@ -21,6 +21,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from kvcompress.codec.settings import MOST_SIZE, NOTHING_STATED, CommonSettings, Int8Settings
 from kvcompress.errors import FormatError, InputError, MismatchError
 from kvcompress.format.container import Encoded
 from kvcompress.format.json_section import MAX_LAYERS
@@ -31,9 +32,9 @@ Codes = npt.NDArray[np.int8]
 Reals = npt.NDArray[np.float64]
 Scales = npt.NDArray[np.float16] | npt.NDArray[np.float32]
 Shape = tuple[int, int, int]
+Run = tuple[int, int, int, int]
 
 MOST = 127
-MOST_SIZE = 0xFFFF
 LEAST_FLOAT16_STEP = 2.0**-20
 """Below it float16 rounds a step up by more than a sixteenth."""
 
@@ -47,7 +48,7 @@ class Int8Codec:
     kind = "int8"
     fingerprint = ""
 
-    def encode(self, snapshot: KVSnapshot, settings: Mapping[str, Any] | None = None) -> Encoded:
+    def encode(self, snapshot: KVSnapshot, settings: CommonSettings = NOTHING_STATED) -> Encoded:
         """Quantise a snapshot; no number moves by more than half a step of its channel (keys) or token (values).
 
         Raises:
@@ -60,8 +61,8 @@ class Int8Codec:
                 codes.append(found.tobytes())
                 scales.append(pack_scales(step))
         own = {"codes": b"".join(codes), "scales": b"".join(scales)}
-        stated = {**(settings or {}), "shapes": _shape_runs(snapshot)}
-        return encoded_session(self.kind, self.fingerprint, snapshot, stated, own)
+        stated = Int8Settings(**settings.common(), shapes=_shape_runs(snapshot))
+        return encoded_session(self.kind, self.fingerprint, snapshot, stated.to_json(), own)
 
     def decode(self, encoded: Encoded) -> KVSnapshot:
         """Return the snapshot, each number within half a step of what was coded.
@@ -128,13 +129,13 @@ def _rounded(numbers: Reals, dtype: torch.dtype) -> Tensor:
     return torch.from_numpy(np.ascontiguousarray(numbers)).clamp(-limit, limit).to(dtype)
 
 
-def _shape_runs(snapshot: KVSnapshot) -> list[list[int]]:
+def _shape_runs(snapshot: KVSnapshot) -> tuple[Run, ...]:
     """Return the layers' shapes as runs of [layers, heads, size of a key, size of a value]."""
     shapes = [(layer.keys.shape[0], layer.keys.shape[2], layer.values.shape[2]) for layer in snapshot.layers]
     for index, shape in enumerate(shapes):
         if max(shape) > MOST_SIZE:
             raise InputError(f"layer {index}: heads and head sizes {shape} are more than {MOST_SIZE}")
-    return [[len(list(run)), *shape] for shape, run in groupby(shapes)]
+    return tuple((len(list(run)), *shape) for shape, run in groupby(shapes))
 
 
 def _coded_shapes(encoded: Encoded, held: Sequence[int]) -> Iterator[Shape]:
@@ -147,7 +148,7 @@ def _coded_shapes(encoded: Encoded, held: Sequence[int]) -> Iterator[Shape]:
         encoded: The file.
         held: For each layer the number of its tokens.
     """
-    layers = _layer_shapes(encoded.settings.get("shapes"), len(held))
+    layers = _layer_shapes(Int8Settings.from_json(encoded.settings).shapes, len(held))
     count = sum(heads * tokens * (key + value) for (heads, key, value), tokens in zip(layers, held, strict=True))
     if 2 * count != encoded.raw_bytes:
         raise FormatError(f"the header counts {encoded.raw_bytes} raw bytes, the setting 'shapes' {2 * count}")
@@ -158,16 +159,13 @@ def _coded_shapes(encoded: Encoded, held: Sequence[int]) -> Iterator[Shape]:
         yield heads, tokens, value
 
 
-def _layer_shapes(runs: object, layers: int) -> list[Shape]:
+def _layer_shapes(runs: Sequence[Run], layers: int) -> list[Shape]:
     """Return heads, key size and value size of each layer from the setting "shapes"."""
     shapes: list[Shape] = []
-    for run in runs if isinstance(runs, list) else [None]:
-        fields = run if isinstance(run, list) else []
-        if len(fields) != 4 or not all(type(number) is int and 0 <= number <= MOST_SIZE for number in fields):
-            raise FormatError("the setting 'shapes' is not a list of [layers, heads, key size, value size]")
-        if not 0 < fields[0] <= MAX_LAYERS - len(shapes):
+    for count, *shape in runs:
+        if not 0 < count <= MAX_LAYERS - len(shapes):
             raise FormatError(f"the setting 'shapes' has an empty run or more than {MAX_LAYERS} layers")
-        shapes += [(fields[1], fields[2], fields[3])] * fields[0]
+        shapes += [(shape[0], shape[1], shape[2])] * count
     if len(shapes) != layers:
         raise FormatError(f"the setting 'shapes' has {len(shapes)} layers, the section 'positions' {layers}")
     return shapes

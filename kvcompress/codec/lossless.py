@@ -7,14 +7,14 @@ lower ones hardly do; kept apart, each plane is coded with statistics of its own
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
 from einops import rearrange
 from torch import Tensor
 
+from kvcompress.codec.settings import NOTHING_STATED, CommonSettings
 from kvcompress.errors import FormatError, InputError, MismatchError
 from kvcompress.format.container import Encoded
 from kvcompress.format.session import encoded_session, own_sections, read_session
@@ -42,14 +42,14 @@ class LosslessCodec:
     kind = "lossless"
     fingerprint = ""
 
-    def encode(self, snapshot: KVSnapshot, settings: Mapping[str, Any] | None = None) -> Encoded:
+    def encode(self, snapshot: KVSnapshot, settings: CommonSettings = NOTHING_STATED) -> Encoded:
         """Code a snapshot.
 
         Raises:
             InputError: The session does not fit the format.
         """
         own = {"cache": pack_cache(snapshot)}
-        return encoded_session(self.kind, self.fingerprint, snapshot, settings or {}, own)
+        return encoded_session(self.kind, self.fingerprint, snapshot, settings.to_json(), own)
 
     def decode(self, encoded: Encoded) -> KVSnapshot:
         """Return the snapshot that was coded, bit by bit.

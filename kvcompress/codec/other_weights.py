@@ -12,8 +12,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from kvcompress.codec.promise import OTHER_WEIGHTS, Promise
-from kvcompress.errors import FormatError, InputError, MismatchError
+from kvcompress.codec.promise import Promise
+from kvcompress.codec.settings import CommonSettings, OtherWeights
+from kvcompress.errors import InputError, MismatchError
 from kvcompress.format.container import HASH_CHARACTERS
 from kvcompress.snapshot import ModelFingerprint, Origin
 
@@ -53,13 +54,12 @@ class Adopted:
     known: Mapping[str, Any] = field(default_factory=dict)
     nearest: Nearest | None = None
 
-    def statement(self, settings: Mapping[str, Any]) -> dict[str, Any]:
+    def statement(self, settings: CommonSettings) -> OtherWeights:
         """Return what a file says: both weights, and what was measured of its quality if it names one."""
-        both = {"codec": self.own.weights, "session": self.session.weights}
-        stated = {name: digest[:HASH_CHARACTERS] for name, digest in both.items()}
-        words = [str(settings.get(name)) for name in ("stored", "quality")]  # "stored" may name a finer quality
-        promise = next((self.promises[word] for word in words if word in self.promises), None)
-        return stated if promise is None else stated | _figures(promise)
+        own, session = (one.weights[:HASH_CHARACTERS] for one in (self.own, self.session))
+        words = (settings.stored, settings.quality)  # the first may name a finer quality
+        promise = next((self.promises[word] for word in words if word is not None and word in self.promises), None)
+        return OtherWeights(codec=own, session=session, **({} if promise is None else _figures(promise)))
 
     def refusal(self, quality: str) -> InputError:
         """Return the error that tells why a quality word cannot be had with these weights."""
@@ -86,29 +86,26 @@ def _figures(promise: Promise) -> dict[str, Any]:
     return {"sessions": promise.sessions, **measured}
 
 
-def require_recorded(settings: Mapping[str, Any], own: ModelFingerprint, preset: bytes, origin: Origin) -> None:
+def require_recorded(stated: OtherWeights | None, own: ModelFingerprint, preset: bytes, origin: Origin) -> None:
     """Refuse a file whose session is of another model than its codec's, unless it says that its weights are others.
 
     Args:
-        settings: Of the file.
+        stated: What the file says of its weights.
         own: What its codec was fitted to.
         preset: Canonical JSON of the codec's origin; empty for none.
         origin: Of the session.
 
     Raises:
         MismatchError: They are different models, or other weights than the file says.
-        FormatError: What the file says is damaged.
     """
-    stated = settings.get(OTHER_WEIGHTS)
     if stated is None:
         own.require_match(origin.fingerprint)
         return
-    if not isinstance(stated, Mapping) or not all(isinstance(stated.get(name), str) for name in ("codec", "session")):
-        raise FormatError(f"the setting {OTHER_WEIGHTS!r} is damaged")
-    for part, wanted in (("codec", own), ("session", origin.fingerprint)):
-        if stated[part] != wanted.weights[:HASH_CHARACTERS]:
+    both = (("codec", stated.codec, own), ("session", stated.session, origin.fingerprint))
+    for part, named, wanted in both:
+        if named != wanted.weights[:HASH_CHARACTERS]:
             remedy = "Use the codec that made the file"
-            raise MismatchError(f"the weights of the {part}", stated[part][:16], wanted.weights[:16], remedy)
+            raise MismatchError(f"the weights of the {part}", named[:16], wanted.weights[:16], remedy)
     require_same_architecture(preset, origin)
 
 

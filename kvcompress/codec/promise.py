@@ -9,26 +9,20 @@ inspect` can read it at once.
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from kvcompress.errors import CheckpointError, InputError
+from kvcompress.codec.settings import MOST_QP, CommonSettings, TinyVAESettings
+from kvcompress.errors import CheckpointError, FormatError, InputError
+from kvcompress.format.json_fields import JsonFields
 from kvcompress.metrics.conformal import beyond_allowed, sessions_needed
 
 QUALITIES = ("transparent", "high", "usable")
 LATENTS, RESIDUAL, INT8, LOSSLESS = "latents", "residual", "int8", "lossless"
-MOST_QP = 320
-"""The codec's highest QP, known here without torch."""
-
 FALLBACK = "fallback"
 """Name of the promise for sessions unlike those that a codec knows: as good as transparent, by int8."""
-
-OTHER_WEIGHTS = "other_weights"
-"""Setting of a file that was recorded with other weights than its codec was fitted to, see
-`kvcompress.codec.other_weights`."""
 
 _COUNTS = ("sessions", "prefix_tokens", "continuation_tokens")
 _LOSSES = ("kl_nats", "context_lost", "top1_lost")
@@ -99,11 +93,10 @@ class Loss:
 
     @classmethod
     def from_json(cls, data: Any) -> Loss:
-        """Read one, raising `ValueError` where a number is none."""
-        if not isinstance(data, Mapping) or set(data) != {"bound", "measured", "beyond"}:
-            raise ValueError("a loss is not a bound, a measured mean and a count")
-        bound, measured = (_number(data[name]) for name in ("bound", "measured"))
-        return cls(bound, measured, _count(data["beyond"]))
+        """Read one, raising `FormatError` where a number is none."""
+        given = JsonFields(data, "of a loss", only=("bound", "measured", "beyond"))
+        bound, measured = (float(given.number(name, least=0)) for name in ("bound", "measured"))
+        return cls(bound, measured, given.integer("beyond"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,18 +167,16 @@ class Promise:
             CheckpointError: It is damaged.
         """
         try:
-            if not isinstance(data, Mapping):
-                raise ValueError("not an object")
-            sessions, prefix, following = (_count(data[name]) for name in _COUNTS)
-            kl, context, top1 = (Loss.from_json(data[name]) for name in _LOSSES)
-            ratio = _number(data["size_ratio"]) if "size_ratio" in data else None
-            if len(data) != 1 + len(_COUNTS) + len(_LOSSES) + ("size_ratio" in data):
-                raise ValueError("further parts")
-            return cls(
-                quality, Setting.from_json(data["stored"]), sessions, prefix, following, kl, context, top1, ratio
+            given = JsonFields(data, "the part", only=("stored", *_COUNTS, *_LOSSES, "size_ratio"))
+            sessions, prefix, following = (given.integer(name) for name in _COUNTS)
+            kl, context, top1 = (Loss.from_json(given.value(name)) for name in _LOSSES)
+            ratio, setting = (
+                given.optional(given.number, "size_ratio", least=0),
+                Setting.from_json(given.value("stored")),
             )
-        except (KeyError, TypeError, ValueError) as error:
-            told = f"the part {error} is missing" if isinstance(error, KeyError) else str(error)
+            return cls(quality, setting, sessions, prefix, following, kl, context, top1, ratio)
+        except (FormatError, KeyError, TypeError, ValueError) as error:
+            told = error.what if isinstance(error, FormatError) else str(error)
             raise CheckpointError(f"the codec's promise {quality!r} is damaged ({told})", RECALIBRATE) from error
 
 
@@ -202,18 +193,6 @@ def promises_from_json(data: Any) -> dict[str, Promise]:
     return {quality: Promise.from_json(quality, found[quality]) for quality in ordered}
 
 
-def _count(value: Any) -> int:
-    if type(value) is not int or value < 0:
-        raise ValueError(f"{value!r} is no count")
-    return value
-
-
-def _number(value: Any) -> float:
-    if type(value) not in (int, float) or not math.isfinite(value) or value < 0:
-        raise ValueError(f"{value!r} is no loss")
-    return float(value)
-
-
 def unpromised(quality: str, promises: Mapping[str, Promise]) -> InputError:
     """Return the error that tells why a quality word cannot be had of a codec, and what can."""
     if promises and quality not in QUALITIES:
@@ -223,7 +202,7 @@ def unpromised(quality: str, promises: Mapping[str, Promise]) -> InputError:
     return InputError(what, "Run `kvcompress calibrate CODEC --sessions FILE`, or use --max-kl / --size-ratio")
 
 
-def stated_promise(directory: Path, codec_fingerprint: str, settings: Mapping[str, Any]) -> Promise | None:
+def stated_promise(directory: Path, codec_fingerprint: str, settings: CommonSettings) -> Promise | None:
     """Return what a codec promises of a file's quality, from the codec's `config.json` alone.
 
     None where the file names no quality, was made by another codec, or holds a session unlike those of the promise.
@@ -233,10 +212,10 @@ def stated_promise(directory: Path, codec_fingerprint: str, settings: Mapping[st
         codec_fingerprint: The codec that the file names.
         settings: Of the file.
     """
-    quality, layers = settings.get("quality"), settings.get("recompute_layers", 0)
+    layers = settings.recompute_layers if isinstance(settings, TinyVAESettings) else 0
     part = directory / f"recompute-{layers}"
     place = (part if layers and part.is_dir() else directory) / "config.json"
-    if not isinstance(quality, str) or not place.is_file():
+    if settings.quality is None or not place.is_file():
         return None
     config = json.loads(place.read_text(encoding="utf-8"))
     if config.get("fitted", {}).get("fingerprint") != codec_fingerprint:
@@ -244,17 +223,16 @@ def stated_promise(directory: Path, codec_fingerprint: str, settings: Mapping[st
     return applying(promises_from_json(config.get("promises")), settings)
 
 
-def applying(promises: Mapping[str, Promise], settings: Mapping[str, Any]) -> Promise | None:
+def applying(promises: Mapping[str, Promise], settings: CommonSettings) -> Promise | None:
     """Return the promise that covers a file.
 
     None covers sessions unlike those known or of other weights, plans, and files without a quality.
     """
-    quality, qp = settings.get("quality"), settings.get("rate")
-    if OTHER_WEIGHTS in settings:
+    latents = settings if isinstance(settings, TinyVAESettings) else None
+    if settings.unlike or settings.plan is not None or (latents is not None and latents.other_weights is not None):
         return None
-    if not isinstance(quality, str) or quality == FALLBACK or settings.get("unlike") or "plan" in settings:
-        return None
-    promise = promises.get(quality)
+    promise = None if settings.quality in (None, FALLBACK) else promises.get(settings.quality)
+    qp = None if latents is None else latents.qp
     return promise if promise is not None and promise.qp == qp else None
 
 

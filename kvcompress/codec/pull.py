@@ -5,13 +5,13 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-from kvcompress.codec.directory import load_tinyvae
+from kvcompress.codec.directory import codec_place, load_tinyvae
 from kvcompress.codec.facts import CodecFacts, read_facts
 from kvcompress.errors import CheckpointError, about
-from kvcompress.format.atomic import atomic_directory
+from kvcompress.format.atomic_directory import atomic_directory
 from kvcompress.hub.bundled import require_intact
-from kvcompress.hub.hub_id import CODEC_FILES
-from kvcompress.hub.places import codecs_home, find_codec
+from kvcompress.hub.hub_id import COPIED_FILES
+from kvcompress.hub.places import codecs_home
 
 
 def pull(name: str, output: Path | None = None, *, force: bool = False) -> CodecFacts:
@@ -32,7 +32,7 @@ def pull(name: str, output: Path | None = None, *, force: bool = False) -> Codec
         CheckpointError: There is no such codec, or it is damaged.
         InputError: The directory exists, or cannot be written.
     """
-    source = find_codec(name)
+    source = codec_place(name)
     facts = read_facts(source)
     target = codecs_home() / _own_name(name, source) if output is None else output
     with atomic_directory(target, force=force) as fresh, about(source):
@@ -40,7 +40,7 @@ def pull(name: str, output: Path | None = None, *, force: bool = False) -> Codec
             require_intact(part.directory)
             copy = fresh / part.directory.relative_to(source)
             copy.mkdir(exist_ok=True)
-            for file in CODEC_FILES:
+            for file in COPIED_FILES:
                 if (part.directory / file).is_file():
                     shutil.copyfile(part.directory / file, copy / file)  # follows links, which a Hub cache is made of
             if part.fingerprint is None:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from dataclasses import replace
+from typing import TYPE_CHECKING
 
 from kvcompress.codec.int8 import Int8Codec
 from kvcompress.codec.lossless import LosslessCodec
@@ -14,6 +14,7 @@ from kvcompress.codec.out_of_distribution import (
     opens_out_of_distribution,
 )
 from kvcompress.codec.promise import FALLBACK, INT8, LATENTS, LOSSLESS, QUALITIES, Setting
+from kvcompress.codec.settings import CommonSettings
 from kvcompress.format.container import Encoded
 from kvcompress.snapshot import KVSnapshot
 
@@ -28,7 +29,7 @@ def encode_at_quality(codec: TinyVAECodec, snapshot: KVSnapshot, quality: str, s
     It was verified on ordinary sessions. One that turns out to be unlike them is coded as the next finer quality is,
     and so on until it is ordinary there, and last by int8 where that was verified to be transparent, else without loss;
     so is one that opens with a token that none of them did.
-    Its settings then hold `unlike`: true and `stored`: the finer quality, "int8" or "lossless". Where latents alone do
+    Its settings then say `unlike` and as `stored` the finer quality, "int8" or "lossless". Where latents alone do
     not keep a quality, `stored` names its way.
 
     Args:
@@ -48,7 +49,9 @@ def encode_at_quality(codec: TinyVAECodec, snapshot: KVSnapshot, quality: str, s
     analysis: Analysis | None = None
     for stored in (name for name in finer if name in codec.promises):
         setting = codec.promises[stored].setting
-        settings = {"quality": quality} if stored == quality else {"quality": quality, "stored": stored, "unlike": True}
+        settings = CommonSettings(quality=quality)
+        if stored != quality:
+            settings = replace(settings, stored=stored, unlike=True)
         if setting.qp is None:
             return weightless(snapshot, setting, settings)
         analysis = analysis or codec.analyse(snapshot)
@@ -58,14 +61,14 @@ def encode_at_quality(codec: TinyVAECodec, snapshot: KVSnapshot, quality: str, s
         ):
             return encoded
     last = codec.promises[FALLBACK].setting if FALLBACK in codec.promises else Setting(LOSSLESS)
-    return weightless(snapshot, last, {"quality": quality, "stored": last.kind, "unlike": True})
+    return weightless(snapshot, last, CommonSettings(quality=quality, stored=last.kind, unlike=True))
 
 
-def weightless(snapshot: KVSnapshot, setting: Setting, settings: Mapping[str, Any]) -> Encoded:
+def weightless(snapshot: KVSnapshot, setting: Setting, settings: CommonSettings) -> Encoded:
     """Encode in a setting that needs no codec; the file's settings say so as `stored`."""
     codec = Int8Codec() if setting.kind == INT8 else LosslessCodec()
     return codec.encode(snapshot, _stated(setting, settings))
 
 
-def _stated(setting: Setting, settings: Mapping[str, Any]) -> dict[str, Any]:
-    return dict(settings) if setting.kind == LATENTS else {"stored": setting.kind, **settings}
+def _stated(setting: Setting, settings: CommonSettings) -> CommonSettings:
+    return settings if setting.kind == LATENTS or settings.stored else replace(settings, stored=setting.kind)

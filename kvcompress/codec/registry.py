@@ -10,6 +10,7 @@ from kvcompress.codec.exact_tokens import EXACT, WithExact, without_exact
 from kvcompress.codec.int8 import Int8Codec
 from kvcompress.codec.lossless import LosslessCodec
 from kvcompress.codec.protocol import Codec
+from kvcompress.codec.settings import TinyVAESettings
 from kvcompress.codec.tinyvae import TinyVAECodec
 from kvcompress.errors import FormatError, about
 from kvcompress.format.container import MAGIC, Encoded, load
@@ -41,22 +42,10 @@ def codec_of(encoded: Encoded, codec: str | Path | None = None, recompute: Recom
 
 
 def _tinyvae_of(encoded: Encoded, codec: str | Path | None) -> TinyVAECodec:
-    layers = recompute_layers_of(encoded)
+    stated = TinyVAESettings.from_json(encoded.settings)
     if codec is None:
         return load_tinyvae(codec_that_made(encoded.codec_fingerprint))
-    return load_codec(codec, layers)
-
-
-def recompute_layers_of(encoded: Encoded) -> int:
-    """Return how many layers the model runs to restore a file, as its settings say.
-
-    Raises:
-        FormatError: They say something impossible.
-    """
-    layers = encoded.settings.get("recompute_layers", 0)
-    if not isinstance(layers, int) or isinstance(layers, bool) or layers < 0:
-        raise FormatError(f"the file asks for the impossible number of {layers!r} recomputed layers")
-    return layers
+    return load_codec(codec, stated.recompute_layers)
 
 
 def load_snapshot(path: Path, codec: str | Path | None = None, recompute: Recompute | None = None) -> KVSnapshot:

@@ -10,6 +10,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,14 +18,14 @@ import torch
 from huggingface_hub import PyTorchModelHubMixin
 from torch import Tensor, nn
 
-from kvcompress.codec.analysis import HIGHEST_QP, RESIDUAL_QP, Analysis
+from kvcompress.codec.analysis import HIGHEST_QP, Analysis
 from kvcompress.codec.bitstream import read_codes, require_sections
 from kvcompress.codec.lower_groups import Lower
 from kvcompress.codec.other_weights import Adopted
-from kvcompress.codec.promise import OTHER_WEIGHTS
 from kvcompress.codec.promising import Promising
 from kvcompress.codec.quality import encode_at_quality
 from kvcompress.codec.recompute import ConditioningLayers, recomputed
+from kvcompress.codec.settings import NOTHING_STATED, CommonSettings, TinyVAESettings
 from kvcompress.codec.synthesis import synthesised
 from kvcompress.errors import FormatError, InputError, MismatchError
 from kvcompress.format.ans import TableBank
@@ -66,6 +67,7 @@ class TinyVAECodec(
 
     Attributes:
         recompute: Gives those layers at decode (`kvcompress.hf.recompute_with`); not needed with m = 0.
+        scorers: File of what scorers learnt of its model, see `kvcompress.prune.scorers.profiles`; None for none.
         adopted: Other weights whose sessions it encodes instead of its own, see `kvcompress.fit.adopt`.
     """
 
@@ -89,6 +91,7 @@ class TinyVAECodec(
         self.recompute_layers = recompute_layers
         self.recompute: Recompute | None = None
         self.adopted: Adopted | None = None
+        self.scorers: Path | None = None
         self.groups = [tuple(group["layers"]) for group in groups]
         self.conditioning = [ConditioningLayers.from_json(group) for group in groups]
         self.shapes = [LayerShape(*shape) for shape in shapes]
@@ -217,7 +220,7 @@ class TinyVAECodec(
         self,
         snapshot: KVSnapshot,
         qp: int | None = None,
-        settings: Mapping[str, Any] | None = None,
+        settings: CommonSettings = NOTHING_STATED,
         offsets: Tensor | None = None,
         residual_qp: int | None = None,
         *,
@@ -228,7 +231,7 @@ class TinyVAECodec(
         Args:
             snapshot: The cache.
             qp: Quantisation parameter; 16 more halve the quantisation step.
-            settings: Goes into the header.
+            settings: What the header says beside the QPs.
             offsets: See `Analysis`.
             residual_qp: See `Analysis`.
             quality: "transparent", "high" or "usable" instead of a QP.
@@ -250,18 +253,18 @@ class TinyVAECodec(
         snapshot: KVSnapshot,
         qp: int,
         residual_qp: int | None,
-        settings: Mapping[str, Any],
+        settings: CommonSettings,
         own: Mapping[str, bytes],
     ) -> Encoded:
         """Return the file of sections that were made at a QP, which its settings say."""
-        stated: dict[str, Any] = {"rate": qp}
-        if residual_qp is not None:
-            stated[RESIDUAL_QP] = residual_qp
-        if self.recompute_layers:
-            stated["recompute_layers"] = self.recompute_layers
-        if self.adopted is not None:
-            stated[OTHER_WEIGHTS] = self.adopted.statement(settings)
-        return encoded_session(self.kind, self.fingerprint, snapshot, {**stated, **settings}, own, self.preset)
+        stated = TinyVAESettings(
+            **settings.common(),
+            qp=qp,
+            residual_qp=residual_qp,
+            recompute_layers=self.recompute_layers,
+            other_weights=None if self.adopted is None else self.adopted.statement(settings),
+        )
+        return encoded_session(self.kind, self.fingerprint, snapshot, stated.to_json(), own, self.preset)
 
     @torch.inference_mode()
     def decode(self, encoded: Encoded) -> KVSnapshot:

@@ -1,15 +1,19 @@
 """Harvest the caches of recorded sessions: the one time that a fit runs the model over all of them.
 
-Each file is written whole or not at all and the index last, so a harvest that was killed goes on where it stopped.
+Each file is written whole or not at all and the index last, so a harvest that was killed goes on where it stopped. One
+that replaces another (`force`) is made in a hidden folder beside it and takes its place when it is whole.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
+import os
 import random
 import shutil
 from collections import Counter
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -22,7 +26,9 @@ from kvcompress.data.sessions import Session, read_sessions, session_token_ids
 from kvcompress.data.shards import CALIBRATION, FIT, INDEX, LEVELS, SETTINGS, TOKENS, HarvestSettings, ShardRow
 from kvcompress.errors import InputError, MismatchError
 from kvcompress.format.atomic import atomic_path, atomic_write
+from kvcompress.format.atomic_directory import atomic_directory, carry_over, locked_directory, require_directory, sweep
 from kvcompress.format.raw_snapshot import save_raw
+from kvcompress.format.working_folder import PREFIX, remove
 from kvcompress.hf import capture
 from kvcompress.hf.channels import layer_channels, layer_shapes, rows_of
 from kvcompress.hf.families import context_tokens
@@ -33,6 +39,9 @@ from kvcompress.hf.types import CausalLM, Tokenizer
 from kvcompress.snapshot import CACHE_DTYPES, KVSnapshot, LayerKV
 
 Progress = Callable[[str, int, int], None]
+Announce = Callable[[str], None]
+
+OWN_FILES = (INDEX, SETTINGS, TOKENS, "shard-*.safetensors", "gradients-*.safetensors")
 
 FIRST_TOKENS = 512
 """Tokens whose cache is taken where they stand first: those that do, the most frequent, and others spread evenly."""
@@ -87,7 +96,8 @@ def write_shards(
     *,
     settings: HarvestSettings | None = None,
     force: bool = False,
-    announce: Callable[[str], None] = lambda line: None,
+    own: bool = False,
+    announce: Announce = lambda line: None,
 ) -> dict[str, Any]:
     """Write the shards of a file of sessions, or those that an earlier run did not come to.
 
@@ -98,17 +108,19 @@ def write_shards(
         output: Directory of the shards.
         progress: Called after each session.
         settings: How sessions are cut and split.
-        force: Replace shards of other sessions, settings or another model.
+        force: Replace finished shards, and others of other sessions, settings or another model.
+        own: The directory is nobody else's: finished shards are taken where they are these, others made anew in place.
         announce: Called with one line that says how large the shards will be.
 
     Returns:
         Counts of sessions, tokens and bytes.
 
     Raises:
-        InputError: There are finished or other shards, or not enough space.
+        InputError: There are finished or other shards, not enough space, or another process is writing them.
     """
     rows = [(session.id, ids) for session, ids in tokenized_sessions(model, tokenizer, sessions)]
-    return harvest(model, tokenizer, rows, output, progress, settings=settings, force=force, announce=announce)
+    options: dict[str, Any] = {"settings": settings, "force": force, "own": own, "announce": announce}
+    return harvest(model, tokenizer, rows, output, progress, **options)
 
 
 def harvest(
@@ -120,60 +132,128 @@ def harvest(
     *,
     settings: HarvestSettings | None = None,
     force: bool = False,
-    announce: Callable[[str], None] = lambda line: None,
+    own: bool = False,
+    announce: Announce = lambda line: None,
 ) -> dict[str, Any]:
     """Write the shards of sessions given as id and token ids [N] int64; as `write_shards`."""
-    settings = settings or HarvestSettings()
-    cut = [(name, ids[: settings.tokens].clone()) for name, ids in sessions if len(ids)]
-    rows = split_rows(cut, settings)
-    if (output / INDEX).exists() and not force:
+    if not own:
+        require_place_of_shards(output, force)
+    work = _Harvest(model, tokenizer, sessions, settings or HarvestSettings())
+    with _locked(output):
+        finished = (output / INDEX).exists()
+        if finished and own and work.is_of(output):
+            pass
+        elif finished and force:
+            announce("the old shards stay until the new ones are whole: both take room on the disk")
+            with atomic_directory(output, force=True, go_on=True) as fresh:
+                work.write(fresh, progress, announce, replace_others=True)
+                others = [entry.name for entry in output.iterdir() if not any(map(entry.match, OWN_FILES))]
+                carry_over(output, fresh, others)
+        else:
+            output.mkdir(parents=True, exist_ok=True)
+            work.write(output, progress, announce, replace_others=force or own)
+    tokens = sum(row.tokens for row in work.rows)
+    return {"output": str(output), "sessions": len(work.rows), "tokens": tokens, "file_bytes": _held_bytes(output)}
+
+
+def require_place_of_shards(output: Path, force: bool = False) -> None:
+    """Refuse a place where shards could not be written, before a model is loaded.
+
+    Raises:
+        InputError: There are finished shards that are not to be replaced, or that cannot be.
+    """
+    finished = (output / INDEX).exists()
+    if finished and not force:
+        sweep(output)
         raise InputError("already holds shards", "Pass --force to replace them", path=output)
-    probe = capture(model, cut[0][1][:2], tokenizer=tokenizer)
-    _prepare(output, model, probe, cut, settings, force)
-    values, table = sum(shape.channels for shape in layer_shapes(probe)), embeddings_of(model)
-    needed = shard_bytes(rows, values, table.numel())
-    announce(f"{len(rows)} sessions, {sum(row.tokens for row in rows):,} tokens: shards of about {needed / 1e9:.2f} GB")
-    _require_space(output, needed - _held_bytes(output))
-    for done, (row, (_, ids)) in enumerate(zip(rows, cut, strict=True), 1):
-        _write_session(model, tokenizer, row, ids, output, settings)
-        progress("harvest", done, len(rows))
-    if not (output / TOKENS).exists():
-        _write_tokens(model, table, [ids for _, ids in cut], probe, output)
-    atomic_write(output / INDEX, ((json.dumps(row.to_json()) + "\n").encode() for row in rows), force=force)
-    tokens = sum(row.tokens for row in rows)
-    return {"output": str(output), "sessions": len(rows), "tokens": tokens, "file_bytes": _held_bytes(output)}
+    if finished or not output.is_dir():  # an unfinished one is written in place
+        require_directory(output, force=finished)
 
 
-def _prepare(
-    output: Path,
-    model: CausalLM,
-    probe: KVSnapshot,
-    sessions: Sequence[tuple[str, Tensor]],
-    settings: HarvestSettings,
-    force: bool,
-) -> None:
-    """Say in `shards.json` what will lie here, or see that the harvest that began here is this one."""
-    stated: dict[str, Any] = {
-        "model": asdict(probe.origin.fingerprint),
-        "settings": asdict(settings),
-        "sessions": [[name, len(ids), int(ids.sum())] for name, ids in sessions],
-        "parameters": sum(parameter.numel() for parameter in model.parameters()),
-        "shapes": [[s.heads, s.key_size, s.value_size] for s in layer_shapes(probe)],
-    }
-    place = output / SETTINGS
-    if place.is_file() and not force:
-        found = json.loads(place.read_text(encoding="utf-8"))
-        if found == json.loads(json.dumps(stated)):
-            return
-        if found.get("model") != stated["model"]:
-            ours, theirs = (str(one.get("weights"))[:16] for one in (stated["model"], found.get("model", {})))
-            raise MismatchError("the model of these shards", ours, theirs, "Pass --force to replace them", path=output)
-        raise InputError("holds shards of other sessions or settings", "Pass --force to replace them", path=output)
-    output.mkdir(parents=True, exist_ok=True)
-    for old in (*output.glob("shard-*.safetensors"), *output.glob("gradients-*.safetensors"), output / TOKENS):
-        old.unlink(missing_ok=True)
-    (output / INDEX).unlink(missing_ok=True)
-    atomic_write(place, [json.dumps(stated).encode()], force=True)
+def _locked(output: Path) -> AbstractContextManager[None]:
+    """Let no other process write the shards; a volume whose parent is closed to us goes without the lock."""
+    parent = Path(os.path.realpath(output)).parent
+    return locked_directory(output) if os.access(parent, os.W_OK) or not parent.exists() else nullcontext()
+
+
+class _Harvest:
+    """A harvest of sessions, given as id and token ids [N] int64, that can be written to a directory.
+
+    Attributes:
+        rows: What its index will say.
+        stated: What `shards.json` will say.
+    """
+
+    def __init__(
+        self,
+        model: CausalLM,
+        tokenizer: Tokenizer | None,
+        sessions: Sequence[tuple[str, Tensor]],
+        settings: HarvestSettings,
+    ) -> None:
+        self.model, self.tokenizer, self.settings = model, tokenizer, settings
+        self.sessions = [(name, ids[: settings.tokens].clone()) for name, ids in sessions if len(ids)]
+        self.rows = split_rows(self.sessions, settings)
+        self.probe = capture(model, self.sessions[0][1][:2], tokenizer=tokenizer)
+        self.stated: dict[str, Any] = {
+            "model": asdict(self.probe.origin.fingerprint),
+            "settings": asdict(settings),
+            "sessions": [[name, len(ids), int(ids.sum()), _digest(ids)] for name, ids in self.sessions],
+            "parameters": sum(parameter.numel() for parameter in model.parameters()),
+            "shapes": [[s.heads, s.key_size, s.value_size] for s in layer_shapes(self.probe)],
+        }
+
+    def write(self, place: Path, progress: Progress, announce: Announce, *, replace_others: bool) -> None:
+        """Write what is missing in a directory, the index last."""
+        if not self.is_of(place):
+            self._take(place, replace_others)
+        values, table = sum(shape.channels for shape in layer_shapes(self.probe)), embeddings_of(self.model)
+        needed, rows = shard_bytes(self.rows, values, table.numel()), self.rows
+        tokens = sum(row.tokens for row in rows)
+        announce(f"{len(rows)} sessions, {tokens:,} tokens: shards of about {needed / 1e9:.2f} GB")
+        _require_space(place, needed - _held_bytes(place))
+        for done, (row, (_, ids)) in enumerate(zip(rows, self.sessions, strict=True), 1):
+            _write_session(self.model, self.tokenizer, row, ids, place, self.settings)
+            progress("harvest", done, len(rows))
+        if not (place / TOKENS).exists():
+            _write_tokens(self.model, table, [ids for _, ids in self.sessions], self.probe, place)
+        atomic_write(place / INDEX, ((json.dumps(row.to_json()) + "\n").encode() for row in rows), force=True)
+
+    def is_of(self, place: Path) -> bool:
+        """Return whether what lies in a directory, whole or not, is of this harvest."""
+        found = _stated_in(place)
+        return found is not None and found == json.loads(json.dumps(self.stated))
+
+    def _take(self, place: Path, replace_others: bool) -> None:
+        """Say in `shards.json` what will lie here; what is of other sessions is removed or refused."""
+        found = _stated_in(place)
+        if found is not None and not replace_others:
+            if found.get("model") != self.stated["model"]:
+                ours, theirs = (str(one.get("weights"))[:16] for one in (self.stated["model"], found.get("model", {})))
+                raise MismatchError(
+                    "the model of these shards", ours, theirs, "Pass --force to replace them", path=place
+                )
+            raise InputError("holds shards of other sessions or settings", "Pass --force to replace them", path=place)
+        # The index first: without it nothing here is a harvest, whenever this is interrupted.
+        for pattern in (*OWN_FILES, f"{PREFIX}*"):
+            for old in place.glob(pattern):
+                remove(old)
+        atomic_write(place / SETTINGS, [json.dumps(self.stated).encode()], force=True)
+
+
+def _stated_in(place: Path) -> dict[str, Any] | None:
+    """Return what `shards.json` of a directory says, None where it is missing; empty where it is damaged."""
+    try:
+        found = json.loads((place / SETTINGS).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _digest(ids: Tensor) -> str:
+    return hashlib.sha256(ids.numpy().tobytes()).hexdigest()[:16]
 
 
 def _held_bytes(output: Path) -> int:

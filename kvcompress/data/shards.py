@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from kvcompress.errors import FormatError, InputError
+from kvcompress.format.atomic_directory import recover
 from kvcompress.format.raw_snapshot import load_raw, origin_of_raw, raw_layers
 from kvcompress.format.safetensors_file import opened
 from kvcompress.hf.channels import Rope, layer_channels
@@ -108,6 +109,7 @@ class Shards:
 
     def __init__(self, directory: Path, parts: Sequence[str] = (FIT, LEVELS, CALIBRATION)) -> None:
         index = directory / INDEX
+        recover(directory)
         if not index.is_file():
             raise InputError("no finished harvest here", "Make one with `kvcompress harvest`", path=directory)
         try:

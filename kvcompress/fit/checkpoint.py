@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import random
-import shutil
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -17,17 +16,20 @@ from kvcompress.codec.promise import FALLBACK
 from kvcompress.codec.tinyvae import TinyVAECodec
 from kvcompress.data.harvest import tokenized_sessions
 from kvcompress.data.shards import opening_digest
-from kvcompress.errors import about
+from kvcompress.errors import InputError, about
 from kvcompress.fit.calibrate import calibrated
 from kvcompress.fit.trials import TrialSource, trials_from_sessions
-from kvcompress.format.atomic import atomic_directory, atomic_write
+from kvcompress.format.atomic_directory import atomic_directory, carry_over, locked_directory, require_directory
 from kvcompress.hf import fingerprint, load_model, recompute_with
 from kvcompress.hf.fingerprint import vocabulary_digest
 from kvcompress.hf.types import CausalLM, Tokenizer
+from kvcompress.hub.bundled import recompute_name
+from kvcompress.hub.hub_id import CODEC_FILES
 
 Progress = Callable[[str, int, int], None]
 
 SHORTEST_SESSION_TOKENS = 16
+WEIGHTS = "model.safetensors"
 
 
 def calibrate_checkpoint(model: str, sessions: Path, directory: Path, progress: Progress) -> dict[str, Any]:
@@ -48,8 +50,14 @@ def calibrate_checkpoint(model: str, sessions: Path, directory: Path, progress: 
     Raises:
         MismatchError: The codec is of another model.
         TooFewSessionsError: Too few sessions are long enough; it says how many more are needed.
-        InputError: The directory cannot be written to.
+        InputError: The directory cannot be replaced, or another process is writing it.
     """
+    require_directory(directory, force=True)
+    with locked_directory(directory):
+        return _calibrate(model, sessions, directory, progress)
+
+
+def _calibrate(model: str, sessions: Path, directory: Path, progress: Progress) -> dict[str, Any]:
     start = time.perf_counter()
     codec = load_tinyvae(directory)
     language_model, tokenizer = load_model(model)
@@ -64,8 +72,10 @@ def calibrate_checkpoint(model: str, sessions: Path, directory: Path, progress: 
     # A file that holds sessions of the fit is the fit's: the others in it set levels and tables.
     codec.fitted["verified_apart"] = len(kept_out) == len(usable)
     config = json.dumps(codec.config_json(), sort_keys=True, indent=2)
-    atomic_write(directory / "config.json", [config.encode()], force=True)
-    atomic_write(directory / "README.md", [card(codec).encode()], force=True)
+    with atomic_directory(directory, force=True) as fresh:
+        carry_over(directory, fresh, _others(directory) | {WEIGHTS})
+        (fresh / "config.json").write_text(config, encoding="utf-8")
+        (fresh / "README.md").write_text(card(codec), encoding="utf-8")
     resume_file.unlink(missing_ok=True)
     return {
         "output": str(directory),
@@ -139,14 +149,39 @@ def stored_in_words(codec: TinyVAECodec) -> dict[str, str]:
 def save_codec(codec: TinyVAECodec, output: Path) -> None:
     """Write config, weights and card into a sibling directory, then put it in place of `output`.
 
-    Codecs that recompute layers lie in subdirectories of the one that codes all; they stay.
+    Codecs that recompute layers lie in subdirectories of the one that codes all; they stay, as does whatever else lies
+    beside a codec's files.
+
+    Raises:
+        InputError: The directory holds other things and no codec, it cannot be replaced, or another process writes it.
     """
+    require_place_of_codec(output)
     codec.fitted["fingerprint"] = codec.fingerprint  # so that a file's promise is found without the weights
     with atomic_directory(output, force=True) as fresh:
         codec.save_pretrained(fresh, config=codec.config_json())
         (fresh / "README.md").write_text(card(codec), encoding="utf-8")
-        for part in sorted(output.glob("recompute-*")):
-            shutil.copytree(part, fresh / part.name)
+        carry_over(output, fresh, _others(output))
+
+
+def _others(directory: Path) -> set[str]:
+    """Return the names in a directory that are not a codec's own files."""
+    return {entry.name for entry in directory.iterdir()} - set(CODEC_FILES) if directory.is_dir() else set()
+
+
+def require_place_of_codec(output: Path) -> None:
+    """Refuse a directory that a codec could not take the place of, before any work is done.
+
+    Raises:
+        InputError: It holds other things and no codec, or cannot be replaced.
+    """
+    require_directory(output, force=True)
+    if not output.is_dir() or (output / "config.json").exists():
+        return
+    parts = recompute_name(0)[:-1]
+    others = sorted(entry.name for entry in output.iterdir() if not entry.name.startswith((parts, ".")))
+    if others:
+        what = f"holds other things than a codec, such as {others[0]}"
+        raise InputError(what, "Name another directory", path=output)
 
 
 def card(codec: TinyVAECodec) -> str:

@@ -12,6 +12,7 @@ from typing import Any
 from torch import Tensor
 
 from kvcompress.codec.promise import Setting
+from kvcompress.format.atomic import atomic_write
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +71,7 @@ class Ledger:
             self._read(line)
         # What is not whole is cut off: a line that was being written when the run was killed.
         kept = lines if known else [{"key": key}]
-        path.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
+        atomic_write(path, [(json.dumps(line) + "\n").encode() for line in kept], force=True)
 
     def _read(self, line: dict[str, Any]) -> None:
         session = line["session"]

@@ -7,7 +7,6 @@ run that was killed goes on where it stopped.
 from __future__ import annotations
 
 import resource
-import shutil
 import sys
 import time
 from collections.abc import Callable
@@ -19,18 +18,20 @@ import torch
 from torch import Tensor
 
 from kvcompress.codec.tinyvae import TinyVAECodec
-from kvcompress.data.harvest import write_shards
-from kvcompress.data.shards import INDEX, Shards, opening_digest
+from kvcompress.data.harvest import harvest, write_shards
+from kvcompress.data.shards import Shards, opening_digest
 from kvcompress.errors import InputError
 from kvcompress.fit.calibrate import TooFewSessionsError
-from kvcompress.fit.checkpoint import finish_codec, save_codec, stored_in_words
+from kvcompress.fit.checkpoint import finish_codec, require_place_of_codec, save_codec, stored_in_words
 from kvcompress.fit.fitter import Fitter, require_coded_layers
 from kvcompress.fit.floor import floor_nats
 from kvcompress.fit.settings import FitSettings
 from kvcompress.fit.trials import CONTINUATION_TOKENS
 from kvcompress.fit.working import Working
+from kvcompress.format.atomic_directory import discard, locked_directory
 from kvcompress.hf import fingerprint, load_model
 from kvcompress.hf.types import CausalLM, Tokenizer
+from kvcompress.hub.bundled import recompute_name
 from kvcompress.snapshot import KVSnapshot
 
 PASSES = 2
@@ -49,16 +50,24 @@ class FitSource:
         sessions: JSON lines of recorded sessions, to be harvested; None where shards are given.
         shards: A finished harvest; None where sessions are given.
         tokens: Sessions are cut at so many tokens; None at the model's context.
+        rows: Sessions in memory instead, name and token ids [N] int64 of each.
+        loaded: The model in memory and its tokenizer, instead of its name.
     """
 
     model: str | None
     sessions: Path | None = None
     shards: Path | None = None
     tokens: int | None = None
+    rows: tuple[tuple[str, Tensor], ...] | None = None
+    loaded: tuple[CausalLM, Tokenizer | None] | None = None
+
+    def load(self) -> tuple[CausalLM, Tokenizer | None] | None:
+        """Return the model and its tokenizer; None where none is named."""
+        return self.loaded or (None if self.model is None else load_model(self.model))
 
     def check(self) -> None:
         """Raise `InputError` unless there is one source, and a model where sessions are to be harvested."""
-        if (self.sessions is None) == (self.shards is None):
+        if [self.sessions, self.shards, self.rows].count(None) != 2:
             raise InputError("a fit needs either --sessions or --shards", "Give one of them")
         if self.shards is not None and self.tokens is not None:
             raise InputError("shards are cut already", "Leave --tokens away, or harvest again")
@@ -67,6 +76,8 @@ class FitSource:
         """Return how many layers the model has."""
         if self.shards is not None:
             return len(Shards(self.shards).origin.layer_kinds)
+        if self.loaded is not None:
+            return int(self.loaded[0].config.get_text_config(decoder=True).num_hidden_layers)
         from kvcompress.hf.loading import model_config
 
         return int(model_config(self.model or "").num_hidden_layers)
@@ -93,7 +104,7 @@ class ShardTrial:
 def fit_checkpoint(
     source: FitSource, output: Path, settings: FitSettings, progress: Progress, announce: Announce = lambda line: None
 ) -> dict[str, Any]:
-    """Fit, verify and save; `output` appears whole or not at all.
+    """Fit, verify and save; `output` appears whole or not at all, and no other process fits the same codec meanwhile.
 
     Args:
         source: Model and sessions, or shards.
@@ -106,13 +117,23 @@ def fit_checkpoint(
         A summary: tokens, seconds, peak memory, size of the checkpoint, what is promised.
 
     Raises:
-        InputError: Too few sessions to fit to.
+        InputError: Too few sessions to fit to, a directory that cannot be replaced, or one that another process writes.
         MismatchError: The shards are of another model.
     """
     source.check()
     require_coded_layers(settings.recompute_layers, source.layer_count())
+    require_place_of_codec(output)
+    # A codec and those beside it that recompute layers are one directory: replacing one copies the others.
+    beside = settings.recompute_layers and output.name == recompute_name(settings.recompute_layers)
+    with locked_directory(output.parent if beside else output):
+        return _fit(source, output, settings, progress, announce)
+
+
+def _fit(
+    source: FitSource, output: Path, settings: FitSettings, progress: Progress, announce: Announce
+) -> dict[str, Any]:
     start, place = time.perf_counter(), output.with_name(output.name + ".fit")
-    loaded = load_model(source.model) if source.model is not None else None
+    loaded = source.load()
     if source.shards is not None:
         shards = Shards(source.shards)
     else:
@@ -123,12 +144,13 @@ def fit_checkpoint(
     key = {"passes": PASSES, "settings": asdict(settings), "shards": shards.settings}
     working = Working(place / f"passes-{settings.recompute_layers}", key)
     codec = Fitter(shards, settings, progress, working).fit()
-    if source.model is None:
+    again = source.load()
+    if again is None:
         announce("no model was named, so nothing was verified: the codec promises no quality")
     else:
-        verify(codec, *load_model(source.model), shards, working, progress, announce)
+        verify(codec, *again, shards, working, progress, announce)
     save_codec(codec, output)
-    shutil.rmtree(place, ignore_errors=True)
+    discard(place, output)
     return _summary(codec, output, time.perf_counter() - start)
 
 
@@ -136,12 +158,15 @@ def _harvest(
     source: FitSource, loaded: Any, settings: FitSettings, place: Path, progress: Progress, announce: Announce
 ) -> Shards:
     """Return the shards of the sessions of a file, made in the working directory."""
-    if loaded is None or source.sessions is None:
+    if loaded is None:
         raise InputError("sessions are harvested with a model", "Name it with --model")
     target, (model, tokenizer) = place / "shards", loaded
     stated = replace(settings.harvest_settings(), tokens=source.tokens)
-    if not (target / INDEX).is_file():
-        write_shards(model, tokenizer, source.sessions, target, progress, settings=stated, announce=announce)
+    options: dict[str, Any] = {"settings": stated, "announce": announce, "own": True}
+    if source.sessions is not None:
+        write_shards(model, tokenizer, source.sessions, target, progress, **options)
+    else:
+        harvest(model, tokenizer, source.rows or (), target, progress, **options)
     return Shards(target)
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from torch import Tensor
 
 from kvcompress.errors import InputError
 from kvcompress.format.atomic import atomic_path, atomic_write
+from kvcompress.format.working_folder import PREFIX, remove
 
 KEY = "working.json"
 
@@ -32,10 +32,10 @@ class Working:
             return
         stamp = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()
         place = directory / KEY
-        if directory.is_dir() and not place.is_file() and any(directory.iterdir()):
+        if directory.is_dir() and not place.is_file() and any(_own(directory)):
             raise InputError("is no working directory of a fit", "Remove it or choose another output", path=directory)
         if place.is_file() and place.read_text() != stamp:
-            shutil.rmtree(directory)
+            self.remove()
         directory.mkdir(parents=True, exist_ok=True)
         atomic_write(place, [stamp.encode()], force=True)
 
@@ -56,6 +56,15 @@ class Working:
         return None if self.directory is None else self.directory / name
 
     def remove(self) -> None:
-        """Remove the directory."""
-        if self.directory is not None:
-            shutil.rmtree(self.directory, ignore_errors=True)
+        """Remove the directory; killed meanwhile, what is left of it still says whose it is."""
+        if self.directory is None or not self.directory.is_dir():
+            return
+        for entry in _own(self.directory):
+            if entry.name != KEY:
+                remove(entry)
+        remove(self.directory)
+
+
+def _own(directory: Path) -> list[Path]:
+    """Return what lies in a directory, but for what a killed writer left."""
+    return [entry for entry in directory.iterdir() if not entry.name.startswith(PREFIX)]

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import errno
 import os
-import secrets
 import stat
-import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
 from kvcompress.errors import InputError
+from kvcompress.format.working_folder import folder_of_file
 
 PathLike = str | os.PathLike[str]
+
+STANDARD_STREAMS = ("-", "/dev/stdin", "/dev/stdout", "/dev/stderr")
+"""Names that mean a stream and no file; commands that write to standard output know "-" before they come here."""
 
 _REMEDIES = {
     errno.ENOSPC: "Free some space or choose another place",
@@ -38,20 +40,22 @@ def require_writable(path: PathLike, force: bool = False) -> None:
         InputError: The file exists and `force` is not given, something other than a file has the name, or the
             directory is missing or closed to us.
     """
+    if os.fspath(path) in STANDARD_STREAMS:
+        raise InputError("standard streams are not taken here", "Name a file", path=path)
     try:
         parent = Path(os.path.realpath(path) if force else path).parent
         if not parent.is_dir():
             raise InputError(f"the directory {parent} does not exist", "Create it or choose another place", path=path)
         with suppress(FileNotFoundError):
             os.lstat(path)
-            if not force:
-                raise _already_exists(path)
-            if not stat.S_ISREG(os.stat(path).st_mode):
+            if os.path.exists(path) and not stat.S_ISREG(os.stat(path).st_mode):
                 raise InputError("exists and is not a regular file", "Choose another name", path=path)
+            if not force:
+                raise already_exists(path)
         if not os.access(parent, os.W_OK | os.X_OK):
             raise InputError(f"the directory {parent} cannot be written to", "Check the permissions", path=path)
     except (OSError, ValueError) as error:
-        raise _refused("cannot be written", error, path) from error
+        raise refused("cannot be written", error, path) from error
 
 
 @contextmanager
@@ -59,34 +63,32 @@ def atomic_path(path: PathLike, *, force: bool = False) -> Iterator[Path]:
     """Give a temporary path beside `path`; publish it under the name `path` when the block ends without an error.
 
     The block may write to the temporary path or replace it, as libraries that write by path do. Whatever goes wrong,
-    the temporary file is removed and an existing file `path` keeps its content.
+    the temporary file is removed and an existing file `path` keeps its content; where the process is killed, the next
+    one that writes `path` removes it.
 
     Args:
         path: Where the output is to appear. With `force` a symbolic link is followed, so that it stays a link.
         force: Whether an existing file may be replaced.
 
     Yields:
-        The path of an empty file in the same directory.
+        The path of an empty file in a hidden folder beside `path`, on the same file system.
 
     Raises:
         InputError: The output exists, or the operating system refused to write.
     """
     require_writable(path, force)
     target = Path(os.path.realpath(path)) if force else Path(path)
-    # A name of its own: one derived from the target's could be longer than the file system allows.
-    temporary = target.parent / f".kvcompress-{secrets.token_hex(8)}.tmp"
     try:
-        mode = _reserve(temporary)
-        yield temporary
-        if force and target.exists():
-            mode = stat.S_IMODE(target.stat().st_mode)
-        _settle(temporary, mode)
-        _publish(temporary, target, force, path)
+        with folder_of_file(target) as folder:
+            temporary = folder / "file"
+            mode = _reserve(temporary)
+            yield temporary
+            if force and target.exists():
+                mode = stat.S_IMODE(target.stat().st_mode)
+            _settle(temporary, mode)
+            _publish(temporary, target, force, path)
     except OSError as error:
-        raise _refused("cannot be written", error, path) from error
-    finally:
-        with suppress(OSError):
-            temporary.unlink(missing_ok=True)
+        raise refused("cannot be written", error, path) from error
 
 
 def atomic_write(path: PathLike, chunks: Iterable[bytes], *, force: bool = False) -> None:
@@ -105,47 +107,6 @@ def atomic_write(path: PathLike, chunks: Iterable[bytes], *, force: bool = False
 
 
 @contextmanager
-def atomic_directory(path: PathLike, *, force: bool = False) -> Iterator[Path]:
-    """Give an empty directory beside `path`; publish it under that name when the block ends without an error.
-
-    Whatever goes wrong, the new one is removed and an existing directory `path` keeps its content.
-
-    Args:
-        path: Where the directory is to appear; its parents are made.
-        force: Whether an existing directory may be replaced.
-
-    Yields:
-        The new directory.
-
-    Raises:
-        InputError: The output exists, or the operating system refused to write.
-    """
-    target = Path(path)
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        if os.path.lexists(target) and not (force and target.is_dir()):
-            raise (
-                _already_exists(path)
-                if target.is_dir()
-                else InputError("exists and is no directory", "Choose another name", path=path)
-            )
-        with tempfile.TemporaryDirectory(dir=target.parent, prefix=".kvcompress-") as place:
-            fresh, old = Path(place) / "new", Path(place) / "old"
-            fresh.mkdir()
-            yield fresh
-            if force and target.is_dir():
-                os.rename(target, old)
-            try:
-                os.rename(fresh, target)  # refused where a directory with content appeared meanwhile
-            except OSError:
-                if old.exists():
-                    os.rename(old, target)
-                raise
-    except OSError as error:
-        raise _refused("cannot be written", error, path) from error
-
-
-@contextmanager
 def open_regular(path: PathLike) -> Iterator[tuple[BinaryIO, int]]:
     """Open an existing regular file for reading.
 
@@ -161,7 +122,7 @@ def open_regular(path: PathLike) -> Iterator[tuple[BinaryIO, int]]:
     try:
         status = os.stat(path)
     except (OSError, ValueError) as error:
-        raise _refused("cannot be read", error, path) from error
+        raise refused("cannot be read", error, path) from error
     if not stat.S_ISREG(status.st_mode):
         kind = "a directory" if stat.S_ISDIR(status.st_mode) else "not a regular file"
         raise InputError(f"cannot be read: it is {kind}", "Name a file", path=path)
@@ -169,7 +130,7 @@ def open_regular(path: PathLike) -> Iterator[tuple[BinaryIO, int]]:
         with open(path, "rb") as file:
             yield file, os.fstat(file.fileno()).st_size
     except OSError as error:
-        raise _refused("cannot be read", error, path) from error
+        raise refused("cannot be read", error, path) from error
 
 
 def _reserve(temporary: Path) -> int:
@@ -200,15 +161,20 @@ def _publish(temporary: Path, target: Path, force: bool, path: PathLike) -> None
         try:
             os.link(temporary, target)
         except FileExistsError as error:
-            raise _already_exists(path) from error
+            raise already_exists(path) from error
         except OSError:
             _claim_and_replace(temporary, target, path)
-    with suppress(OSError):  # the name is on the disk only once the directory is; not every system can do this
-        directory = os.open(target.parent, os.O_RDONLY)
+    sync_directory(target.parent)
+
+
+def sync_directory(directory: Path) -> None:
+    """Wait until the names in a directory are on the disk; not every system can do this."""
+    with suppress(OSError):
+        descriptor = os.open(directory, os.O_RDONLY)
         try:
-            os.fsync(directory)
+            os.fsync(descriptor)
         finally:
-            os.close(directory)
+            os.close(descriptor)
 
 
 def _claim_and_replace(temporary: Path, target: Path, path: PathLike) -> None:
@@ -216,7 +182,7 @@ def _claim_and_replace(temporary: Path, target: Path, path: PathLike) -> None:
     try:
         os.close(os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL))
     except FileExistsError as error:
-        raise _already_exists(path) from error
+        raise already_exists(path) from error
     try:
         os.replace(temporary, target)
     except BaseException:
@@ -224,11 +190,12 @@ def _claim_and_replace(temporary: Path, target: Path, path: PathLike) -> None:
         raise
 
 
-def _already_exists(path: PathLike) -> InputError:
+def already_exists(path: PathLike) -> InputError:
+    """Return the error that an output is there already."""
     return InputError("already exists", "Pass --force to replace it", path=path)
 
 
-def _refused(what: str, error: OSError | ValueError, path: PathLike) -> InputError:
+def refused(what: str, error: OSError | ValueError, path: PathLike) -> InputError:
     """Turn an error of the operating system (or a name it cannot express) into one line with a remedy."""
     if isinstance(error, ValueError):
         return InputError(f"{what}: {error}", "Choose another name", path=ascii(path))

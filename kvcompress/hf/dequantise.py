@@ -15,7 +15,6 @@ import json
 import logging
 import mmap
 import os
-import secrets
 import shutil
 from importlib.util import find_spec
 from pathlib import Path
@@ -26,8 +25,9 @@ import transformers
 from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from kvcompress.errors import CheckpointError, first_line
+from kvcompress.errors import CheckpointError, InputError, first_line
 from kvcompress.format.atomic import open_regular
+from kvcompress.format.atomic_directory import atomic_directory, locked_directory
 from kvcompress.hf.quiet import silence
 
 MAGIC = b"GGUF"
@@ -64,8 +64,8 @@ def dequantised(path: Path) -> Path:
         try:
             _keep(place, model, tokenizer, digest)
             return place
-        except (OSError, SafetensorError) as error:
-            reasons.append(f"{place.parent}: {first_line(error)}")
+        except (InputError, OSError, SafetensorError) as error:
+            reasons.append(f"{place.parent}: {error.what if isinstance(error, InputError) else first_line(error)}")
     remedy = "Free some space, or set XDG_CACHE_HOME to a directory that can be written to"
     raise CheckpointError(f"no place for the dequantised weights ({'; '.join(reasons)})", remedy, path=path)
 
@@ -162,35 +162,22 @@ def _tokenizer(path: Path) -> Any:
 
 
 def _keep(place: Path, model: Any, tokenizer: Any, digest: str) -> None:
-    """Write a directory under another name and give it its own when it is whole, raising `OSError` where this fails."""
+    """Write a directory that appears whole or not at all, in the place of one made from another file.
+
+    Raises:
+        InputError: It cannot be written, or something else has its name.
+    """
     if place.exists() and not (place / NOTE).is_file():
-        raise FileExistsError(f"{place.name} is something else")
-    place.parent.mkdir(parents=True, exist_ok=True)
-    temporary = place.with_name(f".kvcompress-{secrets.token_hex(8)}.tmp")
-    temporary.mkdir()
-    try:
-        with silence():
-            model.save_pretrained(temporary, max_shard_size=ONE_FILE)
-            if tokenizer is not None:
-                tokenizer.save_pretrained(temporary)
-        for file in temporary.glob("*.safetensors"):
-            shutil.copymode(temporary / "config.json", file)  # safetensors lets only the owner read
-        sizes = {file.name: file.stat().st_size for file in sorted(temporary.iterdir())}
-        (temporary / NOTE).write_text(json.dumps({"sha256": digest, "bytes": sizes}, indent=1), encoding="utf-8")
-        _publish(temporary, place, digest)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-
-
-def _publish(temporary: Path, place: Path, digest: str) -> None:
-    """Let a directory appear as `place`, in the place of one made from another file."""
-    replaced = place.with_name(f".kvcompress-{secrets.token_hex(8)}.old")
-    try:
-        if place.exists() and not _holds(place, digest):
-            os.rename(place, replaced)
-        os.rename(temporary, place)
-    except OSError:
-        if not _holds(place, digest):  # else another process was faster
-            raise
-    finally:
-        shutil.rmtree(replaced, ignore_errors=True)
+        raise InputError("is something else", "Give it another name", path=place)
+    with locked_directory(place, wait=True):
+        if _holds(place, digest):  # another process was faster
+            return
+        with atomic_directory(place, force=True) as fresh:
+            with silence():
+                model.save_pretrained(fresh, max_shard_size=ONE_FILE)
+                if tokenizer is not None:
+                    tokenizer.save_pretrained(fresh)
+            for file in fresh.glob("*.safetensors"):
+                shutil.copymode(fresh / "config.json", file)  # safetensors lets only the owner read
+            sizes = {file.name: file.stat().st_size for file in sorted(fresh.iterdir())}
+            (fresh / NOTE).write_text(json.dumps({"sha256": digest, "bytes": sizes}, indent=1), encoding="utf-8")

@@ -9,9 +9,12 @@ from huggingface_hub import snapshot_download
 
 from kvcompress.errors import CheckpointError, innermost
 from kvcompress.hf.quiet import silence
+from kvcompress.hf.remote_code import CONFIG, names_no_code
 from kvcompress.hub.hub_id import CACHE_PART, CACHE_PREFIX
+from kvcompress.hub.trust import remote_code_is_trusted
 
 FILES = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
+CODE = ["*.py"]  # only where it may be run
 SUBDIRECTORIES = ["*/*"]  # other formats of the same weights
 
 log = logging.getLogger(__name__)
@@ -47,10 +50,11 @@ def hub_name(directory: Path) -> str | None:
 
 
 def _snapshot(name: str, *, local_files_only: bool) -> Path | None:
+    wanted = FILES + (CODE if remote_code_is_trusted() else [])
     with silence():
         try:
             found = snapshot_download(
-                name, allow_patterns=FILES, ignore_patterns=SUBDIRECTORIES, local_files_only=local_files_only
+                name, allow_patterns=wanted, ignore_patterns=SUBDIRECTORIES, local_files_only=local_files_only
             )
         except FileNotFoundError:
             if local_files_only:
@@ -61,4 +65,6 @@ def _snapshot(name: str, *, local_files_only: bool) -> Path | None:
 
 def _whole(directory: Path | None) -> bool:
     """Return whether there are a configuration and weights, not just what some other program asked for."""
-    return directory is not None and (directory / "config.json").is_file() and any(directory.glob("*.safetensors"))
+    if directory is None or not (directory / CONFIG).is_file() or not any(directory.glob("*.safetensors")):
+        return False
+    return not remote_code_is_trusted() or names_no_code(directory) or any(directory.glob("*.py"))

@@ -63,22 +63,41 @@ def feed(model: CausalLM, cache: Cache, token_ids: Tensor, first_position: int, 
     """
     if token_ids.ndim != 1 or not token_ids.numel():
         raise InputError(f"token ids of shape {tuple(token_ids.shape)} are not a sequence of one or more tokens")
+    return feed_rows(model, cache, token_ids[None], first_position, last_only=last_only)[0]
+
+
+@torch.no_grad()
+def feed_rows(
+    model: CausalLM, cache: Cache, token_ids: Tensor, first_position: int, *, last_only: bool = False
+) -> Tensor:
+    """Feed several continuations of one session side by side and advance the cache in place.
+
+    Args:
+        model: A causal language model in evaluation mode.
+        cache: Its cache of B sequences, pruned or not.
+        token_ids: [B, T] int64, T >= 1.
+        first_position: Position of the first token of each row.
+        last_only: Return the logits after the last tokens only.
+
+    Returns:
+        [B, T, V] float, or [B, 1, V] with `last_only`.
+
+    Raises:
+        InputError: A model in training mode, or layers of different lengths under an attention that cannot take them.
+    """
     if model.training:
         raise InputError("the model is in training mode, where dropout changes every prediction", "Call model.eval()")
     ids = token_ids.to(model.device)
-    size = 1 if _must_step(model, cache) else ids.numel()
-    rows: list[Tensor] = []
-    for start in range(0, ids.numel(), size):
-        logits = _forward(model, cache, ids[start : start + size], first_position + start, last_only)
-        rows = [logits] if last_only else [*rows, logits]
-    return torch.cat(rows)
-
-
-def _forward(model: CausalLM, cache: Cache, ids: Tensor, first_position: int, last_only: bool) -> Tensor:
-    rows, positions = ids[None], torch.arange(first_position, first_position + ids.numel())[None]
-    mask = open_mask(cache, rows)
-    logits = run(model, rows, cache, position_ids=positions, attention_mask=mask, last_only=last_only)[0]
-    return logits[-1:] if last_only else logits
+    size = 1 if _must_step(model, cache) else ids.shape[1]
+    columns: list[Tensor] = []
+    for start in range(0, ids.shape[1], size):
+        part = ids[:, start : start + size]
+        first = first_position + start
+        positions = torch.arange(first, first + part.shape[1]).expand(len(part), -1)
+        mask = open_mask(cache, part)
+        logits = run(model, part, cache, position_ids=positions, attention_mask=mask, last_only=last_only)
+        columns = [logits[:, -1:]] if last_only else [*columns, logits]
+    return torch.cat(columns, 1)
 
 
 def _must_step(model: CausalLM, cache: Cache) -> bool:
@@ -159,6 +178,7 @@ def generate_from(
     max_new_tokens: int,
     stop_ids: Collection[int] = (),
     on_token: Callable[[int], object] | None = None,
+    on_logits: Callable[[Tensor], object] | None = None,
     temperature: float = 0.0,
     seed: int = 0,
 ) -> list[int]:
@@ -174,6 +194,7 @@ def generate_from(
         max_new_tokens: Upper bound on the tokens generated.
         stop_ids: Tokens after which generation ends; the one that ended it is part of the result.
         on_token: Called with each new token but a stopping one, as soon as it is known; for example a `TextStream`.
+        on_logits: Called with the logits [V] that each new token is chosen from.
         temperature: 0 takes the most likely token, more than 0 samples.
         seed: Seed of the sampling.
 
@@ -192,6 +213,8 @@ def generate_from(
     while len(new_ids) < max_new_tokens:
         logits = feed(model, cache, fed, position, last_only=True)[-1]
         position += fed.numel()
+        if on_logits is not None:
+            on_logits(logits)
         token = _choose(logits, temperature, sampler)
         new_ids.append(token)
         if on_token is not None and token not in stop_ids:

@@ -11,7 +11,9 @@ from transformers import AutoModelForCausalLM
 from kvcompress.hf.channels import LayerShape
 from kvcompress.hf.families import layer_kinds, new_cache
 from kvcompress.hf.forward import run
+from kvcompress.hf.quiet import silence
 from kvcompress.hf.types import Cache
+from kvcompress.hub.trust import remote_code_is_trusted
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +39,8 @@ def geometry_of(config: Any) -> ModelGeometry:
     """Return the geometry of a configuration: the model is made on the meta device and run over two tokens there."""
     with torch.device("meta"):
         made: Any = AutoModelForCausalLM
-        model = made.from_config(config).eval()
+        with silence():
+            model = made.from_config(config, trust_remote_code=remote_code_is_trusted()).eval()
         cache: Cache = new_cache(model)
         run(model, torch.zeros(1, 2, dtype=torch.int64), cache)
     shapes = []

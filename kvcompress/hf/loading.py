@@ -1,11 +1,12 @@
-"""load_model: a model and its tokenizer as people have them, silently and without running anybody's code.
+"""load_model: a model and its tokenizer as people have them, silently and without running code that came with them.
 
 ```
 "reference-lm"   a bundled name          "model.gguf"   a GGUF file, dequantised once
 "path/to/dir"    written by              "user/repo"    a model of the Hub, from its local cache
                  save_pretrained                        or else downloaded into it
 ```
-All of them end as a directory, and there is one way to load a directory.
+All of them end as a directory, and there is one way to load a directory: weights come from safetensors alone, and code
+of its own is run only where the user trusts it.
 """
 
 from __future__ import annotations
@@ -19,8 +20,10 @@ from kvcompress.errors import CheckpointError, InputError, first_line
 from kvcompress.hf.dequantise import dequantised, gguf_name
 from kvcompress.hf.download import from_hub, hub_name
 from kvcompress.hf.quiet import silence
+from kvcompress.hf.remote_code import register, require_no_code
 from kvcompress.hub.bundled import DEFAULT_MODEL, find_checkpoint, is_bundled
 from kvcompress.hub.hub_id import is_hub_id
+from kvcompress.hub.trust import remote_code_is_trusted, trusting_remote_code
 from kvcompress.snapshot import CACHE_DTYPES
 
 REMEDY = (
@@ -31,7 +34,7 @@ TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model",
 
 
 def load_model(
-    name_or_path: str | Path, dtype: str = "float32"
+    name_or_path: str | Path, dtype: str = "float32", *, trust_remote_code: bool = False
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase | None]:
     """Load a causal language model in evaluation mode.
 
@@ -39,19 +42,25 @@ def load_model(
         name_or_path: Bundled name, directory with `config.json`, weights and, if it has one, the tokenizer, Hub id, or
             GGUF file. The network is used only for a Hub id that is not in the local cache.
         dtype: float32, bfloat16 or float16.
+        trust_remote_code: Run Python code that lies in the model's directory, where it needs it. Nobody is ever asked.
 
     Returns:
         The model on the CPU, and its tokenizer or None.
 
     Raises:
-        CheckpointError: There is no such model, or it is incomplete, damaged or of a kind that cannot be read.
+        CheckpointError: There is no such model, it is incomplete, damaged or of a kind that cannot be read, or it needs
+            code of its own that is not trusted.
         InputError: The data type is unknown.
     """
     if dtype not in CACHE_DTYPES:
         raise InputError(f"unknown dtype {dtype!r}", f"Use one of {', '.join(CACHE_DTYPES)}")
-    where = _with_config(name_or_path)
-    with silence():
-        model, tokenizer = _load_weights(where, dtype), load_tokenizer(where)
+    trusted = trust_remote_code or remote_code_is_trusted()
+    with trusting_remote_code(trusted):
+        where = _with_config(name_or_path)
+        with silence():
+            model, tokenizer = _load_weights(where, dtype), load_tokenizer(where)
+    if trusted:
+        register(model.config)
     spoken = gguf_name(where) or hub_name(where)
     if spoken is not None:
         model.config.name_or_path = spoken
@@ -85,7 +94,9 @@ def model_config(name_or_path: str | Path) -> Any:
     where = _with_config(name_or_path)
     try:
         with silence():
-            config: Any = AutoConfig.from_pretrained(where, local_files_only=True, trust_remote_code=False)
+            config: Any = AutoConfig.from_pretrained(
+                where, local_files_only=True, trust_remote_code=remote_code_is_trusted()
+            )
     except Exception as error:  # as in _load_weights
         raise CheckpointError(f"config.json cannot be used ({first_line(error)})", REMEDY, path=where) from error
     return config.get_text_config(decoder=True)
@@ -102,6 +113,7 @@ def _with_config(name_or_path: str | Path) -> Path:
     if not (where / "config.json").is_file():
         files = ", ".join(sorted(file.name for file in where.glob("*.gguf"))[:3])
         raise CheckpointError("there is no config.json", f"Name one of {files}" if files else REMEDY, path=where)
+    require_no_code(where, remote_code_is_trusted())
     return where
 
 
@@ -112,12 +124,17 @@ def _inside(path: Path) -> Path:
 
 
 def _load_weights(where: Path, dtype: str) -> PreTrainedModel:
+    if not any(where.glob("*.safetensors")):  # the other format is a pickle, which runs what it names
+        others = any(where.glob("*.bin")) or any(where.glob("*.pt"))
+        what = "the weights are not safetensors" if others else "there are no weights"
+        raise CheckpointError(what, "Convert them with save_pretrained" if others else REMEDY, path=where)
     try:
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             where,
             dtype=CACHE_DTYPES[dtype],
             local_files_only=True,
-            trust_remote_code=False,
+            trust_remote_code=remote_code_is_trusted(),
+            use_safetensors=True,
             output_loading_info=True,
         )
     except Exception as error:  # a damaged checkpoint can fail in any of the readers below this call
@@ -135,14 +152,15 @@ def load_tokenizer(where: Path) -> PreTrainedTokenizerBase | None:
     """Load the tokenizer of a model directory, None where it has none.
 
     Raises:
-        CheckpointError: It is damaged.
+        CheckpointError: It is damaged, or needs code of its own that is not trusted.
     """
     if not any((where / name).is_file() for name in TOKENIZER_FILES):
         return None
+    require_no_code(where, remote_code_is_trusted())
     try:
         with silence():
             tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
-                where, local_files_only=True, trust_remote_code=False
+                where, local_files_only=True, trust_remote_code=remote_code_is_trusted()
             )
     except Exception as error:  # as above
         raise CheckpointError(f"the tokenizer cannot be loaded ({first_line(error)})", REMEDY, path=where) from error

@@ -1,4 +1,4 @@
-"""Keep the libraries below quiet."""
+"""Keep the libraries below quiet: no progress bars, no warnings, no questions."""
 
 from __future__ import annotations
 
@@ -7,19 +7,25 @@ from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from typing import Any
 
+from transformers import dynamic_module_utils as _dynamic_module_utils
 from transformers.utils import logging as _logging
 
 logging: Any = _logging  # carries no type annotations
+dynamic_modules: Any = _dynamic_module_utils
 
 
 @contextmanager
 def silence(*, streams: bool = False) -> Iterator[None]:
-    """Keep transformers from writing progress bars and warnings, and leave its settings as they were.
+    """Keep transformers from writing progress bars and warnings and from asking, and leave its settings as they were.
+
+    It asks whether to run a model's code where some call inside it forgot to pass on that it may not; without seconds
+    to wait for an answer it refuses at once.
 
     Args:
         streams: Take standard output and standard error away too, for code that writes to them directly.
     """
     level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    seconds, dynamic_modules.TIME_OUT_REMOTE_CODE = dynamic_modules.TIME_OUT_REMOTE_CODE, 0
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     try:
@@ -29,6 +35,7 @@ def silence(*, streams: bool = False) -> Iterator[None]:
         else:
             yield
     finally:
+        dynamic_modules.TIME_OUT_REMOTE_CODE = seconds
         logging.set_verbosity(level)
         if bars:
             logging.enable_progress_bar()

@@ -7,15 +7,12 @@ matter for what comes (`kvcompress.prune.evidence.collect`), and to measure plan
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
 from kvcompress.errors import InputError
 from kvcompress.hf.families import new_cache
-from kvcompress.hf.forward import open_mask, run
-from kvcompress.hf.generation import context_limit, resume_start
+from kvcompress.hf.generation import context_limit, feed, feed_rows, resume_start
 from kvcompress.hf.restore import restore
 from kvcompress.hf.types import Cache, CausalLM
 from kvcompress.snapshot import KVSnapshot
@@ -53,38 +50,52 @@ def sample_continuations(
     if room < min(LEAST_TOKENS, tokens):
         what = f"after {snapshot.tokens} tokens the model's context of {limit} leaves no room to sample a future in"
         raise InputError(what, "Use a scorer that needs no sensitivity")
-    cache, logits = _at_the_end(model, snapshot)
+    cache, pending, position = _at_the_end(model, snapshot)
+    logits = feed(model, cache, pending, position, last_only=True)
     cache.batch_repeat_interleave(count)
-    generator, logits = torch.Generator().manual_seed(seed), logits.expand(count, -1)
-    drawn = []
-    for step in range(room):
-        odds = torch.softmax(logits.float().cpu(), dim=-1)
+    generator = torch.Generator().manual_seed(seed)
+    return draw(model, cache, logits.expand(count, -1), position + len(pending), room, generator)
+
+
+@torch.no_grad()
+def draw(
+    model: CausalLM,
+    cache: Cache,
+    logits: Tensor,
+    next_position: int,
+    tokens: int,
+    generator: torch.Generator,
+    precision: torch.dtype = torch.float32,
+) -> Tensor:
+    """Return [B, tokens] int64: continuations drawn side by side at temperature 1; the cache is advanced in place.
+
+    Args:
+        model: A causal language model in evaluation mode.
+        cache: Its cache of B sequences.
+        logits: [B, V], what the model predicts next from each.
+        next_position: Position of the first token drawn.
+        tokens: How many are drawn of each, at least one; the last of them is not fed.
+        generator: Source of the draws.
+        precision: Data type in which probabilities are computed; another one draws other tokens.
+    """
+    drawn: list[Tensor] = []
+    while True:
+        odds = torch.softmax(logits.to(precision).cpu(), dim=-1)
         drawn.append(torch.multinomial(odds, 1, generator=generator))
-        if step + 1 < room:
-            logits = _step(model, cache, drawn[-1], snapshot.origin.next_position + step)
-    return torch.cat(drawn, 1)
+        if len(drawn) == tokens:
+            return torch.cat(drawn, 1)
+        logits = feed_rows(model, cache, drawn[-1], next_position + len(drawn) - 1, last_only=True)[:, -1]
 
 
-def _at_the_end(model: CausalLM, snapshot: KVSnapshot) -> tuple[Any, Tensor]:
-    """Return a cache of the whole session and the logits [1, V] after its last token."""
+def _at_the_end(model: CausalLM, snapshot: KVSnapshot) -> tuple[Cache, Tensor, int]:
+    """Return a cache, the tokens [T] that it lacks of the session, at least one, and the position of the first."""
     moved = any(
         kind == "sliding_attention" and len(layer.positions) < snapshot.tokens
         for kind, layer in zip(snapshot.origin.layer_kinds, snapshot.layers, strict=True)
     )
     if moved:  # the last token cannot be taken out of a window that has moved on
-        cache: Cache = new_cache(model)
-        positions = torch.arange(snapshot.tokens)
-        return cache, _forward(model, cache, snapshot.token_ids[None], positions[None])
+        return new_cache(model), snapshot.token_ids, 0
     cache = restore(snapshot, model, check_fingerprint=False)
     places = [layer.positions for layer in snapshot.layers]
     pending, position = resume_start(cache, snapshot.token_ids, layer_positions=places)
-    return cache, _forward(model, cache, torch.tensor([pending]), torch.tensor([[position]]))
-
-
-def _step(model: CausalLM, cache: Cache, ids: Tensor, position: int) -> Tensor:
-    return _forward(model, cache, ids, torch.full_like(ids, position))
-
-
-def _forward(model: CausalLM, cache: Cache, ids: Tensor, positions: Tensor) -> Tensor:
-    """Return the logits [B, V] after the last of ids [B, T]."""
-    return run(model, ids, cache, position_ids=positions, attention_mask=open_mask(cache, ids))[:, -1]
+    return cache, torch.tensor(pending), position

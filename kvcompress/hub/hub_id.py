@@ -13,6 +13,10 @@ from kvcompress.errors import CheckpointError, innermost
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}", re.ASCII)
 CACHE_PREFIX, CACHE_PART = "models--", "snapshots"
 CODEC_FILES = ("config.json", "model.safetensors", "README.md")
+SCORERS_FILE = "scorers.json"
+"""What scorers learnt of a codec's model: it may lie beside the codec's files and is no part of its fingerprint."""
+
+COPIED_FILES = (*CODEC_FILES, SCORERS_FILE)
 
 log = logging.getLogger(__name__)
 
@@ -57,7 +61,7 @@ def cached_codecs() -> Iterator[tuple[str, Path]]:
 def _snapshot(name: str, *, local_files_only: bool) -> Path | None:
     from huggingface_hub import snapshot_download
 
-    patterns = [*CODEC_FILES, *(f"recompute-*/{file}" for file in CODEC_FILES)]
+    patterns = [*COPIED_FILES, *(f"recompute-*/{file}" for file in COPIED_FILES)]
     with _no_bars():
         try:
             return Path(snapshot_download(name, allow_patterns=patterns, local_files_only=local_files_only))

@@ -108,7 +108,8 @@ def at_project_and_home() -> Iterator[Found]:
 
 
 def _inside(root: Path) -> list[Path]:
-    return [path for path in sorted(root.glob("*")) if path.is_dir() and _holds_codec(path)]
+    found = (path for path in sorted(root.glob("*")) if not path.name.startswith("."))
+    return [path for path in found if path.is_dir() and _holds_codec(path)]
 
 
 def _holds_codec(directory: Path) -> bool:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from kvcompress.hf.forward import open_mask, run
+from kvcompress.hf.generation import feed_rows
 from kvcompress.hf.restore import restore
 from kvcompress.hf.sampling import sample_continuations
 from kvcompress.hf.types import Cache, CausalLM
@@ -53,11 +53,7 @@ class Judge:
         """Return the logits [B, T, V] along the continuations from a cache, pruned or not."""
         cache: Cache = restore(snapshot, self.model, check_fingerprint=False)
         cache.batch_repeat_interleave(len(self.continuations))
-        positions = torch.arange(self.start, self.start + self.continuations.shape[1]).expand(
-            len(self.continuations), -1
-        )
-        mask = open_mask(cache, self.continuations)
-        return run(self.model, self.continuations, cache, position_ids=positions, attention_mask=mask)
+        return feed_rows(self.model, cache, self.continuations, self.start)
 
     def kl(self, decoded: KVSnapshot) -> float:
         """Return the mean KL(exact || decoded) over all continuations, in nats."""

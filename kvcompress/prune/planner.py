@@ -9,15 +9,14 @@ score ──► profile ──► importance w ──┬──► loss of droppi
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 
 from kvcompress.codec.analysis import HIGHEST_QP, Analysis, Latents
 from kvcompress.codec.exact_tokens import with_exact
+from kvcompress.codec.settings import NOTHING_STATED, CommonSettings
 from kvcompress.codec.tinyvae import TinyVAECodec
 from kvcompress.errors import InputError
 from kvcompress.format.container import Encoded, to_bytes
@@ -33,7 +32,7 @@ from kvcompress.prune.allocate import (
     own_importance_log2,
 )
 from kvcompress.prune.constraints import Constraints, choose_kept, drop
-from kvcompress.prune.scorers.profiles import profile_of
+from kvcompress.prune.scorers.profiles import fitted_file, profile_of
 from kvcompress.prune.scorers.registry import require_scores
 from kvcompress.prune.tiers import Tier
 from kvcompress.snapshot import KVSnapshot
@@ -94,7 +93,7 @@ class Planner:
         scorer: Name of the scorer; its profile says what its ranks are worth.
         score: [N] float, the scorer's.
         constraints: What the plans must keep to.
-        settings: Go into the headers of files.
+        settings: What the headers of files say beside the plan.
 
     Raises:
         InputError: The scores do not fit the session, or the guaranteed anchors are more than may stay.
@@ -105,7 +104,7 @@ class Planner:
     scorer: str
     score: Tensor
     constraints: Constraints
-    settings: Mapping[str, Any] = field(default_factory=dict)
+    settings: CommonSettings = NOTHING_STATED
     importance: Tensor = field(init=False)
     kept: Tensor = field(init=False)
     pruned: KVSnapshot = field(init=False)
@@ -117,7 +116,8 @@ class Planner:
         """Decide who stays."""
         self.codec.require_compatible(self.snapshot)
         score = require_scores(self.score, self.snapshot.tokens, self.scorer)
-        importance = profile_of(self.scorer).importance(score, own_importance_log2(self.codec, self.snapshot)) ** HEDGE
+        profile = profile_of(self.scorer, fitted_file(self.codec))
+        importance = profile.importance(score, own_importance_log2(self.codec, self.snapshot)) ** HEDGE
         self.importance = importance / importance.mean().clamp(min=1e-300) if len(importance) else importance
         self._latents = self.codec.analyse(self.snapshot).latents
         if self.constraints.keep_fraction is None:
@@ -166,7 +166,7 @@ class Planner:
     def encode(self, plan: Plan) -> Planned:
         """Return the file of a plan."""
         offsets = offsets_of(plan.tiers)
-        settings = {**self.settings, "plan": plan.scorer}
+        settings = replace(self.settings, plan=plan.scorer)
         told = offsets if bool(offsets.any()) else None
         encoded = Analysis(self.codec, self.pruned, self._latents).encode(plan.qp, settings, told)
         encoded = with_exact(encoded, self.pruned, plan.tiers == int(Tier.EXACT))

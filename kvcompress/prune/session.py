@@ -8,6 +8,7 @@ from typing import Any
 
 from kvcompress.codec.analysis import HIGHEST_QP
 from kvcompress.codec.exact_tokens import WithExact, with_exact
+from kvcompress.codec.settings import Certificate, CommonSettings, TinyVAESettings, restated
 from kvcompress.codec.tinyvae import TinyVAECodec
 from kvcompress.errors import InputError, require_positive
 from kvcompress.format.container import Encoded
@@ -20,6 +21,7 @@ from kvcompress.prune.evidence.collect import collect
 from kvcompress.prune.evidence.record import Evidence
 from kvcompress.prune.history import History
 from kvcompress.prune.planner import Planner, cannot_be_met, clamped_qp
+from kvcompress.prune.scorers.profiles import fitted_file
 from kvcompress.prune.scorers.registry import Scorer, find_scorer, parts_of, scored
 from kvcompress.prune.search import ONE_TIER, CandidateSearch, Progress, Result, one_tier_kl
 from kvcompress.prune.table import Table, kinds_of, table_of
@@ -122,6 +124,7 @@ class SessionPlanner:
     Raises:
         InputError: Marks match nothing, or the anchors are more than may stay.
         MismatchError: Model or codec is not the snapshot's.
+        CheckpointError: What scorers learnt of the codec's model is damaged.
     """
 
     def __init__(
@@ -138,7 +141,7 @@ class SessionPlanner:
     ) -> None:
         self.codec, self.model, self.tokenizer, self.snapshot, self.asked = codec, model, tokenizer, snapshot, asked
         self.history, self.progress, self._judge = history, progress, judge
-        self.scorers = [find_scorer(name) for name in dict.fromkeys(asked.scorers)]
+        self.scorers = [find_scorer(name, fitted_file(codec)) for name in dict.fromkeys(asked.scorers)]
         codec.require_compatible(snapshot)
         anchored_constraints(tokenizer, snapshot, asked).kept_tokens()  # every refusal comes before the model runs
         self.text = text_of(tokenizer, snapshot.token_ids) if tokenizer is not None else None
@@ -175,10 +178,12 @@ class SessionPlanner:
                 notes.append(f"{told}: the one stored loses {best.kl_nats:.2g}")
         encoded, winner, kl = best.planned.encoded, best.name, best.kl_nats
         if self._one_tier_wins(best, single_bytes, single_kl):
-            settings = {**self._settings(), "plan": ONE_TIER}
-            encoded, winner, kl = replace(single, settings={**single.settings, **settings}), ONE_TIER, single_kl
+            stated = replace(self._settings(), plan=ONE_TIER)
+            encoded, winner, kl = restated(single, stated), ONE_TIER, single_kl
         if self.asked.max_kl_nats is not None:
-            encoded = self._certified(encoded, kl, judge.tokens)
+            bound = self.asked.max_kl_nats
+            measured = Certificate(kl_nats=float(f"{kl:.4g}"), max_kl_nats=bound, future_tokens=judge.tokens)
+            encoded = restated(encoded, CommonSettings(certificate=measured))
         results = tuple(search.results)
         return PlannedSession(
             encoded, self._table(encoded, winner), results, winner, kl, single_bytes, single_kl, tuple(notes)
@@ -205,9 +210,8 @@ class SessionPlanner:
             found = planner.losing(coarse, planner.one_tier_damage(qp))
         return PlannedSession(found.encoded, self._table(found.encoded, planner.scorer), (), planner.scorer)
 
-    def _settings(self) -> dict[str, Any]:
-        named = {"quality": self.asked.quality, "size_ratio": self.asked.size_ratio}
-        return {name: value for name, value in named.items() if value is not None}
+    def _settings(self) -> CommonSettings:
+        return CommonSettings(quality=self.asked.quality, size_ratio=self.asked.size_ratio)
 
     def _planners(self) -> list[Planner]:
         return [
@@ -226,7 +230,8 @@ class SessionPlanner:
         """Return the QP of the file of one tier that answers what was asked, as nearly as one tier can."""
         if self.asked.size_ratio is not None:
             try:
-                return int(encode_at_size_ratio(self.codec, self.snapshot, self.asked.size_ratio).settings["rate"])
+                one_tier = encode_at_size_ratio(self.codec, self.snapshot, self.asked.size_ratio)
+                return TinyVAESettings.from_json(one_tier.settings).qp
             except InputError:  # one tier cannot be so small; a plan may
                 return 0
         if self.asked.max_kl_nats is not None and judge is not None:
@@ -252,14 +257,6 @@ class SessionPlanner:
             fits = file_bytes <= self.snapshot.raw_bytes / self.asked.size_ratio
             return lawful and fits and kl < best.kl_nats
         return lawful and kl <= self._allowed(kl) and file_bytes < best.planned.file_bytes
-
-    def _certified(self, encoded: Encoded, kl: float, tokens: int) -> Encoded:
-        certificate = {
-            "kl_nats": float(f"{kl:.4g}"),
-            "max_kl_nats": self.asked.max_kl_nats,
-            "future_tokens": tokens,
-        }
-        return replace(encoded, settings={**encoded.settings, "certificate": certificate})
 
     def _table(self, encoded: Encoded, winner: str) -> Table:
         texts = self.text.pieces if self.text is not None else ()

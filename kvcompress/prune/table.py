@@ -47,18 +47,17 @@ class Table:
         """Return how many tokens each tier has, the finest first."""
         return {tier.word: int((self.tiers == int(tier)).sum()) for tier in reversed(Tier)}
 
-    def lines(self) -> Iterable[str]:
-        """Yield a heading and a line for each token."""
+    def grid(self) -> tuple[list[str], list[list[str]], list[int]]:
+        """Return names of columns, a row of texts for each token, and which columns are numbers."""
         parts = self.parts or {}
-        yield "  ".join(
-            [f"{'token':>6}", f"{'text':<{TEXT_CHARACTERS}}", f"{'tier':<10}", f"{'bits':>7}", *parts, "anchors"]
-        ).rstrip()
+        head = ["token", "text", "tier", "bits", *parts, "anchors"]
+        rows = []
         for index, tier in enumerate(self.tiers.tolist()):
             text = repr(self.texts[index])[1:-1][:TEXT_CHARACTERS] if self.texts else ""
-            cells = [f"{index:>6}", f"{text:<{TEXT_CHARACTERS}}", f"{Tier(tier).word:<10}", f"{self.bits[index]:7.1f}"]
-            cells += [f"{part[index]:>{len(name)}.3g}" for name, part in parts.items()]
-            cells.append(" ".join(self.anchors[index]) if self.anchors else "")
-            yield "  ".join(cells).rstrip()
+            scores = [f"{part[index]:.3g}" for part in parts.values()]
+            anchors = " ".join(self.anchors[index]) if self.anchors else ""
+            rows.append([str(index), text, Tier(tier).word, f"{self.bits[index]:.1f}", *scores, anchors])
+        return head, rows, [0, *range(3, 4 + len(parts))]
 
     def to_json(self) -> dict[str, Any]:
         """Return a JSON-able object, a list for each column."""

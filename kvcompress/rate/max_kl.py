@@ -20,7 +20,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any
 
 from torch import Tensor
 
@@ -28,6 +27,7 @@ from kvcompress.codec.analysis import HIGHEST_QP, Analysis
 from kvcompress.codec.int8 import Int8Codec
 from kvcompress.codec.lossless import LosslessCodec
 from kvcompress.codec.residual import RESIDUAL_FINER
+from kvcompress.codec.settings import Certificate, CommonSettings, restated
 from kvcompress.codec.tinyvae import TinyVAECodec
 from kvcompress.errors import InputError, require_positive
 from kvcompress.format.container import Encoded, to_bytes
@@ -165,7 +165,7 @@ class KLSearch:
     def winner(self) -> Encoded:
         """Return the smallest file found that keeps the bound.
 
-        Its settings hold `certificate`: `kl_nats` as measured (four digits), `max_kl_nats` and `tail_tokens`.
+        Its settings hold a `Certificate`: the mean KL as measured (four digits), the bound and the tokens of the tail.
 
         Raises:
             MismatchError: The codec is not of the snapshot's model.
@@ -177,7 +177,7 @@ class KLSearch:
         if best is None or best.file_bytes > self.snapshot.values_count:  # int8 takes a byte a value
             eight = self.eight_bits()
             best = _smaller(best, eight if eight.kl_nats <= self.max_kl_nats else None) or self.lossless()
-        return replace(best.encoded, settings={**best.encoded.settings, "certificate": self._certificate(best)})
+        return restated(best.encoded, CommonSettings(certificate=self._certificate(best)))
 
     def best_qp(self, finer: int | None = None) -> Candidate | None:
         """Return the smallest file of those QPs that ran and kept the bound, or None where none did.
@@ -229,13 +229,13 @@ class KLSearch:
         kl = tail_kl_nats(self.model, self.tail, codec.decode(encoded))
         return Candidate(encoded, len(to_bytes(encoded)), kl)
 
-    def _certificate(self, best: Candidate) -> dict[str, Any]:
+    def _certificate(self, best: Candidate) -> Certificate:
         shown = float(f"{best.kl_nats:.4g}")
-        return {
-            "kl_nats": best.kl_nats if shown > self.max_kl_nats else shown,
-            "max_kl_nats": self.max_kl_nats,
-            "tail_tokens": len(self.tail.continuation),
-        }
+        return Certificate(
+            kl_nats=best.kl_nats if shown > self.max_kl_nats else shown,
+            max_kl_nats=self.max_kl_nats,
+            tail_tokens=len(self.tail.continuation),
+        )
 
 
 def _smaller(first: Candidate | None, second: Candidate | None) -> Candidate | None:

@@ -7,6 +7,7 @@ import math
 import torch
 
 from kvcompress.codec.analysis import HIGHEST_QP, Analysis
+from kvcompress.codec.settings import CommonSettings, TinyVAESettings, settings_of
 from kvcompress.codec.tinyvae import TinyVAECodec
 from kvcompress.errors import InputError, require_positive
 from kvcompress.format.container import Encoded, to_bytes
@@ -30,7 +31,7 @@ def encode_at_size_ratio(codec: TinyVAECodec, snapshot: KVSnapshot, size_ratio: 
 
     def reached(qp: int) -> float:
         if qp not in files:
-            files[qp] = analysis.encode(qp, {"size_ratio": size_ratio})
+            files[qp] = analysis.encode(qp, CommonSettings(size_ratio=size_ratio))
         return snapshot.raw_bytes / len(to_bytes(files[qp]))
 
     best, low, high = -1, 0, FINEST_QP
@@ -63,7 +64,7 @@ def _newest_finer(analysis: Analysis, size_ratio: float, qp: int) -> list[Encode
         count = (low + high) // 2
         offsets = torch.zeros(snapshot.tokens, dtype=torch.int64)
         offsets[-count:] = LEVELS_PER_OCTAVE
-        found.append(analysis.encode(qp, {"size_ratio": size_ratio}, offsets))
+        found.append(analysis.encode(qp, CommonSettings(size_ratio=size_ratio), offsets))
         if snapshot.raw_bytes / len(to_bytes(found[-1])) >= size_ratio:
             low = count + 1
         else:
@@ -72,10 +73,11 @@ def _newest_finer(analysis: Analysis, size_ratio: float, qp: int) -> list[Encode
 
 
 def size_ratio_note(encoded: Encoded, reached: float) -> str | None:
-    """Say in one line how far a file is from the size ratio that was asked for; None within 3 %."""
-    asked = encoded.settings["size_ratio"]
-    if abs(reached / asked - 1) <= SIZE_RATIO_TOLERANCE:
+    """Say in one line how far a file is from the size ratio that was asked for; None within 3 %, or if none was."""
+    stated = settings_of(encoded)
+    asked = stated.size_ratio
+    if asked is None or abs(reached / asked - 1) <= SIZE_RATIO_TOLERANCE:
         return None
-    finest = encoded.settings["rate"] >= FINEST_QP
+    finest = isinstance(stated, TinyVAESettings) and stated.qp >= FINEST_QP
     reason = "the codec has no finer QP" if finest else "the grid of QPs is coarser here"
     return f"asked {asked:g}, reached {reached:.4g}: {reason}"

@@ -7,11 +7,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-NOTHING = "-"
+from kvcompress.report.spelling import spell
+
 # All but tab and line ends: Unicode's control pictures for the first 32, its replacement character for the others.
 CONTROL_SIGNS = {code: 0x2400 + code for code in range(32) if code not in b"\t\n\r"}
 CONTROL_SIGNS |= dict.fromkeys([*range(0x7F, 0xA0)], 0xFFFD)
-TIMES = "\N{MULTIPLICATION SIGN}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,7 +24,7 @@ class Card:
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
+class Measure:
     """One measure, its value, the bounds it has in each tier (or none), and what it means."""
 
     measure: str
@@ -53,26 +53,6 @@ def visible(value: Any) -> Any:
     if isinstance(value, list):
         return [visible(item) for item in value]
     return value.translate(CONTROL_SIGNS) if isinstance(value, str) else value
-
-
-def spell(value: float | None, style: str) -> str:
-    """Return a number in one of the styles nats, share, ratio, seconds, bytes or count."""
-    if value is None:
-        return NOTHING
-    if style == "nats":
-        return f"{value:.4f}" if value >= 0.001 or value == 0 else f"{value:.1e}"
-    if style == "share":
-        return f"{100 * value:.2f} %" if value < 0.1 else f"{100 * value:.1f} %"
-    if style == "ratio":
-        return f"{value:,.1f}{TIMES}" if value < 100 else f"{value:,.0f}{TIMES}"
-    if style == "seconds":
-        return f"{1000 * value:.0f} ms" if value < 1 else f"{value:.2f} s"
-    if style == "bytes":
-        for unit, scale in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
-            if value >= scale:
-                return f"{value / scale:.2f} {unit}"
-        return f"{value:.0f} bytes"
-    return f"{value:,.0f}"
 
 
 def part(report: Mapping[str, Any], name: str) -> dict[str, Any]:
@@ -173,7 +153,7 @@ def _recall_card(report: Mapping[str, Any]) -> Card | None:
     return Card("Facts recalled", f"{spell(recall.get('exact'), 'count')} of {asked}", notes)
 
 
-def measures(report: Mapping[str, Any]) -> list[Row]:
+def measures(report: Mapping[str, Any]) -> list[Measure]:
     """Return the rows of the fidelity table; the bounds of a tier stand beside the three measures that have them."""
     from kvcompress.metrics.fidelity import TIERS  # inside: torch is slow to import
 
@@ -192,14 +172,10 @@ def measures(report: Mapping[str, Any]) -> list[Row]:
         ("kl_p99_nats", "99th percentile KL", "nats", (), "one token in a hundred lies above"),
         ("kl_max_nats", "Highest KL (nats)", "nats", (), "the worst token"),
         ("context_worth_nats", "Context worth (nats)", "nats", (), "mean KL of seeing the last 32 tokens only"),
-        ("ppl_ratio", "Perplexity ratio", "", (), "decoded over exact, on what really followed"),
+        ("ppl_ratio", "Perplexity ratio", "fixed", (), "decoded over exact, on what really followed"),
         ("rms_probability_change", "RMS change of probability", "share", (), "of the token that really followed"),
     )
-    return [Row(name, _value(found.get(key), style), bounds, why) for key, name, style, bounds, why in listed]
-
-
-def _value(value: float | None, style: str) -> str:
-    return f"{value:.4f}" if value is not None and not style else spell(value, style or "nats")
+    return [Measure(name, spell(found.get(key), style), bounds, why) for key, name, style, bounds, why in listed]
 
 
 def particulars(report: Mapping[str, Any]) -> list[tuple[str, str]]:

@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 
 from kvcompress import __version__
-from kvcompress.codec.analysis import RESIDUAL_QP
-from kvcompress.codec.promise import OTHER_WEIGHTS, applying
+from kvcompress.codec.promise import applying
 from kvcompress.codec.protocol import Codec
 from kvcompress.codec.registry import codec_of
+from kvcompress.codec.settings import TinyVAESettings, settings_of
 from kvcompress.codec.tinyvae import TinyVAECodec
 from kvcompress.data.harvest import tokenized_sessions
 from kvcompress.data.sessions import Session
@@ -94,10 +94,11 @@ def time_both_ways(model: CausalLM, path: Path, codec: Any, token_ids: Tensor) -
 def encode_seconds(codec: Any, encoded: Encoded, exact: KVSnapshot, tiers: Tensor) -> float:
     """Return the median seconds of coding the snapshot again as it was, by its tokens' tiers; the plan is given."""
     held = drop(exact, tiers > int(Tier.DROPPED)) if exact.tokens else exact
-    if "rate" not in encoded.settings:
+    stated = settings_of(encoded)
+    if not isinstance(stated, TinyVAESettings):
         return median_seconds(lambda: codec.encode(held))
-    given = {"offsets": stored_offsets(encoded), "residual_qp": encoded.settings.get(RESIDUAL_QP)}
-    return median_seconds(lambda: codec.encode(held, encoded.settings["rate"], **given))
+    given = {"offsets": stored_offsets(encoded), "residual_qp": stated.residual_qp}
+    return median_seconds(lambda: codec.encode(held, stated.qp, **given))
 
 
 def measure_file(
@@ -111,7 +112,8 @@ def measure_file(
     """Return the report of one file: sizes from disk, fidelity, recall, times, texts, and what pictures need."""
     encoded = load(path)
     codec: Codec = codec_of(encoded, codec_name, recompute_with(model, tokenizer))
-    if OTHER_WEIGHTS in encoded.settings and isinstance(codec, TinyVAECodec):
+    stated = settings_of(encoded)
+    if isinstance(codec, TinyVAECodec) and isinstance(stated, TinyVAESettings) and stated.other_weights is not None:
         from kvcompress.fit.adopt import adopt
 
         codec = adopt(codec, model, tokenizer)  # encoding is timed as well
@@ -161,7 +163,7 @@ def measure_file(
 
 def promise_kept(codec: Any, encoded: Encoded) -> dict[str, Any]:
     """Return what the codec promises of a file's quality, with the evidence; empty where it promises nothing."""
-    promise = applying(getattr(codec, "promises", {}), encoded.settings)
+    promise = applying(getattr(codec, "promises", {}), settings_of(encoded))
     return {} if promise is None else {"quality": promise.quality, **promise.to_json()}
 
 

@@ -8,7 +8,8 @@ from itertools import pairwise
 from typing import Any
 
 from kvcompress.report import plots
-from kvcompress.report.facts import first_difference, part, spell
+from kvcompress.report.facts import first_difference, part
+from kvcompress.report.spelling import spell
 
 DEFAULT_TARGET_SIZE_RATIO = 10.0
 MOST_TOKENS = 4000  # in the strip; a page of more becomes slow and is not read

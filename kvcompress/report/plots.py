@@ -1,48 +1,14 @@
-"""Figures as SVG that goes into a page: no fonts, no network references, colours by CSS variable.
-
-matplotlib knows no CSS variables, so each colour is drawn as a stand-in that occurs nowhere else and is replaced in the
-finished SVG; the page then colours figures with its own light or dark theme. Text stays text.
-"""
+"""Figures of one stored file: sizes, KL along the continuation, bits by layer."""
 
 from __future__ import annotations
 
-import html
-import re
-import warnings
 from collections.abc import Mapping, Sequence
-from io import StringIO
 from typing import Any
 
-from kvcompress.report.facts import TIMES, spell
+from kvcompress.report.palette import ACCENT, CARD, INK, MUTED, TIER_COLOURS
+from kvcompress.report.sheet import HALF_INCHES, WIDE_INCHES, Sheet, shorten
+from kvcompress.report.spelling import TIMES, spell
 
-INK, MUTED, LINE, ACCENT, CARD = "#010101", "#020202", "#030303", "#040404", "#050505"
-TIER_COLOURS = {"transparent": "#060606", "high": "#070707", "usable": "#080808"}
-VARIABLES = {INK: "ink", MUTED: "muted", LINE: "line", ACCENT: "accent", CARD: "card"} | {
-    colour: name for name, colour in TIER_COLOURS.items()
-}
-STYLE = {
-    "svg.fonttype": "none",
-    "svg.hashsalt": "kvcompress",  # the same report gives the same bytes
-    "text.parse_math": False,  # a dollar sign in a name is a dollar sign
-    "font.family": "sans-serif",
-    "font.size": 10,
-    "text.color": INK,
-    "axes.labelcolor": MUTED,
-    "axes.edgecolor": LINE,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.axisbelow": True,
-    "axes.grid": True,
-    "grid.color": LINE,
-    "grid.linewidth": 0.6,
-    "xtick.color": LINE,
-    "ytick.color": LINE,
-    "xtick.labelcolor": MUTED,
-    "ytick.labelcolor": MUTED,
-    "hatch.color": CARD,
-    "hatch.linewidth": 1.5,
-}
-WIDE_INCHES, HALF_INCHES = 10.0, 4.9  # at 96 pixels an inch as wide as the page: text keeps its size
 MOST_LABEL_CHARACTERS = 32
 KL_FLOOR_NATS = 1e-7  # below, differences between kernels rule; a logarithmic axis needs an end
 
@@ -54,7 +20,7 @@ def bytes_by_section(sections: Mapping[str, int]) -> str:
     with Sheet("sections", WIDE_INCHES, 0.7 + 0.36 * len(ordered)) as sheet:
         axes = sheet.axes
         bars = axes.barh(range(len(ordered)), [size for _, size in ordered], color=ACCENT, height=0.62)
-        axes.set_yticks(range(len(ordered)), [_label(name) for name, _ in ordered])
+        axes.set_yticks(range(len(ordered)), [shorten(name, MOST_LABEL_CHARACTERS) for name, _ in ordered])
         labels = [f"{spell(size, 'bytes')} · {100 * size / total:.1f} %" for _, size in ordered]
         axes.bar_label(bars, labels, padding=5, color=INK)
         axes.margins(x=0.2)
@@ -102,7 +68,7 @@ def size_ratios(size_ratio: float, claimed: Mapping[str, float], target: float) 
     with Sheet("ratios", WIDE_INCHES, 0.8 + 0.36 * len(names)) as sheet:
         axes = sheet.axes
         bars = axes.barh(range(len(names)), ratios, color=[MUTED] * len(ordered) + [ACCENT], height=0.62)
-        axes.set_yticks(range(len(names)), list(map(_label, names)))
+        axes.set_yticks(range(len(names)), [shorten(name, MOST_LABEL_CHARACTERS) for name in names])
         for bar in bars[:-1]:
             bar.set_hatch("///")
         axes.bar_label(bars, [spell(ratio, "ratio") for ratio in ratios], padding=5, color=INK)
@@ -126,11 +92,6 @@ def bits_by_layer(layer_bits: Sequence[float]) -> str:
         sheet.axes.set_ylabel("bits")
         sheet.axes.xaxis.set_major_locator(_few_ticks(whole=True))
     return sheet.svg(f"Bits spent on each of {len(layer_bits)} layers")
-
-
-def _label(name: str) -> str:
-    """Shorten a name that would leave no room for its bar."""
-    return name if len(name) <= MOST_LABEL_CHARACTERS else f"{name[: MOST_LABEL_CHARACTERS - 1]}…"
 
 
 def _floored(values: Sequence[float | None]) -> list[float]:
@@ -166,48 +127,3 @@ def _few_ticks(*, whole: bool = False) -> Any:
     from matplotlib.ticker import MaxNLocator
 
     return MaxNLocator(nbins=5, integer=whole)
-
-
-class Sheet:
-    """A figure with one pair of axes, drawn in our style whatever the user's own settings are."""
-
-    def __init__(self, name: str, width_inches: float, height_inches: float) -> None:
-        """Note the size; nothing is imported before the sheet is opened."""
-        self._name, self._size = name, (width_inches, height_inches)
-        self._text = StringIO()
-
-    def __enter__(self) -> Sheet:
-        """Open the sheet: matplotlib is imported here, not at start-up."""
-        from matplotlib import style
-        from matplotlib.figure import Figure
-
-        self._style = style.context(["default", STYLE])
-        self._style.__enter__()
-        self._figure = Figure(figsize=self._size, layout="constrained")
-        self.axes: Any = self._figure.add_subplot()
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        """Render the figure, unless drawing failed, and give the settings back."""
-        try:
-            if error[0] is None:
-                nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
-                with warnings.catch_warnings():
-                    # The reader's browser draws the text; that our measuring font lacks a character is no matter.
-                    warnings.filterwarnings("ignore", message="Glyph .* missing")
-                    self._figure.savefig(self._text, format="svg", transparent=True, metadata=nothing)
-        finally:
-            self._style.__exit__(None, None, None)
-
-    def svg(self, description: str) -> str:
-        """Return the finished SVG element with `description` as its alternative text."""
-        text = self._text.getvalue()
-        text = re.sub(r"<metadata>.*?</metadata>|<!--.*?-->", "", text[text.index("<svg") :], flags=re.DOTALL)
-        text = text.replace("xlink:href=", "href=")
-        for colour, variable in VARIABLES.items():
-            text = text.replace(colour, f"var(--{variable})")
-        # Several figures share one page, so each takes its name into its ids.
-        text = re.sub(r'(?<=\sid=")|(?<=href="#)|(?<=url\(#)', f"{self._name}-", text)
-        label = f'<svg role="img" aria-label="{html.escape(description)}"'
-        opening = r'<svg( xmlns:xlink="[^"]*")?( width="[^"]*")?( height="[^"]*")?'
-        return re.sub(opening, lambda _: label, text, count=1)

@@ -6,18 +6,17 @@ escaped for where it stands, and the page forbids scripts and network in its own
 
 from __future__ import annotations
 
-import html
 import json
 import os
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from kvcompress.errors import InputError
-from kvcompress.format.atomic import atomic_write
 from kvcompress.report.facts import cards, headline, measures, part, particulars, plain, tier_label, visible
 from kvcompress.report.facts import first_difference as _first_difference
+from kvcompress.report.files import write_files
+from kvcompress.report.tables import fenced, inline, markdown_table
+from kvcompress.report.template import render_template
 
 DEFAULT_TITLE = "KV cache report"
 
@@ -30,13 +29,13 @@ def render_json(report: Mapping[str, Any]) -> str:
 def render_markdown(report: Mapping[str, Any]) -> str:
     """Return the report as Markdown: headline, figures, measures, sections, texts."""
     report = visible(plain(report))
-    lines = [f"# {_inline(report.get('title') or DEFAULT_TITLE)}", ""]
+    lines = [f"# {inline(report.get('title') or DEFAULT_TITLE)}", ""]
     if headline(report):
         lines += [f"**{' · '.join(headline(report))}**", ""]
     if report.get("verdict"):
-        lines += [_inline(report["verdict"]), ""]
+        lines += [inline(report["verdict"]), ""]
     if report.get("command"):
-        lines += [*_fenced(str(report["command"])), ""]
+        lines += [fenced(str(report["command"])), ""]
     named = [(card.name, card.figure, "; ".join(card.notes)) for card in cards(report)]
     lines += _table(("", "", ""), named)
     rows = [(row.measure, row.value, *(row.bounds or ("", "", "")), row.meaning) for row in measures(report)]
@@ -50,21 +49,15 @@ def render_markdown(report: Mapping[str, Any]) -> str:
 
 def render_html(report: Mapping[str, Any]) -> str:
     """Return the report as one HTML page that needs nothing else: styles and figures inside, scripts forbidden."""
-    from jinja2 import Environment, PackageLoader, StrictUndefined
     from markupsafe import Markup
 
     from kvcompress.report import page
 
     report = visible(plain(report))
-    room = Environment(
-        loader=PackageLoader("kvcompress", "report"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
     texts, difference = page.resumed(report)
-    return room.get_template("page.html.j2").render(
+    return render_template(
+        "kvcompress",
+        "report",
         title=report.get("title") or DEFAULT_TITLE,
         command=report.get("command"),
         verdict=report.get("verdict"),
@@ -96,20 +89,8 @@ def write_report(report: Mapping[str, Any], directory: str | os.PathLike[str], *
     Raises:
         InputError: The directory or a file cannot be written, or exists without `force`.
     """
-    # All three are rendered first: a report that cannot be rendered leaves no half of it behind.
-    rendered = {"json": render_json(report), "md": render_markdown(report), "html": render_html(report)}
-    try:
-        Path(directory).mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        what = f"the directory cannot be made: {(error.strerror or str(error)).lower()}"
-        raise InputError(what, "Choose another place", path=directory) from error
-    paths = []
-    for ending, text in rendered.items():
-        path = Path(directory) / f"report.{ending}"
-        # A token may decode to half a character, which UTF-8 cannot hold; it is spelled out.
-        atomic_write(path, [text.encode("utf-8", "backslashreplace")], force=force)
-        paths.append(path)
-    return paths
+    texts = {"json": render_json(report), "md": render_markdown(report), "html": render_html(report)}
+    return write_files(directory, {f"report.{ending}": text for ending, text in texts.items()}, force=force)
 
 
 def _texts(report: Mapping[str, Any]) -> list[str]:
@@ -118,25 +99,11 @@ def _texts(report: Mapping[str, Any]) -> list[str]:
         return []
     at = _first_difference(str(resumed), str(uninterrupted))
     said = "The two texts are identical." if at is None else f"They differ after {at} characters."
-    lines = ["## Resumed", "", said, "", "Uninterrupted:", "", *_fenced(str(uninterrupted)), ""]
-    return [*lines, "Resumed from the file:", "", *_fenced(str(resumed)), ""]
+    lines = ["## Resumed", "", said, "", "Uninterrupted:", "", fenced(str(uninterrupted)), ""]
+    return [*lines, "Resumed from the file:", "", fenced(str(resumed)), ""]
 
 
 def _table(head: tuple[str, ...], rows: list[Any]) -> list[str]:
-    if not rows:
-        return []
-    cells = [[_inline(cell) for cell in row] for row in rows]
-    ruled = [list(head), ["---"] * len(head), *cells]
-    return [*(f"| {' | '.join(row)} |" for row in ruled), ""]
-
-
-def _inline(text: object) -> str:
-    """Return text that stays on its line and means nothing to Markdown or HTML."""
-    return re.sub(r"([\\`*_\[\]|#~])", r"\\\1", html.escape(" ".join(str(text).split()), quote=False))
-
-
-def _fenced(text: str) -> list[str]:
-    """Return text in a fence longer than any that it contains."""
-    longest = max((len(run) for run in re.findall(r"`+", text)), default=0)
-    fence = "`" * max(3, longest + 1)
-    return [f"{fence}text", *re.split(r"\r\n|\r|\n", text), fence]
+    """Return a table with a line behind it; nothing without rows."""
+    cells = [[inline(cell) for cell in row] for row in rows]
+    return [markdown_table(head, cells, numbers=()), ""] if rows else []

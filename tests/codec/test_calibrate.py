@@ -20,6 +20,7 @@ from kvcompress.codec.directory import load_codec
 from kvcompress.codec.lossless import LosslessCodec
 from kvcompress.codec.promise import Promise, Setting
 from kvcompress.codec.quality import weightless
+from kvcompress.codec.settings import NOTHING_STATED
 from kvcompress.codec.tinyvae import TinyVAECodec
 from kvcompress.data.harvest import tokenized_sessions
 from kvcompress.fit.calibrate import TooFewSessionsError, calibrate, trials_from_sessions
@@ -39,7 +40,7 @@ from tests.codec.conftest import random_sessions
 
 def encoded_in(codec: TinyVAECodec, snapshot: KVSnapshot, setting: Setting) -> Encoded:
     if setting.qp is None:
-        return weightless(snapshot, setting, {})
+        return weightless(snapshot, setting, NOTHING_STATED)
     return codec.encode(snapshot, setting.qp, residual_qp=setting.residual_qp)
 
 

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from kvcompress.codec.int8 import LEAST_FLOAT16_STEP, MOST, Int8Codec, quantize_symmetric, rounded_up
 from kvcompress.codec.lossless import LosslessCodec
 from kvcompress.codec.registry import codec_of, load_snapshot
+from kvcompress.codec.settings import CommonSettings
 from kvcompress.errors import FormatError, InputError, KVCompressError, MismatchError
 from kvcompress.format.container import Encoded, from_bytes, load, save, to_bytes
 from kvcompress.hf import capture
@@ -138,7 +139,7 @@ def test_real_caches_of_any_family_come_back_within_bounds_at_half_the_size(fami
 
 def test_files_need_no_codec_directory(tmp_path: Path, model: Any) -> None:
     snapshot = capture(model, random_sessions(1, 40)[0])
-    save(tmp_path / "a.kvz", CODEC.encode(snapshot, {"quality": "usable"}))
+    save(tmp_path / "a.kvz", CODEC.encode(snapshot, CommonSettings(quality="usable")))
     assert isinstance(codec_of(load(tmp_path / "a.kvz"), "no-such-codec"), Int8Codec)
     require_identical(load_snapshot(tmp_path / "a.kvz", "no-such-codec"), through_bytes(snapshot))
     assert load(tmp_path / "a.kvz").settings["quality"] == "usable"

@@ -15,6 +15,7 @@ from kvcompress.codec.analysis import HIGHEST_QP
 from kvcompress.codec.directory import load_tinyvae
 from kvcompress.codec.promise import Setting
 from kvcompress.codec.quality import encode_at_quality
+from kvcompress.codec.settings import CommonSettings
 from kvcompress.codec.tinyvae import TinyVAECodec
 from kvcompress.errors import CheckpointError, FormatError, InputError, MismatchError
 from kvcompress.fit.checkpoint import save_codec
@@ -266,7 +267,7 @@ def test_size_ratio_is_met_by_the_finest_file_that_meets_it(codec: TinyVAECodec,
     loose = encode_at_size_ratio(codec, snapshot, 3.0)
     reached = snapshot.raw_bytes / len(to_bytes(loose))
     assert reached >= 3.0
-    finer = codec.encode(snapshot, loose.settings["rate"] + 1, {"size_ratio": 3.0})
+    finer = codec.encode(snapshot, loose.settings["rate"] + 1, CommonSettings(size_ratio=3.0))
     assert snapshot.raw_bytes / len(to_bytes(finer)) < 3.0
 
 

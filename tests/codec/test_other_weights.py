@@ -18,6 +18,7 @@ from kvcompress.codec.directory import load_codec
 from kvcompress.codec.facts import read_facts
 from kvcompress.codec.promise import QUALITIES, applying
 from kvcompress.codec.quality import encode_at_quality
+from kvcompress.codec.settings import settings_of
 from kvcompress.codec.tinyvae import TinyVAECodec
 from kvcompress.data.sessions import read_sessions, session_token_ids
 from kvcompress.errors import CheckpointError, FormatError, InputError, MismatchError
@@ -173,7 +174,7 @@ def test_a_file_names_both_weights_and_what_was_measured(
     assert stated["session"] == fingerprint(near[0]).weights[:32]
     assert stated["kl_nats"] == tried.promises["high"].kl_nats.measured
     assert stated["sessions"] == 20
-    assert applying(own.promises, encoded.settings) is None  # what its own weights keep is no promise here
+    assert applying(own.promises, settings_of(encoded)) is None  # what its own weights keep is no promise here
 
 
 def test_only_the_weights_that_recorded_a_file_go_on_from_it(

@@ -15,7 +15,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kvcompress.codec.analysis import HIGHEST_QP, RESIDUAL_QP
+from kvcompress.codec.analysis import HIGHEST_QP
 from kvcompress.codec.directory import load_codec
 from kvcompress.codec.int8 import Int8Codec
 from kvcompress.codec.out_of_distribution import (
@@ -31,6 +31,7 @@ from kvcompress.codec.out_of_distribution import (
 )
 from kvcompress.codec.promise import QUALITIES, Setting
 from kvcompress.codec.quality import encode_at_quality
+from kvcompress.codec.settings import RESIDUAL_QP, CommonSettings
 from kvcompress.codec.tinyvae import TinyVAECodec
 from kvcompress.data.harvest import tokenized_sessions
 from kvcompress.errors import CheckpointError, InputError, MismatchError
@@ -331,7 +332,7 @@ def test_a_size_ratio_is_exceeded_unless_that_would_be_too_much(codec: TinyVAECo
         encoded = encode_at_size_ratio(codec, long, asked)
         qp = encoded.settings["rate"]
         reached, finer, coarser = (
-            long.raw_bytes / len(to_bytes(codec.encode(long, near, {"size_ratio": asked})))
+            long.raw_bytes / len(to_bytes(codec.encode(long, near, CommonSettings(size_ratio=asked))))
             for near in (qp, qp + 1, qp - 1)
         )
         if reached >= asked:

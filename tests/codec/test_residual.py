@@ -13,8 +13,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kvcompress.codec.analysis import HIGHEST_QP, RESIDUAL_QP
+from kvcompress.codec.analysis import HIGHEST_QP
 from kvcompress.codec.residual import Residual
+from kvcompress.codec.settings import RESIDUAL_QP
 from kvcompress.codec.tinyvae import TinyVAECodec
 from kvcompress.errors import FormatError, InputError
 from kvcompress.format.container import Encoded, from_bytes, to_bytes

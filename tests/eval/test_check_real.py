@@ -52,7 +52,7 @@ def test_a_codec_that_keeps_its_words_passes(
     verdicts = check(*bundled, [whole], sessions_file, TOKENS, COUNT)
     assert [one.tier.name for one in verdicts] == ["transparent", "high", "usable"]
     assert not any(one.broken for one in verdicts)
-    assert "broken" not in "\n".join(table(verdicts))
+    assert not any(row[-1] for row in table(verdicts))
     for one in verdicts:
         assert one.least_top1 < one.tier.min_top1_agreement
     ratios = [one.size_ratio or 0.0 for one in verdicts]
@@ -69,7 +69,7 @@ def test_a_word_that_means_less_is_broken(
     verdicts = check(*bundled, [(replace(whole[0], codec=worse), whole[1])], sessions_file, TOKENS, COUNT)
     assert {"KL", "context lost"} <= set(verdicts[0].broken)
     assert [one.broken for one in verdicts[1:]] == [("not promised",)] * 2
-    assert "broken: KL" in "\n".join(table(verdicts))
+    assert any(row[-1].startswith("KL") for row in table(verdicts))
 
 
 def test_files_larger_than_calibration_found_are_broken(

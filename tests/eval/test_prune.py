@@ -13,7 +13,10 @@ from eval.leaderboard.board import read_rows
 from eval.leaderboard.candidates import ONE_TIER, SEARCH, names
 from eval.leaderboard.fit import Example, fit_profile, fit_salience, fit_scorers, write_fitted
 from eval.leaderboard.report import larger_at_equal_kl, markdown, smaller_at_equal_kl, summarise
+from eval.leaderboard.run import place_of
 from kvcompress.errors import CheckpointError, FormatError
+from kvcompress.hub.bundled import DEFAULT_CODEC
+from kvcompress.hub.hub_id import SCORERS_FILE
 from kvcompress.prune.scorers.features import FEATURES
 from kvcompress.prune.scorers.learned import Learned
 from kvcompress.prune.scorers.profiles import FITTED, KNOTS, Profile, load_fitted, profile_of
@@ -134,11 +137,11 @@ def test_fits_find_what_the_damage_follows_from(examples: list[Example], tmp_pat
     assert profile_of("output_sensitivity", path).curve == tuple(fitted["profiles"]["output_sensitivity"]["curve"])
 
 
-def test_worth_has_mean_one_and_follows_rank_and_codec() -> None:
+def test_importance_has_mean_one_and_follows_rank_and_codec() -> None:
     profile = Profile(1.0, tuple(4 * knot for knot in KNOTS))
-    worth = profile.worth(torch.tensor([3.0, 1.0, 2.0]), torch.tensor([0.0, 0.0, 1.0]))
-    assert float(worth.mean()) == pytest.approx(1)
-    assert (worth / worth[1]).tolist() == pytest.approx([16, 1, 8])
+    importance = profile.importance(torch.tensor([3.0, 1.0, 2.0]), torch.tensor([0.0, 0.0, 1.0]))
+    assert float(importance.mean()) == pytest.approx(1)
+    assert (importance / importance[1]).tolist() == pytest.approx([16, 1, 8])
 
 
 def test_the_bundled_fit_covers_every_scorer_and_says_how_it_was_made() -> None:
@@ -155,3 +158,8 @@ def test_damaged_fits_are_refused(damaged: str, tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="--fit"):
         profile_of("learned", path)
     assert json.loads(FITTED.read_text())
+
+
+def test_what_is_learnt_goes_where_plans_look_for_it(tmp_path: Path) -> None:
+    assert place_of(DEFAULT_CODEC) == FITTED
+    assert place_of(str(tmp_path)) == tmp_path / SCORERS_FILE

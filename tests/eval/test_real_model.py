@@ -23,10 +23,11 @@ from eval.real_model.page import page
 from eval.real_model.readme import readme_table
 from eval.real_model.run import RealModelRun, read_facts
 from eval.real_model.targets import bound_checks, check, size_targets
-from eval.real_model.words import WIDTH, plain_nats, verdict
+from eval.real_model.words import WIDTH, verdict
 from eval.suite.damage import damage
 from eval.suite.rows import Rows
 from kvcompress.codec.directory import load_codec
+from kvcompress.codec.settings import CommonSettings
 from kvcompress.data.sessions import read_sessions, session_token_ids
 from kvcompress.data.shards import Shards
 from kvcompress.errors import InputError
@@ -34,6 +35,7 @@ from kvcompress.format.container import from_bytes, load, save, to_bytes
 from kvcompress.hf import capture, load_model, recompute_with, restore
 from kvcompress.hub.bundled import DEFAULT_MODEL, find_checkpoint
 from kvcompress.metrics.fidelity import continuation_logits, kl_nats, short_context_logits, top_agreement
+from kvcompress.report.spelling import spell
 from tests.codec.conftest import random_sessions, tiny_model
 from tests.eval.real_model_example import FIT_FACTS, QPS, SETTINGS, build, job
 
@@ -70,7 +72,7 @@ def test_a_row_is_what_a_second_computation_finds(rows: list[Result], place: Pat
     snapshot = capture(model, stored, tokenizer=tokenizer)
     codec = load_codec(place / "codec", layers)
     codec.recompute = recompute_with(model, tokenizer)
-    save(tmp_path / "file.kvz", codec.encode(snapshot, QPS["high"], {"quality": "high"}))
+    save(tmp_path / "file.kvz", codec.encode(snapshot, QPS["high"], CommonSettings(quality="high")))
     exact = continuation_logits(model, restore(snapshot, model), following, len(stored))
     resumed = continuation_logits(
         model, restore(codec.decode(load(tmp_path / "file.kvz")), model), following, len(stored)
@@ -189,7 +191,7 @@ def test_the_readmes_table_has_every_quality_of_every_codec(result: Result) -> N
     assert len(lines) == 2 + len(points) + 2
     for line, point in zip(lines[2:], points, strict=False):
         assert f" {point['quality']} |" in line
-        assert plain_nats(point["kl_near_nats"]["value"]) in line
+        assert spell(point["kl_near_nats"]["value"], "short nats") in line
 
 
 def test_a_missed_target_is_said_in_bold_and_a_doubtful_one_with_a_mark() -> None:

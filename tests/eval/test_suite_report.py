@@ -19,11 +19,12 @@ import pytest
 
 from eval.suite.report import compare, readme_table, render_html, render_markdown, validate, write_suite_report
 from eval.suite.report.compare import difference_in_errors
-from eval.suite.report.facts import baseline_at_same_kl, best_points, spell_estimate
+from eval.suite.report.facts import baseline_at_same_kl, best_points
 from eval.suite.report.markdown import MOST_README_ROWS
 from eval.suite.report.promise_table import kept, promise_table
 from kvcompress.errors import InputError
 from kvcompress.metrics.fidelity import TIERS
+from kvcompress.report.spelling import with_error
 from tests.eval.suite_example import FAMILIES, codec, economics, example, metrics, tails
 
 HOSTILE = (
@@ -450,11 +451,11 @@ def test_the_readme_table_keeps_the_largest_ratio_of_each_family_and_tier() -> N
 
 
 def test_errors_are_spelled_with_the_digits_of_their_means() -> None:
-    assert spell_estimate({"mean": 89.13, "standard_error": 1.78}, "ratio") == "89.1\u00d7 \u00b1 1.8"
-    assert spell_estimate({"mean": 0.00412, "standard_error": 0.00031}, "nats") == "0.0041 \u00b1 0.0003"
-    assert spell_estimate({"mean": 0.0053, "standard_error": 0.0004}, "share") == "0.53 \u00b1 0.04 %"
-    assert spell_estimate({"mean": 0.5, "standard_error": None}, "share") == "50.0 %"
-    assert spell_estimate(None, "nats") == "-"
+    assert with_error({"mean": 89.13, "standard_error": 1.78}, "ratio") == "89.1\u00d7 \u00b1 1.8"
+    assert with_error({"mean": 0.00412, "standard_error": 0.00031}, "nats") == "0.0041 \u00b1 0.0003"
+    assert with_error({"mean": 0.0053, "standard_error": 0.0004}, "share") == "0.53 \u00b1 0.04 %"
+    assert with_error({"mean": 0.5, "standard_error": None}, "share") == "50.0 %"
+    assert with_error(None, "nats") == "-"
 
 
 def test_a_difference_is_held_against_both_errors() -> None:

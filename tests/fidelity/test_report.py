@@ -17,8 +17,9 @@ import torch
 
 from kvcompress.errors import InputError
 from kvcompress.report import render_html, render_json, render_markdown, write_report
-from kvcompress.report.facts import first_difference, headline, spell
+from kvcompress.report.facts import first_difference, headline
 from kvcompress.report.page import resumed, strip
+from kvcompress.report.spelling import spell
 
 HOSTILE = (
     "</div></span></svg><script>document.title='owned'</script><img src=x onerror=\"document.title='owned'\">"

@@ -7,6 +7,7 @@ import os
 import stat
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,6 +15,7 @@ import pytest
 
 from kvcompress.errors import InputError
 from kvcompress.format.atomic import atomic_path, atomic_write, require_writable
+from tests.format.killed import killed_after, killed_at_call
 
 
 def names(directory: Path) -> list[str]:
@@ -173,7 +175,7 @@ def test_closed_directory_is_refused(tmp_path: Path) -> None:
 
 def test_library_may_replace_the_temporary_file(tmp_path: Path) -> None:
     with atomic_path(tmp_path / "a") as temporary:
-        assert temporary.parent == tmp_path
+        assert temporary.parent.parent == tmp_path
         other = tmp_path / "other"
         other.write_bytes(b"new")
         other.chmod(0o600)
@@ -183,3 +185,76 @@ def test_library_may_replace_the_temporary_file(tmp_path: Path) -> None:
     assert (tmp_path / "a").read_bytes() == b"new"
     assert (tmp_path / "a").stat().st_mode == plain.stat().st_mode
     assert names(tmp_path) == ["a", "plain"]
+
+
+CALLS = [(os, name) for name in ("open", "link", "replace", "mkdir", "rmdir", "unlink", "fsync", "chmod")]
+
+
+@pytest.mark.parametrize("existing", [True, False])
+def test_killed_before_any_call_the_old_or_the_new_file_is_there(tmp_path: Path, existing: bool) -> None:
+    path, seen = tmp_path / "a", set()
+    for number in range(1000):
+        path.unlink(missing_ok=True)
+        if existing:
+            path.write_bytes(b"old")
+        if not killed_at_call(number, CALLS, lambda: atomic_write(path, [b"n", b"ew"], force=existing)):
+            break
+        seen.add(path.read_bytes() if path.exists() else None)
+        atomic_write(path, [b"next"], force=True)
+        assert names(tmp_path) == ["a"], f"left after a kill before call {number}"
+    assert seen == {b"old" if existing else None, b"new"}
+
+
+def test_what_a_library_left_when_it_was_killed_is_swept(tmp_path: Path) -> None:
+    def work() -> None:
+        with atomic_path(tmp_path / "a") as temporary:
+            temporary.with_name(".tmpOfALibrary").write_bytes(bytes(1000))
+            time.sleep(60)
+
+    assert killed_after(0.2, work)
+    assert names(tmp_path) != []
+    atomic_write(tmp_path / "b", [b"another"])
+    assert len(names(tmp_path)) == 2, "what is of another file is its own next writer's matter"
+    atomic_write(tmp_path / "a", [b"new"])
+    assert names(tmp_path) == ["a", "b"]
+
+
+def test_two_writers_of_one_file_do_not_sweep_each_other(tmp_path: Path) -> None:
+    with atomic_path(tmp_path / "a", force=True) as ours:
+        atomic_write(tmp_path / "a", [b"theirs"], force=True)
+        ours.write_bytes(b"ours")
+    assert (tmp_path / "a").read_bytes() == b"ours"
+    assert names(tmp_path) == ["a"]
+
+
+@pytest.mark.parametrize("force", [True, False])
+def test_what_is_no_file_is_refused_and_left_as_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, force: bool
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    os.mkfifo("pipe")
+    (tmp_path / "directory").mkdir()
+    (tmp_path / "link").symlink_to("directory")
+    for name in ("pipe", "directory", "link", "/dev/null", "."):
+        with pytest.raises(InputError, match="is not a regular file"):
+            atomic_write(name, [b"new"], force=force)
+    for name in ("-", Path("./-"), "/dev/stdout", "/dev/stderr", "/dev/stdin"):
+        with pytest.raises(InputError, match="standard streams are not taken here"):
+            atomic_write(name, [b"new"], force=force)
+    assert names(tmp_path) == ["directory", "link", "pipe"]
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root may mount")
+def test_a_full_disk_keeps_the_old_file(tmp_path: Path) -> None:
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "none", disk], capture_output=True).returncode:
+        pytest.skip("no mounting here")
+    try:
+        (disk / "a").write_bytes(b"old")
+        with pytest.raises(InputError, match=r"a: cannot be written: no space left on device\. Free some space"):
+            atomic_write(disk / "a", [bytes(200_000)], force=True)
+        assert (disk / "a").read_bytes() == b"old"
+        assert names(disk) == ["a"]
+    finally:
+        subprocess.run(["umount", disk], check=True)

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn import functional
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from kvcompress.hf.forward import run
 from train.lm.curriculum import Recipe
 from train.lm.muon import Muon
 
@@ -44,7 +45,7 @@ class LanguageModel(lightning.LightningModule):
         super().__init__()
         self.model, self.recipe = model, recipe
         self.automatic_optimization = False
-        self._forward = torch.compile(model) if compile_model else model
+        self._forward: Any = torch.compile(model) if compile_model else model
         self._since = (0, time.perf_counter())
         self._steps_done = 0
 
@@ -60,7 +61,7 @@ class LanguageModel(lightning.LightningModule):
 
     def loss_nats(self, batch: Tensor) -> Tensor:
         """Return the mean cross entropy of a batch [B, T + 1] in nats per token."""
-        logits = self._forward(input_ids=batch[:, :-1], use_cache=False).logits
+        logits = run(self._forward, batch[:, :-1])
         return functional.cross_entropy(logits.flatten(0, 1), batch[:, 1:].flatten())
 
     def training_step(self, batch: Tensor, batch_idx: int) -> None:

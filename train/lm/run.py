@@ -16,6 +16,7 @@ from lightning.pytorch.loggers import CSVLogger
 from torch.utils.data import DataLoader
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from kvcompress.hf.forward import run
 from train.lm.corpus import Corpus, load_corpus
 from train.lm.curriculum import Batches, Recipe
 from train.lm.facts import invent_fact, state
@@ -27,7 +28,7 @@ from train.lm.tokenizer import render, train_tokenizer
 def make_tokenizer(corpus: Corpus, recipe: Recipe, directory: Path) -> PreTrainedTokenizerFast:
     """Load the run's tokenizer, or train it on a sample of the corpus and save it."""
     if (directory / "tokenizer.json").exists():
-        return cast(PreTrainedTokenizerFast, AutoTokenizer.from_pretrained(directory))
+        return cast(PreTrainedTokenizerFast, AutoTokenizer.from_pretrained(directory, trust_remote_code=False))
     chats = corpus.dialogues[:6000] + corpus.problems[:3000]
     sample = [m["content"] for chat in chats for m in chat] + [text[50_000:150_000] for text in corpus.texts]
     rng = random.Random(recipe.seed)
@@ -47,7 +48,7 @@ def bits_per_byte(
     texts += [text[60_000:61_500] for text in corpus.texts[:8]]
     for text in texts:
         ids = torch.tensor([tokenizer(text, add_special_tokens=False)["input_ids"][:512]])
-        logits = model(input_ids=ids[:, :-1], use_cache=False).logits
+        logits = run(model, ids[:, :-1])
         nats += float(torch.nn.functional.cross_entropy(logits[0], ids[0, 1:], reduction="sum"))
         size_bytes += len(str(tokenizer.decode(ids[0], skip_special_tokens=True)).encode())
     return nats / math.log(2) / size_bytes
@@ -115,7 +116,7 @@ def train_lm(
     out.mkdir(parents=True, exist_ok=True)
     corpus, held_out = load_corpus(paths), load_corpus(paths, held_out=True)
     if start_from is not None and not (out / "tokenizer.json").exists():
-        AutoTokenizer.from_pretrained(start_from).save_pretrained(out)
+        AutoTokenizer.from_pretrained(start_from, trust_remote_code=False).save_pretrained(out)
         write_history(start_from, out)
     tokenizer = make_tokenizer(corpus, recipe, out)
     (out / "recipe.json").write_text(json.dumps(asdict(recipe), indent=1) + "\n")
@@ -123,7 +124,8 @@ def train_lm(
     first_step = int(torch.load(last, weights_only=False)["steps_done"]) if last.exists() else 0
     model = build_model(recipe, tokenizer)
     if start_from is not None:
-        model.load_state_dict(AutoModelForCausalLM.from_pretrained(start_from, dtype=torch.float32).state_dict())
+        options: dict[str, Any] = {"dtype": torch.float32, "trust_remote_code": False}
+        model.load_state_dict(AutoModelForCausalLM.from_pretrained(start_from, **options).state_dict())
     module = LanguageModel(model, recipe, compile_model=compile_model)
     loader = DataLoader(Batches(corpus, tokenizer, recipe, first_step), batch_size=None, shuffle=False)
     trainer = lightning.Trainer(

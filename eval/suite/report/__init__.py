@@ -11,8 +11,7 @@ from eval.suite.report.compare import compare
 from eval.suite.report.markdown import readme_table, render_markdown
 from eval.suite.report.page import render_html
 from eval.suite.report.schema import SCHEMA_VERSION, validate
-from kvcompress.errors import InputError
-from kvcompress.format.atomic import atomic_write
+from kvcompress.report.files import write_files
 
 __all__ = [
     "SCHEMA_VERSION",
@@ -39,21 +38,9 @@ def write_suite_report(result: dict[str, Any], directory: str | os.PathLike[str]
         InputError: The result does not follow the schema, or the directory or a file cannot be written.
     """
     validate(result)
-    # All three are rendered first: a result that cannot be rendered leaves no half of a report behind.
-    rendered = {
-        "json": json.dumps(result, indent=1, ensure_ascii=False, allow_nan=False) + "\n",
-        "md": render_markdown(result),
-        "html": render_html(result),
+    texts = {
+        "report.json": json.dumps(result, indent=1, ensure_ascii=False, allow_nan=False) + "\n",
+        "report.md": render_markdown(result),
+        "report.html": render_html(result),
     }
-    try:
-        Path(directory).mkdir(parents=True, exist_ok=True)
-    except (OSError, ValueError) as error:
-        what = f"the directory cannot be made: {getattr(error, 'strerror', None) or error}".lower()
-        raise InputError(what, "Choose another place", path=ascii(directory)) from error
-    paths = []
-    for ending, text in rendered.items():
-        path = Path(directory) / f"report.{ending}"
-        # A token may decode to half a character, which UTF-8 cannot hold; it is spelled out.
-        atomic_write(path, [text.encode("utf-8", "backslashreplace")], force=True)
-        paths.append(path)
-    return paths
+    return write_files(directory, texts)

@@ -6,9 +6,10 @@ from collections.abc import Sequence
 
 from eval.suite.damage import NEAR_TOKENS
 from eval.suite.published import FIXED_RATE
-from eval.suite.report.facts import Codec, Result, measured, size_ratio, spell_interval
-from eval.suite.report.tables import WORDS, Column, Row, Table
-from kvcompress.report.facts import spell
+from eval.suite.report.facts import Codec, Result, measured, size_ratio
+from eval.suite.report.tables import WORDS
+from kvcompress.report.spelling import spell, with_interval
+from kvcompress.report.tables import Column, Row, Table
 
 
 def equal_kl_table(result: Result) -> Table | None:
@@ -27,8 +28,8 @@ def equal_kl_table(result: Result) -> Table | None:
                 spell(row["kl_nats"], "nats"),
                 spell(row["size_ratio"], "ratio"),
                 row["family"],
-                spell_interval(row["their_size_ratio"], "ratio"),
-                spell_interval(row["times_larger"], "times"),
+                with_interval(row["their_size_ratio"], "ratio"),
+                with_interval(row["times_larger"], "times"),
             ),
             family[row["codec"]],
         )

@@ -6,12 +6,12 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from eval.suite.report.facts import Codec, Result, failed, measured, spell_number
-from eval.suite.report.markdown import inline, table_lines
+from eval.suite.report.facts import Codec, Result, failed, measured
 from eval.suite.report.schema import validate
-from eval.suite.report.tables import Column, Row, Table
 from kvcompress.errors import InputError, about
-from kvcompress.report.facts import NOTHING, plain, visible
+from kvcompress.report.facts import plain, visible
+from kvcompress.report.spelling import NOTHING, spell
+from kvcompress.report.tables import Column, Row, Table, inline
 
 SIGNIFICANT = 2.0  # combined standard errors
 SAME_SESSIONS = ("file", "count", "tokens", "continuation_tokens")
@@ -46,7 +46,7 @@ def compare(result_a: Result, result_b: Result) -> str:
     lines = [f"# {inline(a['title'])} against {inline(b['title'])}", "", *_cautions(a, b)]
     lines += [f"{said}{': ' if changed else ''}{inline(', '.join(changed))}.", ""]
     columns = (Column("codec", False), *(Column(head, head != HEADS[-1]) for head in HEADS))
-    lines += [*table_lines(Table("", "", columns, rows)), ""] if rows else []
+    lines += [Table("", "", columns, rows).markdown(), ""] if rows else []
     return "\n".join([*lines, *_alone(a, b, "first"), *_alone(b, a, "second")]).rstrip() + "\n"
 
 
@@ -75,7 +75,7 @@ def _row(a: Codec, b: Codec) -> Row:
     for what, style, then, now in pairs:
         score = difference_in_errors(then, now)
         change = f"{now['mean'] - then['mean']:+.2g}"
-        cells += [spell_number(then["mean"], style), spell_number(now["mean"], style), change]
+        cells += [spell(then["mean"], style), spell(now["mean"], style), change]
         cells.append(NOTHING if score is None else f"{score:+.1f}")
         if score is not None and abs(score) > SIGNIFICANT:
             flags.append(f"{what} {'higher' if score > 0 else 'lower'}")

@@ -9,7 +9,7 @@ from typing import Any
 from eval.suite.damage import NEAR_TOKENS
 from eval.suite.equal_kl import ratio_at
 from kvcompress.metrics.fidelity import TIERS
-from kvcompress.report.facts import NOTHING, spell
+from kvcompress.report.spelling import NOTHING, with_error, with_interval
 
 OURS, CHIEF_BASELINE = "tinyvae", "kvtc"
 RECOMPUTED = "tokens"
@@ -17,7 +17,6 @@ RECOMPUTED = "tokens"
 
 TIER_NAMES = tuple(tier.name for tier in TIERS)
 KL_BOUNDS_NATS = {tier.name: tier.max_kl_nats for tier in TIERS}
-PLUS_MINUS = "\N{PLUS-MINUS SIGN}"
 
 Codec = Mapping[str, Any]
 Result = Mapping[str, Any]
@@ -109,7 +108,7 @@ def interval_at_same_kl(result: Result, codec: Codec, family: str) -> str | None
     """Return how many times larger a baseline family's files are at a codec's KL, with interval; None if unknown."""
     for row in result.get("equal_kl") or []:
         if (row["codec"], row["family"]) == (codec["name"], family):
-            return spell_interval(row["times_larger"], "times")
+            return with_interval(row["times_larger"], "times")
     return None
 
 
@@ -143,47 +142,6 @@ def shown(result: Result) -> list[Codec]:
     return [codec for codec in codecs if codec["name"] in chosen]
 
 
-def spell_estimate(estimate: Mapping[str, Any] | None, style: str) -> str:
-    """Return a mean and its standard error in one of the styles of `spell_number`."""
-    if estimate is None:
-        return NOTHING
-    mean, error = estimate["mean"], estimate["standard_error"]
-    if error is None:
-        return spell_number(mean, style)
-    if style == "share":
-        digits = 2 if mean < 0.1 else 1
-        return f"{100 * mean:.{digits}f} {PLUS_MINUS} {100 * error:.{digits}f} %"
-    return f"{spell_number(mean, style)} {PLUS_MINUS} {_spell_error(mean, error, style)}"
-
-
-def _spell_error(mean: float, error: float, style: str) -> str:
-    """Return a standard error with the decimals of its mean, or one digit of its own where these would say zero."""
-    if style == "ratio":
-        return f"{error:,.0f}" if mean >= 100 and error >= 1 else f"{error:.1f}" if error >= 0.05 else f"{error:.1g}"
-    if style == "nats" and mean >= 0.001 and error >= 0.00005:
-        return f"{error:.4f}"
-    if style == "worth":
-        return f"{error:.3f}"
-    return f"{error:.1e}" if 0 < error < 0.001 else f"{error:.2g}"
-
-
-def spell_interval(estimate: Mapping[str, Any] | None, style: str) -> str:
-    """Return a figure with its 95 % interval, or alone where it has none."""
-    if estimate is None:
-        return NOTHING
-    figure = spell_number(estimate["mean"], style)
-    if estimate.get("low") is None:
-        return figure
-    low, high = (spell_number(estimate[end], style).removesuffix(" %") for end in ("low", "high"))
-    return f"{figure} ({low} to {high})"
-
-
-def spell_number(value: float | None, style: str) -> str:
-    """Return a number in a style of `spell`, or as "number" (four digits), "times", "worth" or "score" (decimals)."""
-    formats = {"number": ".4g", "worth": ".3f", "score": ".3f", "times": ".1f"}
-    return f"{value:{formats[style]}}" if style in formats and value is not None else spell(value, style)
-
-
 def recalled(codec: Codec) -> str:
     """Return how many of the asked facts came back."""
     recall = codec["recall"]
@@ -209,7 +167,7 @@ def continued(result: Result) -> str:
 def circumstances(result: Result) -> str:
     """Return sessions, tokens and what the context is worth in one sentence without its full stop."""
     sessions = result["sessions"]
-    worth = spell_estimate(sessions["context_worth_nats"], "worth")
+    worth = with_error(sessions["context_worth_nats"], "worth")
     return (
         f"{'A quick run: means' if result['quick'] else 'Means'} over {sessions['count']:,} sessions of "
         f"{sessions['tokens']:,} tokens, {continued(result)}; "

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import html
-import re
 from collections.abc import Sequence
 
 from eval.suite.report.facts import (
@@ -24,14 +22,14 @@ from eval.suite.report.facts import (
     recalled_uncompressed,
     size_ratio,
     smallest_file,
-    spell_estimate,
 )
 from eval.suite.report.order import all_tables
 from eval.suite.report.particulars import particulars
 from eval.suite.report.schema import validate
 from eval.suite.report.series import strip_tables
-from eval.suite.report.tables import Column, Row, Table
-from kvcompress.report.facts import NOTHING, plain, spell, visible
+from kvcompress.report.facts import plain, visible
+from kvcompress.report.spelling import NOTHING, spell, with_error
+from kvcompress.report.tables import Column, Row, Table, fenced, inline
 
 MOST_README_ROWS = 16
 
@@ -40,13 +38,13 @@ def render_markdown(result: Result) -> str:
     """Return the whole report; `result` has been validated."""
     result = visible(plain(result))
     lines = [*_warning(result), f"# {inline(result['title'])}", "", f"{inline(circumstances(result))}.", ""]
-    lines += [*fenced(result["command"]), ""]
-    lines += [*table_lines(best_table(result)), ""]
+    lines += [fenced(result["command"]), ""]
+    lines += [best_table(result).markdown(), ""]
     for table in (*all_tables(result), *strip_tables(result)):
         lines += [f"## {inline(table.heading)}", "", *([inline(table.note), ""] if table.note else [])]
-        lines += [*table_lines(table), ""]
+        lines += [table.markdown(), ""]
     run = tuple(Row(pair) for pair in particulars(result))
-    lines += ["## This run", "", *table_lines(Table("", "", (Column("", False), Column("", False)), run))]
+    lines += ["## This run", "", Table("", "", (Column("", False), Column("", False)), run).markdown()]
     return "\n".join(lines).rstrip() + "\n"
 
 
@@ -73,7 +71,7 @@ def readme_table(result: Result) -> str:
     told = f"; the exact cache recalls {exact} facts" if exact else ""
     left_out = f" {len(listed) - len(kept)} rows of smaller ratio are left out." if len(kept) < len(listed) else ""
     last = f"{inline(circumstances(result) + told)}.{left_out} Made by {_code(result['command'])}."
-    return "\n".join([*_warning(result), *table_lines(Table("", "", columns, tuple(rows))), "", last]) + "\n"
+    return "\n".join([*_warning(result), Table("", "", columns, tuple(rows)).markdown(), "", last]) + "\n"
 
 
 def _readme_rows(result: Result) -> list[tuple[str, Codec]]:
@@ -106,7 +104,7 @@ def _readme_cells(codec: Codec, tier: str) -> tuple[str, ...]:
     return (
         name,
         tier,
-        spell_estimate(codec["size"]["size_ratio"], "ratio"),
+        with_error(codec["size"]["size_ratio"], "ratio"),
         spell(kl_nats(codec), "nats"),
         spell(found["context_lost"]["mean"], "share"),
         spell(found["top1_agreement"]["mean"], "share"),
@@ -134,29 +132,9 @@ def _same_kl_cells(result: Result, best: Best) -> tuple[str, str, str]:
 def _best_cells(best: Best) -> tuple[str, ...]:
     cells: list[str] = []
     for codec in (best.ours, best.baseline):
-        cells += [codec["name"], spell_estimate(codec["size"]["size_ratio"], "ratio")] if codec else [NOTHING] * 2
+        cells += [codec["name"], with_error(codec["size"]["size_ratio"], "ratio")] if codec else [NOTHING] * 2
     both = best.ours and best.baseline
     return (*cells, f"{size_ratio(best.ours) / size_ratio(best.baseline):.2f}" if both else NOTHING)  # type: ignore[arg-type]
-
-
-def table_lines(table: Table) -> list[str]:
-    """Return a table's lines, columns of numbers aligned to the right."""
-    ruled = ["---:" if column.number else "---" for column in table.columns]
-    head = [inline(column.name) for column in table.columns]
-    rows = [[inline(cell) for cell in row.cells] for row in table.rows]
-    return [f"| {' | '.join(cells)} |" for cells in (head, ruled, *rows)]
-
-
-def inline(text: object) -> str:
-    """Return text that stays on its line and means nothing to Markdown or HTML."""
-    return re.sub(r"([\\`*_\[\]|#~])", r"\\\1", html.escape(" ".join(str(text).split()), quote=False))
-
-
-def fenced(text: str) -> list[str]:
-    """Return text in a fence longer than any run of backticks in it."""
-    longest = max((len(run) for run in re.findall(r"`+", text)), default=0)
-    fence = "`" * max(3, longest + 1)
-    return [f"{fence}text", *text.splitlines(), fence]
 
 
 def _code(text: str) -> str:

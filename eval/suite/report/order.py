@@ -16,7 +16,6 @@ from eval.suite.report.series import (
     recall_table,
 )
 from eval.suite.report.tables import (
-    Table,
     bound_table,
     category_tables,
     controls_table,
@@ -29,6 +28,7 @@ from eval.suite.report.tables import (
     text_table,
 )
 from eval.suite.report.tail_tables import score_table, tail_table, whole_table
+from kvcompress.report.tables import Table
 
 
 def all_tables(result: Result) -> list[Table]:

@@ -10,7 +10,6 @@ from typing import Protocol
 from eval.suite.report import plots
 from eval.suite.report.facts import (
     OURS,
-    PLUS_MINUS,
     Best,
     Codec,
     Result,
@@ -22,14 +21,15 @@ from eval.suite.report.facts import (
     measured,
     shown,
     size_ratio,
-    spell_estimate,
 )
 from eval.suite.report.order import all_tables
 from eval.suite.report.particulars import particulars
-from eval.suite.report.tables import Table
-from kvcompress.report.facts import Card, plain, spell, visible
+from kvcompress.report.facts import Card, plain, visible
 from kvcompress.report.page import MOST_TOKENS, Figure, Token
 from kvcompress.report.page import strip as bits_strip
+from kvcompress.report.spelling import PLUS_MINUS, spell, with_error
+from kvcompress.report.tables import Table
+from kvcompress.report.template import render_template
 
 # A token's damage is shaded by the tiers' bounds on the mean, then by powers beyond them.
 DAMAGE_NATS = (0.001, 0.005, 0.02, 0.08, 0.5)
@@ -61,20 +61,14 @@ class Strip:
 
 def render_html(result: Result) -> str:
     """Return the whole page; `result` has been validated."""
-    from jinja2 import Environment, PackageLoader, StrictUndefined
     from markupsafe import Markup
 
     result = visible(plain(result))
-    room = Environment(
-        loader=PackageLoader("eval.suite", "report"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
     tables = all_tables(result)
     best = best_points(result)
-    return room.get_template("page.html.j2").render(
+    return render_template(
+        "eval.suite",
+        "report",
         title=result["title"],
         warning=result["warning"],
         command=result["command"],
@@ -114,7 +108,7 @@ def _card(result: Result, best: Best) -> Card:
         notes.append(
             f"at the same KL {baseline[0]} reaches {spell(baseline[1], 'ratio')}: its files are {larger} times larger"
         )
-    figure = spell_estimate(best.ours["size"]["size_ratio"], "ratio") if best.ours else "not reached"
+    figure = with_error(best.ours["size"]["size_ratio"], "ratio") if best.ours else "not reached"
     return Card(best.tier, figure, tuple(notes))
 
 

@@ -1,4 +1,4 @@
-"""How a family looks in every figure: colour, marker, line; and the sheet that knows these colours.
+"""How a family looks in every figure: colour, marker, line.
 
 Seven hues and twelve markers tell families apart: ours and the chief baseline have a hue of their own and heavier
 lines, the others share six hues, filled for the first six families and hollow for the next; from the thirteenth on a
@@ -12,11 +12,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from eval.suite.report.facts import CHIEF_BASELINE, OURS, Codec
-from kvcompress.report.plots import ACCENT, CARD, INK, Sheet
+from kvcompress.report.palette import ACCENT, CARD, FAMILY_COLOURS, INK
+from kvcompress.report.sheet import shorten
 
-# Stand-ins for the page's --family-1 to --family-7, as in kvcompress.report.plots.
-FAMILY_VARIABLES = {f"#0b0c{index:02x}": f"family-{index}" for index in range(1, 8)}
-CHIEF_COLOUR, *OTHER_COLOURS = FAMILY_VARIABLES
+CHIEF_COLOUR, *OTHER_COLOURS = FAMILY_COLOURS
 OTHER_MARKERS = ("s", "^", "P", "X", "v", "p", "<", "h", ">", "d", "8", "*")
 TIER_LINES = {"transparent": "-", "high": "--", "usable": ":", None: "-."}
 MOST_LABEL_CHARACTERS = 28
@@ -69,7 +68,7 @@ def curves(codecs: Sequence[Codec], found: Mapping[str, Look]) -> list[tuple[Cod
     for codec in codecs:
         look, before = found[codec["family"]], seen[codec["family"], codec["tier"]]
         seen[codec["family"], codec["tier"]] += 1
-        style = {"linestyle": TIER_LINES[codec["tier"]], "label": shorten(codec["name"]), "markersize": 4.5}
+        style = {"linestyle": TIER_LINES[codec["tier"]], "label": label_of(codec["name"]), "markersize": 4.5}
         if before == 1:
             style |= {"markerfacecolor": CARD, "markersize": 5.5}
         elif before > 1:
@@ -83,32 +82,7 @@ def yardstick(name: str) -> dict[str, Any]:
     return {"color": INK, "linewidth": 1.6, "linestyle": (0, (6, 2)), "label": name, "zorder": 7}
 
 
-def shorten(name: str) -> str:
-    """Return a name that leaves room for what it names; one that begins with "_" would be left out of a legend."""
+def label_of(name: str) -> str:
+    """Return a name short enough for a legend, which would leave out one that begins with "_"."""
     name = f"\u200b{name}" if name.startswith("_") else name
-    return name if len(name) <= MOST_LABEL_CHARACTERS else f"{name[: MOST_LABEL_CHARACTERS - 1]}…"
-
-
-class SuiteSheet(Sheet):
-    """A sheet whose legend stands below the axes, and that knows the families' colours."""
-
-    def __enter__(self) -> SuiteSheet:
-        """Open the sheet."""
-        super().__enter__()
-        return self
-
-    def legend(self, columns: int) -> None:
-        """Put the legend of all labelled lines below the axes."""
-        handles, labels = self.axes.get_legend_handles_labels()
-        if not handles:
-            return
-        figure = self.axes.figure
-        placed = {"loc": "outside lower center", "frameon": False, "ncols": min(columns, len(handles))}
-        figure.legend(handles, labels, handlelength=2.8, columnspacing=1.6, **placed)
-
-    def svg(self, description: str) -> str:
-        """Return the finished SVG with the families' colours as CSS variables too."""
-        text = super().svg(description)
-        for colour, variable in FAMILY_VARIABLES.items():
-            text = text.replace(colour, f"var(--{variable})")
-        return text
+    return shorten(name, MOST_LABEL_CHARACTERS)

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from eval.suite.report.facts import Result, spell_estimate
-from kvcompress.report.facts import spell
+from eval.suite.report.facts import Result
+from kvcompress.report.spelling import spell, with_error
 
 
 def particulars(result: Result) -> list[tuple[str, str]]:
@@ -28,7 +28,7 @@ def particulars(result: Result) -> list[tuple[str, str]]:
         ("sessions", spell(sessions["count"], "count")),
         ("tokens stored", spell(sessions["tokens"], "count")),
         ("tokens continued", spell(sessions["continuation_tokens"], "count")),
-        ("context worth", f"{spell_estimate(sessions['context_worth_nats'], 'worth')} nats"),
+        ("context worth", f"{with_error(sessions['context_worth_nats'], 'worth')} nats"),
         ("context worth measured", _every(sessions.get("worth_stride"))),
         ("positions that need the context", spell(sessions["sensitive_share"], "share")),
         ("categories", ", ".join(f"{name} {count:,}" for name, count in sessions["categories"].items())),

@@ -6,10 +6,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from eval.suite.report.facts import KL_BOUNDS_NATS, Codec, Result, families, kl_nats, measured, shown
-from eval.suite.report.palette import Look, SuiteSheet, curves, looks, shorten, yardstick
+from eval.suite.report.palette import Look, curves, label_of, looks, yardstick
 from eval.suite.report.series import distances
-from kvcompress.report.facts import TIMES, spell
-from kvcompress.report.plots import CARD, HALF_INCHES, MUTED, TIER_COLOURS, WIDE_INCHES
+from kvcompress.report.palette import CARD, MUTED, TIER_COLOURS
+from kvcompress.report.sheet import HALF_INCHES, WIDE_INCHES, Sheet
+from kvcompress.report.spelling import TIMES, spell
 
 LEAST_KL_NATS = 1e-6  # where a figure ends whose axis is logarithmic; less is drawn at the edge
 MOST_TICKS = 6
@@ -17,11 +18,11 @@ WIDE_LEGEND, HALF_LEGEND = 5, 2  # columns
 NARROW_INCHES = 4.2  # on a phone a wide figure would be too small to read: it is drawn a second time for that
 
 
-def _wide(name: str, height_inches: float, narrow: bool) -> SuiteSheet:
+def _wide(name: str, height_inches: float, narrow: bool) -> Sheet:
     """Return a sheet over the whole width of the page, or of a phone."""
     if narrow:
-        return SuiteSheet(f"{name}-narrow", NARROW_INCHES, 0.9 * height_inches)
-    return SuiteSheet(name, WIDE_INCHES, height_inches)
+        return Sheet(f"{name}-narrow", NARROW_INCHES, 0.9 * height_inches)
+    return Sheet(name, WIDE_INCHES, height_inches)
 
 
 def rate_and_damage(result: Result, *, narrow: bool = False) -> str:
@@ -57,7 +58,7 @@ def _family(axes: Any, codecs: Sequence[Codec], look: Look, floor: float) -> Non
     }
     # Two calls, for the legend would show the bars of the one.
     axes.errorbar(x, y, **bars, fmt="none", ecolor=look.colour, elinewidth=1.0, zorder=look.order)
-    axes.plot(x, y, label=shorten(codecs[0]["family"]), **look.line())
+    axes.plot(x, y, label=label_of(codecs[0]["family"]), **look.line())
 
 
 def kl_survival(result: Result, *, narrow: bool = False) -> str:
@@ -94,7 +95,7 @@ def attention_error(result: Result) -> str:
 def _by_layer(result: Result, found: Mapping[str, Sequence[float]], name: str, axis: str, told: str) -> str:
     codecs = [codec for codec in measured(result) if codec["name"] in found]
     look = looks(families(result))
-    with SuiteSheet(name, HALF_INCHES, 3.9) as sheet:
+    with Sheet(name, HALF_INCHES, 3.9) as sheet:
         for codec, style in curves(codecs, look):
             values = found[codec["name"]]
             sheet.axes.plot(range(len(values)), values, **style)
@@ -123,7 +124,7 @@ def recall_by_distance(result: Result, *, narrow: bool = False) -> str:
             exact = {bucket: row["exact_uncompressed"] / row["asked"] for bucket, row in rows.items()}
             series.append(("exact cache", {"color": MUTED}, exact))
         style = {"color": look[codec["family"]].colour, "hatch": _HATCHES[codec["tier"]], "edgecolor": CARD}
-        series.append((shorten(codec["name"]), style, {b: row["exact"] / row["asked"] for b, row in rows.items()}))
+        series.append((label_of(codec["name"]), style, {b: row["exact"] / row["asked"] for b, row in rows.items()}))
     with _wide("recall", 3.8, narrow) as sheet:
         width = 0.84 / len(series)
         for index, (name, style, shares) in enumerate(series):
@@ -148,7 +149,7 @@ def first_token(result: Result) -> str:
     """Return seconds until the model can go on over the speed of the link."""
     economics, look = result["economics"], looks(families(result))
     codecs = [codec for codec in shown(result) if economics["link_seconds"].get(codec["name"])]
-    with SuiteSheet("link", HALF_INCHES, 4.2) as sheet:
+    with Sheet("link", HALF_INCHES, 4.2) as sheet:
         axes = sheet.axes
         for codec, style in curves(codecs, look):
             row = economics["link_seconds"][codec["name"]]
@@ -183,7 +184,7 @@ def _by_tokens(
     """Return lines over the length; `fields`: the yardstick's name, its field, the field by codec."""
     rows, look = sorted(rows, key=lambda row: row["tokens"]), looks(families(result))
     codecs = [codec for codec in shown(result) if any(codec["name"] in row[fields[2]] for row in rows)]
-    with SuiteSheet(name, HALF_INCHES, 4.2) as sheet:
+    with Sheet(name, HALF_INCHES, 4.2) as sheet:
         axes = sheet.axes
         for codec, style in curves(codecs, look):
             points = [(row["tokens"], row[fields[2]][codec["name"]]) for row in rows if codec["name"] in row[fields[2]]]
@@ -202,7 +203,7 @@ def drift(result: Result) -> str:
     hops, look = result.get("hops") or {}, looks(families(result))
     codecs = [codec for codec in measured(result) if hops.get(codec["name"])]
     floor = _floor([row["kl_nats"] for codec in codecs for row in hops[codec["name"]]])
-    with SuiteSheet("hops", HALF_INCHES, 3.9) as sheet:
+    with Sheet("hops", HALF_INCHES, 3.9) as sheet:
         for codec, style in curves(codecs, look):
             rows = sorted(hops[codec["name"]], key=lambda row: row["hop"])
             values = [max(row["kl_nats"], floor) for row in rows]

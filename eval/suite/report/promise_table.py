@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from eval.suite.report.facts import Codec, Result, measured, promised_word, size_ratio, spell_interval
+from eval.suite.report.facts import Codec, Result, measured, promised_word, size_ratio
 from eval.suite.report.series import promise_over_hops
-from eval.suite.report.tables import Cell, Table, of_codecs
+from eval.suite.report.tables import Cell, of_codecs
 from kvcompress.metrics.fidelity import TIERS, Tier
-from kvcompress.report.facts import NOTHING, spell
+from kvcompress.report.spelling import NOTHING, spell, with_interval
+from kvcompress.report.tables import Table
 
 _BOUNDS = {tier.name: tier for tier in TIERS}
 
@@ -61,7 +62,7 @@ def _tier(codec: Codec) -> Tier:
 
 
 def _beside(codec: Codec, name: str, style: str, bound: float) -> str:
-    return f"{spell_interval(codec['fidelity'][name], style)} / {spell(bound, style)}"
+    return f"{with_interval(codec['fidelity'][name], style)} / {spell(bound, style)}"
 
 
 def _whole(codec: Codec) -> bool:
@@ -70,4 +71,4 @@ def _whole(codec: Codec) -> bool:
 
 def _tail(codec: Codec, name: str, style: str) -> str:
     found = codec.get("tails")
-    return spell_interval(found[name], style) if found else NOTHING
+    return with_interval(found[name], style) if found else NOTHING

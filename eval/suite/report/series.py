@@ -6,16 +6,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from eval.suite.report.facts import TIER_NAMES, Codec, Result, measured, promised_word, spell_number
-from eval.suite.report.tables import (
-    WORDS,
-    Column,
-    Row,
-    Table,
-    beside_other_work,
-)
+from eval.suite.report.facts import TIER_NAMES, Codec, Result, measured, promised_word
+from eval.suite.report.tables import WORDS, beside_other_work
 from kvcompress.metrics.fidelity import tier_of
-from kvcompress.report.facts import NOTHING, spell
+from kvcompress.report.spelling import NOTHING, spell
+from kvcompress.report.tables import Column, Row, Table
 
 MOST_STRIP_ROWS = 20
 
@@ -39,14 +34,14 @@ def _in_order(result: Result, by_codec: Mapping[str, Any]) -> dict[str, Any]:
 def layers_table(result: Result) -> Table | None:
     """Return bits per value of each layer."""
     bits = _in_order(result, result.get("bits_by_layer") or {})
-    rows = {name: [spell_number(value, "number") for value in values] for name, values in bits.items()}
+    rows = {name: [spell(value, "number") for value in values] for name, values in bits.items()}
     return _padded("Bits a value by layer", "", rows, result)
 
 
 def attention_table(result: Result) -> Table | None:
     """Return the error of the attention output in each layer."""
     errors = {codec["name"]: codec.get("attention_error_by_layer") for codec in measured(result)}
-    rows = {name: [spell_number(value, "number") for value in found] for name, found in errors.items() if found}
+    rows = {name: [spell(value, "number") for value in found] for name, found in errors.items() if found}
     return _padded("Error of the attention output by layer", "Relative to the exact output.", rows, result)
 
 

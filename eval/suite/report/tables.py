@@ -3,50 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
-from eval.suite.report.facts import (
-    Codec,
-    Result,
-    failed,
-    measured,
-    recalled,
-    recalled_uncompressed,
-    size_ratio,
-    spell_estimate,
-    spell_number,
-)
-from kvcompress.report.facts import NOTHING, spell
+from eval.suite.report.facts import Codec, Result, failed, measured, recalled, recalled_uncompressed, size_ratio
+from kvcompress.report.spelling import NOTHING, spell, with_error
+from kvcompress.report.tables import Column, Row, Table
 
 MOST_SECTIONS = 6  # named in a cell
 MOST_FAILED = 8  # shown before the page folds them
-
-
-@dataclass(frozen=True, slots=True)
-class Column:
-    """The head of a column; numbers stand to the right."""
-
-    name: str
-    number: bool = True
-
-
-@dataclass(frozen=True, slots=True)
-class Row:
-    """One row; its family decides how the page sets it off."""
-
-    cells: tuple[str, ...]
-    family: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class Table:
-    """One table. `folded`: the page shows it only on request, for a figure shows the same."""
-
-    heading: str
-    note: str
-    columns: tuple[Column, ...]
-    rows: tuple[Row, ...]
-    folded: bool = False
 
 
 Cell = Callable[[Codec], str]
@@ -64,7 +27,7 @@ def of_codecs(
 
 
 def _metric(name: str, style: str) -> Cell:
-    return lambda codec: spell_estimate(codec["fidelity"].get(name), style)
+    return lambda codec: with_error(codec["fidelity"].get(name), style)
 
 
 def _kept(codec: Codec) -> str:
@@ -79,14 +42,14 @@ def main_table(result: Result) -> Table:
         "family": lambda codec: codec["family"],
         "sessions": lambda codec: spell(codec.get("sessions") if unequal else None, "count"),
         "tier": lambda codec: codec["tier"] or "none",
-        "size ratio": lambda codec: spell_estimate(codec["size"]["size_ratio"], "ratio"),
+        "size ratio": lambda codec: with_error(codec["size"]["size_ratio"], "ratio"),
         "KL, nats": _metric("kl_nats", "nats"),
         "context lost": _metric("context_lost", "share"),
         "top-1": _metric("top1_agreement", "share"),
         "sensitive KL": _metric("sensitive_kl_nats", "nats"),
         "facts": recalled,
         "instructions": _kept,
-        "score": lambda codec: spell_number(_harmonic(codec), "score"),
+        "score": lambda codec: spell(_harmonic(codec), "score"),
     }
     exact = recalled_uncompressed(result)
     note = (
@@ -158,7 +121,7 @@ def size_table(result: Result) -> Table:
     """Return where the bytes are."""
     cells: dict[str, Cell] = {
         "file": lambda codec: spell(codec["size"]["file_bytes"], "bytes"),
-        "bits a value": lambda codec: spell_number(codec["size"]["bits_per_value"], "number"),
+        "bits a value": lambda codec: spell(codec["size"]["bits_per_value"], "number"),
         "smallest ratio": lambda codec: spell(codec["size"]["smallest_size_ratio"], "ratio"),
         "codec itself": lambda codec: spell(codec["codec_bytes"], "bytes") if codec["codec_bytes"] else "nothing",
         "stored as": _stored,
@@ -195,11 +158,11 @@ def cost_table(result: Result) -> Table:
         "encode": lambda codec: spell(codec["seconds"]["encode"], "seconds"),
         "decode": lambda codec: spell(codec["seconds"]["decode"], "seconds"),
         "restore": lambda codec: spell(restore.get(codec["name"], codec["seconds"]["restore"]), "seconds"),
-        "encode, MB/s": lambda codec: spell_number(codec["megabytes_per_second"]["encode"], "number"),
-        "decode, MB/s": lambda codec: spell_number(codec["megabytes_per_second"]["decode"], "number"),
+        "encode, MB/s": lambda codec: spell(codec["megabytes_per_second"]["encode"], "number"),
+        "decode, MB/s": lambda codec: spell(codec["megabytes_per_second"]["decode"], "number"),
         "peak memory": lambda codec: spell(codec.get("peak_memory_bytes"), "bytes"),
         "faster than prefill from, tokens": lambda codec: spell(even.get(codec["name"]), "count"),
-        "pays back after, sessions": lambda codec: spell_number(codec["pays_back_after_sessions"], "number"),
+        "pays back after, sessions": lambda codec: spell(codec["pays_back_after_sessions"], "number"),
     }
     prefill = spell(result["economics"]["prefill_seconds"], "seconds")
     shortest = min((row["tokens"] for row in result["economics"].get("lengths") or []), default=None)
@@ -260,7 +223,7 @@ def category_tables(result: Result) -> list[Table]:
 
 
 def _in_category(category: str, metric: str, style: str) -> Cell:
-    return lambda codec: spell_estimate(codec["by_category"].get(category, {}).get(metric), style)
+    return lambda codec: with_error(codec["by_category"].get(category, {}).get(metric), style)
 
 
 def formats_table(result: Result) -> Table | None:

@@ -6,17 +6,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from eval.suite.damage import NEAR_TOKENS
-from eval.suite.report.facts import (
-    TIER_NAMES,
-    Codec,
-    Result,
-    measured,
-    promised_word,
-    spell_estimate,
-    spell_interval,
-)
-from eval.suite.report.tables import Cell, Table, of_codecs
-from kvcompress.report.facts import NOTHING
+from eval.suite.report.facts import TIER_NAMES, Codec, Result, measured, promised_word
+from eval.suite.report.tables import Cell, of_codecs
+from kvcompress.report.spelling import NOTHING, with_error, with_interval
+from kvcompress.report.tables import Table
 
 
 def score_table(result: Result) -> Table | None:
@@ -24,7 +17,7 @@ def score_table(result: Result) -> Table | None:
     codecs = [codec for codec in measured(result) if codec.get("score")]
     if not codecs:
         return None
-    cells: dict[str, Cell] = {"score": lambda codec: spell_interval(codec["score"]["harmonic"], "score")}
+    cells: dict[str, Cell] = {"score": lambda codec: with_interval(codec["score"]["harmonic"], "score")}
     cells |= {name: _component(name) for name in codecs[0]["score"]["components"]}
     note = (
         "The harmonic mean of four shares, each in [0, 1]: what is kept of the context's worth by KL; the exact "
@@ -37,7 +30,7 @@ def score_table(result: Result) -> Table | None:
 
 
 def _component(name: str) -> Cell:
-    return lambda codec: spell_interval(codec["score"]["components"][name], "score")
+    return lambda codec: with_interval(codec["score"]["components"][name], "score")
 
 
 def tail_table(result: Result, *, whole: bool = False) -> Table | None:
@@ -53,7 +46,7 @@ def tail_table(result: Result, *, whole: bool = False) -> Table | None:
     def cell(name: str, style: str, tier: str | None = None) -> Cell:
         def spelled(codec: Codec) -> str:
             figure = found[codec["name"]][name]
-            return spell_interval(figure if tier is None else figure[tier], style)
+            return with_interval(figure if tier is None else figure[tier], style)
 
         return spelled
 
@@ -63,7 +56,7 @@ def tail_table(result: Result, *, whole: bool = False) -> Table | None:
 
     cells = {
         "99.9 % of tokens": cell("kl_p999_nats", "nats"),
-        "worst step": lambda codec: spell_estimate(found[codec["name"]]["worst_step_nats"], "nats"),
+        "worst step": lambda codec: with_error(found[codec["name"]]["worst_step_nats"], "nats"),
         "sessions with a step beyond .1": cell("sessions_with_bad_step", "share"),
         "sessions beyond its word's bound": own,
         **{f"sessions beyond {tier}": cell("sessions_beyond", "share", tier) for tier in TIER_NAMES},
@@ -104,4 +97,4 @@ def whole_table(result: Result) -> Table | None:
 
 
 def _over_whole(name: str, style: str) -> Cell:
-    return lambda codec: spell_estimate(codec["whole"]["fidelity"].get(name), style)
+    return lambda codec: with_error(codec["whole"]["fidelity"].get(name), style)

@@ -10,15 +10,16 @@ Cost: one reading of the session, a few sampled continuations. Evidence: all.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from kvcompress.errors import CheckpointError
+from kvcompress.errors import CheckpointError, first_line
 from kvcompress.prune.evidence.record import Evidence
 from kvcompress.prune.scorers.features import FEATURES, NEEDS, features
-from kvcompress.prune.scorers.profiles import REMEDY, load_fitted, part
+from kvcompress.prune.scorers.profiles import FITTED, REMEDY, load_fitted, part
 
 HIDDEN = 16
 
@@ -28,13 +29,18 @@ class Learned:
 
     Args:
         network: As `to_json` gives it; the fitted one if not given.
+        path: File of the fitted one.
     """
 
     name = "learned"
     needs: tuple[str, ...] = NEEDS
 
-    def __init__(self, network: Mapping[str, Any] | None = None) -> None:
-        self._network = network
+    def __init__(self, network: Mapping[str, Any] | None = None, path: Path = FITTED) -> None:
+        self._network, self._path = network, path
+
+    def fitted_in(self, path: Path) -> Learned:
+        """Return the scorer with the fitted network of a file."""
+        return Learned(path=path)
 
     def score(self, evidence: Evidence) -> Tensor:
         """Return the predicted logarithm of the damage of a unit of error.
@@ -46,11 +52,12 @@ class Learned:
 
     def of_features(self, rows: Tensor) -> Tensor:
         """Return the score [N] of features [N, F]."""
-        network = self._network if self._network is not None else part(load_fitted(), "learned")
+        network = self._network if self._network is not None else part(load_fitted(self._path), "learned", self._path)
         try:
             module = from_json(network)
         except (KeyError, TypeError, ValueError, RuntimeError) as error:
-            raise CheckpointError(f"the network of the scorer 'learned' is damaged ({error})", REMEDY) from error
+            what = f"the network of the scorer 'learned' is damaged ({first_line(error)})"
+            raise CheckpointError(what, REMEDY, path=None if self._network is not None else self._path) from error
         with torch.no_grad():
             found: Tensor = module(rows)[:, 0]
         return found

@@ -1,7 +1,9 @@
 """What was fitted for scorers: weights, a small network, and how a rank in each scorer's order turns into importance.
 
-It lies beside this module as JSON, written by `python -m eval prune --fit`: the fit looks at recorded sessions and at
-what damage the loss of each token did. Another model may have a file of its own.
+It is JSON, written by `python -m eval prune --fit`: the fit looks at recorded sessions and at what damage the loss of
+each token did. A codec may have the file of its model in its directory, as `scorers.json`; a codec that has none takes
+the one beside this module, which was fitted to the bundled model: orders and their curves are much alike among models,
+but plans then follow what tokens were worth to another one.
 """
 
 from __future__ import annotations
@@ -9,16 +11,20 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cache
+from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from kvcompress.errors import CheckpointError
+from kvcompress.errors import CheckpointError, FormatError
+from kvcompress.format.json_fields import JsonFields
 from kvcompress.prune.evidence.record import ranks
+
+if TYPE_CHECKING:
+    from kvcompress.codec.tinyvae import TinyVAECodec
 
 FITTED = Path(__file__).with_name("fitted.json")
 KNOTS = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.925, 0.95, 0.97, 0.98, 0.99, 0.995, 1.0)
@@ -61,7 +67,21 @@ FLAT = Profile(1.0, (0.0,) * len(KNOTS))
 """Of a scorer that was never fitted: its order says nothing about how much more one token is worth than another."""
 
 
-@cache
+def fitted_file(codec: TinyVAECodec) -> Path:
+    """Return the file of the fitted numbers for a codec's model: its own, or the one that came along.
+
+    Raises:
+        CheckpointError: Its own is damaged, or was fitted to another model.
+    """
+    if codec.scorers is None:
+        return FITTED
+    made, ours = part(load_fitted(codec.scorers), "made", codec.scorers), codec.model_fingerprint.weights
+    if made.get("model") != ours:
+        what = f"the fitted numbers of scorers are of the model {str(made.get('model'))[:16]}, the codec of {ours[:16]}"
+        raise CheckpointError(what, REMEDY, path=codec.scorers)
+    return codec.scorers
+
+
 def load_fitted(path: Path = FITTED) -> Mapping[str, Any]:
     """Return the fitted numbers.
 
@@ -69,8 +89,18 @@ def load_fitted(path: Path = FITTED) -> Mapping[str, Any]:
         CheckpointError: The file is missing or damaged.
     """
     try:
+        changed = path.stat().st_mtime_ns
+    except OSError as error:
+        raise CheckpointError(f"the fitted numbers of scorers cannot be read ({error})", REMEDY, path=path) from error
+    return _loaded(path, changed)
+
+
+@lru_cache(maxsize=8)
+def _loaded(path: Path, changed: int) -> Mapping[str, Any]:
+    """Return the numbers of a file as it was when it was last changed."""
+    try:
         found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"the fitted numbers of scorers cannot be read ({error})", REMEDY, path=path) from error
     if not isinstance(found, dict):
         raise CheckpointError("the fitted numbers of scorers are not a JSON object", REMEDY, path=path)
@@ -79,16 +109,14 @@ def load_fitted(path: Path = FITTED) -> Mapping[str, Any]:
 
 def profile_of(scorer: str, path: Path = FITTED) -> Profile:
     """Return the profile of a scorer, `FLAT` where it was not fitted."""
-    found = part(load_fitted(path), "profiles", path).get(scorer)
-    if found is None:
+    profiles = part(load_fitted(path), "profiles", path)
+    if scorer not in profiles:
         return FLAT
     try:
-        profile = Profile(float(found["share"]), tuple(float(value) for value in found["curve"]))
-        if len(profile.curve) != len(KNOTS):
-            raise ValueError(f"a curve of {len(profile.curve)} values")
-        return profile
-    except (KeyError, TypeError, ValueError) as error:
-        raise CheckpointError(f"the profile of {scorer!r} is damaged ({error})", REMEDY, path=path) from error
+        given = JsonFields(profiles[scorer], f"the profile of {scorer!r} is damaged:", only=("share", "curve"))
+        return Profile(given.number("share"), given.numbers("curve", len(KNOTS)))
+    except FormatError as error:
+        raise CheckpointError(error.what, REMEDY, path=path) from error
 
 
 def part(fitted: Mapping[str, Any], name: str, path: Path = FITTED) -> Mapping[str, Any]:

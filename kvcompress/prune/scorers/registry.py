@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Protocol, runtime_checkable
 
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor
 
 from kvcompress.errors import InputError
 from kvcompress.prune.evidence.record import Evidence
+from kvcompress.prune.scorers.profiles import FITTED
 
 SCORERS = (
     "sink_recent",
@@ -55,8 +57,21 @@ class InParts(Protocol):
         ...
 
 
-def find_scorer(name: str) -> Scorer:
+@runtime_checkable
+class Learns(Protocol):
+    """A scorer whose numbers were fitted."""
+
+    def fitted_in(self, path: Path) -> Scorer:
+        """Return the scorer with the fitted numbers of a file."""
+        ...
+
+
+def find_scorer(name: str, fitted: Path = FITTED) -> Scorer:
     """Return the scorer of a name.
+
+    Args:
+        name: Its name.
+        fitted: File of fitted numbers, from `kvcompress.prune.scorers.profiles.fitted_file`.
 
     Raises:
         InputError: There is none.
@@ -65,7 +80,7 @@ def find_scorer(name: str) -> Scorer:
     if module not in SCORERS:
         raise InputError(f"unknown scorer {name!r}", f"Known are {', '.join(SCORERS)}")
     scorer: Scorer = importlib.import_module(f"kvcompress.prune.scorers.{module}").SCORER
-    return scorer
+    return scorer.fitted_in(fitted) if isinstance(scorer, Learns) else scorer
 
 
 def scored(scorer: Scorer, evidence: Evidence) -> Tensor:

@@ -16,14 +16,17 @@ the session, a few sampled continuations. Evidence: surprise, window_attention, 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from kvcompress.errors import CheckpointError, FormatError
+from kvcompress.format.json_fields import JsonFields
 from kvcompress.prune.evidence.key_similarity import novelty
 from kvcompress.prune.evidence.record import SENSITIVITY, SURPRISE, WINDOW_ATTENTION, Evidence, ranks
 from kvcompress.prune.scorers.features import conflict, received
-from kvcompress.prune.scorers.profiles import load_fitted, part
+from kvcompress.prune.scorers.profiles import FITTED, REMEDY, load_fitted, part
 
 PARTS = ("surprise", "novelty", "arousal", "reward", "conflict")
 
@@ -33,13 +36,18 @@ class Salience:
 
     Args:
         weights: A weight for each of `PARTS`; the fitted ones if not given.
+        path: File of the fitted ones.
     """
 
     name = "salience"
     needs: tuple[str, ...] = (SURPRISE, WINDOW_ATTENTION, SENSITIVITY)
 
-    def __init__(self, weights: Mapping[str, float] | None = None) -> None:
-        self._weights = weights
+    def __init__(self, weights: Mapping[str, float] | None = None, path: Path = FITTED) -> None:
+        self._weights, self._path = weights, path
+
+    def fitted_in(self, path: Path) -> Salience:
+        """Return the scorer with the fitted weights of a file."""
+        return Salience(path=path)
 
     def parts(self, evidence: Evidence) -> Mapping[str, Tensor]:
         """Return the five ranks, each in [0, 1]."""
@@ -59,9 +67,14 @@ class Salience:
         return total
 
     def weight(self, name: str) -> float:
-        """Return the weight of a part."""
-        weights = self._weights if self._weights is not None else part(load_fitted(), "salience")
-        return float(weights[name])
+        """Return the weight of a part; raises `CheckpointError` where the file holds none."""
+        if self._weights is not None:
+            return float(self._weights[name])
+        try:
+            weights = part(load_fitted(self._path), "salience", self._path)
+            return JsonFields(weights, "the weights of the scorer 'salience':").number(name)
+        except FormatError as error:
+            raise CheckpointError(error.what, REMEDY, path=self._path) from error
 
 
 SCORER = Salience()
