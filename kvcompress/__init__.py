@@ -20,10 +20,11 @@ if TYPE_CHECKING:
     from kvcompress.api.encoding import Encoding, encode
     from kvcompress.api.options import EncodeOptions, PlanOptions
     from kvcompress.api.planning import SessionPlan, plan
-    from kvcompress.api.session import SavedSession, load_session, save_session
+    from kvcompress.api.session import SavedSession, load_session, next_turn, save_session
     from kvcompress.codec.directory import AutoCodec, load_codec
     from kvcompress.fit.from_sessions import FittedCodec, fit
     from kvcompress.format.container import Encoded, load, save
+    from kvcompress.format.limits import memory_limit
     from kvcompress.hf import capture, load_model, restore
     from kvcompress.metrics.fidelity import fidelity
     from kvcompress.snapshot import KVSnapshot
@@ -54,6 +55,8 @@ _HOMES = {
     "load_codec": "kvcompress.codec.directory",
     "load_model": "kvcompress.hf",
     "load_session": "kvcompress.api.session",
+    "memory_limit": "kvcompress.format.limits",
+    "next_turn": "kvcompress.api.session",
     "plan": "kvcompress.api.planning",
     "restore": "kvcompress.hf",
     "save": "kvcompress.format.container",
@@ -82,6 +85,8 @@ __all__ = [
     "load_codec",
     "load_model",
     "load_session",
+    "memory_limit",
+    "next_turn",
     "plan",
     "restore",
     "save",

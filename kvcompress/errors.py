@@ -6,6 +6,26 @@ import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+LONGEST_SHOWN = 2000
+"""Characters of a text of foreign origin that are shown; what is longer is cut, for it has to stay a line."""
+
+
+def shown(text: object, keep: str = "") -> str:
+    r"""Return a text as it may be shown on a terminal: in one line, and nothing in it but what prints.
+
+    Control characters, line breaks, marks that turn the direction of writing and halves of surrogate pairs become
+    escapes such as `\x1b`; letters of all scripts stay. A terminal that does not know a letter is a matter of its
+    stream, which is to be opened with `errors="backslashreplace"`.
+
+    Args:
+        text: Anything; what is no text is converted first.
+        keep: Characters that stay as they are, such as line breaks.
+    """
+    found = str(text)
+    if found.isprintable():
+        return found
+    return "".join(one if one.isprintable() or one in keep else one.encode("unicode_escape").decode() for one in found)
+
 
 class KVCompressError(Exception):
     """Any error of this package whose message already says what happened and what to do about it.
@@ -21,14 +41,19 @@ class KVCompressError(Exception):
         self.what, self.remedy, self.path = what, remedy, path
 
     def __str__(self) -> str:
-        """Return the whole line: path, what, remedy."""
-        where = f"{self.path}: " if self.path is not None else ""
-        then = f" {self.remedy}." if self.remedy else ""
-        return f"{where}{self.what}.{then}"
+        """Return the whole line: path, what, remedy; what does not print is escaped, see `shown`."""
+        where = f"{shown(self.path)}: " if self.path is not None else ""
+        then = f" {shown(self.remedy)}." if self.remedy else ""
+        what = self.what if len(self.what) <= LONGEST_SHOWN else f"{self.what[:LONGEST_SHOWN]}..."
+        return f"{where}{shown(what)}.{then}"
 
 
 class InputError(KVCompressError):
     """An argument, a session, a model or a cache that cannot be used."""
+
+
+class MemoryLimitError(InputError):
+    """What a file declares would take more memory than the user allows, see `kvcompress.format.limits`."""
 
 
 class FormatError(KVCompressError):

@@ -71,6 +71,8 @@ class Origin:
         layer_kinds: One of `LAYER_KINDS` for each layer.
         rope_layers: For each layer whether undoing and redoing RoPE was tested to reproduce its keys.
         next_position: Position of the next token to be fed.
+        conversation: The messages that the tokens are of, where the tokens alone do not tell them
+            (`kvcompress.data.next_turn`); None otherwise.
     """
 
     fingerprint: ModelFingerprint
@@ -81,10 +83,14 @@ class Origin:
     layer_kinds: tuple[str, ...]
     rope_layers: tuple[bool, ...]
     next_position: int
+    conversation: Mapping[str, Any] | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Return a JSON-able dictionary; `from_json` is its inverse."""
-        return asdict(self)
+        found = asdict(self)
+        if self.conversation is None:  # left out, so that files without one are what they always were
+            del found["conversation"]
+        return found
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Origin:
@@ -99,8 +105,9 @@ class Origin:
                 layer_kinds=tuple(map(str, data["layer_kinds"])),
                 rope_layers=tuple(map(bool, data["rope_layers"])),
                 next_position=int(data["next_position"]),
+                conversation=dict(data["conversation"]) if data.get("conversation") is not None else None,
             )
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise InputError(f"the origin of the snapshot is incomplete ({error})") from error
         if origin.dtype not in CACHE_DTYPES:
             raise InputError(f"unknown cache dtype {origin.dtype!r}", f"Use one of {', '.join(CACHE_DTYPES)}")

@@ -9,6 +9,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from tinyvae.bits import pack_rows, packed_bytes, unpack_rows
+
 REACHES = {4: (1.0, 0.85, 0.7, 0.6, 0.5, 0.4), 5: (1.0, 0.8, 0.65, 0.5), 6: (1.0, 0.75), 8: (1.0,)}
 """Bits -> how far the integers of a row may reach, as shares of its largest entry: the one of least error is taken."""
 
@@ -37,7 +39,7 @@ class StoredMatrix(nn.Module):
         super().__init__()
         self.columns, self.bits = columns, bits
         self.largest = (1 << (bits - 1)) - 1
-        self.register_buffer("packed", torch.zeros(rows, -(-columns * bits // 8), dtype=torch.uint8))
+        self.register_buffer("packed", torch.zeros(rows, packed_bytes(columns, bits), dtype=torch.uint8))
         self.register_buffer("scales", torch.zeros(rows, dtype=torch.bfloat16))
         self.master: nn.Parameter | None = None
         self._dense: Tensor | None = None
@@ -47,7 +49,7 @@ class StoredMatrix(nn.Module):
         """Round a matrix [rows, columns] of any float type and keep it."""
         integers, scales = self._rounded(matrix.detach().float())
         self.scales.copy_(scales[:, 0])
-        self.packed.copy_(_pack(integers.to(torch.int16) + self.largest, self.bits))
+        self.packed.copy_(pack_rows(integers.to(torch.int16) + self.largest, self.bits))
         self._dense = None
 
     def begin_training(self) -> None:
@@ -77,7 +79,7 @@ class StoredMatrix(nn.Module):
         return self._unpacked(index)
 
     def _unpacked(self, index: Tensor | slice) -> Tensor:
-        integers = _unpack(self.packed[index], self.bits, self.columns) - self.largest
+        integers = unpack_rows(self.packed[index], self.bits, self.columns) - self.largest
         return integers.float() * self.scales[index].float()[:, None]
 
     def _rounded(self, matrix: Tensor) -> tuple[Tensor, Tensor]:
@@ -119,24 +121,6 @@ def as_buffer(module: nn.Module, name: str, dtype: torch.dtype) -> None:
         value = module.get_parameter(name).detach()
         delattr(module, name)
         module.register_buffer(name, value.to(dtype))
-
-
-def _pack(values: Tensor, bits: int) -> Tensor:
-    """Lay unsigned integers [N, C] below 2**bits one after another: [N, ceil(C * bits / 8)] uint8."""
-    each = (values[..., None] >> torch.arange(bits)) & 1
-    stream = each.flatten(1)
-    stream = torch.cat([stream, stream.new_zeros(len(stream), -stream.shape[1] % 8)], 1)
-    octets: Tensor = stream.view(len(stream), stream.shape[1] // 8, 8) << torch.arange(8)
-    return octets.sum(-1).to(torch.uint8)
-
-
-def _unpack(packed: Tensor, bits: int, columns: int) -> Tensor:
-    """Return the integers [N, C] int16 that `_pack` laid down."""
-    starts = torch.arange(columns) * bits
-    wide = torch.cat([packed, packed.new_zeros(len(packed), 1)], 1).to(torch.int16)
-    low, high = wide[:, starts // 8], wide[:, starts // 8 + 1]
-    both: Tensor = (low | (high << 8)).int() >> (starts % 8)
-    return both.to(torch.int16) & ((1 << bits) - 1)
 
 
 class RankedMatrix(nn.Module):

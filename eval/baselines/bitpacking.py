@@ -6,24 +6,23 @@ block of scales begins with a byte that says how wide its numbers are, and a blo
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
 from kvcompress.errors import FormatError, InputError
+from kvcompress.format.reader import Reader
+from tinyvae.bits import pack_rows, packed_bytes, unpack_rows
 
 Codes = npt.NDArray[np.uint8]
 Reals = npt.NDArray[np.float64]
 Scales = npt.NDArray[np.float16] | npt.NDArray[np.float32]
 
 MOST_FLOAT16 = float(np.finfo(np.float16).max)
-_WIDTHS: dict[int, npt.DTypeLike] = {2: np.float16, 4: np.float32}
-
-
-def packed_bytes(count: int, bits: int) -> int:
-    """Return the bytes that `count` codes of `bits` bits take: the last byte may have unused bits, no other has."""
-    return (count * bits + 7) // 8
 
 
 def pack_bits(codes: Codes, bits: int) -> bytes:
@@ -40,10 +39,7 @@ def pack_bits(codes: Codes, bits: int) -> bytes:
     flat = np.ascontiguousarray(codes, dtype=np.uint8).ravel()
     if flat.size and int(flat.max()) >> bits:
         raise InputError(f"the code {int(flat.max())} needs more than {bits} bits")
-    if bits == 8:
-        return flat.tobytes()
-    single = np.unpackbits(flat[:, None], axis=1, count=bits, bitorder="little")
-    return np.packbits(single, bitorder="little").tobytes()
+    return pack_rows(torch.from_numpy(flat.astype(np.int16))[None], bits).numpy().tobytes()
 
 
 def unpack_bits(data: bytes, bits: int, count: int) -> Codes:
@@ -56,10 +52,11 @@ def unpack_bits(data: bytes, bits: int, count: int) -> Codes:
     _require_width(bits)
     if len(data) != packed_bytes(count, bits):
         raise FormatError(f"{len(data)} bytes are not {count} codes of {bits} bits")
-    single = np.unpackbits(np.frombuffer(data, np.uint8), bitorder="little")
-    if single[count * bits :].any():
+    if data and data[-1] >> (8 - (8 * len(data) - count * bits)):
         raise FormatError("the unused bits behind the last code are not zero")
-    return np.packbits(single[: count * bits].reshape(count, bits), axis=1, bitorder="little").reshape(count)
+    packed = torch.from_numpy(np.frombuffer(data, np.uint8).copy())
+    codes: Codes = unpack_rows(packed[None], bits, count)[0].numpy().astype(np.uint8)
+    return codes
 
 
 def scale_type(*numbers: Reals) -> npt.DTypeLike:
@@ -99,47 +96,20 @@ def pack_scales(scales: Scales) -> bytes:
     return bytes([scales.dtype.itemsize]) + little.tobytes()
 
 
-class ByteReader:
-    """Takes pieces from the front of a section, never more than there is.
+def read_codes(reader: Reader, shape: tuple[int, ...], bits: int) -> Codes:
+    """Return the next codes of a section, uint8 of `shape`."""
+    count = math.prod(shape)
+    return unpack_bits(reader.take(packed_bytes(count, bits)), bits, count).reshape(shape)
 
-    Args:
-        data: The section.
-        name: Its name, for errors.
-    """
 
-    def __init__(self, data: bytes, name: str) -> None:
-        self._data, self._name, self._offset = data, name, 0
+def read_scales(reader: Reader, shape: tuple[int, ...]) -> Reals:
+    """Return the next block of scales of a section as float64 of `shape`."""
+    return reader.scales(math.prod(shape)).reshape(shape)
 
-    def take(self, size_bytes: int) -> bytes:
-        """Return the next bytes."""
-        end = self._offset + size_bytes
-        if end > len(self._data):
-            raise FormatError(f"the section {self._name!r} is cut", offset=len(self._data))
-        piece = self._data[self._offset : end]
-        self._offset = end
-        return piece
 
-    def codes(self, shape: tuple[int, ...], bits: int) -> Codes:
-        """Return the next codes, uint8 of `shape`."""
-        count = int(np.prod(shape))
-        return unpack_bits(self.take(packed_bytes(count, bits)), bits, count).reshape(shape)
-
-    def scales(self, shape: tuple[int, ...]) -> Reals:
-        """Return the next block of scales as float64 of `shape`."""
-        width = self.take(1)[0]
-        if width not in _WIDTHS:
-            raise FormatError(f"the section {self._name!r} holds scales of {width} bytes", offset=self._offset - 1)
-        dtype = np.dtype(_WIDTHS[width]).newbyteorder("<")
-        numbers = np.frombuffer(self.take(int(np.prod(shape)) * width), dtype).astype(np.float64)
-        if not np.isfinite(numbers).all():
-            raise FormatError(f"the section {self._name!r} holds a scale that is not finite", offset=self._offset)
-        return numbers.reshape(shape)
-
-    def require_end(self) -> None:
-        """Refuse bytes that nobody has read."""
-        if self._offset != len(self._data):
-            left = len(self._data) - self._offset
-            raise FormatError(f"the section {self._name!r} has {left} bytes too many", offset=self._offset)
+def section_reader(sections: Mapping[str, bytes], name: str) -> Reader:
+    """Return a reader of a section of a file."""
+    return Reader(sections[name], f"the section {name!r}")
 
 
 def _require_width(bits: int) -> None:

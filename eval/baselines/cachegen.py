@@ -33,12 +33,12 @@ import constriction
 import numpy as np
 import numpy.typing as npt
 
-from eval.baselines.bitpacking import ByteReader, Reals, Scales, pack_scales, rounded_up, scale_type
+from eval.baselines.bitpacking import Reals, Scales, pack_scales, read_scales, rounded_up, scale_type, section_reader
 from eval.baselines.protocol import Baseline, Calibration
 from eval.baselines.raw16 import as_reals, cache_tensors, closed, opened, rebuilt
 from kvcompress.errors import FormatError, InputError
 from kvcompress.format.container import Encoded
-from kvcompress.format.json_section import canonical_json
+from kvcompress.format.strict_json import canonical_json
 from kvcompress.snapshot import KVSnapshot, ModelFingerprint
 
 Ints = npt.NDArray[np.int32]
@@ -226,8 +226,8 @@ class CacheGen:
         session = opened(self, encoded, ["symbols", "scales"])
         if [heads * size for heads, _, size in session.shapes] != self._channels():
             raise FormatError("the file's shapes are not those of its codec")
-        scales = ByteReader(encoded.sections["scales"], "scales")
-        steps = [scales.scales((tokens,)) for _, tokens, _ in session.shapes]
+        scales = section_reader(encoded.sections, "scales")
+        steps = [read_scales(scales, (tokens,)) for _, tokens, _ in session.shapes]
         scales.require_end()
         symbols = self._decode_symbols(encoded.sections["symbols"], [len(part) for part in steps])
         parts = []

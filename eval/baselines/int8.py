@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from eval.baselines.bitpacking import ByteReader
+from eval.baselines.bitpacking import read_codes, read_scales, section_reader
 from eval.baselines.kivi import group_count, grouped, ungrouped
 from eval.baselines.protocol import Baseline, Calibration
 from eval.baselines.raw16 import as_reals, cache_tensors, closed, opened, rebuilt
@@ -72,12 +72,12 @@ class Q80:
             FormatError: It is damaged.
         """
         session = opened(self, encoded, ["codes", "scales"])
-        codes, scales = (ByteReader(encoded.sections[name], name) for name in ("codes", "scales"))
+        codes, scales = (section_reader(encoded.sections, name) for name in ("codes", "scales"))
         parts = []
         for shape in session.shapes:
-            step = scales.scales((*shape[:-1], group_count(shape[-1], BLOCK)))
+            step = read_scales(scales, (*shape[:-1], group_count(shape[-1], BLOCK)))
             each = np.repeat(step, BLOCK, axis=-1)[..., : shape[-1]]
-            parts.append(codes.codes(shape, 8).view(np.int8) * each)
+            parts.append(read_codes(codes, shape, 8).view(np.int8) * each)
         codes.require_end()
         scales.require_end()
         return rebuilt(session, parts)

@@ -24,15 +24,17 @@ import numpy as np
 import numpy.typing as npt
 
 from eval.baselines.bitpacking import (
-    ByteReader,
     Codes,
     Reals,
     Scales,
     pack_bits,
     pack_scales,
+    read_codes,
+    read_scales,
     rounded_down,
     rounded_up,
     scale_type,
+    section_reader,
 )
 from eval.baselines.protocol import Baseline, Calibration
 from eval.baselines.raw16 import (
@@ -48,6 +50,7 @@ from eval.baselines.raw16 import (
     to_16_bits,
 )
 from kvcompress.format.container import Encoded
+from kvcompress.format.reader import Reader
 from kvcompress.snapshot import KVSnapshot
 
 Number = TypeVar("Number", bound=np.generic)
@@ -152,7 +155,7 @@ class Kivi:
         names = ["codes", "scales", "residual"]
         session = opened(self, encoded, names)
         dtype = stored_in(encoded, session.origin)
-        codes, scales, residual = (ByteReader(encoded.sections[name], name) for name in names)
+        codes, scales, residual = (section_reader(encoded.sections, name) for name in names)
         parts = []
         for index, (heads, tokens, size) in enumerate(session.shapes):
             is_key = index % 2 == 0
@@ -172,11 +175,11 @@ class Kivi:
         kept = ungrouped(codes, numbers.shape[-1])
         return pack_bits(kept, self.bits), pack_scales(np.concatenate([zero[None], step[None]]))
 
-    def _decode_array(self, codes: ByteReader, scales: ByteReader, shape: Shape) -> Reals:
+    def _decode_array(self, codes: Reader, scales: Reader, shape: Shape) -> Reals:
         """Return the numbers of the next codes and scales, of `shape`."""
         groups = group_count(shape[-1], GROUP)
-        zero, step = scales.scales((2, *shape[:-1], groups))
-        found = codes.codes(shape, self.bits)
+        zero, step = read_scales(scales, (2, *shape[:-1], groups))
+        found = read_codes(codes, shape, self.bits)
         padding = [(0, 0)] * (len(shape) - 1) + [(0, groups * GROUP - shape[-1])]
         whole = np.pad(found, padding).reshape(*shape[:-1], groups, GROUP)
         return ungrouped(dequantize_asymmetric(whole, zero, step), shape[-1])

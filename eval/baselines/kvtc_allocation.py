@@ -21,7 +21,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from eval.baselines.bitpacking import pack_bits, packed_bytes, unpack_bits
+from eval.baselines.bitpacking import pack_bits, unpack_bits
+from tinyvae.bits import packed_bytes
 
 Floats = npt.NDArray[np.float64]
 

@@ -16,10 +16,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from eval.baselines.bitpacking import MOST_FLOAT16, ByteReader, Reals
+from eval.baselines.bitpacking import MOST_FLOAT16, Reals
 from eval.baselines.protocol import Baseline, Calibration
+from kvcompress.codec.int8 import shapes_of_runs
 from kvcompress.errors import FormatError, MismatchError
 from kvcompress.format.container import Encoded
+from kvcompress.format.reader import Reader
 from kvcompress.format.session import encoded_session, own_sections, read_session
 from kvcompress.snapshot import CACHE_DTYPES, KVSnapshot, LayerKV, Origin
 
@@ -103,7 +105,9 @@ def opened(baseline: Named, encoded: Encoded, sections: Sequence[str]) -> Opened
         raise FormatError(f"the file's sections are not those of its codec: {', '.join(sorted(odd))}")
     token_ids, origin, positions = read_session(encoded)
     shapes: list[Shape] = []
-    for (heads, key_size, value_size), held in zip(_layer_shapes(encoded, len(positions)), positions, strict=True):
+    for (heads, key_size, value_size), held in zip(
+        shapes_of_runs(encoded.settings.get("shapes"), len(positions)), positions, strict=True
+    ):
         shapes += [(heads, len(held), key_size), (heads, len(held), value_size)]
     if 2 * sum(heads * tokens * size for heads, tokens, size in shapes) != encoded.raw_bytes:
         raise FormatError(f"the shapes do not add up to the header's {encoded.raw_bytes} raw bytes")
@@ -166,7 +170,7 @@ def raw_words(snapshot: KVSnapshot, dtype: str) -> bytes:
 
 def from_raw_words(data: bytes, session: Opened, dtype: str) -> KVSnapshot:
     """Return the snapshot of `raw_words`."""
-    reader = ByteReader(data, "cache")
+    reader = Reader(data, "the section 'cache'")
     tensors = [from_16_bits(reader.take(2 * int(np.prod(shape))), dtype, shape) for shape in session.shapes]
     reader.require_end()
     return rebuilt(session, tensors)
@@ -199,16 +203,3 @@ class Raw16:
 def family(calibration: Calibration) -> list[Baseline]:
     """Return the only point; nothing is learnt from the calibration sessions."""
     return [Raw16()]
-
-
-def _layer_shapes(encoded: Encoded, layers: int) -> list[Shape]:
-    """Return heads, key size and value size of each layer from the settings."""
-    runs = encoded.settings.get("shapes")
-    shapes: list[Shape] = []
-    for run in runs if isinstance(runs, list) else [None]:
-        if not isinstance(run, list) or len(run) != 4 or not all(type(n) is int and 0 <= n <= 0xFFFF for n in run):
-            raise FormatError("the setting 'shapes' is not a list of [layers, heads, key size, value size]")
-        shapes += [(run[1], run[2], run[3])] * run[0]
-    if len(shapes) != layers:
-        raise FormatError(f"shapes of {len(shapes)} layers do not fit the {layers} of the session")
-    return shapes

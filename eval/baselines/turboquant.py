@@ -32,7 +32,18 @@ from typing import Any
 
 import numpy as np
 
-from eval.baselines.bitpacking import ByteReader, Codes, Reals, Scales, nearest, pack_bits, pack_scales, scale_type
+from eval.baselines.bitpacking import (
+    Codes,
+    Reals,
+    Scales,
+    nearest,
+    pack_bits,
+    pack_scales,
+    read_codes,
+    read_scales,
+    scale_type,
+    section_reader,
+)
 from eval.baselines.lloyd_max import sphere_levels
 from eval.baselines.protocol import Baseline, Calibration
 from eval.baselines.raw16 import as_reals, cache_tensors, closed, opened, rebuilt
@@ -123,11 +134,11 @@ class TurboQuant:
             FormatError: It is damaged.
         """
         session = opened(self, encoded, ["codes", "scales"])
-        codes, scales = (ByteReader(encoded.sections[name], name) for name in ("codes", "scales"))
+        codes, scales = (section_reader(encoded.sections, name) for name in ("codes", "scales"))
         parts = []
         for index, shape in enumerate(session.shapes):
-            turned, lengths = rotations(index, shape[0], shape[2]), scales.scales(shape[:2])
-            parts.append(dequantize_directions(codes.codes(shape, self.bits), lengths, turned, self.bits))
+            turned, lengths = rotations(index, shape[0], shape[2]), read_scales(scales, shape[:2])
+            parts.append(dequantize_directions(read_codes(codes, shape, self.bits), lengths, turned, self.bits))
         codes.require_end()
         scales.require_end()
         return rebuilt(session, parts)

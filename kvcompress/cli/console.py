@@ -17,7 +17,7 @@ from typing import Annotated, Any, TextIO
 
 import typer
 
-from kvcompress.errors import InputError
+from kvcompress.errors import InputError, shown
 from kvcompress.hub.trust import OPTION, trusting_remote_code
 
 ForceOption = Annotated[bool, typer.Option("--force", help="Replace an existing output file.")]
@@ -46,7 +46,23 @@ CodecOption = Annotated[
     ),
 ]
 DtypeOption = Annotated[str, typer.Option("--dtype", help="float32, bfloat16 or float16.")]
+SpecialTokensOption = Annotated[
+    bool,
+    typer.Option(
+        "--special-tokens-in-text",
+        help="Let text that spells a special token, such as <|end|>, be that token; otherwise it stays text.",
+    ),
+]
 KvzArgument = Annotated[Path, typer.Argument(help="A .kvz file.", metavar="FILE.kvz", show_default=False)]
+MaxMemoryOption = Annotated[
+    str,
+    typer.Option(
+        "--max-memory",
+        metavar="SIZE",
+        help="Refuse a file that would take more memory to decode: 4GB, 512MB or a number of bytes.",
+    ),
+]
+DEFAULT_MAX_MEMORY = "4GB"
 TrustOption = Annotated[
     bool, typer.Option(OPTION, help="Run the Python code that comes with the model, if it needs any. Read it first.")
 ]
@@ -68,10 +84,7 @@ def tolerant_streams() -> None:
 
 def printable(text: object, keep: str = "") -> str:
     r"""Return text with all that does not print, and is not in `keep`, spelled out as in `\x1b`: terminals obey it."""
-    found = str(text)
-    if found.isprintable():
-        return found
-    return "".join(one if one.isprintable() or one in keep else one.encode("unicode_escape").decode() for one in found)
+    return shown(text, keep)
 
 
 def show(data: Mapping[str, Any], *, as_json: bool, file: TextIO | None = None) -> None:

@@ -8,10 +8,12 @@ from typing import Annotated
 import typer
 
 from kvcompress.cli.console import (
+    DEFAULT_MAX_MEMORY,
     CodecOption,
     ForceOption,
     JsonOption,
     KvzArgument,
+    MaxMemoryOption,
     RecomputeModelOption,
     beside,
     require_output,
@@ -28,6 +30,7 @@ def decode(
     ],
     codec: CodecOption = None,
     model: RecomputeModelOption = None,
+    max_memory: MaxMemoryOption = DEFAULT_MAX_MEMORY,
     force: ForceOption = False,
     as_json: JsonOption = False,
 ) -> None:
@@ -36,7 +39,7 @@ def decode(
     from kvcompress.format.raw_snapshot import save_raw
 
     require_output(output, force, as_json)
-    snapshot = load_snapshot(file, codec, recompute_by(model))
+    snapshot = load_snapshot(file, codec, recompute_by(model), max_memory)
     with written(output) as place:
         save_raw(place, snapshot, force=force)
         data = {"output": str(output), "tokens": snapshot.tokens, "file_bytes": place.stat().st_size}

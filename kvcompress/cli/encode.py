@@ -120,14 +120,15 @@ def _encoded(
     from kvcompress.api.encoding import model_source
     from kvcompress.format.atomic import require_writable
     from kvcompress.format.container import save
-    from kvcompress.format.raw_snapshot import load_raw
+    from kvcompress.format.raw_snapshot import load_raw, session_of_raw
     from kvcompress.prune.table import save_table
 
     if plan_table is not None:
         require_writable(plan_table, force)
     snapshot = load_raw(raw)
     start = time.perf_counter()
-    with about(raw), progress_bar("encode") as progress:
+    name = session_of_raw(raw)
+    with about(f"{raw} ({name})" if name else raw), progress_bar("encode") as progress:
         found = encode_snapshot(snapshot, options, codec=codec, model=model_source(model), progress=progress)
     seconds = time.perf_counter() - start
     if plan_table is not None and found.plan is not None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -14,6 +16,7 @@ from kvcompress.cli.console import (
     ForceOption,
     JsonOption,
     ModelOption,
+    SpecialTokensOption,
     beside,
     printable,
     require_output,
@@ -24,8 +27,26 @@ from kvcompress.errors import InputError
 from kvcompress.hub.bundled import DEFAULT_CODEC, DEFAULT_MODEL
 
 if TYPE_CHECKING:
+    from kvcompress.data.chat_template import Dialogue
     from kvcompress.hf.conversation import Conversation
     from kvcompress.hf.types import CausalLM, Tokenizer
+
+
+@dataclass(frozen=True, slots=True)
+class Said:
+    """What is recorded.
+
+    Attributes:
+        ids: Its tokens.
+        name: What errors call it.
+        ages: Of each token in seconds, where a clock ran.
+        dialogue: The messages, where it has any.
+    """
+
+    ids: list[int]
+    name: str
+    ages: list[float] | None = None
+    dialogue: Dialogue | None = None
 
 
 def record(
@@ -37,6 +58,7 @@ def record(
     text: Annotated[Path | None, typer.Option(help="Plain text file to record instead of a session.")] = None,
     chat: Annotated[bool, typer.Option("--chat", help="Talk to the model; an empty line ends and records.")] = False,
     tokens: Annotated[int | None, typer.Option(help="Record only the first N tokens.", min=1)] = None,
+    special_tokens: SpecialTokensOption = False,
     model: ModelOption = DEFAULT_MODEL,
     dtype: DtypeOption = "float32",
     evidence: Annotated[
@@ -59,6 +81,7 @@ def record(
         raise InputError("--id needs --session", "Name the session file with --session FILE.jsonl")
     if evidence is None and (scorer or codec):
         raise InputError(f"{'--scorer' if scorer else '--codec'} is about evidence", "Name its file with --evidence")
+    from kvcompress.data.next_turn import with_dialogue
     from kvcompress.format.atomic import require_writable
     from kvcompress.format.raw_snapshot import save_raw
     from kvcompress.hf import capture, load_model
@@ -70,65 +93,65 @@ def record(
     language_model, tokenizer = load_model(model, dtype)
     if tokenizer is None:
         raise InputError("the model has no tokenizer", "Save one beside the model", path=model)
-    ages: list[float] | None
     if chat:
-        ids, ages, talk = _chat(language_model, tokenizer)
-        snapshot = talk.snapshot(ids[:tokens], tokenizer)
+        said, talk = _chat(language_model, tokenizer, special_tokens)
+        snapshot = talk.snapshot(said.ids[:tokens], tokenizer)
     else:
-        ids, ages = _said(tokenizer, session, session_id, text)
-        snapshot = capture(language_model, ids[:tokens], tokenizer=tokenizer)
+        said = _said(tokenizer, session, session_id, text, special_tokens)
+        snapshot = capture(language_model, said.ids[:tokens], tokenizer=tokenizer)
+    if said.dialogue is not None and snapshot.tokens == len(said.ids):
+        snapshot = with_dialogue(snapshot, tokenizer, said.dialogue)
     if evidence is not None:
         chosen = codec or (DEFAULT_CODEC if model == DEFAULT_MODEL else None)
-        write_evidence(evidence, language_model, tokenizer, snapshot, scorer, chosen, ages, force)
+        write_evidence(evidence, language_model, tokenizer, snapshot, scorer, chosen, said.ages, force)
     data = {"output": str(output), "tokens": snapshot.tokens, "raw_bytes": snapshot.raw_bytes}
     with written(output) as place:
-        save_raw(place, snapshot, force=force)
+        save_raw(place, snapshot, force=force, session=said.name)
         data |= {"file_bytes": place.stat().st_size}
     told = data | ({"evidence": str(evidence)} if evidence is not None else {})
     show(told, as_json=as_json, file=beside(output))
 
 
 def _said(
-    tokenizer: Tokenizer, session: Path | None, session_id: str | None, text: Path | None
-) -> tuple[list[int], list[float] | None]:
-    """Return the token ids of a session or a text, and the age of each in seconds where a clock ran."""
+    tokenizer: Tokenizer, session: Path | None, session_id: str | None, text: Path | None, special_tokens: bool
+) -> Said:
+    """Return a session or a text."""
     from kvcompress.data.sessions import find_session, plain_text_ids, session_token_ids, token_ages
+    from kvcompress.data.text_files import read_text
 
     if session is not None:
         found = find_session(session, session_id)
-        return session_token_ids(found, tokenizer), token_ages(found, tokenizer)
+        ids = session_token_ids(found, tokenizer, special_tokens=special_tokens)
+        dialogue = found.dialogue(special_tokens=special_tokens) if found.text is None else None
+        return Said(ids, f"session {found.id!r} of {session.name}", token_ages(found, tokenizer), dialogue)
     assert text is not None
-    try:
-        content = text.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"cannot be read as text ({error})", path=text) from error
-    return plain_text_ids(tokenizer, content), None
+    return Said(plain_text_ids(tokenizer, read_text(text), special_tokens=special_tokens), f"the text {text.name}")
 
 
-def _chat(model: CausalLM, tokenizer: Tokenizer) -> tuple[list[int], list[float], Conversation]:
-    """Talk until an empty line; return the tokens of all that was said, their ages in seconds, and the conversation."""
-    from kvcompress.data.sessions import Session, session_token_ids
-    from kvcompress.hf.conversation import Conversation
+def _chat(model: CausalLM, tokenizer: Tokenizer, special_tokens: bool) -> tuple[Said, Conversation]:
+    """Talk until an empty line; return all that was said, and the conversation."""
+    from kvcompress.data.chat_template import Dialogue, layout_ids, user
+    from kvcompress.data.recovery import said
+    from kvcompress.hf.conversation import Conversation, stop_ids
     from kvcompress.hf.generation import TextStream
 
-    messages: list[dict[str, str]] = []
-    ids: list[int] = []
-    stamps: list[float] = []
-    talk = Conversation(model)
+    dialogue, ids, stamps = Dialogue(()), list[int](), list[float]()
+    talk, stops = Conversation(model), stop_ids(model, tokenizer)
     while line := _line():
-        messages.append({"role": "user", "content": line})
-        ids = session_token_ids(Session("chat", messages), tokenizer, ask=True)
+        dialogue = dialogue.then(user(line), special_tokens=special_tokens)
+        ids = layout_ids(tokenizer, dialogue, ask=True)
         stamps = [*stamps[: len(ids)], *[time.time()] * (len(ids) - len(stamps))]
         stream = TextStream(tokenizer, _echo, ids)
-        new_ids = talk.reply(ids, max_new_tokens=80, stop_ids=[tokenizer.eos_token_id], on_token=stream)
+        new_ids = talk.reply(ids, max_new_tokens=80, stop_ids=stops, on_token=stream)
         stream.close()
         typer.echo()
-        messages.append({"role": "assistant", "content": tokenizer.decode(new_ids, skip_special_tokens=True)})
+        spoken = new_ids[:-1] if new_ids and new_ids[-1] in stops else new_ids
+        dialogue = dialogue.then({"role": "assistant", "content": said(tokenizer, spoken)})
         ids += new_ids
         stamps += [time.time()] * len(new_ids)
     if not ids:
         raise InputError("nothing was said, so there is nothing to record")
-    return ids, [stamps[-1] - stamp for stamp in stamps], talk
+    return Said(ids, "the chat", [stamps[-1] - stamp for stamp in stamps], dialogue), talk
 
 
 def _echo(piece: str) -> None:
@@ -136,7 +159,19 @@ def _echo(piece: str) -> None:
 
 
 def _line() -> str:
-    try:
-        return input("you> ").strip()
-    except EOFError:
-        return ""
+    """Return what the user says, "" at the end; a line that is not text is said again."""
+    from kvcompress.data.text_files import without_mark
+    from kvcompress.hf.special_tokens import require_text
+
+    while True:
+        try:
+            line = without_mark(input("you> ")).strip()
+            require_text(line, "the line")
+        except EOFError:
+            return ""
+        except UnicodeDecodeError:
+            sys.stderr.write("error: the line is not UTF-8 text. Say it again.\n")
+        except InputError as error:
+            sys.stderr.write(f"error: {error}\n")
+        else:
+            return line

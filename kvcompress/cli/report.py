@@ -8,7 +8,15 @@ from typing import Annotated
 
 import typer
 
-from kvcompress.cli.console import CodecOption, JsonOption, KvzArgument, ModelOption, show
+from kvcompress.cli.console import (
+    DEFAULT_MAX_MEMORY,
+    CodecOption,
+    JsonOption,
+    KvzArgument,
+    MaxMemoryOption,
+    ModelOption,
+    show,
+)
 from kvcompress.errors import InputError
 from kvcompress.hub.bundled import DEFAULT_MODEL
 
@@ -20,6 +28,7 @@ def report(
     session_id: Annotated[str | None, typer.Option("--id", help="Its id; found by its tokens if not given.")] = None,
     model: ModelOption = DEFAULT_MODEL,
     codec: CodecOption = None,
+    max_memory: MaxMemoryOption = DEFAULT_MAX_MEMORY,
     as_json: JsonOption = False,
 ) -> None:
     """Decode a file, resume from it, and compare with the exact cache: JSON, Markdown and HTML."""
@@ -27,6 +36,7 @@ def report(
     if missing:
         raise InputError(f"a report needs {' and '.join(missing)}", "pip install 'kvcompress[report]'")
     from kvcompress.format.atomic_directory import require_directory
+    from kvcompress.format.limits import memory_limit
     from kvcompress.hf import load_model
     from kvcompress.report import write_report
     from kvcompress.report.measure import measure_file
@@ -36,7 +46,8 @@ def report(
     language_model, tokenizer = load_model(model)
     if tokenizer is None:
         raise InputError("the model has no tokenizer", "Save one beside the model", path=model)
-    result = measure_file(language_model, tokenizer, session, session_id, file, codec)
+    with memory_limit(max_memory):
+        result = measure_file(language_model, tokenizer, session, session_id, file, codec)
     write_report(result, output)
     if as_json:
         show(result, as_json=True)

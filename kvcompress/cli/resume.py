@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import sys
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from kvcompress.cli.console import (
+    DEFAULT_MAX_MEMORY,
     LINES,
     CodecOption,
     DtypeOption,
     JsonOption,
     KvzArgument,
+    MaxMemoryOption,
     ModelOption,
+    SpecialTokensOption,
     printable,
     show,
 )
@@ -20,7 +24,7 @@ from kvcompress.errors import InputError
 from kvcompress.hub.bundled import DEFAULT_MODEL
 
 if TYPE_CHECKING:
-    from kvcompress.hf.types import Tokenizer
+    from kvcompress.hf.types import Cache, CausalLM, Tokenizer
     from kvcompress.snapshot import KVSnapshot
 
 
@@ -32,36 +36,36 @@ def resume(
     plain: Annotated[
         bool, typer.Option("--plain", help="Append the prompt as it is, outside the chat template.")
     ] = False,
+    special_tokens: SpecialTokensOption = False,
     max_new_tokens: Annotated[int, typer.Option(help="Tokens to generate at most.", min=0)] = 64,
     temperature: Annotated[float, typer.Option(help="0 takes the most likely token.", min=0.0)] = 0.0,
     seed: Annotated[int, typer.Option(help="Seed of sampling.")] = 0,
     dtype: DtypeOption = "float32",
+    max_memory: MaxMemoryOption = DEFAULT_MAX_MEMORY,
     as_json: JsonOption = False,
 ) -> None:
     """Load a session and let the model go on."""
     from kvcompress.codec.registry import load_snapshot
     from kvcompress.hf import load_model, recompute_with, restore
-    from kvcompress.hf.generation import TextStream, generate_from, resume_start
+    from kvcompress.hf.conversation import stop_ids
+    from kvcompress.hf.generation import TextStream, generate_from
 
     language_model, tokenizer = load_model(model, dtype)
-    snapshot = load_snapshot(file, codec, recompute_with(language_model, tokenizer))
+    snapshot = load_snapshot(file, codec, recompute_with(language_model, tokenizer), max_memory)
     if tokenizer is None:
         raise InputError("the model has no tokenizer", "Save one beside the model", path=model)
-    cache = restore(snapshot, language_model, tokenizer=tokenizer, copy=False)
-    prompt_ids = _prompt_ids(tokenizer, snapshot, prompt, plain) if prompt else []
-    places = [layer.positions for layer in snapshot.layers]
-    pending, position = resume_start(cache, snapshot.token_ids, prompt_ids, layer_positions=places)
+    restored = restore(snapshot, language_model, tokenizer=tokenizer, copy=False)
+    cache, pending, position = _start(language_model, tokenizer, snapshot, restored, prompt, plain, special_tokens)
     pieces: list[str] = []
     write = pieces.append if as_json else lambda piece: typer.echo(printable(piece, keep=LINES), nl=False)
-    stream = TextStream(tokenizer, write, [*snapshot.token_ids.tolist(), *prompt_ids])
-    stop = {tokenizer.eos_token_id} - {None}
+    stream = TextStream(tokenizer, write, [*snapshot.token_ids.tolist()[:position], *pending])
     new_ids = generate_from(
         language_model,
         cache,
         pending,
         next_position=position,
         max_new_tokens=max_new_tokens,
-        stop_ids=stop,
+        stop_ids=stop_ids(language_model, tokenizer),
         on_token=stream,
         temperature=temperature,
         seed=seed,
@@ -73,11 +77,32 @@ def resume(
         typer.echo()
 
 
-def _prompt_ids(tokenizer: Tokenizer, snapshot: KVSnapshot, prompt: str, plain: bool) -> list[int]:
-    """Return the tokens of the prompt: a user turn under the chat template, or the bare text."""
-    from kvcompress.data.sessions import text_ids
-    from kvcompress.metrics.recall import turn_ids
+def _start(
+    model: CausalLM,
+    tokenizer: Tokenizer,
+    snapshot: KVSnapshot,
+    cache: Cache,
+    prompt: str | None,
+    plain: bool,
+    special_tokens: bool,
+) -> tuple[Cache, list[int], int]:
+    """Return the cache to go on from, the tokens to feed and the position of the first of them."""
+    from kvcompress.data.chat_template import has_template
+    from kvcompress.data.text_files import without_mark
+    from kvcompress.hf.conversation import turn_start
+    from kvcompress.hf.generation import resume_start
+    from kvcompress.hf.special_tokens import plain_ids, require_text
 
-    if plain or not getattr(tokenizer, "chat_template", None):
-        return text_ids(tokenizer, prompt)
-    return turn_ids(tokenizer, prompt, snapshot.token_ids.tolist())
+    places = [layer.positions for layer in snapshot.layers]
+    prompt = without_mark(prompt or "")
+    require_text(prompt, "--prompt")
+    if not prompt or plain or not has_template(tokenizer):
+        prompt_ids = plain_ids(tokenizer, prompt, special_tokens=special_tokens) if prompt else []
+        return cache, *resume_start(cache, snapshot.token_ids, prompt_ids, layer_positions=places)
+    from kvcompress.data.next_turn import next_turn_of
+
+    turn = next_turn_of(tokenizer, snapshot, prompt, special_tokens=special_tokens)
+    if not turn.told:
+        what = "the session is not laid out by this chat template, so the prompt is put behind it as a turn"
+        sys.stderr.write(f"note: {what}.\n")
+    return turn_start(model, snapshot, cache, turn.token_ids, turn.kept)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from kvcompress.cli.console import JsonOption, KvzArgument, show
+from kvcompress.cli.console import DEFAULT_MAX_MEMORY, JsonOption, KvzArgument, MaxMemoryOption, show
 from kvcompress.cli.models import recompute_by
 
 if TYPE_CHECKING:
@@ -22,15 +22,17 @@ def verify(
     model: Annotated[
         str | None, typer.Option(help="Also check this model's fingerprint; it recomputes layers where a file asks.")
     ] = None,
+    max_memory: MaxMemoryOption = DEFAULT_MAX_MEMORY,
     as_json: JsonOption = False,
 ) -> None:
     """Check a file from end to end."""
     from kvcompress.errors import about
     from kvcompress.format.container import load
+    from kvcompress.format.limits import memory_limit
 
-    encoded = load(file)
     found = {"checksums": "ok", "codec": "not needed", "decodes": "not tried", "model": "not asked"}
-    with about(file):
+    with memory_limit(max_memory), about(file):
+        encoded = load(file)
         found |= _check_codec(encoded, codec, model)
         if model is not None:
             found["model"] = _check_model(encoded, model)

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from kvcompress.codec.analysis import OFFSETS, RESIDUAL
 from kvcompress.codec.group_code import GroupCode
+from kvcompress.codec.memory import decoding_bytes
 from kvcompress.codec.other_weights import require_recorded
 from kvcompress.codec.outliers import OUTLIERS, Outliers
 from kvcompress.codec.recompute import PROBE
@@ -18,7 +19,7 @@ from kvcompress.codec.settings import TinyVAESettings
 from kvcompress.errors import FormatError, InputError
 from kvcompress.format.ans import decode_choices, decode_symbols
 from kvcompress.format.container import Encoded
-from kvcompress.format.session import own_sections
+from kvcompress.format.session import own_sections, read_session
 from kvcompress.snapshot import Origin
 
 if TYPE_CHECKING:
@@ -36,8 +37,30 @@ def require_sections(codec: TinyVAECodec, encoded: Encoded) -> None:
         raise FormatError(f"the file's sections are not those of its codec: {', '.join(sorted(odd))}")
 
 
+def read_own_session(codec: TinyVAECodec, encoded: Encoded) -> tuple[Tensor, Origin, list[Tensor]]:
+    """Return token ids, origin and positions of a file, as `read_session`, once it is known to be of a codec's model.
+
+    Raises:
+        MismatchError: It is of another model, or says of its model what this codec's is not.
+        FormatError: A section is missing or damaged, or the file is not one that this codec makes.
+        MemoryLimitError: Decoding it would take more memory than the user allows.
+    """
+
+    def working_bytes(origin: Origin, held: Sequence[int]) -> int:
+        stated = TinyVAESettings.from_json(encoded.settings)
+        require_recorded(stated.other_weights, codec.model_fingerprint, codec.preset.origin, origin)
+        if len(held) != len(codec.shapes):
+            raise FormatError(f"the file holds {len(held)} layers, its codec codes {len(codec.shapes)}")
+        counted = 2 * sum(count * shape.channels for count, shape in zip(held, codec.shapes, strict=True))
+        if counted != encoded.raw_bytes:
+            raise FormatError(f"the header counts {encoded.raw_bytes} raw bytes, the codec's shapes {counted}")
+        return decoding_bytes(codec, encoded, held)
+
+    return read_session(encoded, codec.preset, working_bytes)
+
+
 def read_codes(
-    codec: TinyVAECodec, encoded: Encoded, token_ids: Tensor, origin: Origin, positions: Sequence[Tensor]
+    codec: TinyVAECodec, encoded: Encoded, token_ids: Tensor, positions: Sequence[Tensor]
 ) -> list[GroupCode]:
     """Return what a file holds of each group.
 
@@ -45,18 +68,16 @@ def read_codes(
         codec: The codec that made it.
         encoded: The file.
         token_ids: [N] int64, as its session's sections say.
-        origin: Likewise.
         positions: Of each layer [T] int64, likewise.
 
     Raises:
         FormatError: A section is damaged, or the file is not one that this codec makes.
-        MismatchError: It was recorded with other weights than its header says.
     """
     stated = TinyVAESettings.from_json(encoded.settings)
     qp, finer = stated.qp, None if stated.residual_qp is None else stated.residual_qp - stated.qp
+    codec.require_vocabulary(token_ids, FormatError)
     codes, all_qps = [], _qps(codec, encoded, token_ids, qp)
     lifts = _lifts(encoded, len(token_ids))
-    require_recorded(stated.other_weights, codec.model_fingerprint, codec.preset.origin, origin)
     for group, places in enumerate(_places(codec, token_ids, positions)):
         vae, qps, residual = codec.vae(group), all_qps[group][places], None
         lifted = vae.lifts(token_ids, lifts)
@@ -93,9 +114,6 @@ def _qps(codec: TinyVAECodec, encoded: Encoded, token_ids: Tensor, qp: int) -> l
 
 def _places(codec: TinyVAECodec, token_ids: Tensor, positions: Sequence[Tensor]) -> list[Tensor]:
     """Return the positions of each group, refusing files that this codec cannot have made."""
-    if len(positions) != len(codec.shapes):
-        raise FormatError(f"the file holds {len(positions)} layers, its codec codes {len(codec.shapes)}")
-    codec.require_vocabulary(token_ids)
     for layers in codec.groups:
         if any(not torch.equal(positions[i], positions[layers[0]]) for i in layers):
             raise FormatError("layers of one group hold different tokens")

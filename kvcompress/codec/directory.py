@@ -6,8 +6,9 @@ import io
 from contextlib import redirect_stdout
 from pathlib import Path
 
+from kvcompress.codec.sound import REMEDY, require_buildable, require_tables
 from kvcompress.codec.tinyvae import TinyVAECodec
-from kvcompress.errors import CheckpointError, InputError
+from kvcompress.errors import CheckpointError, InputError, about, first_line
 from kvcompress.format.atomic_directory import recover
 from kvcompress.hub.bundled import DEFAULT_CODEC, codec_parts, require_intact
 from kvcompress.hub.hub_id import SCORERS_FILE
@@ -65,16 +66,19 @@ def load_tinyvae(directory: Path) -> TinyVAECodec:
     for name in ("config.json", "model.safetensors"):
         if not (directory / name).is_file():
             raise CheckpointError(f"no codec here: {name} is missing", "Make one with `kvcompress fit`", path=directory)
+    require_buildable(directory)
     try:
         with redirect_stdout(io.StringIO()):  # the mixin prints, which would spoil --json
             codec = TinyVAECodec.from_pretrained(directory, strict=True)
     except Exception as error:  # the mixin passes on whatever its parsers raise
-        raise CheckpointError(f"the codec does not load ({error})", "Fit or fetch it again", path=directory) from error
+        raise CheckpointError(f"the codec does not load ({first_line(error)})", REMEDY, path=directory) from error
+    with about(directory):
+        require_tables(codec)
     stated = codec.fitted.get("fingerprint")
     if stated is not None and stated != codec.fingerprint:
         told = "the codec is damaged" if bitstream_marker() is None else "this version reads bits in another way"
         what = f"{told}: its digest is {codec.fingerprint[:16]}, its config.json says {str(stated)[:16]}"
-        raise CheckpointError(what, "Fit or fetch it again", path=directory)
+        raise CheckpointError(what, REMEDY, path=directory)
     scorers = directory / SCORERS_FILE
     codec.scorers = scorers if scorers.is_file() else None
     return codec.eval()

@@ -13,12 +13,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kvcompress.codec.lossless import pack_cache, unpack_cache
+from kvcompress.codec.lossless import pack_cache, unpack_cache, unpacking_bytes
 from kvcompress.codec.protocol import Codec
 from kvcompress.errors import FormatError
 from kvcompress.format.container import Encoded
-from kvcompress.format.json_section import pack_positions, unpack_positions
-from kvcompress.snapshot import KVSnapshot, LayerKV
+from kvcompress.format.limits import require_memory
+from kvcompress.format.positions import pack_positions, read_positions
+from kvcompress.format.reader import Reader
+from kvcompress.format.session import POSITION_BYTES, position_tensors
+from kvcompress.snapshot import CACHE_DTYPES, KVSnapshot, LayerKV
 
 EXACT = "exact"
 
@@ -61,18 +64,21 @@ def exact_layers(encoded: Encoded, decoded: KVSnapshot) -> tuple[LayerKV, ...]:
     """
     if EXACT not in encoded.sections:
         return ()
-    data = encoded.sections[EXACT]
-    start = _LENGTH.size + (_LENGTH.unpack_from(data)[0] if len(data) >= _LENGTH.size else 0)
-    if not _LENGTH.size < start <= len(data):
-        raise FormatError(f"the section {EXACT!r} is cut")
-    listed = unpack_positions(data[_LENGTH.size : start], max_tokens=decoded.tokens)
-    if len(listed) != len(decoded.layers):
-        raise FormatError(f"the section {EXACT!r} has {len(listed)} layers, the file {len(decoded.layers)}")
-    positions = [torch.tensor(places, dtype=torch.int64) for places in listed]
+    reader = Reader(encoded.sections[EXACT], f"the section {EXACT!r}")
+    listed = read_positions(reader.block(), decoded.tokens, len(decoded.layers))
+    if len(listed.layers) != len(decoded.layers):
+        raise FormatError(f"the section {EXACT!r} has {len(listed.layers)} layers, the file {len(decoded.layers)}")
+    shapes = [(len(layer.keys), layer.keys.shape[2], layer.values.shape[2]) for layer in decoded.layers]
+    item, held = CACHE_DTYPES[decoded.origin.dtype].itemsize, listed.held
+    values = sum(h * count * (k + v) for (h, k, v), count in zip(shapes, held, strict=True))
+    working = unpacking_bytes(shapes, decoded.origin, held)
+    whole = (2 * decoded.values_count + values) * item + POSITION_BYTES * sum(held)
+    require_memory(whole + working, f"laying {max(held, default=0):,} exact tokens over the others")
+    positions = position_tensors(listed)
     for index, (places, layer) in enumerate(zip(positions, decoded.layers, strict=True)):
         if not bool(torch.isin(places, layer.positions).all()):
             raise FormatError(f"the section {EXACT!r} names a token that layer {index} does not hold")
-    return unpack_cache(data[start:], decoded.origin, positions)
+    return unpack_cache(reader.rest(), decoded.origin, positions, shapes)
 
 
 def overlay(decoded: KVSnapshot, exact: tuple[LayerKV, ...]) -> KVSnapshot:
@@ -80,9 +86,7 @@ def overlay(decoded: KVSnapshot, exact: tuple[LayerKV, ...]) -> KVSnapshot:
     if not exact:
         return decoded
     layers = []
-    for index, (layer, true) in enumerate(zip(decoded.layers, exact, strict=True)):
-        if layer.keys.shape[::2] != true.keys.shape[::2] or layer.values.shape[::2] != true.values.shape[::2]:
-            raise FormatError(f"the section {EXACT!r}: layer {index} has another shape than its codec's")
+    for layer, true in zip(decoded.layers, exact, strict=True):
         rows = torch.searchsorted(layer.positions, true.positions)
         keys, values = layer.keys.clone(), layer.values.clone()
         keys[:, rows], values[:, rows] = true.keys, true.values

@@ -110,7 +110,7 @@ def read_facts(directory: Path) -> CodecFacts:
         name = str(origin.get("model_name", ""))
         vocabulary = (first.get("fitted") or {}).get("vocabulary")
         return CodecFacts(directory, name, dict(first["model"]), origin, vocabulary, len(first["shapes"]), parts)
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
         what = f"config.json is damaged ({type(error).__name__}: {error})"
         raise CheckpointError(what, "Fit or fetch it again", path=directory) from error
 

@@ -12,6 +12,7 @@ tried on a session of the bundled model and did not lower the KL of resuming (7.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import groupby
 from typing import Any
@@ -25,8 +26,9 @@ from kvcompress.codec.settings import MOST_SIZE, NOTHING_STATED, CommonSettings,
 from kvcompress.errors import FormatError, InputError, MismatchError
 from kvcompress.format.container import Encoded
 from kvcompress.format.json_section import MAX_LAYERS
+from kvcompress.format.reader import Reader
 from kvcompress.format.session import encoded_session, own_sections, read_session
-from kvcompress.snapshot import CACHE_DTYPES, KVSnapshot, LayerKV
+from kvcompress.snapshot import CACHE_DTYPES, KVSnapshot, LayerKV, Origin
 
 Codes = npt.NDArray[np.int8]
 Reals = npt.NDArray[np.float64]
@@ -35,6 +37,9 @@ Shape = tuple[int, int, int]
 Run = tuple[int, int, int, int]
 
 MOST = 127
+NUMBER_BYTES = 32
+"""Memory of a number of the tensor at hand while it is decoded, three times in float64."""
+
 LEAST_FLOAT16_STEP = 2.0**-20
 """Below it float16 rounds a step up by more than a sixteenth."""
 
@@ -78,13 +83,22 @@ class Int8Codec:
         odd = sorted(_SECTIONS ^ own_sections(encoded))
         if odd:
             raise FormatError(f"the file's sections are not those of its codec: {', '.join(odd)}")
-        token_ids, origin, positions = read_session(encoded)
-        shapes = list(_coded_shapes(encoded, [len(place) for place in positions]))
+        shapes = list[Shape]()
+        if encoded.raw_bytes != 2 * len(encoded.sections["codes"]):
+            codes = len(encoded.sections["codes"])
+            raise FormatError(f"the header counts {encoded.raw_bytes} raw bytes, the section 'codes' has {codes} codes")
+
+        def working_bytes(origin: Origin, held: Sequence[int]) -> int:
+            shapes.extend(_coded_shapes(encoded, held))
+            return NUMBER_BYTES * max(map(math.prod, shapes), default=0)
+
+        token_ids, origin, positions = read_session(encoded, decoding_bytes=working_bytes)
         tensors = _dequantized(encoded.sections, shapes)
         dtype, layers = CACHE_DTYPES[origin.dtype], []
         for place in positions:
             keys = _rounded(next(tensors).transpose(0, 2, 1), dtype)
-            layers.append(LayerKV(keys, _rounded(next(tensors), dtype), place.clone()))
+            layers.append(LayerKV(keys, _rounded(next(tensors), dtype), place))
+        next(tensors, None)  # there is none, and nothing may follow in the sections either
         return KVSnapshot(tuple(layers), token_ids, origin)
 
 
@@ -148,7 +162,7 @@ def _coded_shapes(encoded: Encoded, held: Sequence[int]) -> Iterator[Shape]:
         encoded: The file.
         held: For each layer the number of its tokens.
     """
-    layers = _layer_shapes(Int8Settings.from_json(encoded.settings).shapes, len(held))
+    layers = shapes_of_runs(Int8Settings.from_json(encoded.settings).shapes, len(held))
     count = sum(heads * tokens * (key + value) for (heads, key, value), tokens in zip(layers, held, strict=True))
     if 2 * count != encoded.raw_bytes:
         raise FormatError(f"the header counts {encoded.raw_bytes} raw bytes, the setting 'shapes' {2 * count}")
@@ -159,7 +173,7 @@ def _coded_shapes(encoded: Encoded, held: Sequence[int]) -> Iterator[Shape]:
         yield heads, tokens, value
 
 
-def _layer_shapes(runs: Sequence[Run], layers: int) -> list[Shape]:
+def shapes_of_runs(runs: Sequence[Run], layers: int) -> list[Shape]:
     """Return heads, key size and value size of each layer from the setting "shapes"."""
     shapes: list[Shape] = []
     for count, *shape in runs:
@@ -173,29 +187,12 @@ def _layer_shapes(runs: Sequence[Run], layers: int) -> list[Shape]:
 
 def _dequantized(sections: Mapping[str, bytes], shapes: Sequence[Shape]) -> Iterator[Reals]:
     """Yield the numbers of each tensor, whose shapes are known to fill the section "codes"."""
-    codes = np.frombuffer(sections["codes"], np.int8)
-    if codes.size and int(codes.min()) < -MOST:
-        raise FormatError("the section 'codes' holds the code -128")
-    start = 0
-    for shape, scales in zip(shapes, _read_scales(sections["scales"], shapes), strict=True):
-        end = start + shape[0] * shape[1] * shape[2]
-        yield codes[start:end].reshape(shape) * scales.reshape(shape[0], shape[1], 1)
-        start = end
-
-
-def _read_scales(data: bytes, shapes: Sequence[Shape]) -> list[Reals]:
-    """Return the blocks of the section "scales" as float64, one of [shape[0] * shape[1]] for each shape."""
-    blocks, start = [], 0
-    for heads, rows, _ in shapes:
-        width = data[start] if start < len(data) else 0
-        end = start + 1 + heads * rows * width
-        if width not in _WIDTHS or end > len(data):
-            raise FormatError("the section 'scales' is cut, or holds scales of neither 2 nor 4 bytes", offset=start)
-        block = np.frombuffer(data[start + 1 : end], _WIDTHS[width])
-        if not np.isfinite(block).all() or np.signbit(block).any():
-            raise FormatError("the section 'scales' holds a scale that is negative or not finite", offset=start)
-        blocks.append(block.astype(np.float64))
-        start = end
-    if start != len(data):
-        raise FormatError(f"the section 'scales' has {len(data) - start} bytes too many", offset=start)
-    return blocks
+    codes, scales = (Reader(sections[name], f"the section {name!r}") for name in ("codes", "scales"))
+    for heads, rows, columns in shapes:
+        found = codes.numbers(np.int8, heads * rows * columns)
+        if found.size and int(found.min()) < -MOST:
+            raise FormatError("the section 'codes' holds the code -128", offset=codes.offset)
+        steps = scales.scales(heads * rows, signed=False)
+        yield found.reshape(heads, rows, columns) * steps.reshape(heads, rows, 1)
+    codes.require_end()
+    scales.require_end()

@@ -17,8 +17,9 @@ from torch import Tensor
 from kvcompress.codec.settings import NOTHING_STATED, CommonSettings
 from kvcompress.errors import FormatError, InputError, MismatchError
 from kvcompress.format.container import Encoded
+from kvcompress.format.reader import Reader
 from kvcompress.format.session import encoded_session, own_sections, read_session
-from kvcompress.format.zstd_frame import zstd_pack, zstd_unpack
+from kvcompress.format.zstd_frame import most_content_bytes, zstd_pack
 from kvcompress.snapshot import CACHE_DTYPES, KVSnapshot, LayerKV, Origin
 
 # Measured on caches of two small Llama-type models (400 and 800 tokens of dialogue), raw bytes by coded bytes:
@@ -29,6 +30,9 @@ from kvcompress.snapshot import CACHE_DTYPES, KVSnapshot, LayerKV, Origin
 #   float16 gives 1.25-1.27, float32 1.28-1.29: their mantissas are noise.
 LEVEL = 15
 MAX_CACHE_BYTES = 64 << 30
+
+Shape = tuple[int, int, int]
+"""Heads, size of a key, size of a value."""
 
 _COUNT = struct.Struct("<I")
 _SHAPE = struct.Struct("<HHH")
@@ -64,11 +68,19 @@ class LosslessCodec:
         unknown = sorted(own_sections(encoded) - _SECTIONS)
         if unknown:
             raise FormatError(f"the section {unknown[0]!r} is unknown to the lossless codec")
-        token_ids, origin, positions = read_session(encoded)
         if "cache" not in encoded.sections:
             raise FormatError("the section 'cache' is missing")
-        layers = unpack_cache(encoded.sections["cache"], origin, positions, encoded.raw_bytes)
-        return KVSnapshot(layers, token_ids, origin)
+        cache, found = encoded.sections["cache"], list[Shape]()
+        if encoded.raw_bytes > most_content_bytes(len(cache)):
+            what = f"the header counts {encoded.raw_bytes} raw bytes, more than {len(cache)} bytes of 'cache' can hold"
+            raise FormatError(what)
+
+        def working_bytes(origin: Origin, held: Sequence[int]) -> int:
+            found.extend(read_shapes(_reader(cache), origin, held, encoded.raw_bytes))
+            return unpacking_bytes(found, origin, held)
+
+        token_ids, origin, positions = read_session(encoded, decoding_bytes=working_bytes)
+        return KVSnapshot(unpack_cache(cache, origin, positions, found), token_ids, origin)
 
 
 def pack_cache(snapshot: KVSnapshot) -> bytes:
@@ -81,7 +93,7 @@ def pack_cache(snapshot: KVSnapshot) -> bytes:
 
 
 def unpack_cache(
-    data: bytes, origin: Origin, positions: Sequence[Tensor], raw_bytes: int | None = None
+    data: bytes, origin: Origin, positions: Sequence[Tensor], wanted: Sequence[Shape]
 ) -> tuple[LayerKV, ...]:
     """Return the layers that `pack_cache` packed.
 
@@ -89,44 +101,24 @@ def unpack_cache(
         data: What it returned.
         origin: Of the snapshot; says how many layers there are and in which data type.
         positions: For each layer [T] int64, those that were packed.
-        raw_bytes: What another place says of their size at 16 bits a number, if one does.
+        wanted: For each layer heads, key size and value size; others are refused.
 
     Raises:
         FormatError: The data are damaged or do not fit the positions.
     """
-    reader = _Reader(data)
-    shapes = _read_shapes(reader, origin, positions, raw_bytes)
+    reader = _reader(data)
+    shapes = read_shapes(reader, origin, [len(place) for place in positions])
+    for index, (shape, other) in enumerate(zip(shapes, wanted, strict=True)):
+        if shape != other:
+            raise FormatError(f"the section 'cache': layer {index} has the shape {shape} instead of {other}")
     dtype = CACHE_DTYPES[origin.dtype]
     layers = []
     for (heads, key_size, value_size), place in zip(shapes, positions, strict=True):
         keys = _read_tensor(reader, (heads, len(place), key_size), dtype)
         values = _read_tensor(reader, (heads, len(place), value_size), dtype)
-        layers.append(LayerKV(keys, values, place.clone()))
+        layers.append(LayerKV(keys, values, place))
     reader.require_end()
     return tuple(layers)
-
-
-class _Reader:
-    """Takes pieces from the front of the section "cache"; never more than there is."""
-
-    def __init__(self, data: bytes) -> None:
-        self.data, self.offset = data, 0
-
-    def take(self, count: int) -> bytes:
-        """Return the next `count` bytes."""
-        if count > len(self.data) - self.offset:
-            raise FormatError(f"the section 'cache' ends at byte {len(self.data)}, in the middle of its data")
-        self.offset += count
-        return self.data[self.offset - count : self.offset]
-
-    def unpack(self, fields: struct.Struct) -> tuple[int, ...]:
-        """Return the next integers."""
-        return fields.unpack(self.take(fields.size))
-
-    def require_end(self) -> None:
-        """Refuse bytes that nobody has read."""
-        if self.offset != len(self.data):
-            raise FormatError(f"the section 'cache' has {len(self.data) - self.offset} bytes too many")
 
 
 def _cache_chunks(snapshot: KVSnapshot) -> Iterator[bytes]:
@@ -154,18 +146,26 @@ def _planes(tensor: Tensor) -> list[bytes]:
     return [split[:, index].tobytes() for index in range(split.shape[1])]
 
 
-def _read_shapes(
-    reader: _Reader, origin: Origin, positions: Sequence[Tensor], raw_bytes: int | None
-) -> list[tuple[int, int, int]]:
-    """Read each layer's heads, key size and value size; all sizes are settled here, before anything is allocated."""
-    (count,) = reader.unpack(_COUNT)
-    if count != len(positions):
-        raise FormatError(f"the section 'cache' has {count} layers, the section 'positions' {len(positions)}")
-    shapes, values_count = [], 0
-    for place in positions:
-        heads, key_size, value_size = reader.unpack(_SHAPE)
+def read_shapes(reader: Reader, origin: Origin, held: Sequence[int], raw_bytes: int | None = None) -> list[Shape]:
+    """Read each layer's heads, key size and value size; all sizes are settled here, before anything is allocated.
+
+    Args:
+        reader: Of the section, at its start.
+        origin: Of the snapshot.
+        held: For each layer the number of its tokens.
+        raw_bytes: What another place says of their size at 16 bits a number, if one does.
+
+    Raises:
+        FormatError: They are cut, or contradict what is known.
+    """
+    count = reader.u32()
+    if count != len(held):
+        raise FormatError(f"the section 'cache' has {count} layers, the section 'positions' {len(held)}")
+    shapes, values_count = list[Shape](), 0
+    for tokens in held:
+        heads, key_size, value_size = reader.fields(_SHAPE)
         shapes.append((heads, key_size, value_size))
-        values_count += heads * len(place) * (key_size + value_size)
+        values_count += heads * tokens * (key_size + value_size)
     if raw_bytes is not None and 2 * values_count != raw_bytes:
         raise FormatError(f"the header counts {raw_bytes} raw bytes, the shapes in 'cache' {2 * values_count}")
     if _item_bytes(origin) * values_count > MAX_CACHE_BYTES:
@@ -173,19 +173,23 @@ def _read_shapes(
     return shapes
 
 
-def _read_tensor(reader: _Reader, shape: tuple[int, int, int], dtype: torch.dtype) -> Tensor:
+def _read_tensor(reader: Reader, shape: Shape, dtype: torch.dtype) -> Tensor:
     """Read the planes of one tensor and return it, [H, T, D] of `dtype`."""
     heads, tokens, size = shape
     count = heads * tokens * size
-    planes = []
-    for _ in range(dtype.itemsize):
-        (length,) = reader.unpack(_LENGTH)
-        plane = zstd_unpack(reader.take(length), count, "the section 'cache'")
-        if len(plane) != count:
-            raise FormatError(f"the section 'cache' has a plane of {len(plane)} bytes instead of {count}")
-        planes.append(np.frombuffer(plane, dtype=np.uint8))
+    planes = [np.frombuffer(reader.frame(_LENGTH, count), dtype=np.uint8) for _ in range(dtype.itemsize)]
     numbers = torch.from_numpy(np.stack(planes, axis=1).reshape(-1)).view(dtype)
     return rearrange(numbers, "(t h d) -> h t d", t=tokens, h=heads, d=size).contiguous()
+
+
+def unpacking_bytes(shapes: Sequence[Shape], origin: Origin, held: Sequence[int]) -> int:
+    """Return the memory that unpacking takes beside the layers themselves: the planes of the largest tensor, twice."""
+    largest = max((h * t * max(k, v) for (h, k, v), t in zip(shapes, held, strict=True)), default=0)
+    return 2 * largest * _item_bytes(origin)
+
+
+def _reader(data: bytes) -> Reader:
+    return Reader(data, "the section 'cache'")
 
 
 def _item_bytes(origin: Origin) -> int:

@@ -16,7 +16,11 @@ from kvcompress.codec.promise import Promise
 from kvcompress.codec.settings import CommonSettings, OtherWeights
 from kvcompress.errors import InputError, MismatchError
 from kvcompress.format.container import HASH_CHARACTERS
+from kvcompress.format.origin import origin_of_json
 from kvcompress.snapshot import ModelFingerprint, Origin
+
+NO_ORIGIN = (b"", b"{}")
+"""Preset of a codec that does not say what its model is like, as older versions did not."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,6 +104,10 @@ def require_recorded(stated: OtherWeights | None, own: ModelFingerprint, preset:
     """
     if stated is None:
         own.require_match(origin.fingerprint)
+        if preset not in NO_ORIGIN:
+            from kvcompress.codec.same_model import require_same_model
+
+            require_same_model(own_origin(preset), origin)
         return
     both = (("codec", stated.codec, own), ("session", stated.session, origin.fingerprint))
     for part, named, wanted in both:
@@ -119,15 +127,17 @@ def require_same_architecture(preset: bytes, origin: Origin) -> None:
     Raises:
         InputError: The codec does not say what its model is like.
     """
+    from kvcompress.codec.same_model import require_same_rotation
     from kvcompress.hf.architecture import Architecture
 
     own = own_origin(preset)
     Architecture.of_origin(own).require_same(Architecture.of_origin(origin))
+    require_same_rotation(own, origin)
 
 
 def own_origin(preset: bytes) -> Origin:
     """Return the origin of a codec's own model; raises `InputError` where the codec, an old one, does not know it."""
-    if preset in (b"", b"{}"):
+    if preset in NO_ORIGIN:
         what = "the codec does not say what its model is like, so other weights cannot be compared with it"
         raise InputError(what, "Fit it again with this version")
-    return Origin.from_json(json.loads(preset))
+    return origin_of_json(json.loads(preset))

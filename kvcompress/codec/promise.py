@@ -8,7 +8,6 @@ inspect` can read it at once.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -17,6 +16,7 @@ from typing import Any
 from kvcompress.codec.settings import MOST_QP, CommonSettings, TinyVAESettings
 from kvcompress.errors import CheckpointError, FormatError, InputError
 from kvcompress.format.json_fields import JsonFields
+from kvcompress.format.strict_json import read_json
 from kvcompress.metrics.conformal import beyond_allowed, sessions_needed
 
 QUALITIES = ("transparent", "high", "usable")
@@ -217,8 +217,9 @@ def stated_promise(directory: Path, codec_fingerprint: str, settings: CommonSett
     place = (part if layers and part.is_dir() else directory) / "config.json"
     if settings.quality is None or not place.is_file():
         return None
-    config = json.loads(place.read_text(encoding="utf-8"))
-    if config.get("fitted", {}).get("fingerprint") != codec_fingerprint:
+    config = read_json(place, "config.json")
+    fitted = config.get("fitted") if isinstance(config, dict) else None
+    if not isinstance(fitted, dict) or fitted.get("fingerprint") != codec_fingerprint:
         return None
     return applying(promises_from_json(config.get("promises")), settings)
 

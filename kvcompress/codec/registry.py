@@ -14,6 +14,7 @@ from kvcompress.codec.settings import TinyVAESettings
 from kvcompress.codec.tinyvae import TinyVAECodec
 from kvcompress.errors import FormatError, about
 from kvcompress.format.container import MAGIC, Encoded, load
+from kvcompress.format.limits import memory_limit
 from kvcompress.format.raw_snapshot import load_raw
 from kvcompress.hf.partial_prefill import Recompute
 from kvcompress.snapshot import KVSnapshot
@@ -48,11 +49,28 @@ def _tinyvae_of(encoded: Encoded, codec: str | Path | None) -> TinyVAECodec:
     return load_codec(codec, stated.recompute_layers)
 
 
-def load_snapshot(path: Path, codec: str | Path | None = None, recompute: Recompute | None = None) -> KVSnapshot:
-    """Load the snapshot of a `.kvz` file or of a raw snapshot file; errors name the path. As `codec_of`."""
-    if is_raw(path):
-        return load_raw(path)
-    with about(path):
+def load_snapshot(
+    path: Path,
+    codec: str | Path | None = None,
+    recompute: Recompute | None = None,
+    max_memory: str | int | None = None,
+) -> KVSnapshot:
+    """Load the snapshot of a `.kvz` file or of a raw snapshot file; errors name the path.
+
+    Args:
+        path: The file.
+        codec: As for `codec_of`.
+        recompute: As for `codec_of`.
+        max_memory: The most memory that it may take, "4GB" or a number of bytes; None for the limit in force, see
+            `kvcompress.format.limits`.
+
+    Raises:
+        MemoryLimitError: The file declares more.
+        KVCompressError: It cannot be read, decoded, or not with this codec.
+    """
+    with memory_limit(max_memory), about(path):
+        if is_raw(path):
+            return load_raw(path)
         encoded = load(path)
         return codec_of(encoded, codec, recompute).decode(encoded)
 

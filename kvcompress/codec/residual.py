@@ -28,6 +28,7 @@ from torch import Tensor
 
 from kvcompress.errors import FormatError
 from kvcompress.format.ans import TableBank, decode_symbols, encode_symbols
+from kvcompress.format.reader import Reader
 from tinyvae.quantize import LEVELS, LEVELS_PER_OCTAVE, LOWEST_SCALE_LOG2, dequantize, quantize
 
 RESIDUAL_FINER = 12
@@ -73,18 +74,16 @@ class Residual:
         Raises:
             FormatError: It is cut, too long, or not of so many channels.
         """
-        start = _LENGTH.size + (_LENGTH.unpack_from(data)[0] if len(data) >= _LENGTH.size else 0)
-        if not _LENGTH.size < start <= len(data):
-            raise FormatError("the residual's levels are cut", offset=len(data))
-        inflate = zlib.decompressobj()
+        reader = Reader(data, "the residual")
         try:
-            level = np.frombuffer(inflate.decompress(data[_LENGTH.size : start], channels + 1), np.uint8)
-        except zlib.error as error:
-            raise FormatError(f"the residual's levels cannot be decompressed ({error})", offset=_LENGTH.size) from error
-        if len(level) != channels or not inflate.eof or inflate.unused_data or (level > LEVELS).any():
-            raise FormatError(f"the residual's levels are not those of {channels} channels", offset=_LENGTH.size)
+            level = np.frombuffer(reader.inflated_block(channels), np.uint8)
+        except FormatError as error:
+            what = f"the residual's levels are not those of {channels} channels: {error.what}"
+            raise FormatError(what) from error
+        if len(level) != channels or (level > LEVELS).any():
+            raise FormatError(f"the residual's levels are not those of {channels} channels", offset=reader.offset)
         levels = np.broadcast_to(level.astype(np.int32) - 1, (tokens, channels)).copy()
-        symbols = decode_symbols(data[start:], levels, bank)
+        symbols = decode_symbols(reader.rest(), levels, bank)
         return cls(torch.from_numpy(symbols), torch.from_numpy(levels))
 
     def weighted(self, steps: Tensor, centroids: Tensor) -> Tensor:

@@ -19,19 +19,21 @@ from huggingface_hub import PyTorchModelHubMixin
 from torch import Tensor, nn
 
 from kvcompress.codec.analysis import HIGHEST_QP, Analysis
-from kvcompress.codec.bitstream import read_codes, require_sections
+from kvcompress.codec.bitstream import read_codes, read_own_session, require_sections
 from kvcompress.codec.lower_groups import Lower
-from kvcompress.codec.other_weights import Adopted
+from kvcompress.codec.other_weights import Adopted, own_origin
 from kvcompress.codec.promising import Promising
 from kvcompress.codec.quality import encode_at_quality
 from kvcompress.codec.recompute import ConditioningLayers, recomputed
+from kvcompress.codec.same_model import require_same_model
 from kvcompress.codec.settings import NOTHING_STATED, CommonSettings, TinyVAESettings
 from kvcompress.codec.synthesis import synthesised
 from kvcompress.errors import FormatError, InputError, MismatchError
 from kvcompress.format.ans import TableBank
 from kvcompress.format.container import Encoded
-from kvcompress.format.json_section import canonical_json
-from kvcompress.format.session import Preset, encoded_session, read_session
+from kvcompress.format.origin import require_vocabulary
+from kvcompress.format.session import Preset, encoded_session
+from kvcompress.format.strict_json import canonical_json
 from kvcompress.hf.channels import LayerShape, layer_shapes, to_channels
 from kvcompress.hf.partial_prefill import Recompute
 from kvcompress.hf.rope import rope_of
@@ -177,12 +179,12 @@ class TinyVAECodec(
         if list(layer_shapes(snapshot)) != self.shapes:
             raise InputError("the cache's layers have another shape than those this codec was fitted to")
         self.require_vocabulary(snapshot.token_ids)
+        if self.preset.origin and self.adopted is None:
+            require_same_model(own_origin(self.preset.origin), snapshot.origin)
 
-    def require_vocabulary(self, token_ids: Tensor) -> None:
-        """Raise `InputError` where a token id has no entry in the tables."""
-        limit = self.vae(0).config.vocab_size
-        if token_ids.numel() and int(token_ids.max()) >= limit:
-            raise InputError(f"token id {int(token_ids.max())} lies outside the vocabulary of {limit}")
+    def require_vocabulary(self, token_ids: Tensor, failure: type[InputError] | type[FormatError] = InputError) -> None:
+        """Raise `InputError`, or what is asked for, where a token id [N] has no entry in the tables."""
+        require_vocabulary(token_ids, {"vocab_size": self.vae(0).config.vocab_size}, failure)
 
     def qps(self, group: int, token_ids: Tensor, qp: int, offsets: Tensor | None = None) -> Tensor:
         """Return the QP [N] int32 of every token of a session for a group of layers, outliers not regarded.
@@ -280,17 +282,17 @@ class TinyVAECodec(
             mine, theirs = self.fingerprint[:16], encoded.codec_fingerprint[:16]
             raise MismatchError("the codec", theirs, mine, "Name its codec with --codec DIR")
         require_sections(self, encoded)
-        token_ids, origin, positions = read_session(encoded, self.preset)
-        codes = read_codes(self, encoded, token_ids, origin, positions)
+        token_ids, origin, positions = read_own_session(self, encoded)
+        codes = read_codes(self, encoded, token_ids, positions)
         known = recomputed(self.recompute, self.recompute_layers, token_ids, origin, positions, encoded.sections)
         return synthesised(self, token_ids, origin, known, codes)
 
     @torch.inference_mode()
     def stored_bits(self, encoded: Encoded) -> list[float]:
         """Return the bits that a file spends on each token of its session; raises as `decode` does."""
-        token_ids, origin, positions = read_session(encoded, self.preset)
+        token_ids, _, positions = read_own_session(self, encoded)
         bits = torch.zeros(len(token_ids), dtype=torch.float64)
-        for code in read_codes(self, encoded, token_ids, origin, positions):
+        for code in read_codes(self, encoded, token_ids, positions):
             bits[code.places] += code.bits(self.bank)
         return [float(value) for value in bits]
 

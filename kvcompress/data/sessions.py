@@ -2,25 +2,33 @@
 
 JSON lines of `{"id", "messages": [{"role", "content"}]}`, or of `{"id", "text"}` for models without a chat template.
 What a line may say beside: `category`, `facts` (see `kvcompress.metrics.recall`), `instructions` (see
-`kvcompress.metrics.instructions`), and in each message `time`, when it was said: seconds since 1970 or ISO 8601.
+`kvcompress.metrics.instructions`), `tools` as chat templates take them, and in each message `time`, when it was said:
+seconds since 1970 or ISO 8601. Further fields of a message are the chat template's: what it leaves out is refused.
 """
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from kvcompress.data.chat_template import Dialogue, has_template, layout_ids, texts_of
+from kvcompress.data.rendered import require_rendered
+from kvcompress.data.text_files import opened_text, without_mark
 from kvcompress.errors import FormatError, InputError
+from kvcompress.hf.conversation import common_prefix
+from kvcompress.hf.special_tokens import ids_of, plain_ids, require_text
 
 if TYPE_CHECKING:
     from kvcompress.hf.types import Tokenizer
 
 DEFAULT_CATEGORY = "dialogue"
+_ROLE = re.compile(r"\w(?:[\w .:/-]{0,62}\w)?")
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +37,7 @@ class Session:
 
     Attributes:
         id: Its name in the file.
-        messages: Turns with `role` and `content`; empty for plain text.
+        messages: Turns with `role` and `content`, and what else the chat template takes; empty for plain text.
         facts: Planted facts, each with `question_message` (index of the user turn that asks),
             `stated_message` and `value`; empty where the file has none.
         instructions: Standing instructions, each with `stated_message`, `position` and `text`; empty where there
@@ -37,43 +45,96 @@ class Session:
         category: What kind of session it is, e.g. "arithmetic": reports say their figures by category.
         text: The plain text of a session without turns, else None.
         times: When each message was said, seconds since 1970; empty where not all of them say it.
+        tools: Definitions of functions that the model may call, as chat templates take them.
+        path: The file that it stands in, None where it stands in none.
+        line: Its line there, from 1.
     """
 
     id: str
-    messages: list[dict[str, str]]
+    messages: list[dict[str, Any]]
     facts: list[dict[str, Any]] = field(default_factory=list)
     instructions: list[dict[str, Any]] = field(default_factory=list)
     category: str = DEFAULT_CATEGORY
     text: str | None = None
     times: tuple[float, ...] = ()
+    tools: list[dict[str, Any]] = field(default_factory=list)
+    path: Path | None = None
+    line: int = 0
+
+    @property
+    def place(self) -> str:
+        """What errors call it."""
+        return f"line {self.line}" if self.line else f"session {self.id}"
+
+    def dialogue(self, *, special_tokens: bool = False) -> Dialogue:
+        """Return its conversation, in which text may spell special tokens or not."""
+        return Dialogue((), tuple(self.tools)).then(*self.messages, special_tokens=special_tokens)
 
 
 def _parse(line: str, path: Path, number: int) -> Session:
     where = f"line {number}"
     try:
-        row = json.loads(line)
-    except json.JSONDecodeError as error:
+        row = json.loads(without_mark(line), object_pairs_hook=_unique)
+    except (ValueError, RecursionError) as error:
+        reason = error.msg if isinstance(error, json.JSONDecodeError) else str(error)
         raise FormatError(
-            f"{where} is not JSON ({error.msg})", "A session file has one JSON object a line", path=path
+            f"{where} is not JSON ({reason})", "A session file has one JSON object a line", path=path
         ) from error
-    if isinstance(row, dict) and isinstance(row.get("text"), str) and "messages" not in row:
-        return Session(str(row.get("id", number)), [], category=str(row.get("category", "text")), text=row["text"])
     messages = row.get("messages") if isinstance(row, dict) else None
+    if isinstance(row, dict) and isinstance(row.get("text"), str) and "messages" not in row:
+        require_text(row["text"], where, path=path)
+        text, name = without_mark(row["text"]), _name(row, number, path)
+        return Session(name, [], category=str(row.get("category", "text")), text=text, path=path, line=number)
     if not isinstance(messages, list) or not messages:
         raise FormatError(f"{where} has no messages", 'Each line is {"id": ..., "messages": [...]}', path=path)
-    for message in messages:
-        fields = (message.get("role"), message.get("content")) if isinstance(message, dict) else ()
-        if len(fields) != 2 or not all(isinstance(value, str) for value in fields):
-            raise FormatError(f"{where} has a message without role and content", path=path)
+    if "text" in row:
+        raise FormatError(f"{where} has both messages and text", "Give one of them", path=path)
+    for index, message in enumerate(messages, 1):
+        _require_message(message, f"{where}, message {index}", path)
     times = [_time(message.pop("time"), where, path) for message in messages if "time" in message]
     return Session(
-        str(row.get("id", number)),
+        _name(row, number, path),
         messages,
         _rows(row, "facts", where, path),
         _rows(row, "instructions", where, path),
         str(row.get("category") or DEFAULT_CATEGORY),
         times=tuple(times) if len(times) == len(messages) else (),
+        tools=_rows(row, "tools", where, path),
+        path=path,
+        line=number,
     )
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Build a JSON object; of two equal keys one would be lost."""
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        twice = next(key for key, _ in pairs if sum(key == other for other, _ in pairs) > 1)
+        raise ValueError(f"the key {twice!r} occurs twice")
+    return found
+
+
+def _name(row: dict[str, Any], number: int, path: Path) -> str:
+    name = str(row.get("id", number))
+    require_text(name, f"line {number}: the id", path=path)
+    return name
+
+
+def _require_message(message: Any, where: str, path: Path) -> None:
+    """Raise an error that names the message unless it has a role, says something, and is text all through."""
+    if not isinstance(message, dict):
+        raise FormatError(f"{where} is not an object", 'A message is {"role": ..., "content": ...}', path=path)
+    role, content = message.get("role"), message.get("content")
+    if not isinstance(role, str) or not _ROLE.fullmatch(role):
+        shown = "no role" if "role" not in message else f"a role that is no word ({str(role)[:40]!r})"
+        raise FormatError(f"{where} has {shown}", 'Give one such as "user" or "assistant"', path=path)
+    says = [key for key, value in message.items() if key not in ("role", "content", "time") and value]
+    if not isinstance(content, str | list) and not (content is None and says):
+        shown = "no content" if content is None else f"content that is neither text nor a list of parts ({content!r})"
+        raise FormatError(f"{where} has {shown[:120]}", "Give it as text", path=path)
+    for key, value in message.items():
+        for text in texts_of(value):
+            require_text(text, f"{where}: {key}", path=path)
 
 
 def _time(value: Any, where: str, path: Path) -> float:
@@ -105,15 +166,11 @@ def read_sessions(path: Path) -> Iterator[Session]:
         FormatError: A line is not a session.
     """
     count = 0
-    try:
-        with path.open(encoding="utf-8") as handle:
-            for number, line in enumerate(handle, 1):
-                if line.strip():
-                    count += 1
-                    yield _parse(line, path, number)
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
-        raise InputError(f"cannot be read ({reason})", "Name a JSON lines file of sessions", path=path) from error
+    with opened_text(path, "Name a JSON lines file of sessions") as handle:
+        for number, line in enumerate(handle, 1):
+            if without_mark(line).strip():
+                count += 1
+                yield _parse(line, path, number)
     if not count:
         raise InputError("holds no session", path=path)
 
@@ -134,36 +191,64 @@ def find_session(path: Path, wanted: str | None) -> Session:
 
 
 def text_ids(tokenizer: Tokenizer, text: str) -> list[int]:
-    """Return the token ids of text as it is: no special tokens added, no warning about its length."""
-    return list(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
+    """Return the token ids of text as it is: no special tokens added, and those that it spells are taken as such."""
+    return ids_of(tokenizer, text)
 
 
-def plain_text_ids(tokenizer: Tokenizer, text: str) -> list[int]:
-    """Return the token ids of plain text, the tokenizer's opening token (if it has one) before them."""
+def plain_text_ids(tokenizer: Tokenizer, text: str, *, special_tokens: bool = False) -> list[int]:
+    """Return the token ids of plain text, the tokenizer's opening token (if it has one) before them.
+
+    Args:
+        tokenizer: A transformers tokenizer.
+        text: The text.
+        special_tokens: Whether what spells a special token becomes it.
+    """
     opening = [] if tokenizer.bos_token_id is None else [int(tokenizer.bos_token_id)]
-    return [*opening, *text_ids(tokenizer, text)]
+    return [*opening, *plain_ids(tokenizer, text, special_tokens=special_tokens)]
 
 
-def session_token_ids(session: Session, tokenizer: Tokenizer, *, ask: bool = False) -> list[int]:
+def session_token_ids(
+    session: Session, tokenizer: Tokenizer, *, ask: bool = False, special_tokens: bool = False
+) -> list[int]:
     """Lay a session out by the tokenizer's chat template; plain text as it is.
 
     Args:
         session: The conversation.
         tokenizer: A transformers tokenizer.
         ask: End with the assistant's turn opened, ready to answer.
+        special_tokens: Whether text that spells a special token becomes that token.
 
     Raises:
-        InputError: The tokenizer has no chat template or the template refuses the messages.
+        InputError: The tokenizer has no chat template, or the template refuses the messages or leaves something out.
     """
     if session.text is not None:
-        return plain_text_ids(tokenizer, session.text)
-    if not getattr(tokenizer, "chat_template", None):
-        raise InputError("the tokenizer has no chat template", "Give plain text: record --text, or lines of {id, text}")
+        return plain_text_ids(tokenizer, session.text, special_tokens=special_tokens)
+    said = session.dialogue(special_tokens=special_tokens)
     try:
-        text = tokenizer.apply_chat_template(session.messages, tokenize=False, add_generation_prompt=ask)
-    except Exception as error:  # templates raise whatever jinja raises
-        raise InputError(f"the chat template refuses session {session.id} ({error})") from error
-    return text_ids(tokenizer, text)
+        if has_template(tokenizer):
+            require_rendered(tokenizer, said, session.place)
+        return layout_ids(tokenizer, said, ask=ask, name=session.place)
+    except InputError as error:
+        error.path = error.path or session.path
+        raise
+
+
+def tokens_until(session: Session, tokenizer: Tokenizer, messages: int, token_ids: Sequence[int]) -> int:
+    """Return how many of a session's tokens its first messages take.
+
+    A template may lay them out otherwise once others follow: what is counted then is what they have in common.
+
+    Args:
+        session: The session.
+        tokenizer: Its tokenizer.
+        messages: How many messages.
+        token_ids: The tokens of the session.
+
+    Raises:
+        InputError: The template refuses so few messages.
+    """
+    said = replace(session, messages=session.messages[:messages]).dialogue()
+    return common_prefix(layout_ids(tokenizer, said), token_ids)
 
 
 def token_ages(session: Session, tokenizer: Tokenizer) -> list[float] | None:
@@ -174,8 +259,11 @@ def token_ages(session: Session, tokenizer: Tokenizer) -> list[float] | None:
     """
     if not session.times:
         return None
-    ages: list[float] = []
+    token_ids, ages = session_token_ids(session, tokenizer), list[float]()
     for count, time in enumerate(session.times, 1):
-        end = len(session_token_ids(replace(session, messages=session.messages[:count]), tokenizer))
+        try:
+            end = len(token_ids) if count == len(session.times) else tokens_until(session, tokenizer, count, token_ids)
+        except InputError:  # a template may refuse a conversation that ends there: these tokens belong to what follows
+            continue
         ages += [max(session.times) - time] * (end - len(ages))
     return ages

@@ -12,7 +12,6 @@ index.jsonl                  a line a session, written last: id, file, tokens, c
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -25,6 +24,7 @@ from kvcompress.errors import FormatError, InputError
 from kvcompress.format.atomic_directory import recover
 from kvcompress.format.raw_snapshot import load_raw, origin_of_raw, raw_layers
 from kvcompress.format.safetensors_file import opened
+from kvcompress.format.strict_json import read_json, read_json_lines
 from kvcompress.hf.channels import Rope, layer_channels
 from kvcompress.snapshot import KVSnapshot, Origin
 
@@ -33,6 +33,8 @@ FIT, LEVELS, CALIBRATION = "fit", "levels", "calibration"
 """Parts of a harvest: prior, transform and steps; prediction, levels and tables; and what fits nothing."""
 
 DIGEST_TOKENS = 256
+MOST_ID = 1 << 31
+"""No model has as many tokens in its vocabulary, no session as many in all."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,10 +89,13 @@ class ShardRow:
         """Read a line; raises `FormatError` where it is none."""
         try:
             row = cls(**{**data, "continuation": tuple(map(int, data["continuation"]))})
-        except (TypeError, KeyError, ValueError) as error:
+        except (TypeError, KeyError, ValueError, OverflowError) as error:
             raise FormatError(f"a line is not of a shard ({error})", "Harvest again with --force", path=path) from error
         names = [row.file, *([row.gradients] if row.gradients else [])]
-        if any(Path(name).name != name for name in names) or row.part not in (FIT, LEVELS, CALIBRATION):
+        plain = all(isinstance(name, str) and name and Path(name).name == name and name.isprintable() for name in names)
+        counts = (row.tokens, *row.continuation)
+        sound = all(type(count) is int and 0 <= count < MOST_ID for count in counts)
+        if not plain or not sound or row.part not in (FIT, LEVELS, CALIBRATION):
             raise FormatError(f"the line of {row.id!r} is damaged", "Harvest again with --force", path=path)
         return row
 
@@ -112,14 +117,12 @@ class Shards:
         recover(directory)
         if not index.is_file():
             raise InputError("no finished harvest here", "Make one with `kvcompress harvest`", path=directory)
-        try:
-            lines = [json.loads(line) for line in index.read_text(encoding="utf-8").splitlines() if line.strip()]
-        except (OSError, ValueError) as error:
-            raise FormatError(f"cannot be read ({error})", "Harvest again with --force", path=index) from error
-        rows = [ShardRow.from_json(line, index) for line in lines]
+        rows = [ShardRow.from_json(line, index) for _, line in read_json_lines(index, "a shard")]
+        if not rows:
+            raise FormatError("it names no session", "Harvest again with --force", path=index)
         self.directory = directory
         self.rows = [row for row in rows if row.part in parts]
-        self.settings: dict[str, Any] = json.loads((directory / SETTINGS).read_text(encoding="utf-8"))
+        self.settings: dict[str, Any] = _settings(directory / SETTINGS)
         self.origin: Origin = origin_of_raw(directory / rows[0].file)
 
     def __len__(self) -> int:
@@ -182,6 +185,13 @@ class Shards:
             parts = [file.get_tensor(f"first.{index}").float() for index in layers]
             ids: Tensor = file.get_tensor("first_ids")
         return ids, torch.cat(parts, 1)
+
+
+def _settings(place: Path) -> dict[str, Any]:
+    found = read_json(place, "the settings of a harvest")
+    if not isinstance(found, dict):
+        raise FormatError("it is no JSON object", "Harvest again with --force", path=place)
+    return found
 
 
 def opening_digest(token_ids: Tensor) -> str:

@@ -26,7 +26,7 @@ from kvcompress.fit.calibrate import Calibration, calibrated
 from kvcompress.fit.checkpoint import kept_out_of_fit, usable_sessions
 from kvcompress.fit.trials import trials_from_sessions
 from kvcompress.format.atomic import atomic_write
-from kvcompress.format.json_section import canonical_json
+from kvcompress.format.strict_json import canonical_json
 from kvcompress.hf import fingerprint, recompute_with
 from kvcompress.hf.architecture import REMEDY, Architecture
 from kvcompress.hf.fingerprint import vocabulary_digest

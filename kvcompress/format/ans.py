@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from kvcompress.errors import FormatError, InputError
+from kvcompress.format.reader import Reader
 from tinyvae.tables import TABLE_TOTAL
 
 Ints = npt.NDArray[np.int32]
@@ -103,7 +104,7 @@ def decode_symbols(data: bytes, levels: Ints, bank: TableBank) -> Ints:
     """
     if len(data) < 4 or len(data) % 4:
         raise FormatError("the symbol stream is cut", offset=len(data))
-    escapes = int(np.frombuffer(data[-4:], "<u4")[0])
+    escapes = Reader(data[-4:], "the symbol stream").u32()
     words_end = len(data) - 4 - 4 * escapes
     if words_end < 0:
         raise FormatError("the symbol stream claims more escapes than it holds", offset=len(data) - 4)
@@ -111,8 +112,8 @@ def decode_symbols(data: bytes, levels: Ints, bank: TableBank) -> Ints:
     order, runs = _by_level(levels)
     flat = np.zeros(levels.size, np.int32)
     taken = 0
+    coder = _coder(data[:words_end], "the symbol stream")
     try:
-        coder = constriction.stream.stack.AnsCoder(np.frombuffer(data[:words_end], "<u4").astype(np.uint32))
         for level, start, stop in runs:
             top = bank.largest(level)
             part = coder.decode(bank.model(level), stop - start) - top
@@ -154,24 +155,53 @@ def decode_choices(data: bytes, tokens: int) -> npt.NDArray[np.int16]:
     Raises:
         FormatError: The section is cut, too long, or not of so many tokens.
     """
-    kinds = data[0] if data else 0
-    words_start = 1 + 6 * kinds
-    if len(data) < max(1, words_start) or (len(data) - words_start) % 4:
-        raise FormatError("the list of offsets is cut", offset=len(data))
-    distinct = np.frombuffer(data[1 : 1 + 2 * kinds], "<i2").astype(np.int16)
-    counts = np.frombuffer(data[1 + 2 * kinds : words_start], "<u4").astype(np.int64)
-    if int(counts.sum()) != tokens or (counts == 0).any() or (np.diff(distinct.astype(np.int64)) <= 0).any():
+    distinct, counts, words = _choices(data)
+    if int(counts.sum()) != tokens:
         raise FormatError(f"the list of offsets is not one of {tokens} tokens", offset=0)
-    if kinds < 2:
-        if len(data) != words_start:
-            raise FormatError("the list of offsets holds more than its tokens", offset=words_start)
+    if len(distinct) < 2:
         return np.repeat(distinct, tokens)[:tokens]
-    coder = constriction.stream.stack.AnsCoder(np.frombuffer(data[words_start:], "<u4").astype(np.uint32))
-    index = coder.decode(_choice_model(counts), tokens)
-    if not coder.is_empty() or not np.array_equal(np.bincount(index, minlength=kinds), counts):
-        raise FormatError("the list of offsets does not decode", offset=words_start)
+    coder = _coder(words, "the list of offsets")
+    try:
+        index = coder.decode(_choice_model(counts), tokens)
+    except (ValueError, AssertionError) as error:
+        raise FormatError("the list of offsets does not decode", offset=0) from error
+    if not coder.is_empty() or not np.array_equal(np.bincount(index, minlength=len(distinct)), counts):
+        raise FormatError("the list of offsets does not decode", offset=0)
     found: npt.NDArray[np.int16] = distinct[index]
     return found
+
+
+def largest_choice(data: bytes) -> int | None:
+    """Return the largest integer that `encode_choices` coded, without decoding the others; None for no tokens.
+
+    Raises:
+        FormatError: The section is cut.
+    """
+    distinct = _choices(data)[0]
+    return int(distinct[-1]) if len(distinct) else None
+
+
+def _choices(data: bytes) -> tuple[npt.NDArray[np.int16], npt.NDArray[np.int64], bytes]:
+    """Return the distinct integers, ascending, how many tokens have each, and the coder's words."""
+    reader = Reader(data, "the list of offsets")
+    kinds = reader.u8()
+    distinct = reader.numbers("<i2", kinds).astype(np.int16)
+    counts = reader.numbers("<u4", kinds).astype(np.int64)
+    if (counts == 0).any() or (np.diff(distinct.astype(np.int64)) <= 0).any():
+        raise FormatError("the list of offsets does not ascend, or names one that no token has", offset=1)
+    if kinds < 2:
+        reader.require_end()
+    return distinct, counts, reader.rest()
+
+
+def _coder(words: bytes, what: str) -> constriction.stream.stack.AnsCoder:
+    """Return a coder that is about to decode 32-bit words; a stream of its kind never ends in a zero."""
+    if len(words) % 4:
+        raise FormatError(f"{what} is cut", offset=len(words))
+    try:
+        return constriction.stream.stack.AnsCoder(np.frombuffer(words, "<u4").astype(np.uint32))
+    except ValueError as error:
+        raise FormatError(f"{what} ends in a zero word, as no coder writes it", offset=len(words)) from error
 
 
 def _choice_model(counts: npt.NDArray[np.int64]) -> constriction.stream.model.Categorical:

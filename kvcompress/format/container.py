@@ -30,13 +30,10 @@ from kvcompress.format.header_fields import (
     Header,
     parse_header,
 )
-from kvcompress.format.json_section import (
-    canonical_json,
-    pack_origin,
-    pack_positions,
-    unpack_origin,
-    unpack_positions,
-)
+from kvcompress.format.json_section import pack_origin, unpack_origin
+from kvcompress.format.limits import require_memory
+from kvcompress.format.positions import pack_positions, unpack_positions
+from kvcompress.format.strict_json import canonical_json
 
 MAGIC = b"\x89KVZ\r\n\x1a\n"
 
@@ -132,6 +129,7 @@ def load(path: PathLike) -> Encoded:
         IntegrityError: A checksum does not match.
     """
     with open_regular(path) as (file, size):
+        require_memory(size, "reading the file")
         return _read(file, size, path)
 
 

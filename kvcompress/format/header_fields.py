@@ -10,7 +10,8 @@ from typing import Any
 from kvcompress.errors import FormatError
 from kvcompress.format.atomic import PathLike
 from kvcompress.format.header import unpack_header
-from kvcompress.format.json_section import MAX_NUMBER, parse_json
+from kvcompress.format.json_section import MAX_NUMBER
+from kvcompress.format.strict_json import parse_json
 
 VERSION = 2
 HASH_CHARACTERS = 32

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -10,18 +11,27 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
-from kvcompress.errors import FormatError, InputError
+from kvcompress.errors import FormatError, InputError, about
 from kvcompress.format.atomic import PathLike, atomic_path
-from kvcompress.format.json_section import MAX_LAYERS, canonical_json, parse_json
+from kvcompress.format.json_section import MAX_ORIGIN_BYTES
+from kvcompress.format.limits import require_memory
+from kvcompress.format.origin import origin_of_json, require_vocabulary
 from kvcompress.format.safetensors_file import one_line, opened, require_format
+from kvcompress.format.strict_json import canonical_json, parse_json
 from kvcompress.snapshot import KVSnapshot, LayerKV, Origin
 
 FORMAT = "kvcompress.snapshot"
 VERSION = "1"
 
 
-def save_raw(path: PathLike, snapshot: KVSnapshot, force: bool = False) -> None:
+def save_raw(path: PathLike, snapshot: KVSnapshot, force: bool = False, session: str = "") -> None:
     """Write a raw snapshot file; it appears whole or not at all.
+
+    Args:
+        path: The file.
+        snapshot: What it holds.
+        force: Replace an existing file.
+        session: What the session is called, for messages; a label that decides nothing.
 
     Raises:
         InputError: The file exists and `force` is not given, or it cannot be written.
@@ -30,7 +40,7 @@ def save_raw(path: PathLike, snapshot: KVSnapshot, force: bool = False) -> None:
         "format": FORMAT,
         "version": VERSION,
         "origin": canonical_json(snapshot.origin.to_json()).decode(),
-    }
+    } | ({"session": session} if session else {})
     with atomic_path(path, force=force) as temporary:
         try:
             save_file(dict(_tensors(snapshot)), temporary, metadata)
@@ -48,6 +58,7 @@ def load_raw(path: PathLike) -> KVSnapshot:
         FormatError: It is damaged, no raw snapshot file, or of another version.
     """
     with opened(path, "a raw snapshot") as file:
+        require_memory(2 * os.stat(path).st_size, "reading the snapshot")
         origin = _origin(file.metadata() or {}, path)
         tensors = _read_tensors(file, len(origin.layer_kinds), path)
     layers = tuple(
@@ -55,15 +66,24 @@ def load_raw(path: PathLike) -> KVSnapshot:
         for i in range(len(origin.layer_kinds))
     )
     try:
-        return KVSnapshot(layers, tensors["token_ids"], origin)
+        snapshot = KVSnapshot(layers, tensors["token_ids"], origin)
     except InputError as error:
         raise InputError(error.what, error.remedy, path=path) from error
+    with about(path):
+        require_vocabulary(snapshot.token_ids, origin.config)
+    return snapshot
 
 
 def origin_of_raw(path: PathLike) -> Origin:
     """Return where the cache of a raw snapshot file comes from; raises as `load_raw`."""
     with opened(path, "a raw snapshot") as file:
         return _origin(file.metadata() or {}, path)
+
+
+def session_of_raw(path: PathLike) -> str:
+    """Return what the session of a raw snapshot file is called, "" where it does not say; raises as `load_raw`."""
+    with opened(path, "a raw snapshot") as file:
+        return str((file.metadata() or {}).get("session", ""))
 
 
 def raw_layers(path: PathLike, layers: Sequence[int]) -> tuple[Tensor, dict[int, LayerKV]]:
@@ -113,16 +133,13 @@ def _origin(metadata: dict[str, str], path: PathLike) -> Origin:
     require_format(metadata, FORMAT, VERSION, path, "raw snapshot", "`kvcompress record` or `decode`")
     if "origin" not in metadata:
         raise FormatError("the metadata key 'origin' is missing", path=path)
+    if len(metadata["origin"]) > MAX_ORIGIN_BYTES:
+        raise FormatError(f"the metadata key 'origin' holds more than {MAX_ORIGIN_BYTES} bytes", path=path)
     value = parse_json(metadata["origin"].encode(), "the metadata key 'origin'", path)
     if not isinstance(value, dict):
         raise FormatError("the metadata key 'origin' is not a JSON object", path=path)
-    try:
-        origin = Origin.from_json(value)
-    except InputError as error:
-        raise FormatError(error.what, error.remedy, path=path) from error
-    if len(origin.layer_kinds) > MAX_LAYERS:
-        raise FormatError(f"the origin names more than {MAX_LAYERS} layers", path=path)
-    return origin
+    with about(path):
+        return origin_of_json(value)
 
 
 def _read_tensors(file: Any, layers: int, path: PathLike) -> dict[str, Tensor]:

@@ -8,7 +8,7 @@ from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
-from kvcompress.errors import FormatError
+from kvcompress.errors import FormatError, shown
 from kvcompress.format.atomic import PathLike, open_regular
 from kvcompress.format.container import MAGIC
 
@@ -34,7 +34,7 @@ def opened(path: PathLike, what: str) -> Iterator[Any]:
     try:
         with safe_open(path, framework="pt") as handle:
             yield handle
-    except (SafetensorError, OSError, ValueError, RuntimeError) as error:
+    except (SafetensorError, OSError, ValueError, RuntimeError, TypeError, KeyError, AttributeError) as error:
         remedy = "Copy or record the session again"
         raise FormatError(f"not a safetensors file, or cut off: {one_line(error)}", remedy, path=path) from error
 
@@ -63,5 +63,5 @@ def require_format(metadata: Mapping[str, str], name: str, version: str, path: P
 
 
 def one_line(error: BaseException) -> str:
-    """Return an error's text in one line."""
-    return " ".join(str(error).split())
+    """Return an error's text in one line, not longer than a line may be."""
+    return shown(" ".join(str(error).split()))

@@ -9,7 +9,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -18,9 +18,12 @@ from torch import Tensor
 
 from kvcompress.errors import FormatError, InputError
 from kvcompress.format.container import HASH_CHARACTERS, Encoded
-from kvcompress.format.json_section import MAX_TOKENS, pack_origin, pack_positions, unpack_origin, unpack_positions
+from kvcompress.format.json_section import MAX_TOKENS, pack_origin, unpack_origin
+from kvcompress.format.limits import require_memory
+from kvcompress.format.origin import origin_of_json, require_vocabulary
+from kvcompress.format.positions import Positions, pack_positions, read_positions
 from kvcompress.format.token_ids import pack_tokens, unpack_tokens
-from kvcompress.snapshot import KVSnapshot, Origin
+from kvcompress.snapshot import CACHE_DTYPES, KVSnapshot, Origin
 
 SESSION_SECTIONS = ("tokens", "origin", "positions")
 SEGMENT = "segment"
@@ -39,6 +42,17 @@ class Preset:
 
 
 NOTHING = Preset()
+
+DecodingBytes = Callable[[Origin, Sequence[int]], int]
+
+TOKEN_BYTES = 48
+"""Memory of a token id while it is read: as coded, in 8 bytes, as a tensor, and what is made of it."""
+
+MOST_TOKENS_A_BYTE = 32768
+"""That a byte of the section "tokens" can hold: a zstd block of 4 bytes gives 128 KiB; LZMA gets a fifth of it."""
+
+POSITION_BYTES = 16
+"""Memory of a position of a layer."""
 
 
 def encoded_session(
@@ -90,6 +104,7 @@ def session_sections(snapshot: KVSnapshot, preset: Preset = NOTHING) -> dict[str
     for index, layer in enumerate(snapshot.layers):
         if layer.positions.numel() and int(layer.positions[-1]) >= snapshot.tokens:
             raise InputError(f"layer {index}: a position lies beyond the {snapshot.tokens} tokens")
+    require_vocabulary(snapshot.token_ids, snapshot.origin.config, InputError)
     sections = {
         "tokens": pack_tokens(snapshot.token_ids),
         "origin": pack_origin(snapshot.origin.to_json(), preset.origin),
@@ -99,70 +114,72 @@ def session_sections(snapshot: KVSnapshot, preset: Preset = NOTHING) -> dict[str
     return sections
 
 
-def read_session_sections(
-    sections: Mapping[str, bytes], preset: Preset = NOTHING, most_tokens: int = MAX_TOKENS
+def read_session(
+    encoded: Encoded, preset: Preset = NOTHING, decoding_bytes: DecodingBytes | None = None
 ) -> tuple[Tensor, Origin, list[Tensor]]:
-    """Read the sections "tokens", "origin" and "positions"; the inverse of `session_sections`.
+    """Read the session's sections and check that the header says the same about tokens and model as they do.
 
     Args:
-        sections: They and any others.
+        encoded: What the file holds.
         preset: What the codec knows beforehand.
-        most_tokens: More are not decompressed.
+        decoding_bytes: Tells how much memory the codec needs to decode, given the origin and how many tokens each layer
+            holds. It is compared with the user's limit before positions are built.
 
     Returns:
         token_ids [N] int64, the origin, and for each layer its positions [T] int64, each below N.
 
     Raises:
         MismatchError: The sections lean on the preset of another codec.
-        FormatError: A section is missing or damaged, or they contradict each other.
-        InputError: The origin lacks a field.
-    """
-    for name in ("tokens", "origin"):
-        if name not in sections:
-            raise FormatError(f"the section {name!r} is missing")
-    token_ids = unpack_tokens(sections["tokens"], most_tokens)
-    origin = Origin.from_json(unpack_origin(sections["origin"], preset.origin))
-    if "positions" not in sections:
-        return token_ids, origin, [torch.arange(len(token_ids))] * len(origin.layer_kinds)
-    positions = _read_positions(sections["positions"], len(token_ids))
-    if len(positions) != len(origin.layer_kinds):
-        raise FormatError(f"positions of {len(positions)} layers do not fit an origin of {len(origin.layer_kinds)}")
-    return token_ids, origin, positions
-
-
-def _read_positions(section: bytes, tokens: int) -> list[Tensor]:
-    """Return for each layer its positions [T] int64; layers that share a list share a tensor."""
-    tensors: dict[int, Tensor] = {}
-    positions = []
-    for layer in unpack_positions(section, max_tokens=tokens):
-        if layer and layer[-1] >= tokens:
-            raise FormatError(f"the section 'positions' names a position beyond the {tokens} tokens")
-        if id(layer) not in tensors:
-            tensors[id(layer)] = torch.tensor(layer, dtype=torch.int64)
-        positions.append(tensors[id(layer)])
-    return positions
-
-
-def read_session(encoded: Encoded, preset: Preset = NOTHING) -> tuple[Tensor, Origin, list[Tensor]]:
-    """Read the session's sections and check that the header says the same about tokens and model as they do.
-
-    Returns:
-        As `read_session_sections`.
-
-    Raises:
-        MismatchError: The sections lean on the preset of another codec.
         FormatError: A section is missing or damaged, or contradicts another or the header.
-        InputError: The origin lacks a field, or the file goes on from another one.
+        InputError: The file goes on from another one.
+        MemoryLimitError: It would take more memory than the user allows.
     """
     if SEGMENT in encoded.settings:
         raise InputError("the file is a segment of a stored session", "Read it with `kvcompress store resume`")
-    token_ids, origin, positions = read_session_sections(encoded.sections, preset, encoded.tokens)
+    for name in ("tokens", "origin"):
+        if name not in encoded.sections:
+            raise FormatError(f"the section {name!r} is missing")
+    origin = origin_of_json(unpack_origin(encoded.sections["origin"], preset.origin))
+    if _short(asdict(origin.fingerprint)) != _short(encoded.model):
+        raise FormatError("the header and the section 'origin' name different models")
+    layers, base_bytes = len(origin.layer_kinds), sum(map(len, encoded.sections.values()))
+    base_bytes += encoded.tokens * TOKEN_BYTES + encoded.raw_bytes // 2 * CACHE_DTYPES[origin.dtype].itemsize
+    if encoded.tokens > MOST_TOKENS_A_BYTE * len(encoded.sections["tokens"]):
+        raise FormatError(f"the header counts {encoded.tokens} tokens, more than the section 'tokens' can hold")
+    doing = f"decoding {encoded.tokens:,} tokens"
+    require_memory(base_bytes, doing)
+    token_ids = unpack_tokens(encoded.sections["tokens"], encoded.tokens)
     if encoded.tokens != len(token_ids):
         raise FormatError(f"the header counts {encoded.tokens} tokens, the section 'tokens' {len(token_ids)}")
-    parts = asdict(origin.fingerprint)
-    if _short(parts) != _short(encoded.model):
-        raise FormatError("the header and the section 'origin' name different models")
-    return token_ids, origin, positions
+    require_vocabulary(token_ids, origin.config)
+    listed = _read_positions(encoded, layers)
+    held = [encoded.tokens] * layers if listed is None else listed.held
+    base_bytes += sum(held) * POSITION_BYTES
+    require_memory(base_bytes + (decoding_bytes(origin, held) if decoding_bytes else 0), doing)
+    if listed is None:
+        return token_ids, origin, [torch.arange(len(token_ids))] * layers
+    return token_ids, origin, position_tensors(listed)
+
+
+def _read_positions(encoded: Encoded, layers: int) -> Positions | None:
+    """Return what the section "positions" declares, None where there is none; it is not built yet."""
+    if "positions" not in encoded.sections:
+        return None
+    listed = read_positions(encoded.sections["positions"], encoded.tokens, layers)
+    if len(listed.layers) != layers:
+        raise FormatError(f"positions of {len(listed.layers)} layers do not fit an origin of {layers}")
+    if max(listed.ends, default=0) > encoded.tokens:
+        raise FormatError(f"the section 'positions' names a position beyond the {encoded.tokens} tokens")
+    return listed
+
+
+def position_tensors(listed: Positions) -> list[Tensor]:
+    """Return for each layer its positions [T] int64; layers that share a list share a tensor."""
+    tensors: dict[int, Tensor] = {}
+    for index, built in zip(listed.layers, listed.build(), strict=True):
+        if index not in tensors:
+            tensors[index] = torch.frombuffer(built, dtype=torch.int64) if built else torch.zeros(0, dtype=torch.int64)
+    return [tensors[index] for index in listed.layers]
 
 
 def _short(parts: Mapping[str, str | None]) -> dict[str, str | None]:

@@ -15,6 +15,11 @@ def zstd_pack(data: bytes, level: int) -> bytes:
     return zstandard.ZstdCompressor(level=level).compress(data) if data else b""
 
 
+def most_content_bytes(frame_bytes: int) -> int:
+    """Return the most that zstd frames of so many bytes in all can decompress to."""
+    return frame_bytes // _BLOCK_BYTES * _BLOCK_CONTENT_BYTES
+
+
 def zstd_unpack(frame: bytes, most_bytes: int, what: str) -> bytes:
     """Return the content of one zstd frame; the inverse of `zstd_pack`.
 
@@ -30,7 +35,7 @@ def zstd_unpack(frame: bytes, most_bytes: int, what: str) -> bytes:
         return b""
     try:
         size = zstandard.frame_content_size(frame)
-        if not 0 < size <= min(most_bytes, len(frame) // _BLOCK_BYTES * _BLOCK_CONTENT_BYTES):
+        if not 0 < size <= min(most_bytes, most_content_bytes(len(frame))):
             raise FormatError(f"{what}: the impossible size of {size} bytes")
         data = zstandard.ZstdDecompressor().decompress(frame, max_output_size=size, allow_extra_data=False)
     except (zstandard.ZstdError, MemoryError) as error:

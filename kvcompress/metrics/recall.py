@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import Tensor
 
-from kvcompress.data.sessions import Session, text_ids
+from kvcompress.data.next_turn import appended, next_turn
+from kvcompress.data.sessions import Session, session_token_ids
+from kvcompress.errors import InputError
 from kvcompress.hf.generation import generate_from
 from kvcompress.hf.types import Cache, CausalLM, Tokenizer
 
@@ -30,42 +32,23 @@ class Question:
     distance_tokens: int
 
 
-def _ids(tokenizer: Tokenizer, messages: list[dict[str, str]], *, ask: bool = False) -> list[int]:
-    text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=ask)
-    return text_ids(tokenizer, text)
-
-
 def turn_ids(tokenizer: Tokenizer, text: str, token_ids: Sequence[int]) -> list[int]:
     """Return the tokens that let the user say `text` after a session and open the assistant's turn.
 
-    A session that stops in the middle of a turn has that turn closed first.
+    All of the session stays: one that stops in the middle of a turn has that turn closed first, and one that its
+    template would lay out anew goes on as if it had not. `kvcompress.data.next_turn` says what the template gives.
 
     Args:
         tokenizer: A tokenizer with a chat template.
         text: What the user says.
         token_ids: The session so far.
     """
-    opening = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
-    before = _ids(tokenizer, opening)
-    suffix = _ids(tokenizer, [*opening, {"role": "user", "content": text}], ask=True)[len(before) :]
-    return [*_closing(before, tokenizer.eos_token_id, token_ids), *suffix]
-
-
-def _closing(turn: Sequence[int], stop: int | None, token_ids: Sequence[int]) -> list[int]:
-    """Return what is missing at the end of a session for its last turn to be closed.
-
-    Args:
-        turn: A turn that the template closed: a stop token, and in ChatML a line break behind it.
-        stop: The stop token.
-        token_ids: The session so far.
-    """
-    if stop is None or not len(token_ids) or (int(token_ids[-1]) == stop and stop not in turn):
-        return []
-    if stop not in turn:
-        return [stop]
-    ending = list(turn[len(turn) - 1 - turn[::-1].index(stop) :])
-    there = (count for count in range(len(ending), 0, -1) if list(token_ids[-count:]) == ending[:count])
-    return ending[next(there, 0) :]
+    try:
+        turn = next_turn(tokenizer, token_ids, text)
+    except InputError:  # such as a user's turn after one that was cut, in a template of strict turns
+        return appended(tokenizer, token_ids, text)
+    whole = turn.kept == len(token_ids)
+    return list(turn.token_ids[turn.kept :]) if whole else appended(tokenizer, token_ids, text)
 
 
 def questions(session: Session, tokenizer: Tokenizer, token_ids: Sequence[int]) -> list[Question]:
@@ -81,7 +64,7 @@ def questions(session: Session, tokenizer: Tokenizer, token_ids: Sequence[int]) 
         return []
     for fact in session.facts:
         stated, value = int(fact["stated_message"]), str(fact["value"])
-        end = len(_ids(tokenizer, session.messages[: stated + 1]))
+        end = len(session_token_ids(replace(session, messages=session.messages[: stated + 1]), tokenizer))
         if end > len(token_ids):
             continue
         text = session.messages[int(fact["question_message"])]["content"]

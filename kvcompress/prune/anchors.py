@@ -259,9 +259,9 @@ def marked(text: Text, patterns: Sequence[str] = (), messages: Sequence[int] = (
         try:
             spans = [match.span() for match in re.finditer(pattern, whole) if match.group()]
         except re.error as error:
-            raise InputError(f"--keep {pattern!r} is no regular expression ({error})") from error
+            raise InputError(f"--keep '{pattern}' is no regular expression ({error})") from error
         if not spans:
-            raise InputError(f"--keep {pattern!r} matches nothing in the session", "Check its spelling and its case")
+            raise InputError(f"--keep '{pattern}' matches nothing in the session", "Check its spelling and its case")
         found += [Anchor(MARK, *_touched(starts, begin, end)) for begin, end in spans]
     said = turns(text)
     for index in messages:

@@ -14,14 +14,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from kvcompress.errors import InputError
+from kvcompress.errors import FormatError, InputError
 from kvcompress.format.atomic import atomic_write
+from kvcompress.format.strict_json import read_json
 
 MEMORY = 0.9
 """Decay of the mean with each search."""
 
 EXPLORATION_OCTAVES = 0.5
 MOST_REGRET = 8.0
+MOST_RACES = 1 << 31
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,10 +79,23 @@ def load_history(path: Path | None) -> History:
     if path is None or not path.exists():
         return History()
     try:
-        rows = json.loads(path.read_text(encoding="utf-8"))["candidates"]
-        return History({str(name): Record(int(r[0]), int(r[1]), float(r[2])) for name, r in rows.items()})
-    except (OSError, ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
+        rows = read_json(path, "a history")["candidates"]
+        return History({str(name): _record(*row) for name, row in rows.items()})
+    except FormatError as error:
+        raise InputError(
+            f"is no history of searches ({error.what})", "Name another file or remove it", path=path
+        ) from error
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(f"is no history of searches ({error})", "Name another file or remove it", path=path) from error
+
+
+def _record(races: int, wins: int, regret: float) -> Record:
+    """Return what a row says; raises `ValueError` where no races come to that."""
+    if type(races) is not int or type(wins) is not int or not 0 <= wins <= races <= MOST_RACES:
+        raise ValueError(f"{wins} wins of {races} races")
+    if not 0 <= float(regret) <= MOST_REGRET:
+        raise ValueError(f"a regret of {regret}")
+    return Record(races, wins, float(regret))
 
 
 def save_history(path: Path, history: History) -> None:

@@ -6,6 +6,8 @@ import sys
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from typing import TextIO
 
+from kvcompress.errors import shown
+
 GAP = "  "
 MOST_WRAPPED_ROWS = 500
 """Longer tables are printed a row a line in a terminal too: wrapping takes a millisecond a row."""
@@ -29,7 +31,7 @@ def print_table(
         file: Where to print, standard output if not given.
     """
     file = sys.stdout if file is None else file
-    listed = [[_printable(cell) for cell in row] for row in rows]
+    listed = [[shown(cell) for cell in row] for row in rows]
     if title:
         file.write(f"{title}\n\n")
     if file.isatty() and len(listed) <= MOST_WRAPPED_ROWS:
@@ -64,8 +66,3 @@ def _lines(rows: Sequence[Sequence[str]], numbers: Collection[int]) -> Iterator[
         spaces = [" " * (width - cell_len(cell)) for cell, width in zip(row, widths, strict=True)]
         pairs = enumerate(zip(row, spaces, strict=True))
         yield GAP.join(space + cell if index in numbers else cell + space for index, (cell, space) in pairs).rstrip()
-
-
-def _printable(cell: object) -> str:
-    text = str(cell)
-    return "".join(one if one.isprintable() else one.encode("unicode_escape").decode() for one in text)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from kvcompress.errors import InputError, KVCompressError, MismatchError
-from kvcompress.format.json_section import canonical_json
+from kvcompress.format.strict_json import canonical_json
 from kvcompress.snapshot import KVSnapshot, Origin
 from kvcompress.store.collect import require_room
 from kvcompress.store.fence import claim, require_writable

@@ -10,8 +10,10 @@ from torch import Tensor
 
 from kvcompress.api.codecs import LoadedCodecs
 from kvcompress.errors import FormatError, InputError
-from kvcompress.format.container import pack_positions, unpack_positions
-from kvcompress.format.session import SEGMENT, read_session_sections
+from kvcompress.format.json_section import unpack_origin
+from kvcompress.format.origin import origin_of_json
+from kvcompress.format.positions import pack_positions, unpack_positions
+from kvcompress.format.session import SEGMENT
 from kvcompress.format.zstd_frame import zstd_pack
 from kvcompress.hf.partial_prefill import Recompute
 from kvcompress.snapshot import KVSnapshot, LayerKV, Origin
@@ -73,7 +75,7 @@ class _Built:
 
     def note(self, part: Part) -> None:
         """Take a segment whose keys and values are lacking."""
-        _, self.origin, _ = read_session_sections(part.encoded.sections, most_tokens=part.encoded.tokens)
+        self.origin = origin_of_json(unpack_origin(part.encoded.sections.get("origin", b"")))
         self.lacking = True
 
     def add(self, part: Part, snapshot: KVSnapshot) -> None:

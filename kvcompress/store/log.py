@@ -18,7 +18,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from kvcompress.format.json_section import canonical_json
+from kvcompress.format.strict_json import canonical_json
 from kvcompress.store.database import SESSION_SPAN
 
 ANCHOR_BYTES, DIGEST_BYTES = 8, 32

@@ -12,6 +12,7 @@ import hashlib
 import os
 import re
 import secrets
+import shutil
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
@@ -20,10 +21,10 @@ from typing import Any, Protocol
 
 from kvcompress.errors import InputError, IntegrityError
 from kvcompress.format.atomic import atomic_write, open_regular
+from kvcompress.format.working_folder import PREFIX
 
 MOST_SEGMENT_BYTES = 8 << 30
 _NAME = re.compile(r"[0-9a-f]{64}")
-_TEMPORARY = ".kvcompress-"
 
 
 def content_digest(data: bytes, key: bytes = b"") -> str:
@@ -140,12 +141,16 @@ class LocalObjects:
             with suppress(FileNotFoundError):
                 status, name = path.stat(), path.parent.name + path.name
                 known = name if _NAME.fullmatch(name) else None
-                if known or path.name.startswith(_TEMPORARY):
+                if known or path.name.startswith(PREFIX):
                     yield Found(known, str(path), status.st_size, status.st_mtime)
 
     def sweep(self, found: Found) -> None:
         """See `Objects`."""
-        Path(found.path).unlink(missing_ok=True)
+        path = Path(found.path)
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
 
 
 class RemoteObjects:
@@ -180,7 +185,7 @@ class RemoteObjects:
         if self.size(digest) == len(data):
             return 0
         parent = path.rpartition("/")[0]
-        temporary = f"{parent}/{_TEMPORARY}{secrets.token_hex(8)}.tmp"
+        temporary = f"{parent}/{PREFIX}{secrets.token_hex(8)}.tmp"
         try:
             self.files.makedirs(parent, exist_ok=True)
             self.files.pipe_file(temporary, data)
@@ -220,7 +225,7 @@ class RemoteObjects:
             folder, _, file = path.rpartition("/")
             name = folder.rpartition("/")[2] + file
             known = name if _NAME.fullmatch(name) else None
-            if known or file.startswith(_TEMPORARY):
+            if known or file.startswith(PREFIX):
                 yield Found(known, path, int(facts["size"]), _modified(facts))
 
     def sweep(self, found: Found) -> None:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from kvcompress.errors import InputError
-from kvcompress.format.json_section import canonical_json
+from kvcompress.format.strict_json import canonical_json
 from kvcompress.store.database import entry_id
 from kvcompress.store.log import TURNS, Entry, Link, context_of, entry_of
 from kvcompress.store.path import path_rows

@@ -37,8 +37,9 @@ from torch import Tensor
 from kvcompress.api.codecs import LoadedCodecs
 from kvcompress.api.options import DEFAULT_QUALITY
 from kvcompress.errors import FormatError, InputError
-from kvcompress.format.container import HASH_CHARACTERS, Encoded, from_bytes, pack_positions, to_bytes
+from kvcompress.format.container import HASH_CHARACTERS, Encoded, from_bytes, to_bytes
 from kvcompress.format.json_section import MAX_TOKENS
+from kvcompress.format.positions import pack_positions
 from kvcompress.format.session import SEGMENT, encoded_session
 from kvcompress.format.token_ids import pack_tokens, unpack_tokens
 from kvcompress.snapshot import CACHE_DTYPES, KVSnapshot, LayerKV, Origin

@@ -22,7 +22,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from kvcompress.errors import InputError, KVCompressError, require_positive
-from kvcompress.format.json_section import canonical_json
+from kvcompress.format.strict_json import canonical_json
 from kvcompress.store.database import Database
 from kvcompress.store.figures import SessionInfo, Statistics
 from kvcompress.store.log import Link

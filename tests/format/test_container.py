@@ -39,7 +39,8 @@ from kvcompress.format.container import (
     verify,
 )
 from kvcompress.format.header import DICTIONARY, pack_header, unpack_header
-from kvcompress.format.json_section import MAX_LAYERS, MAX_ORIGIN_BYTES, canonical_json
+from kvcompress.format.json_section import MAX_LAYERS, MAX_ORIGIN_BYTES
+from kvcompress.format.strict_json import canonical_json
 
 TINY = Encoded(
     codec="demo",

@@ -8,7 +8,7 @@ from statistics import median
 
 import pytest
 
-from kvcompress.format.json_section import canonical_json
+from kvcompress.format.strict_json import canonical_json
 from kvcompress.store.database import SESSION_SPAN
 from kvcompress.store.log import APPEND, CHECKPOINT, Link, context_of
 from kvcompress.store.segment import part_of

@@ -222,8 +222,11 @@ def test_left_overs_of_interrupted_writes_are_swept(session: StoredSession) -> N
     for name in (".kvcompress-0123.tmp", "cd" * 31):
         (folder / name).write_bytes(b"left over")
         os.utime(folder / name, (time.time() - 50,) * 2)
+    (folder / ".kvcompress-45-67").mkdir()
+    (folder / ".kvcompress-45-67" / "lock").touch()
+    os.utime(folder / ".kvcompress-45-67", (time.time() - 50,) * 2)
     assert session.store.gc(grace_seconds=60).files == 0
-    assert session.store.gc(grace_seconds=40).files == 2
+    assert session.store.gc(grace_seconds=40).files == 3
     assert session.verify().ok
 
 

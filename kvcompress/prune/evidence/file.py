@@ -18,8 +18,8 @@ from torch import Tensor
 
 from kvcompress.errors import FormatError, InputError, MismatchError
 from kvcompress.format.atomic import PathLike, atomic_path
-from kvcompress.format.json_section import canonical_json
 from kvcompress.format.safetensors_file import one_line, opened, require_format
+from kvcompress.format.strict_json import canonical_json
 from kvcompress.prune.evidence.record import Evidence, QueryStatistics
 from kvcompress.snapshot import KVSnapshot
 
