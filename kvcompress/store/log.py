@@ -255,4 +255,4 @@ def _bad(expected: int, number: Any, said: set[Any], count: int) -> tuple[str, i
 def _bytes(value: Any) -> bytes:
     if isinstance(value, str):
         return value.encode(errors="surrogatepass")
-    return bytes(value) if isinstance(value, bytes | bytearray) else b""
+    return value if type(value) is bytes else b""
