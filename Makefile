@@ -2,7 +2,7 @@ PYTHON ?= python3.11
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-# A model that people run. What these name does not come with the project: eval/real_model/__init__.py says how to make it.
+# A model that people run. What these name does not come with the project: kvcompress_eval/real_model/__init__.py says how to make it.
 SMOLLM2 ?= models/smollm2-135m-instruct
 CODEC ?= models/smollm2-135m-instruct-tinyvae
 SESSIONS ?= models/sessions/test.jsonl
@@ -34,13 +34,14 @@ bench: $(VENV)/.installed  ## Time restoring against prefilling again
 	$(BIN)/python -m eval bench
 
 report: $(VENV)/.installed  ## Measure all codecs, write eval/reports/reference-lm and the table of the README
-	$(BIN)/python -m eval run --out eval/reports/reference-lm --readme
+	$(BIN)/kvcompress eval run --out eval/reports/reference-lm
+	$(BIN)/python -m eval readme results
 
 quick: $(VENV)/.installed  ## A look at the same in a few minutes, in reports/suite
-	$(BIN)/python -m eval run --quick
+	$(BIN)/kvcompress eval run --quick
 
 devices: $(VENV)/.installed  ## Encode in one condition, decode in another, for every pair at hand
-	$(BIN)/python -m eval devices --out eval/reports/devices
+	$(BIN)/kvcompress eval devices --out eval/reports/devices
 
 recompute: $(VENV)/.installed  ## Draw the continuum from coding all layers to prefilling again
 	$(BIN)/python -m eval recompute --out eval/reports/recompute
@@ -49,13 +50,15 @@ prune: $(VENV)/.installed  ## Compare scorers of tokens and plans, in eval/repor
 	$(BIN)/python -m eval prune --out eval/reports/prune
 
 report-smollm2: $(VENV)/.installed  ## Measure CODEC on SmolLM2 over SESSIONS, OTHER, beside KVTC fitted to SHARDS
-	$(BIN)/python -m eval real-model --model $(SMOLLM2) --codec $(CODEC) --sessions $(SESSIONS) --other $(OTHER) \
-		--shards $(SHARDS) $(addprefix --fit-facts ,$(FIT_FACTS)) --out eval/reports/smollm2 --readme
+	$(BIN)/kvcompress eval real-model --model $(SMOLLM2) --codec $(CODEC) --sessions $(SESSIONS) --other $(OTHER) \
+		--shards $(SHARDS) $(addprefix --fit-facts ,$(FIT_FACTS)) --out eval/reports/smollm2
+	$(BIN)/python -m eval readme real-model
 
 tasks-smollm2: $(VENV)/.installed  ## Ask SmolLM2 for what stands in the middle of stored contexts; goes on where it stopped
 	$(BIN)/pip install --quiet -e ".[eval]"
-	$(BIN)/python -m eval tasks --model $(SMOLLM2) --codec smollm2-135m-instruct-tinyvae --shards $(SHARDS) \
-		--out eval/reports/smollm2-tasks --readme
+	$(BIN)/kvcompress eval tasks --model $(SMOLLM2) --codec smollm2-135m-instruct-tinyvae --shards $(SHARDS) \
+		--out eval/reports/smollm2-tasks
+	$(BIN)/python -m eval readme tasks
 
 check-real: $(VENV)/.installed  ## Hold the shipped codec of SmolLM2 to its bounds on four sessions; three minutes
 	$(BIN)/python -m eval check-real

@@ -1,1 +1,1 @@
-"""Workshop: the demonstration and the benchmark of the whole path. Not installed."""
+"""What only this repository needs of measuring: demonstration, benchmarks, ablation, its reports. Not installed."""

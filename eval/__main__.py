@@ -9,24 +9,24 @@ from typing import Annotated
 import typer
 
 from eval.bench import bench, bench_planning
+from eval.check_command import check_real_command
 from eval.demo import demo
 from eval.demo_fit import demo_fit
 from eval.fuzz.command import fuzz_command
 from eval.models import model_smollm2_command
-from eval.real_model.check_command import check_real_command
-from eval.real_model.command import real_model_command
-from eval.suite.command import SESSIONS, run_command
-from eval.suite.spoken import spoken_command
-from eval.tasks.command import tasks_command
+from eval.run import run_command
 from kvcompress.errors import InputError, KVCompressError
 from kvcompress.hub.bundled import DEFAULT_CODEC, DEFAULT_MODEL
+from kvcompress_eval.suite.spoken import spoken_command
+
+SESSIONS = Path("examples/sessions.jsonl")
 
 app = typer.Typer(no_args_is_help=True, help=__doc__, pretty_exceptions_enable=False)
 
 
 @app.callback()
 def main() -> None:
-    """Show and measure the whole path on the bundled model."""
+    """What only this repository needs: demonstration, benchmarks, its own reports. Codecs: `kvcompress eval`."""
 
 
 @app.command("demo")
@@ -62,19 +62,17 @@ def bench_command(
         bench(tokens or 2048, threads, out)
 
 
-app.command("run")(run_command)
-
-
-@app.command("compare")
-def compare_command(
-    first: Annotated[Path, typer.Argument(help="Directory of a report, or its report.json.")],
-    second: Annotated[Path, typer.Argument(help="Directory of the other.")],
+@app.command("readme")
+def readme_command(
+    tables: Annotated[list[str] | None, typer.Argument(help="results, real-model, tasks. [default: all]")] = None,
 ) -> None:
-    """Say codec by codec how two reports differ, and which differences exceed their standard errors."""
-    from eval.suite.publish import read_result
-    from eval.suite.report import compare
+    """Write tables of the README from the reports in eval/reports."""
+    from eval.readme.write import TABLES, write_tables
 
-    typer.echo(compare(read_result(first), read_result(second)))
+    write_tables(tables or list(TABLES), Path("README.md"))
+
+
+app.command("run")(run_command)
 
 
 @app.command("ablation")
@@ -99,24 +97,6 @@ def ablation_command(
 
     torch.set_num_threads(threads)
     ablate(model, codec, sessions, also, count, tokens, continuation, out, log)
-
-
-@app.command("devices")
-def devices_command(
-    codec: Annotated[
-        str, typer.Option(help="Codec: what `kvcompress codecs list` names, or a directory.")
-    ] = DEFAULT_CODEC,
-    model: Annotated[str, typer.Option(help="Model directory, or the name of a bundled model.")] = DEFAULT_MODEL,
-    sessions: Annotated[Path, typer.Option(help="JSON lines of recorded sessions.")] = SESSIONS,
-    out: Annotated[Path, typer.Option(help="Directory of the result.")] = Path("reports/devices"),
-    tokens: Annotated[int, typer.Option(help="Tokens stored of each session.", min=1)] = 512,
-    count: Annotated[int, typer.Option(help="Sessions.", min=1)] = 1,
-    quality: Annotated[str, typer.Option(help="Quality word of the files.")] = "transparent",
-) -> None:
-    """Encode in one condition, decode in another, for every pair at hand; exit status 1 where a symbol changed."""
-    from eval.portability.run import devices
-
-    devices(out, model, codec, sessions, tokens, count, quality)
 
 
 @app.command("prune")
@@ -152,7 +132,7 @@ def prune_command(
     torch.set_num_threads(threads)
     qualities = tuple(quality or BoardSettings().qualities)
     settings = BoardSettings(qualities, tokens, continuation, count, tuple(compare or qualities))
-    command = spoken_command(sys.argv[1:])
+    command = spoken_command(sys.argv)
     if fit:
         typer.echo(str(fit_scorers(model, codec, sessions, settings, command)))
         return
@@ -179,7 +159,7 @@ def recompute_command(
     from kvcompress.cli.console import progress_bar
 
     torch.set_num_threads(threads)
-    command = spoken_command(sys.argv[1:])
+    command = spoken_command(sys.argv)
     with progress_bar("trade_off") as progress:
         result = run_trade_off(model, codec, sessions, out, TradeOffSettings(count=count), progress, command)
     write_page(result, out)
@@ -200,13 +180,7 @@ def layers_command(
 app.command("fuzz")(fuzz_command)
 
 
-app.command("real-model")(real_model_command)
-
-
 app.command("check-real")(check_real_command)
-
-
-app.command("tasks")(tasks_command)
 
 
 app.command("model-smollm2")(model_smollm2_command)

@@ -12,7 +12,7 @@ app = typer.Typer(no_args_is_help=True, help=__doc__, pretty_exceptions_enable=F
 
 @app.callback()
 def main() -> None:
-    """Recipes that train the bundled reference model, its codec, and record sessions."""
+    """Train the bundled reference model, record its sessions, compose others. Codecs: `kvcompress train`."""
 
 
 @app.command()
@@ -47,37 +47,6 @@ def lm(
         stop_after=stop_after,
         start_from=start_from,
     )
-
-
-@app.command()
-def fit(
-    out: Annotated[Path, typer.Option("-o", "--out", help="Directory of the codec; its run, beside it, is resumed.")],
-    sessions: Annotated[Path | None, typer.Option(help="JSON lines of recorded sessions.")] = None,
-    shards: Annotated[Path | None, typer.Option(help="What `kvcompress harvest` left, instead of sessions.")] = None,
-    config: Annotated[Path, typer.Option(help="Recipe (YAML).")] = Path("train/configs/codec.yaml"),
-    model: Annotated[str, typer.Option(help="Model directory, or the name of a bundled model.")] = "reference-lm",
-    devices: Annotated[int | None, typer.Option(help="Processes of data-parallel training.", min=1)] = None,
-    threads: Annotated[int, typer.Option(help="Threads of torch in each process.", min=1)] = 2,
-    logger: Annotated[str | None, typer.Option(help="wandb (offline by default) or csv.")] = None,
-) -> None:
-    """Train a codec for a model from recorded sessions, resumably: closed form, then its prior, then for the model."""
-    import json
-    from dataclasses import replace
-
-    import torch
-
-    from kvcompress.cli.console import progress_bar
-    from train.codec.recipe import read_recipe
-
-    recipe = read_recipe(config)
-    recipe = replace(recipe, devices=devices or recipe.devices, logger=logger or recipe.logger)
-    torch.set_num_threads(threads)
-    from train.codec.run import CodecRun
-
-    with progress_bar("fit") as progress:
-        summary = CodecRun(recipe, model, sessions, shards, out, progress).run()
-    if summary:
-        typer.echo(json.dumps(summary, indent=1))
 
 
 @app.command()

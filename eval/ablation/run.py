@@ -14,8 +14,6 @@ from typing import Any
 import torch
 
 from eval.ablation.variants import Variant, closed_forms, variants
-from eval.suite.chosen import choose_sessions
-from eval.suite.subject import Subject, prepare
 from kvcompress.codec.directory import load_codec
 from kvcompress.codec.tinyvae import TinyVAECodec
 from kvcompress.data.harvest import tokenized_sessions
@@ -25,6 +23,9 @@ from kvcompress.format.container import to_bytes
 from kvcompress.hf import capture, load_model, restore
 from kvcompress.metrics.fidelity import continuation_logits, kl_nats
 from kvcompress.report.tables import markdown_table
+from kvcompress_eval.suite.chosen import choose_sessions
+from kvcompress_eval.suite.spoken import spoken_command
+from kvcompress_eval.suite.subject import Subject, prepare
 
 QPS = (72, 60, 48, 36, 24, 12, 0)
 TARGETS_NATS = (0.002, 0.01, 0.04)
@@ -79,7 +80,7 @@ def ablate(
         sys.stderr.write(f"{variant.name}: {measured[variant.name]}\n")
     raw_bytes = sum(subject.snapshot.raw_bytes for subject in subjects) / len(subjects)
     table = table_of(measured, raw_bytes)
-    command = " ".join(["python -m eval", *sys.argv[1:]])
+    command = spoken_command(sys.argv)
     note = f"{len(subjects)} sessions of {tokens:,} tokens, {continuation_tokens} continued. Made by `{command}`."
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text(json.dumps({"command": command, "raw_bytes": raw_bytes, "points": measured}, indent=1) + "\n")

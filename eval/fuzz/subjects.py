@@ -106,7 +106,7 @@ def _tinyvae_files(codec: TinyVAECodec) -> list[Encoded]:
     return [
         codec.encode(snapshot, 60),
         codec.encode(snapshot, 90, residual_qp=100),
-        codec.encode(pruned, 60, None, offsets),
+        codec.encode(pruned, 60, offsets=offsets),
     ]
 
 

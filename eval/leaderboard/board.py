@@ -16,16 +16,16 @@ from typing import Any
 import torch
 
 from eval.leaderboard.candidates import Case, Entry, enter, names
-from eval.suite.chosen import choose_sessions
-from eval.suite.damage import damage
-from eval.suite.sensitive import sensitive_positions
-from eval.suite.subject import Subject, prepare, recalled
 from kvcompress.codec.directory import load_codec
 from kvcompress.data.harvest import tokenized_sessions
 from kvcompress.errors import FormatError, InputError
 from kvcompress.hf import load_model, restore
 from kvcompress.metrics.fidelity import continuation_logits
 from kvcompress.metrics.instructions import checks
+from kvcompress_eval.suite.chosen import choose_sessions
+from kvcompress_eval.suite.damage import damage
+from kvcompress_eval.suite.sensitive import sensitive_positions
+from kvcompress_eval.suite.subject import Subject, prepare, recalled
 
 ROWS = "rows.jsonl"
 Row = dict[str, Any]

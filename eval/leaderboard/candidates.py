@@ -18,7 +18,6 @@ from typing import Any
 
 import torch
 
-from eval.suite.subject import Subject
 from kvcompress.codec.exact_tokens import WithExact
 from kvcompress.codec.tinyvae import TinyVAECodec
 from kvcompress.errors import InputError
@@ -32,6 +31,7 @@ from kvcompress.prune.scorers.profiles import fitted_file
 from kvcompress.prune.scorers.registry import SCORERS, Scorer, find_scorer, scored
 from kvcompress.prune.session import Asked, SessionPlanner, anchored_constraints
 from kvcompress.snapshot import KVSnapshot
+from kvcompress_eval.suite.subject import Subject
 
 QP_STEP = 12
 """Rate of a scorer's coarse tier above that of one tier; the search tries others too."""

@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 
 from eval.leaderboard.candidates import ONE_TIER, SEARCH
-from eval.suite.bootstrap import estimate_mean
 from kvcompress.report.files import write_files
 from kvcompress.report.spelling import spell, with_error
 from kvcompress.report.tables import markdown_table
+from kvcompress_eval.suite.bootstrap import estimate_mean
 
 Row = dict[str, Any]
 CONTROLS = ("random", "sink_recent", ONE_TIER)

@@ -11,7 +11,6 @@ import torch
 from eval.leaderboard.board import BoardSettings, run_board
 from eval.leaderboard.fit import CONTINUATION_TOKENS, Example, fit_scorers, measure_example, write_fitted
 from eval.leaderboard.report import write_board
-from eval.suite.chosen import choose_sessions
 from kvcompress.cli.console import progress_bar
 from kvcompress.codec.directory import load_codec
 from kvcompress.data.harvest import tokenized_sessions
@@ -21,6 +20,7 @@ from kvcompress.hub.bundled import DEFAULT_CODEC
 from kvcompress.hub.hub_id import SCORERS_FILE
 from kvcompress.hub.places import find_codec
 from kvcompress.prune.scorers.profiles import FITTED
+from kvcompress_eval.suite.chosen import choose_sessions
 
 FIT_TOKENS = (1024, 640)
 """Tokens stored of the fitting sessions, in turn: importance depends on how long a session is."""

@@ -21,9 +21,6 @@ import torch
 
 from eval.bench import long_session
 from eval.recompute.trial import Trial, prepare_trial
-from eval.suite.bootstrap import estimate_mean, estimate_ratio
-from eval.suite.chosen import choose_sessions
-from eval.suite.provenance import commit, package_versions
 from kvcompress.codec.analysis import HIGHEST_QP
 from kvcompress.codec.directory import load_codec
 from kvcompress.codec.tinyvae import TinyVAECodec
@@ -38,6 +35,9 @@ from kvcompress.metrics.fidelity import continuation_logits, kl_nats, top_agreem
 from kvcompress.metrics.timing import bring_back, in_turns, prefill
 from kvcompress.rate.link import tokens_only
 from kvcompress.snapshot import KVSnapshot
+from kvcompress_eval.suite.bootstrap import estimate_mean, estimate_ratio
+from kvcompress_eval.suite.chosen import choose_sessions
+from kvcompress_eval.suite.provenance import commit, package_versions
 
 Row = dict[str, Any]
 Progress = Callable[[str, int, int], None]

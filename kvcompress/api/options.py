@@ -56,8 +56,8 @@ class PlanOptions:
                 raise InputError(what, "Put brackets around one alone")
             object.__setattr__(self, name, tuple(given))
         fraction = self.keep_fraction
-        if fraction is not None:
-            require_positive("a keep fraction", fraction, "Ask for one such as 0.5")
+        if fraction is not None and (isinstance(fraction, bool) or not isinstance(fraction, int | float)):
+            raise InputError(f"a keep fraction of {fraction!r} is no number", "Ask for one such as 0.5")
         if fraction is not None and not 0 < fraction <= 1:
             raise InputError(f"a keep fraction of {fraction:g} is not above 0 and at most 1", "Ask for one such as 0.5")
 

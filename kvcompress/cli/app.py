@@ -10,10 +10,11 @@ import typer
 from kvcompress import __version__
 from kvcompress.cli.calibrate import calibrate
 from kvcompress.cli.codecs import codecs
-from kvcompress.cli.console import loads_models, printable, tolerant_streams
+from kvcompress.cli.console import loads_models, tolerant_streams
 from kvcompress.cli.decode import decode
 from kvcompress.cli.doctor import doctor
 from kvcompress.cli.encode import encode
+from kvcompress.cli.extras import WithExtras
 from kvcompress.cli.fit import fit
 from kvcompress.cli.harvest import harvest
 from kvcompress.cli.inspect import inspect
@@ -21,9 +22,9 @@ from kvcompress.cli.record import record
 from kvcompress.cli.report import report
 from kvcompress.cli.resume import resume
 from kvcompress.cli.verify import verify
-from kvcompress.errors import KVCompressError
+from kvcompress.errors import KVCompressError, shown
 
-app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False)
+app = typer.Typer(cls=WithExtras, no_args_is_help=True, pretty_exceptions_enable=False)
 
 
 def _print_version(wanted: bool) -> None:
@@ -52,12 +53,12 @@ def main() -> None:
     try:
         app()
     except KVCompressError as error:
-        sys.stderr.write(f"error: {printable(error)}\n")
+        sys.stderr.write(f"error: {shown(error)}\n")
         sys.exit(1)
     except OSError as error:  # a full disk or a closed directory where a library writes
         where = f"{error.filename}: " if error.filename else ""
         told = f"{where}{(error.strerror or str(error)).lower()}. Nothing was written."
-        sys.stderr.write(f"error: {printable(told)}\n")
+        sys.stderr.write(f"error: {shown(told)}\n")
         sys.exit(1)
     except KeyboardInterrupt:
         sys.stderr.write("error: interrupted. Nothing was written.\n")

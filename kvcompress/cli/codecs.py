@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from kvcompress.cli.console import LINES, ForceOption, JsonOption, loads_models, printable, show
+from kvcompress.cli.console import LINES, ForceOption, JsonOption, loads_models, show
+from kvcompress.errors import CheckpointError, shown
 
 if TYPE_CHECKING:
     from kvcompress.codec.facts import CodecFacts, Part
@@ -73,9 +74,9 @@ def show_codec(name: NameArgument, as_json: JsonOption = False) -> None:
     for part in facts.parts:
         sys.stdout.write(f"\nlayers recomputed: {part.recompute_layers}\n")
         for line in _guarantee(part):
-            sys.stdout.write(f"  {printable(line)}\n")
+            sys.stdout.write(f"  {shown(line)}\n")
     for part in facts.parts:
-        sys.stdout.write(f"\n{printable(_card(part).strip(), keep=LINES)}\n")
+        sys.stdout.write(f"\n{shown(_card(part).strip(), keep=LINES)}\n")
 
 
 @codecs.command("pull")
@@ -101,13 +102,12 @@ def pull_codec(
 def _readable(found: Iterator[Found]) -> Iterator[tuple[Found, CodecFacts]]:
     """Yield each codec with what it says of itself; one that is damaged hides no other."""
     from kvcompress.codec.facts import read_facts
-    from kvcompress.errors import CheckpointError
 
     for one in found:
         try:
             yield one, read_facts(one.directory)
         except CheckpointError as error:
-            sys.stderr.write(f"note: {printable(error)}\n")
+            sys.stderr.write(f"note: {shown(error)}\n")
 
 
 def _fits(model: str, facts: Sequence[CodecFacts]) -> dict[Path, str]:

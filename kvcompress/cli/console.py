@@ -17,7 +17,7 @@ from typing import Annotated, Any, TextIO
 
 import typer
 
-from kvcompress.errors import InputError, shown
+from kvcompress.errors import InputError
 from kvcompress.hub.trust import OPTION, trusting_remote_code
 
 ForceOption = Annotated[bool, typer.Option("--force", help="Replace an existing output file.")]
@@ -80,11 +80,6 @@ def tolerant_streams() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
-
-
-def printable(text: object, keep: str = "") -> str:
-    r"""Return text with all that does not print, and is not in `keep`, spelled out as in `\x1b`: terminals obey it."""
-    return shown(text, keep)
 
 
 def show(data: Mapping[str, Any], *, as_json: bool, file: TextIO | None = None) -> None:

@@ -15,8 +15,8 @@ CORE = ("torch", "transformers", "safetensors", "numpy", "constriction", "einops
 EXTRAS = {
     "report": ("jinja2", "matplotlib"),
     "gguf": ("gguf",),
-    "train": ("lightning", "datasets"),
-    "eval": ("lm_eval",),
+    "train": ("lightning", "datasets", "pyyaml"),
+    "eval": ("lm_eval", "jinja2", "matplotlib"),
 }
 
 

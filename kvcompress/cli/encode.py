@@ -15,7 +15,6 @@ from kvcompress.cli.console import (
     JsonOption,
     RecomputeLayersOption,
     beside,
-    printable,
     progress_bar,
     require_output,
     show,
@@ -44,7 +43,7 @@ from kvcompress.cli.encode_options import (
 )
 from kvcompress.cli.inspect import in_words
 from kvcompress.codec.settings import settings_of
-from kvcompress.errors import InputError, about
+from kvcompress.errors import InputError, about, shown
 from kvcompress.hub.bundled import DEFAULT_MODEL
 
 if TYPE_CHECKING:
@@ -97,7 +96,7 @@ def encode(
     found, data = _encoded(raw, output, options, codec, model or DEFAULT_MODEL, plan_table, force)
     encoded, choice = found.encoded, found.link
     for note in found.notes:
-        sys.stderr.write(f"note: {printable(note)}.\n")
+        sys.stderr.write(f"note: {shown(note)}.\n")
     if as_json:
         show(data | {"settings": dict(encoded.settings)} | (_link_json(choice) if choice else {}), as_json=True)
         return

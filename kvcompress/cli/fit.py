@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from typing import TYPE_CHECKING
 
-from kvcompress.cli.console import ForceOption, JsonOption, printable, progress_bar, show
+from kvcompress.cli.console import ForceOption, JsonOption, progress_bar, show
 from kvcompress.cli.fit_options import (
     CodecShareOption,
     DryRunOption,
@@ -22,7 +22,7 @@ from kvcompress.cli.fit_options import (
     ThreadsOption,
     TokensOption,
 )
-from kvcompress.errors import InputError
+from kvcompress.errors import InputError, shown
 from kvcompress.hub.bundled import DEFAULT_MODEL
 
 if TYPE_CHECKING:
@@ -103,4 +103,4 @@ def _layers(asked: str, source: object) -> int:
 
 
 def _say(line: str) -> None:
-    sys.stderr.write(f"{printable(line)}.\n")
+    sys.stderr.write(f"{shown(line)}.\n")

@@ -8,7 +8,8 @@ from typing import Annotated
 
 import typer
 
-from kvcompress.cli.console import ForceOption, JsonOption, ModelOption, printable, progress_bar, show
+from kvcompress.cli.console import ForceOption, JsonOption, ModelOption, progress_bar, show
+from kvcompress.errors import InputError, shown
 from kvcompress.hub.bundled import DEFAULT_MODEL
 
 
@@ -42,7 +43,6 @@ def harvest(
 
     from kvcompress.data.harvest import require_place_of_shards, write_shards
     from kvcompress.data.shards import HarvestSettings
-    from kvcompress.errors import InputError
     from kvcompress.hf import load_model
 
     if dtype not in ("float16", "bfloat16"):
@@ -74,4 +74,4 @@ def harvest(
 
 
 def _say(line: str) -> None:
-    sys.stderr.write(f"{printable(line)}.\n")
+    sys.stderr.write(f"{shown(line)}.\n")

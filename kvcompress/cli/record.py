@@ -18,12 +18,11 @@ from kvcompress.cli.console import (
     ModelOption,
     SpecialTokensOption,
     beside,
-    printable,
     require_output,
     show,
     written,
 )
-from kvcompress.errors import InputError
+from kvcompress.errors import InputError, shown
 from kvcompress.hub.bundled import DEFAULT_CODEC, DEFAULT_MODEL
 
 if TYPE_CHECKING:
@@ -155,7 +154,7 @@ def _chat(model: CausalLM, tokenizer: Tokenizer, special_tokens: bool) -> tuple[
 
 
 def _echo(piece: str) -> None:
-    typer.echo(printable(piece, keep=LINES), nl=False)
+    typer.echo(shown(piece, keep=LINES), nl=False)
 
 
 def _line() -> str:

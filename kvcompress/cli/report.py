@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated
 
@@ -17,6 +16,7 @@ from kvcompress.cli.console import (
     ModelOption,
     show,
 )
+from kvcompress.cli.extras import require_packages
 from kvcompress.errors import InputError
 from kvcompress.hub.bundled import DEFAULT_MODEL
 
@@ -32,9 +32,7 @@ def report(
     as_json: JsonOption = False,
 ) -> None:
     """Decode a file, resume from it, and compare with the exact cache: JSON, Markdown and HTML."""
-    missing = [name for name in ("jinja2", "matplotlib") if find_spec(name) is None]
-    if missing:
-        raise InputError(f"a report needs {' and '.join(missing)}", "pip install 'kvcompress[report]'")
+    require_packages("a report", ("jinja2", "matplotlib"), "report")
     from kvcompress.format.atomic_directory import require_directory
     from kvcompress.format.limits import memory_limit
     from kvcompress.hf import load_model

@@ -17,10 +17,9 @@ from kvcompress.cli.console import (
     MaxMemoryOption,
     ModelOption,
     SpecialTokensOption,
-    printable,
     show,
 )
-from kvcompress.errors import InputError
+from kvcompress.errors import InputError, shown
 from kvcompress.hub.bundled import DEFAULT_MODEL
 
 if TYPE_CHECKING:
@@ -57,7 +56,7 @@ def resume(
     restored = restore(snapshot, language_model, tokenizer=tokenizer, copy=False)
     cache, pending, position = _start(language_model, tokenizer, snapshot, restored, prompt, plain, special_tokens)
     pieces: list[str] = []
-    write = pieces.append if as_json else lambda piece: typer.echo(printable(piece, keep=LINES), nl=False)
+    write = pieces.append if as_json else lambda piece: typer.echo(shown(piece, keep=LINES), nl=False)
     stream = TextStream(tokenizer, write, [*snapshot.token_ids.tolist()[:position], *pending])
     new_ids = generate_from(
         language_model,

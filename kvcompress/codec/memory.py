@@ -58,7 +58,7 @@ def decoding_bytes(codec: TinyVAECodec, encoded: Encoded, held: Sequence[int]) -
         kept += KEPT_BYTES * symbols + 2 * KEPT_BYTES * residual
         kept += MATRIX_BYTES * config.channels * (config.rank + config.prior_width)
         widest = max(codec.shapes[index].channels for index in layers)
-        known = codec.known[group].channels(codec.shapes)
+        known = codec.conditioning[group].channels(codec.shapes)
         units = config.prior_width + 1
         looked_up = tokens * config.prior_rank * (LOOKED_UP_BYTES + 4 * config.prior_taps)
         carried = 4 * (tokens // MEAN_BLOCK + 1) ** 2 if known else 0

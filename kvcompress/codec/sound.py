@@ -86,7 +86,7 @@ def require_geometry(codec: TinyVAECodec) -> None:
     for group, layers in enumerate(codec.groups):
         config = codec.vae(group).config
         sound = sum(config.blocks) == sum(shapes[index].channels for index in layers)
-        sound &= all(0 <= index < first for index in codec.known[group].layers)
+        sound &= all(0 <= index < first for index in codec.conditioning[group].layers)
         sound &= all(
             0 <= lower < group and 0 < latents <= codec.vae(lower).config.rank
             for lower, latents in codec.lower[group].groups

@@ -220,7 +220,7 @@ def shards_as_dataset(directory: Path) -> Any:
     try:
         from datasets import IterableDataset
     except ImportError as error:
-        raise InputError("the package datasets is missing", "pip install 'kvcompress[train]'") from error
+        raise InputError("the package datasets is missing", 'pip install "kvcompress[train]"') from error
 
     def rows(directory: str) -> Iterator[dict[str, Any]]:
         # Imported here: datasets pickles this generator to fingerprint it.

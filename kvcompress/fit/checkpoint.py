@@ -270,7 +270,7 @@ def _trained_in_words(fitted: dict[str, Any]) -> str:
     # Recipes of codecs of earlier versions say "rate".
     lowest, highest = (recipe.get(f"{end}_qp", recipe.get(f"{end}_rate")) for end in ("lowest", "highest"))
     return f"""
-The closed form was trained on (`python -m train fit`): {steps[0]:,} steps of prior and prediction on bits,
+The closed form was trained on (`kvcompress train`): {steps[0]:,} steps of prior and prediction on bits,
 {steps[1]:,} of these and the synthesis on bits and the KL divergence of the resumed model, at QPs
 {lowest} to {highest}.
 """

@@ -109,7 +109,7 @@ def _read(path: Path) -> tuple[Any, Any]:
     absent = [name for name in PACKAGES if find_spec(name) is None]
     if absent:
         what = f"reading GGUF files needs {' and '.join(absent)}"
-        raise CheckpointError(what, "Run `pip install 'kvcompress[gguf]'`", path=path)
+        raise CheckpointError(what, 'Run `pip install "kvcompress[gguf]"`', path=path)
     log.warning("%s: dequantising the weights, once", path.name)
     try:
         with silence(streams=True):  # the conversion writes a progress bar of its own

@@ -18,7 +18,9 @@ COMMANDS: dict[str, click.Command] = {}
 
 
 def _collect(group: Any, prefix: tuple[str, ...] = ()) -> None:
-    for name, command in group.commands.items():
+    context = click.Context(group)
+    for name in group.list_commands(context):
+        command = group.get_command(context, name)
         if hasattr(command, "commands"):
             _collect(command, (*prefix, name))
         else:
@@ -71,7 +73,46 @@ def test_completion_is_offered() -> None:
 
 
 def test_a_report_without_its_extra_says_what_to_install(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr("kvcompress.cli.report.find_spec", lambda name: None)
+    monkeypatch.setattr("kvcompress.cli.extras.find_spec", lambda name: None)
     done = CliRunner().invoke(app, ["report", "x.kvz", "--session", "s.jsonl", "-o", str(tmp_path)])
     assert isinstance(done.exception, InputError)
     assert "kvcompress[report]" in str(done.exception)
+
+
+def test_training_and_measuring_are_among_the_commands() -> None:
+    told = CliRunner().invoke(app, ["--help"]).stdout
+    assert "Train a codec" in told
+    assert "Measure codecs beside baselines" in told
+    assert {"train", "eval run", "eval compare", "eval tasks", "eval real-model", "eval devices"} <= set(COMMANDS)
+
+
+@pytest.mark.parametrize(
+    ("command", "extra"),
+    [
+        (["train", "--sessions", "s.jsonl", "-o", "out"], "train"),
+        (["eval", "run", "--quick"], "eval"),
+        (["eval", "tasks", "--model", "m", "--codec", "c", "-o", "out"], "eval"),
+        (["eval", "real-model", "--model", "m", "--codec", "c", "--sessions", "s.jsonl", "-o", "out"], "eval"),
+    ],
+)
+def test_a_command_without_its_extra_says_what_to_install(
+    command: list[str], extra: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("kvcompress.cli.extras.find_spec", lambda name: None)
+    done = CliRunner().invoke(app, command)
+    assert isinstance(done.exception, InputError)
+    assert f'pip install "kvcompress[{extra}]"' in str(done.exception)
+    assert "\n" not in str(done.exception)
+    assert CliRunner().invoke(app, [*command, "--help"]).exit_code == 0
+
+
+def test_recipes_come_along_and_another_is_refused(tmp_path: Path) -> None:
+    for name in ("small", "smollm2"):
+        told = CliRunner().invoke(app, ["train", "--config", name, "--show-recipe"]).stdout
+        assert "divergence_stage:" in told
+        changed = tmp_path / "mine.yaml"
+        changed.write_text(told)
+        assert CliRunner().invoke(app, ["train", "--config", str(changed), "--show-recipe"]).stdout == told
+    done = CliRunner().invoke(app, ["train", "--config", "big", "--sessions", "s.jsonl", "-o", str(tmp_path / "codec")])
+    assert isinstance(done.exception, InputError)
+    assert "no such recipe. Name a YAML file or one of small, smollm2" in str(done.exception)

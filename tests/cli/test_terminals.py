@@ -14,7 +14,6 @@ import torch
 from typer.testing import CliRunner
 
 from kvcompress.cli.app import app
-from kvcompress.cli.console import printable
 from kvcompress.codec.lossless import LosslessCodec
 from kvcompress.format.container import save
 from kvcompress.hf import capture
@@ -52,8 +51,8 @@ main()
     ],
 )
 def test_what_does_not_print_is_spelled_out(text: str, shown: str) -> None:
-    assert printable(text) == shown
-    assert printable("a\n\x1b", keep="\n") == "a\n\\x1b"
+    assert shown(text) == shown
+    assert shown("a\n\x1b", keep="\n") == "a\n\\x1b"
 
 
 def on_terminal(encoding: str, code: str) -> tuple[int, bytes]:

@@ -10,8 +10,8 @@ import torch
 pytest.importorskip("lightning", reason="the train extra is not installed")
 
 from kvcompress.codec.tinyvae import TinyVAECodec
+from kvcompress_train.prices import BENT, TAIL, Prices
 from tinyvae.quantize import LEVELS_PER_OCTAVE, quantize, scale_of_level
-from train.codec.prices import BENT, TAIL, Prices
 
 LEVEL_OF_ONE_STEP = 4 * LEVELS_PER_OCTAVE
 

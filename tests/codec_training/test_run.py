@@ -29,7 +29,7 @@ logger: csv
 def train(out: Path, sessions: Path, *more: str) -> subprocess.CompletedProcess[str]:
     recipe = out.with_name("recipe.yaml")
     recipe.write_text(RECIPE)
-    command = [sys.executable, "-m", "train", "fit", "--sessions", str(sessions), "-o", str(out)]
+    command = [sys.executable, "-m", "kvcompress", "train", "--sessions", str(sessions), "-o", str(out)]
     command += ["--config", str(recipe), "--threads", "1", *more]
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env={**os.environ, "HF_HUB_OFFLINE": "1"})
 

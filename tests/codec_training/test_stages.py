@@ -21,17 +21,17 @@ from kvcompress.hf import capture
 from kvcompress.hf.channels import to_channels
 from kvcompress.hf.rope import rope_of
 from kvcompress.snapshot import KVSnapshot
+from kvcompress_train.coding import coded_groups
+from kvcompress_train.data import ShardSessions
+from kvcompress_train.guard import PATIENCE_STEPS, Guard, TrainingError
+from kvcompress_train.module import DivergenceStage, RateStage, StageModule
+from kvcompress_train.recipe import CodecRecipe, Stage, read_recipe
+from kvcompress_train.run import with_learned_parts
+from kvcompress_train.tiers import mixed_tiers
 from tests.codec.conftest import random_sessions
 from tinyvae.neighbours import coding_passes
 from tinyvae.offsets import PRIOR_ONLY
 from tinyvae.predictor import LOWEST_TOLD
-from train.codec.coding import coded_groups
-from train.codec.data import ShardSessions
-from train.codec.guard import PATIENCE_STEPS, Guard, TrainingError
-from train.codec.module import DivergenceStage, RateStage, StageModule
-from train.codec.recipe import CodecRecipe, Stage, read_recipe
-from train.codec.run import with_learned_parts
-from train.codec.tiers import mixed_tiers
 
 QP = 60
 
@@ -228,7 +228,7 @@ def test_dropped_tokens_are_not_coded(
         held.append(len(snapshot.layers[0].positions))
         return coded_groups(codec, snapshot, *more)
 
-    monkeypatch.setattr("train.codec.module.coded_groups", watched)
+    monkeypatch.setattr("kvcompress_train.module.coded_groups", watched)
     recipe, stage = CodecRecipe(), Stage(1, 1e-3, 1e-3)
     module = (
         RateStage(fresh(codec), recipe, stage)
@@ -293,7 +293,7 @@ def test_an_ordinary_run_goes_on() -> None:
 
 
 def test_the_recipe_of_the_project_is_the_default() -> None:
-    found = read_recipe(Path(__file__).parents[2] / "train" / "configs" / "codec.yaml")
+    found = read_recipe("small")
     assert found == CodecRecipe()
 
 

@@ -6,8 +6,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from kvcompress_train.tiers import KEPT_FIRST, KEPT_LAST, mixed_tiers
 from tinyvae.offsets import PRIOR_ONLY
-from train.codec.tiers import KEPT_FIRST, KEPT_LAST, mixed_tiers
 
 
 @given(st.integers(1, 700), st.integers(0, 1000))

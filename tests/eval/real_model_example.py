@@ -8,12 +8,12 @@ from pathlib import Path
 
 import torch
 
-from eval.real_model.run import Job, RealModelSettings
 from kvcompress.codec.promise import Loss, Promise, Setting
 from kvcompress.data.harvest import write_shards
 from kvcompress.data.shards import HarvestSettings
 from kvcompress.hf import load_model
 from kvcompress.hub.bundled import DEFAULT_CODEC, DEFAULT_MODEL, find_checkpoint
+from kvcompress_eval.real_model.run import Job, RealModelSettings
 
 SETTINGS = RealModelSettings(
     tokens=160,

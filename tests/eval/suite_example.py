@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from eval.suite.published import published
 from kvcompress.metrics.fidelity import tier_of
+from kvcompress_eval.suite.published import published
 
 RAW_BYTES, WORTH_NATS, TOKENS, LAYERS = 3_145_728.0, 0.77, 1024, 6
 VALUES = RAW_BYTES / 2

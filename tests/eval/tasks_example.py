@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from eval.tasks.run import Job, TasksSettings
 from kvcompress.hub.bundled import DEFAULT_MODEL
+from kvcompress_eval.tasks.run import Job, TasksSettings
 
 SETTINGS = TasksSettings(
     answers=16, least_examples=4, calibration_answers=24, kvtc_fit_sessions=4, kvtc_kl_sessions=2, kvtc_tokens=160

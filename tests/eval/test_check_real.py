@@ -15,17 +15,17 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
+from eval import check_command
 from eval.__main__ import app
-from eval.real_model import check_command
-from eval.real_model.check import check, table
-from eval.real_model.check_command import SESSIONS, _shipped
-from eval.real_model.codecs import Measured, find_codecs
+from eval.check import check, table
+from eval.check_command import SESSIONS, _shipped
 from kvcompress.codec.facts import Part, read_facts
 from kvcompress.codec.promise import Setting
 from kvcompress.data.sessions import read_sessions, session_token_ids
 from kvcompress.hf import load_model
 from kvcompress.hf.loading import model_tokenizer
 from kvcompress.hub.bundled import DEFAULT_CODEC, find_checkpoint
+from kvcompress_eval.real_model.codecs import Measured, find_codecs
 from tests.codec.test_other_weights import LARGE, noisy
 from tests.conftest import ROOT
 

@@ -12,19 +12,26 @@ import numpy as np
 import pytest
 import torch
 
-from eval.portability import run
-from eval.portability.compare import cache_difference, explain_symbols, judge, resumption_difference
-from eval.portability.conditions import DTYPES, INSTRUCTIONS, PRECISIONS, REFERENCE, Condition, conditions_at_hand
-from eval.portability.phases import Phases
-from eval.portability.report import markdown, pair_grid, unmoved_conditions
-from eval.portability.symbols import digest, outside_bins, quantised, read_back
-from eval.portability.worker import RESULT, Bench
 from kvcompress.codec.directory import load_codec
 from kvcompress.errors import FormatError, InputError, KVCompressError
 from kvcompress.fit.checkpoint import save_codec
 from kvcompress.fit.fitter import fit_codec
 from kvcompress.fit.settings import FitSettings
 from kvcompress.format.raw_snapshot import load_raw, save_raw
+from kvcompress_eval.portability import run
+from kvcompress_eval.portability.compare import cache_difference, explain_symbols, judge, resumption_difference
+from kvcompress_eval.portability.conditions import (
+    DTYPES,
+    INSTRUCTIONS,
+    PRECISIONS,
+    REFERENCE,
+    Condition,
+    conditions_at_hand,
+)
+from kvcompress_eval.portability.phases import Phases
+from kvcompress_eval.portability.report import markdown, pair_grid, unmoved_conditions
+from kvcompress_eval.portability.symbols import digest, outside_bins, quantised, read_back
+from kvcompress_eval.portability.worker import RESULT, Bench
 from tests.codec.conftest import promised, random_sessions, tiny_model
 from tests.format.examples import make_snapshot
 from tests.format.make_golden import GOLDEN

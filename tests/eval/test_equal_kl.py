@@ -8,12 +8,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from eval.suite.bootstrap import resampled
-from eval.suite.equal_kl import equal_kl, frontier, ratio_at
-from eval.suite.published import FIXED_RATE, published
-from eval.suite.report.facts import promised_word
-from eval.suite.report.palette import looks
-from eval.suite.report.series import promise_over_hops
+from kvcompress_eval.suite.bootstrap import resampled
+from kvcompress_eval.suite.equal_kl import equal_kl, frontier, ratio_at
+from kvcompress_eval.suite.published import FIXED_RATE, published
+from kvcompress_eval.suite.report.facts import promised_word
+from kvcompress_eval.suite.report.palette import looks
+from kvcompress_eval.suite.report.series import promise_over_hops
 
 RAW = 1_000_000.0
 

@@ -12,12 +12,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from eval.baselines import eviction_attention, eviction_key_norm, eviction_sink_recent, tokens_only
-from eval.baselines.eviction import Eviction, Scorer, best_tokens, keep_count
-from eval.baselines.eviction_attention import WindowAttention
-from eval.baselines.eviction_key_norm import KeyNorm
-from eval.baselines.eviction_sink_recent import SinkRecent
-from eval.baselines.protocol import Baseline, Calibration
 from kvcompress.codec.exact_tokens import WithExact
 from kvcompress.codec.int8 import Int8Codec
 from kvcompress.codec.lossless import LosslessCodec
@@ -31,6 +25,12 @@ from kvcompress.prune.scorers.registry import find_scorer
 from kvcompress.prune.session import encode_pruned
 from kvcompress.prune.tiers import Tier
 from kvcompress.snapshot import KVSnapshot
+from kvcompress_eval.baselines import eviction_attention, eviction_key_norm, eviction_sink_recent, tokens_only
+from kvcompress_eval.baselines.eviction import Eviction, Scorer, best_tokens, keep_count
+from kvcompress_eval.baselines.eviction_attention import WindowAttention
+from kvcompress_eval.baselines.eviction_key_norm import KeyNorm
+from kvcompress_eval.baselines.eviction_sink_recent import SinkRecent
+from kvcompress_eval.baselines.protocol import Baseline, Calibration
 from tests.fidelity.models import build, tokens, whole_logits
 
 SESSION_TOKENS = 90

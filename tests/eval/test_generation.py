@@ -6,11 +6,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from eval.suite.branches import _sample
-from eval.suite.greedy import follow, greedy_path
 from kvcompress.hf import capture, restore
 from kvcompress.hf.generation import context_limit
 from kvcompress.hf.sampling import sample_continuations
+from kvcompress_eval.suite.branches import _sample
+from kvcompress_eval.suite.greedy import follow, greedy_path
 from tests.hf.families import model_of, session
 
 OPENING = [3, 4]

@@ -12,8 +12,14 @@ import numpy as np
 import pytest
 import torch
 
-from eval.baselines import kvtc, kvtc_ideal
-from eval.baselines.kvtc_allocation import (
+from kvcompress.errors import FormatError, InputError, MismatchError
+from kvcompress.format.container import from_bytes, to_bytes
+from kvcompress.hf import capture
+from kvcompress.hf.channels import to_channels
+from kvcompress.hf.rope import rope_of
+from kvcompress.snapshot import KVSnapshot
+from kvcompress_eval.baselines import kvtc, kvtc_ideal
+from kvcompress_eval.baselines.kvtc_allocation import (
     Block,
     block_bytes,
     block_unit,
@@ -27,13 +33,7 @@ from eval.baselines.kvtc_allocation import (
     total_bits,
     unpack_block,
 )
-from eval.baselines.protocol import Baseline, Calibration
-from kvcompress.errors import FormatError, InputError, MismatchError
-from kvcompress.format.container import from_bytes, to_bytes
-from kvcompress.hf import capture
-from kvcompress.hf.channels import to_channels
-from kvcompress.hf.rope import rope_of
-from kvcompress.snapshot import KVSnapshot
+from kvcompress_eval.baselines.protocol import Baseline, Calibration
 from tests.codec.conftest import random_sessions, tiny_model
 from tests.fidelity.models import build, tokens
 from tinyvae.quantize import DEAD_ZONE, LOWEST_SCALE_LOG2

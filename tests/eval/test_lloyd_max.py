@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from eval.baselines.lloyd_max import gaussian, lloyd_max, sphere_coordinate, sphere_levels
+from kvcompress_eval.baselines.lloyd_max import gaussian, lloyd_max, sphere_coordinate, sphere_levels
 
 MAX_1960 = {1: 0.3634, 2: 0.1175, 3: 0.03454, 4: 0.009497}
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from eval.suite.perturb import PERTURBATIONS, case, paraphrase, typos
+from kvcompress_eval.suite.perturb import PERTURBATIONS, case, paraphrase, typos
 
 PROMPT = "<|im_start|>user\nI don't want it, but can you help me with my letter?<|im_end|>\n<|im_start|>assistant\n"
 TEXTS = st.text(st.sampled_from("abcdeXYZ '.\n<|>é中4"), max_size=60)

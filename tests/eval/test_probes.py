@@ -9,20 +9,20 @@ import pytest
 import torch
 from torch import Tensor
 
-from eval.baselines.raw16 import Raw16
-from eval.suite.drift import hop_figures
-from eval.suite.hops import Hop, Journey, drift, grown, hop_worths
-from eval.suite.perturb import PERTURBATIONS
-from eval.suite.planted import FACTS, planted, with_numbers
-from eval.suite.probes import prepare_probes, probe_row
-from eval.suite.prompts import AFTER_TOKENS, PROMPT_TOKENS, perturbed_prompts, prompt_figures
-from eval.suite.subject import prepare
 from kvcompress.data.harvest import tokenized_sessions
 from kvcompress.hf import capture, load_model, restore
 from kvcompress.hf.generation import feed, generate_from
 from kvcompress.hub.bundled import DEFAULT_MODEL
 from kvcompress.metrics.fidelity import TIERS, kl_nats
 from kvcompress.snapshot import KVSnapshot, LayerKV
+from kvcompress_eval.baselines.raw16 import Raw16
+from kvcompress_eval.suite.drift import hop_figures
+from kvcompress_eval.suite.hops import Hop, Journey, drift, grown, hop_worths
+from kvcompress_eval.suite.perturb import PERTURBATIONS
+from kvcompress_eval.suite.planted import FACTS, planted, with_numbers
+from kvcompress_eval.suite.probes import prepare_probes, probe_row
+from kvcompress_eval.suite.prompts import AFTER_TOKENS, PROMPT_TOKENS, perturbed_prompts, prompt_figures
+from kvcompress_eval.suite.subject import prepare
 
 TOKENS = 256
 

@@ -16,13 +16,13 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from eval.baselines import bitpacking, cachegen, int8, kivi, persistence, raw16, turboquant, zstd
-from eval.baselines.lloyd_max import lloyd_max, sphere_coordinate
-from eval.baselines.protocol import Baseline, Calibration
 from kvcompress.errors import FormatError, InputError, KVCompressError, MismatchError
 from kvcompress.format.container import Encoded, from_bytes, to_bytes
 from kvcompress.hf import capture
 from kvcompress.snapshot import KVSnapshot, LayerKV, ModelFingerprint
+from kvcompress_eval.baselines import bitpacking, cachegen, int8, kivi, persistence, raw16, turboquant, zstd
+from kvcompress_eval.baselines.lloyd_max import lloyd_max, sphere_coordinate
+from kvcompress_eval.baselines.protocol import Baseline, Calibration
 from tests.codec.conftest import random_sessions, tiny_model
 from tests.fidelity.models import build, tokens
 from tests.format.examples import make_origin, make_snapshot, require_identical

@@ -12,20 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from eval.baselines.kvtc_ideal import KvtcIdeal, Tables
-from eval.baselines.kvtc_transform import fit
-from eval.baselines.protocol import Calibration
-from eval.real_model import kvtc
-from eval.real_model import run as run_module
-from eval.real_model.equal_kl import advantage, ratio_at
-from eval.real_model.interval import mean_of, ratio_of
-from eval.real_model.page import page
-from eval.real_model.readme import readme_table
-from eval.real_model.run import RealModelRun, read_facts
-from eval.real_model.targets import bound_checks, check, size_targets
-from eval.real_model.words import WIDTH, verdict
-from eval.suite.damage import damage
-from eval.suite.rows import Rows
+from eval.readme.real_model import readme_table
 from kvcompress.codec.directory import load_codec
 from kvcompress.codec.settings import CommonSettings
 from kvcompress.data.sessions import read_sessions, session_token_ids
@@ -36,6 +23,19 @@ from kvcompress.hf import capture, load_model, recompute_with, restore
 from kvcompress.hub.bundled import DEFAULT_MODEL, find_checkpoint
 from kvcompress.metrics.fidelity import continuation_logits, kl_nats, short_context_logits, top_agreement
 from kvcompress.report.spelling import spell
+from kvcompress_eval.baselines.kvtc_ideal import KvtcIdeal, Tables
+from kvcompress_eval.baselines.kvtc_transform import fit
+from kvcompress_eval.baselines.protocol import Calibration
+from kvcompress_eval.real_model import kvtc
+from kvcompress_eval.real_model import run as run_module
+from kvcompress_eval.real_model.equal_kl import advantage, ratio_at
+from kvcompress_eval.real_model.interval import mean_of, ratio_of
+from kvcompress_eval.real_model.page import page
+from kvcompress_eval.real_model.run import RealModelRun, read_facts
+from kvcompress_eval.real_model.targets import bound_checks, check, size_targets
+from kvcompress_eval.real_model.words import WIDTH, verdict
+from kvcompress_eval.suite.damage import damage
+from kvcompress_eval.suite.rows import Rows
 from tests.codec.conftest import random_sessions, tiny_model
 from tests.eval.real_model_example import FIT_FACTS, QPS, SETTINGS, build, job
 
@@ -312,7 +312,7 @@ def test_the_first_token_can_be_raw() -> None:
 def test_wide_caches_have_the_same_axes(monkeypatch: pytest.MonkeyPatch) -> None:
     calibration = Calibration(tiny_model(), None, random_sessions(8, 260))
     plain = fit(calibration)[0]
-    monkeypatch.setattr("eval.baselines.kvtc.WIDE_CHANNELS", 8)
+    monkeypatch.setattr("kvcompress_eval.baselines.kvtc.WIDE_CHANNELS", 8)
     wide = fit(calibration)[0]
     for ours, theirs in zip(wide.axes, plain.axes, strict=True):
         assert torch.allclose((ours.basis[:8] * theirs.basis[:8]).sum(1).abs(), torch.ones(8), atol=1e-2)

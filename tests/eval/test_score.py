@@ -10,11 +10,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from eval.suite.bootstrap import resampled
-from eval.suite.perturb import PERTURBATIONS
-from eval.suite.score import harmonic, score
-from eval.suite.tails import NORMAL_95, STEP_NATS, tails, wilson
 from kvcompress.metrics.fidelity import TIERS
+from kvcompress_eval.suite.bootstrap import resampled
+from kvcompress_eval.suite.perturb import PERTURBATIONS
+from kvcompress_eval.suite.score import harmonic, score
+from kvcompress_eval.suite.tails import NORMAL_95, STEP_NATS, tails, wilson
 
 SHARES = st.lists(st.floats(0.01, 1.0), min_size=1, max_size=5)
 

@@ -13,17 +13,17 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from eval.suite.attention import attention_errors, attention_modules
-from eval.suite.bootstrap import RESAMPLES, estimate_mean, estimate_quantiles, estimate_ratio, resampled
-from eval.suite.bound import rate_bits, water_level
-from eval.suite.branches import branch_divergence, jensen_shannon_nats
-from eval.suite.economics import break_even_tokens, link_seconds, longest_context_tokens
-from eval.suite.greedy import GreedyReport, follow, greedy_path
-from eval.suite.hops import Journey, drift
-from eval.suite.memory import peak_bytes
-from eval.suite.sensitive import sensitive_positions
 from kvcompress.hf import capture, restore
 from kvcompress.snapshot import KVSnapshot, LayerKV
+from kvcompress_eval.suite.attention import attention_errors, attention_modules
+from kvcompress_eval.suite.bootstrap import RESAMPLES, estimate_mean, estimate_quantiles, estimate_ratio, resampled
+from kvcompress_eval.suite.bound import rate_bits, water_level
+from kvcompress_eval.suite.branches import branch_divergence, jensen_shannon_nats
+from kvcompress_eval.suite.economics import break_even_tokens, link_seconds, longest_context_tokens
+from kvcompress_eval.suite.greedy import GreedyReport, follow, greedy_path
+from kvcompress_eval.suite.hops import Journey, drift
+from kvcompress_eval.suite.memory import peak_bytes
+from kvcompress_eval.suite.sensitive import sensitive_positions
 from tests.hf.families import model_of
 
 IDS = torch.arange(40) * 7 % 61
@@ -135,7 +135,7 @@ def test_branches_from_equal_caches_do_not_differ_and_caches_stay(model: torch.n
 
 def test_branch_scores_are_those_of_single_sequences(model: torch.nn.Module) -> None:
     """The batched score of each branch equals the plain forward pass of that branch alone."""
-    from eval.suite.branches import _sample, _score
+    from kvcompress_eval.suite.branches import _sample, _score
 
     cache = restore(capture(model, IDS), model)
     with torch.no_grad():
@@ -232,6 +232,6 @@ def test_memory_that_a_first_call_left_behind_does_not_hide_the_second() -> None
 
 
 def test_curve_fractions_rise() -> None:
-    from eval.suite.aggregate import CURVE
+    from kvcompress_eval.suite.aggregate import CURVE
 
     assert all(a < b for a, b in itertools.pairwise(CURVE))

@@ -17,14 +17,21 @@ from typing import Any
 
 import pytest
 
-from eval.suite.report import compare, readme_table, render_html, render_markdown, validate, write_suite_report
-from eval.suite.report.compare import difference_in_errors
-from eval.suite.report.facts import baseline_at_same_kl, best_points
-from eval.suite.report.markdown import MOST_README_ROWS
-from eval.suite.report.promise_table import kept, promise_table
 from kvcompress.errors import InputError
 from kvcompress.metrics.fidelity import TIERS
 from kvcompress.report.spelling import with_error
+from kvcompress_eval.suite.report import (
+    compare,
+    readme_table,
+    render_html,
+    render_markdown,
+    validate,
+    write_suite_report,
+)
+from kvcompress_eval.suite.report.compare import difference_in_errors
+from kvcompress_eval.suite.report.facts import baseline_at_same_kl, best_points
+from kvcompress_eval.suite.report.markdown import MOST_README_ROWS
+from kvcompress_eval.suite.report.promise_table import kept, promise_table
 from tests.eval.suite_example import FAMILIES, codec, economics, example, metrics, tails
 
 HOSTILE = (

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -13,21 +14,29 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-import eval.suite.run as suite_run
-from eval.__main__ import app
-from eval.baselines.int8 import family as int8_family
-from eval.baselines.registry import FAMILIES, OWN, build_all, resolve
-from eval.suite.curves import thin
-from eval.suite.job import Job
-from eval.suite.publish import read_result, write_readme
-from eval.suite.run import run_suite
-from eval.suite.settings import SuiteSettings
+import kvcompress_eval.suite.run as suite_run
+from eval.__main__ import app as workshop
+from eval.readme.write import write_tables
+from kvcompress.cli.app import app
+from kvcompress.codec.tinyvae import TinyVAECodec
 from kvcompress.data.harvest import tokenized_sessions
-from kvcompress.errors import InputError, KVCompressError
+from kvcompress.errors import CheckpointError, InputError, KVCompressError, MismatchError
+from kvcompress.fit.checkpoint import save_codec
 from kvcompress.format.container import load, save
 from kvcompress.hf import capture, load_model
-from kvcompress.hub.bundled import DEFAULT_MODEL, find_checkpoint
+from kvcompress.hub.bundled import DEFAULT_CODEC, DEFAULT_MODEL, find_checkpoint
 from kvcompress.snapshot import KVSnapshot, LayerKV
+from kvcompress_eval.baselines.int8 import family as int8_family
+from kvcompress_eval.baselines.protocol import Calibration
+from kvcompress_eval.baselines.registry import FAMILIES, OWN, Own, build, build_all, resolve
+from kvcompress_eval.suite.curves import thin
+from kvcompress_eval.suite.job import Job
+from kvcompress_eval.suite.publish import read_result
+from kvcompress_eval.suite.run import run_suite
+from kvcompress_eval.suite.settings import SuiteSettings
+from kvcompress_eval.suite.spoken import spoken_command
+from tests.codec.conftest import codec as codec
+from tests.codec.conftest import model as model
 
 SMALL = SuiteSettings(tokens=96, continuation_tokens=64, count=2, thorough=1, calibration=4, most_points=2, quick=True)
 
@@ -117,7 +126,7 @@ def test_a_run_that_goes_on_measures_and_fits_nothing_twice(
 
     monkeypatch.setattr(suite_run, "measure_point", never)
     monkeypatch.setattr(suite_run, "prepare", never)
-    monkeypatch.setattr("eval.baselines.cachegen.family", never)
+    monkeypatch.setattr("kvcompress_eval.baselines.cachegen.family", never)
     after = run(codecs, sessions_file, tmp_path, settings, go_on=True)
     assert (tmp_path / "rows.jsonl").read_text() == lines
     same = ("sessions", "codecs", "controls", "hops", "economics", "equal_kl")
@@ -230,9 +239,10 @@ def test_thinning_keeps_ends_and_quality_words() -> None:
 
 
 def test_readme_keeps_its_text_and_takes_the_table(result: dict[str, Any], tmp_path: Path) -> None:
-    page = tmp_path / "README.md"
+    page, reports = tmp_path / "README.md", tmp_path / "reports"
+    shutil.copytree(result["out"], reports / "reference-lm")
     page.write_text("before\n<!-- results -->\nold\n<!-- /results -->\nafter\n")
-    write_readme(read_result(result["out"]), page)
+    write_tables(["results"], page, reports)
     text = page.read_text()
     assert text.startswith("before\n<!-- results -->\n")
     assert text.endswith("<!-- /results -->\nafter\n")
@@ -240,11 +250,15 @@ def test_readme_keeps_its_text_and_takes_the_table(result: dict[str, Any], tmp_p
     assert "tinyvae" in text
     page.write_text("no marks")
     with pytest.raises(InputError, match="no place for results"):
-        write_readme(read_result(result["out"]), page)
+        write_tables(["results"], page, reports)
+    with pytest.raises(InputError, match="no table is called 'figures'"):
+        write_tables(["figures"], page, reports)
+    with pytest.raises(InputError, match="no report can be read"):
+        write_tables(["tasks"], page, reports)
 
 
 def test_compare_prints_the_differences_of_two_reports(result: dict[str, Any]) -> None:
-    outcome = CliRunner().invoke(app, ["compare", str(result["out"]), str(result["out"])])
+    outcome = CliRunner().invoke(app, ["eval", "compare", str(result["out"]), str(result["out"])])
     assert outcome.exit_code == 0
     assert "int8" in outcome.output
 
@@ -259,3 +273,43 @@ def test_file_of_every_codec_is_read_back(result: dict[str, Any], tmp_path: Path
     decoded = baseline.decode(load(tmp_path / "a.kvz"))
     assert not torch.equal(decoded.layers[0].keys, snapshot.layers[0].keys)
     assert torch.equal(decoded.token_ids, snapshot.token_ids)
+
+
+def test_a_named_codec_that_cannot_be_measured_is_refused_before_the_run(
+    tmp_path: Path, sessions_file: Path, codec: TinyVAECodec
+) -> None:
+    with pytest.raises(CheckpointError, match="no codec here"):
+        run([str(tmp_path), "int8"], sessions_file, tmp_path / "out", SMALL)
+    save_codec(codec, tmp_path / "of-another-model")
+    with pytest.raises(MismatchError, match="model"):
+        run([str(tmp_path / "of-another-model")], sessions_file, tmp_path / "out", SMALL)
+    with pytest.raises(MismatchError, match="model"):
+        run([OWN], sessions_file, tmp_path / "out", SMALL, own=Own(str(tmp_path / "of-another-model")))
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_codec_of_a_model_is_found_where_none_is_named(tmp_path: Path, sessions_file: Path) -> None:
+    model, tokenizer = load_model(find_checkpoint(DEFAULT_MODEL))
+    own = Own(str(find_checkpoint(DEFAULT_CODEC)))
+    named = build(OWN, Calibration(model, tokenizer, []), own)
+    assert [point.fingerprint for point in build(OWN, Calibration(model, tokenizer, []))] == [
+        point.fingerprint for point in named
+    ]
+
+
+def test_a_short_name_stands_for_all_that_belongs_to_a_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    given: dict[str, Any] = {}
+    monkeypatch.setattr("eval.run.run_for_users", lambda **asked: given.update(asked))
+    done = CliRunner().invoke(workshop, ["run", "--model", "smollm2", "--count", "2"], catch_exceptions=False)
+    assert done.exit_code == 0
+    assert given["model"] == "models/smollm2-135m-instruct"
+    assert given["codec_dir"] == "smollm2-135m-instruct-tinyvae"
+    assert given["sessions"] == Path("models/sessions/test.jsonl")
+    assert given["count"] == 2
+    CliRunner().invoke(workshop, ["run", "--quick"], catch_exceptions=False)
+    assert (given["model"], given["codec_dir"], given["quick"]) == (DEFAULT_MODEL, None, True)
+
+
+def test_reports_name_the_command_as_it_was_given() -> None:
+    assert spoken_command(["/venv/bin/kvcompress", "eval", "run", "-o", "/home/me/out"]) == "kvcompress eval run -o out"
+    assert spoken_command(["/checkout/eval/__main__.py", "prune", "--fit"]) == "python -m eval prune --fit"

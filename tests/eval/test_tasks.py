@@ -15,24 +15,7 @@ import numpy as np
 import pytest
 import torch
 
-from eval.real_model.words import WIDTH
-from eval.tasks import run as run_module
-from eval.tasks.asking import Blanks, Ranked, Reply
-from eval.tasks.candidates import EXACT, Candidate, evicted, exact, tiers
-from eval.tasks.command import tasks_command
-from eval.tasks.html import render_html
-from eval.tasks.instruction_survival import invent
-from eval.tasks.kvtc_at_kl import require_harvest
-from eval.tasks.ladder import climb, examples_for, named_sizes
-from eval.tasks.measure import ask_all, digest_of, measure
-from eval.tasks.page import page
-from eval.tasks.protocol import Example, Resumed
-from eval.tasks.readme import readme_table
-from eval.tasks.registry import TASKS, examples, find_tasks
-from eval.tasks.ruler import seeded
-from eval.tasks.run import TasksRun
-from eval.tasks.summary import accuracy, difference
-from eval.tasks.variable_tracking import ASSIGNMENT, followed
+from eval.readme.tasks import readme_table
 from kvcompress.codec.directory import load_codec
 from kvcompress.codec.lossless import LosslessCodec
 from kvcompress.data.sessions import text_ids
@@ -40,6 +23,23 @@ from kvcompress.errors import InputError
 from kvcompress.hf import capture, load_model, restore
 from kvcompress.hf.generation import generate_from
 from kvcompress.hub.bundled import DEFAULT_CODEC, DEFAULT_MODEL, find_checkpoint
+from kvcompress_eval.real_model.words import WIDTH
+from kvcompress_eval.tasks import run as run_module
+from kvcompress_eval.tasks.asking import Blanks, Ranked, Reply
+from kvcompress_eval.tasks.candidates import EXACT, Candidate, evicted, exact, tiers
+from kvcompress_eval.tasks.command import tasks_command
+from kvcompress_eval.tasks.html import render_html
+from kvcompress_eval.tasks.instruction_survival import invent
+from kvcompress_eval.tasks.kvtc_at_kl import require_harvest
+from kvcompress_eval.tasks.ladder import climb, examples_for, named_sizes
+from kvcompress_eval.tasks.measure import ask_all, digest_of, measure
+from kvcompress_eval.tasks.page import page
+from kvcompress_eval.tasks.protocol import Example, Resumed
+from kvcompress_eval.tasks.registry import TASKS, examples, find_tasks
+from kvcompress_eval.tasks.ruler import seeded
+from kvcompress_eval.tasks.run import TasksRun
+from kvcompress_eval.tasks.summary import accuracy, difference
+from kvcompress_eval.tasks.variable_tracking import ASSIGNMENT, followed
 from tests.eval.real_model_example import build
 from tests.eval.tasks_example import SETTINGS, job
 
@@ -387,7 +387,7 @@ def test_a_killed_run_measures_what_is_missing_and_nothing_else(
         return measure(*arguments)
 
     monkeypatch.setattr(run_module, "measure", measured)
-    monkeypatch.setattr("eval.tasks.kvtc_at_kl.fit", lambda *_, **__: pytest.fail("KVTC was fitted again"))
+    monkeypatch.setattr("kvcompress_eval.tasks.kvtc_at_kl.fit", lambda *_, **__: pytest.fail("KVTC was fitted again"))
     second = TasksRun(job(place, "again"), SETTINGS, silent).run()
     assert counted == ["high"]
     for ours, theirs in zip(second["tasks"], result["tasks"], strict=True):

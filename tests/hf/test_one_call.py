@@ -19,7 +19,7 @@ RECORDER = "train/sessions.py"
 
 def sources() -> Iterator[tuple[str, ast.Module]]:
     """Yield every file that could hold a model; kvcompress.format may not import what makes one."""
-    for package in ("kvcompress", "eval", "train"):
+    for package in ("kvcompress", "kvcompress_train", "kvcompress_eval", "train", "eval"):
         for path in sorted((ROOT / package).rglob("*.py")):
             name = path.relative_to(ROOT).as_posix()
             if not name.startswith("kvcompress/format/"):

@@ -11,7 +11,7 @@ LONGEST_FILE, LONGEST_FUNCTION = 350, 60
 
 
 def sources() -> Iterator[Path]:
-    for package in ("kvcompress", "tinyvae", "eval", "train"):
+    for package in ("kvcompress", "tinyvae", "kvcompress_train", "kvcompress_eval", "train", "eval"):
         yield from (ROOT / package).rglob("*.py")
 
 

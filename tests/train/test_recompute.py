@@ -21,7 +21,7 @@ def partial() -> TinyVAECodec:
 
 
 def test_channels_in_training_are_those_of_the_decoder(partial: TinyVAECodec) -> None:
-    from train.codec.coding import coded_groups
+    from kvcompress_train.coding import coded_groups
 
     snapshot = capture(tiny_model(), random_sessions(1, 60, seed=4)[0])
     for qp in (20, 80):
@@ -34,9 +34,9 @@ def test_channels_in_training_are_those_of_the_decoder(partial: TinyVAECodec) ->
 def test_both_stages_train_what_known_layers_tell(partial: TinyVAECodec) -> None:
     import copy
 
-    from train.codec.data import CachedSession
-    from train.codec.module import DivergenceStage, RateStage
-    from train.codec.recipe import CodecRecipe, Stage
+    from kvcompress_train.data import CachedSession
+    from kvcompress_train.module import DivergenceStage, RateStage
+    from kvcompress_train.recipe import CodecRecipe, Stage
 
     model, recipe = tiny_model(), CodecRecipe()
     ids = random_sessions(1, 80, seed=5)[0]

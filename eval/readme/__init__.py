@@ -1,0 +1,1 @@
+"""What the README says of reports: the lines between its marks."""

@@ -1,0 +1,1 @@
+"""Training of codecs, installed with the extra `train`: closed form first, then prior and transform with Lightning."""

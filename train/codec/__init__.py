@@ -1,1 +1,0 @@
-"""Recipe of the codec: closed form first, then training of prior and transform with Lightning."""
