@@ -2,6 +2,7 @@
 
 ```
 context   canonical JSON: number, kind, parent, tokens, time, and what the kind says beside
+          parent: a number of the same log, or the digest of an entry of another log, from which a branch goes on
 anchor    BLAKE2b-64  of  |previous anchor| |segment| |context|       each part after its length, 8 bytes, little-endian
 digest    BLAKE2b-256 of  |previous digest| |segment| |context|       the same with all 32 bytes
 ```
@@ -134,9 +135,12 @@ def entry_of(row: sqlite3.Row) -> Entry:
 
 
 def context_of(
-    number: int, kind: str, parent: int | None, start: int, end: int, said: Mapping[str, Any]
+    number: int, kind: str, parent: int | str | None, start: int, end: int, said: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """Return the context of an entry: what its row says, and what is said beside."""
+    """Return the context of an entry: what its row says, and what is said beside.
+
+    It names nothing by the numbers that one store gives its sessions, so a log reads the same wherever it is taken.
+    """
     return {**said, "number": number, "kind": kind, "parent": parent, "tokens": [start, end]}
 
 
@@ -171,7 +175,7 @@ class Stored:
 
     Attributes:
         number: Where it lies.
-        columns: kind, parent, start, end as its columns say.
+        columns: kind, parent, start, end as its columns say; parent as a context names it.
         segment: Digest of its segment, empty for none.
         context: Its context, canonical JSON.
         says: What the context says; empty where it is none.
@@ -187,8 +191,8 @@ class Stored:
 
     @classmethod
     def of(cls, row: sqlite3.Row) -> Stored:
-        """Return the same of a row; what has the wrong type becomes what no chain holds."""
-        columns = (row["kind"], row["parent"], row["start"], row["end"])
+        """Return the same of a row of `CHAIN`; what has the wrong type becomes what no chain holds."""
+        columns = (row["kind"], _parent(row), row["start"], row["end"])
         segment, context = (_bytes(row[name]) for name in ("segment", "context"))
         link = Link(_bytes(row["anchor"]), _bytes(row["digest"]))
         try:
@@ -203,6 +207,22 @@ class Stored:
         span = [self.columns[2], self.columns[3]]
         told = (self.says.get("kind"), self.says.get("parent"), self.says.get("tokens"))
         return told == (*self.columns[:2], span) and canonical_json(self.says) == self.context
+
+
+CHAIN = (
+    "SELECT entries.*, (SELECT digest FROM entries AS other WHERE other.id = entries.parent) AS parent_digest "
+    "FROM entries WHERE id >= ? AND id < ? ORDER BY id"
+)
+"""Asks for the entries of a span of ids, each with the digest of its parent."""
+
+
+def _parent(row: sqlite3.Row) -> int | str | None:
+    """Return a row's parent as a context names it."""
+    parent, session = row["parent"], row["id"] // SESSION_SPAN
+    if type(parent) is not int:
+        return None if parent is None else ""
+    here = parent // SESSION_SPAN == session
+    return parent % SESSION_SPAN if here else _bytes(row["parent_digest"]).hex()
 
 
 def verify_chain(rows: Iterable[Stored], count: int, last: Link, before: Link | None = None) -> Verdict:

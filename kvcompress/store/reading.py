@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from kvcompress.errors import InputError
 from kvcompress.store.database import SESSION_SPAN, entry_id
-from kvcompress.store.log import TURNS, Entry, Link, Stored, Verdict, entry_of, verify_chain
+from kvcompress.store.log import CHAIN, TURNS, Entry, Link, Stored, Verdict, entry_of, verify_chain
 from kvcompress.store.path import common_turns, path_rows
 
 if TYPE_CHECKING:
@@ -240,8 +240,7 @@ class SessionLog:
         with self.store.database.read() as tables:
             row = tables.execute("SELECT * FROM sessions WHERE id = ?", (self.id,)).fetchone()
             span = (entry_id(self.id, 0), entry_id(self.id + 1, 0))
-            rows = tables.execute("SELECT * FROM entries WHERE id >= ? AND id < ? ORDER BY id", span)
-            held = [Stored.of(found) for found in rows]
+            held = [Stored.of(found) for found in tables.execute(CHAIN, span)]
         verdict = verify_chain(held, row["entries"], Link(bytes(row["anchor"]), bytes(row["digest"])))
         return verify_segments(self.store, held, verdict) if segments else verdict
 

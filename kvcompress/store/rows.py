@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from kvcompress.errors import InputError
 from kvcompress.format.strict_json import canonical_json
-from kvcompress.store.database import entry_id
+from kvcompress.store.database import SESSION_SPAN, entry_id
 from kvcompress.store.log import TURNS, Entry, Link, context_of, entry_of
 from kvcompress.store.path import path_rows
 
@@ -105,7 +105,7 @@ def add(tables: sqlite3.Connection, session: StoredSession, new: NewEntry) -> En
     row = tables.execute("SELECT entries, anchor, digest FROM sessions WHERE id = ?", (session.id,)).fetchone()
     number, now = int(row["entries"]), round(time.time(), 3)
     said = {"time": now, "producer": PRODUCER, **new.said}
-    context = context_of(number, new.kind, new.parent, new.start, new.end, said)
+    context = context_of(number, new.kind, _named(tables, session, new.parent), new.start, new.end, said)
     text, segment = canonical_json(context), b""
     if new.segment is not None:
         segment = bytes.fromhex(new.segment.digest)
@@ -132,6 +132,14 @@ def add(tables: sqlite3.Connection, session: StoredSession, new: NewEntry) -> En
     )
     found = tables.execute("SELECT * FROM entries WHERE id = ?", (entry_id(session.id, number),)).fetchone()
     return entry_of(found)
+
+
+def _named(tables: sqlite3.Connection, session: StoredSession, parent: int | None) -> int | str | None:
+    """Return what a context calls a parent: its number in the same log, or the digest of one in another log."""
+    if parent is None or parent // SESSION_SPAN == session.id:
+        return None if parent is None else parent % SESSION_SPAN
+    row = tables.execute("SELECT digest FROM entries WHERE id = ?", (parent,)).fetchone()
+    return bytes(row["digest"]).hex()
 
 
 def hold(tables: sqlite3.Connection, session: StoredSession, segment: NewSegment, now: float) -> None:

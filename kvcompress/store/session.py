@@ -141,7 +141,7 @@ class StoredSession(SessionLog):
         with self.lock:
             top = self.peek()
             if top is not None:
-                self._mark(POP, lambda head: self._back(head, 1), {"popped": top.number, "of": top.session})
+                self._mark(POP, lambda head: self._back(head, 1), {"popped": top.number, "of": top.digest})
             return top
 
     def _back(self, head: Entry | None, turns: int) -> Entry | None:

@@ -51,7 +51,7 @@ def grown(session: StoredSession, entries: int, *, turns: bool) -> None:
         parent = session.id * SESSION_SPAN + number - 1 if number else None
         kind, start, end = (APPEND, number, number + 1) if turns else (CHECKPOINT, 0, 0)
         segment = number.to_bytes(32, "big") if turns else b""
-        context = canonical_json(context_of(number, kind, parent, start, end, {"time": 0}))
+        context = canonical_json(context_of(number, kind, number - 1 if number else None, start, end, {"time": 0}))
         link = link.then(segment, context)
         entry = (session.id * SESSION_SPAN + number, parent, kind, start, end, segment or None, context.decode())
         rows.append((*entry, link.anchor, link.digest, int(turns)))
