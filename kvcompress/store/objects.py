@@ -24,6 +24,9 @@ from kvcompress.format.atomic import atomic_write, open_regular
 from kvcompress.format.working_folder import PREFIX
 
 MOST_SEGMENT_BYTES = 8 << 30
+WHOLE_OBJECTS = {"s3", "s3a", "gs", "gcs", "abfs", "az"}
+"""Protocols whose objects appear whole or not at all, so that none needs a name until it is."""
+
 _NAME = re.compile(r"[0-9a-f]{64}")
 
 
@@ -186,7 +189,11 @@ class RemoteObjects:
             return 0
         parent = path.rpartition("/")[0]
         temporary = f"{parent}/{PREFIX}{secrets.token_hex(8)}.tmp"
+        names = {self.files.protocol} if isinstance(self.files.protocol, str) else set(self.files.protocol)
         try:
+            if names & WHOLE_OBJECTS:
+                self.files.pipe_file(path, data)
+                return len(data)
             self.files.makedirs(parent, exist_ok=True)
             self.files.pipe_file(temporary, data)
             self.files.mv(temporary, path)
