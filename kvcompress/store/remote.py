@@ -16,11 +16,12 @@ import hashlib
 import re
 import secrets
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from statistics import median
 from threading import Lock
+from typing import Any
 
 from kvcompress.errors import FormatError, InputError, KVCompressError, first_line
 from kvcompress.format.atomic import atomic_write
@@ -39,7 +40,7 @@ class Remote:
 
     Args:
         address: Its fsspec address; a path is one too.
-        key: Of the store's digests.
+        digest_key: Of the store.
         options: Passed on to the file system.
 
     Attributes:
@@ -53,8 +54,8 @@ class Remote:
         InputError: fsspec or the part that knows such addresses is not installed.
     """
 
-    def __init__(self, address: str, *, key: bytes = b"", **options: object) -> None:
-        self.address, self._key = address, key
+    def __init__(self, address: str, *, digest_key: bytes = b"", options: Mapping[str, Any] | None = None) -> None:
+        self.address, self._key, options = address, digest_key, dict(options or {})
         base = RemoteObjects(address, **options)
         self._files, self._root = base.files, str(base.root).rstrip("/")
         self._local = type(self._files).__name__ == "LocalFileSystem"
@@ -65,7 +66,7 @@ class Remote:
         self.sent_bytes = 0
         self._guard = Lock()
 
-    def _objects(self, base: RemoteObjects, folder: str, options: dict[str, object]) -> Objects:
+    def _objects(self, base: RemoteObjects, folder: str, options: dict[str, Any]) -> Objects:
         if self._local:
             return LocalObjects(Path(self._root) / folder)
         return RemoteObjects(f"{self.address.rstrip('/')}/{folder}", **options)

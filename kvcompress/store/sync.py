@@ -7,7 +7,7 @@ run has transferred is found by the next one, segment by segment; the log goes o
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -67,7 +67,7 @@ def sync(
     direction: str = BOTH,
     rename: str | None = None,
     workers: int = WORKERS,
-    **options: Any,
+    options: Mapping[str, Any] | None = None,
 ) -> list[Synced]:
     """Make sessions here and at an address equal.
 
@@ -84,7 +84,7 @@ def sync(
         InputError: A session has diverged, is nowhere, or the address cannot be used.
         FormatError: What came is damaged or was tampered with.
     """
-    remote = Remote(address, key=store.digest_key, **options)
+    remote = Remote(address, digest_key=store.digest_key, options=options)
     if rename is not None and (names is None or len(names) != 1 or direction != PULL):
         raise InputError("another name is for one session that is pulled", "Name it, and pull")
     if names is None:
