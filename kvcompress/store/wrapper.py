@@ -14,10 +14,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from kvcompress.hf.conversation import Conversation, common_prefix
+from kvcompress.data.next_turn import next_turn
+from kvcompress.hf.conversation import Conversation, common_prefix, stop_ids
 from kvcompress.hf.generation import TextStream, feed
 from kvcompress.hf.types import CausalLM, Tokenizer
-from kvcompress.metrics.recall import turn_ids
 from kvcompress.snapshot import KVSnapshot
 from kvcompress.store.segment import part_of
 from kvcompress.store.store import Store
@@ -98,7 +98,7 @@ class Session:
             on_text: Called with each piece of the answer as it comes.
         """
         before = self.token_ids
-        ids = [*before, *turn_ids(self.tokenizer, text, before)]
+        ids = list(next_turn(self.tokenizer, before, text).token_ids)
         peaks = self._read(ids) if self.surprises else []
         pieces: list[str] = []
 
@@ -107,7 +107,7 @@ class Session:
             on_text(piece)
 
         stream = TextStream(self.tokenizer, write, ids)
-        stop = {self.tokenizer.eos_token_id} - {None}
+        stop = stop_ids(self.model, self.tokenizer)
         new_ids = self.talk.reply(ids, max_new_tokens=max_new_tokens, stop_ids=stop, on_token=stream)
         stream.close()
         self._save(before, [*ids, *new_ids], peaks)
