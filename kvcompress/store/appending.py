@@ -12,6 +12,7 @@ from kvcompress.errors import InputError, KVCompressError, MismatchError
 from kvcompress.format.strict_json import canonical_json
 from kvcompress.snapshot import KVSnapshot, Origin
 from kvcompress.store.collect import require_room
+from kvcompress.store.cover import cover_of
 from kvcompress.store.fence import claim, require_writable
 from kvcompress.store.log import APPEND, TOKENS, Entry
 from kvcompress.store.objects import content_digest
@@ -197,6 +198,6 @@ def require_within(store: Store, tables: sqlite3.Connection, segments: Sequence[
 def _keep_origin(tables: sqlite3.Connection, session: StoredSession, origin: Origin) -> None:
     """Note what all snapshots of a session have in common; equal ones are kept once."""
     text = canonical_json(origin.to_json() | {"next_position": 0})
-    digest = content_digest(text)
-    tables.execute("INSERT OR IGNORE INTO origins VALUES (?, ?)", (digest, text.decode()))
+    digest = content_digest(text, session.store.digest_key)
+    tables.execute("INSERT OR IGNORE INTO origins VALUES (?, ?)", (digest, cover_of(tables).text(text)))
     tables.execute("UPDATE sessions SET origin = ? WHERE id = ?", (digest, session.id))

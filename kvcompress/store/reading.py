@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from kvcompress.errors import InputError
+from kvcompress.store.cover import raw_rows
 from kvcompress.store.database import SESSION_SPAN, entry_id
 from kvcompress.store.log import TURNS, Entry, Link, Stored, Verdict, entry_of, verify_chain
 from kvcompress.store.path import common_turns, path_rows
@@ -93,7 +94,7 @@ class SessionLog:
     def _number(self, tables: sqlite3.Connection, at: int | str) -> int:
         asked = "SELECT number FROM names WHERE session = ? AND name = ?"
         if isinstance(at, str):
-            row = tables.execute(asked, (self.id, at)).fetchone()
+            row = tables.execute(asked, (self.id, self.store.cover.name(at, self.id))).fetchone()
             if row is None and not at.isdecimal():
                 raise InputError(f"session {self.name!r} has no checkpoint {at!r}", "See `kvcompress store log`")
             at = int(at) if row is None else int(row["number"])
@@ -133,8 +134,8 @@ class SessionLog:
     def names(self) -> dict[str, int]:
         """Return the names of checkpoints and the numbers of their entries."""
         with self.store.database.read() as tables:
-            rows = tables.execute("SELECT name, number FROM names WHERE session = ? ORDER BY number, name", (self.id,))
-            return {row["name"]: row["number"] for row in rows}
+            rows = tables.execute("SELECT number, name FROM names WHERE session = ?", (self.id,))
+            return {name: number for number, name in sorted(map(tuple, rows))}
 
     def turns(self, at: int | str | None = None) -> list[Entry]:
         """Return the entries that add tokens on the way to a state, the first one first.
@@ -240,8 +241,8 @@ class SessionLog:
         with self.store.database.read() as tables:
             row = tables.execute("SELECT * FROM sessions WHERE id = ?", (self.id,)).fetchone()
             span = (entry_id(self.id, 0), entry_id(self.id + 1, 0))
-            rows = tables.execute("SELECT * FROM entries WHERE id >= ? AND id < ? ORDER BY id", span)
-            held = [Stored.of(found) for found in rows]
+            rows = raw_rows(tables, "SELECT * FROM entries WHERE id >= ? AND id < ? ORDER BY id", span)
+            held = [Stored.of(found, self.store.cover) for found in rows]
         verdict = verify_chain(held, row["entries"], Link(bytes(row["anchor"]), bytes(row["digest"])))
         return verify_segments(self.store, held, verdict) if segments else verdict
 
