@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import secrets
 import struct
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
@@ -132,10 +132,11 @@ class Cipher:
 
     Args:
         ring: The keyring.
+        latest: Returns the store's epoch as it is now: another process may have given it another key.
     """
 
-    def __init__(self, ring: Keyring) -> None:
-        self.ring = ring
+    def __init__(self, ring: Keyring, latest: Callable[[], int] = lambda: 0) -> None:
+        self.ring, self.latest = ring, latest
         self._keys: dict[tuple[int, bytes], Any] = {}
 
     @property
@@ -147,13 +148,14 @@ class Cipher:
         """Return the cipher of an epoch and a purpose.
 
         Raises:
-            WrongKeyError: The keyring lacks it.
+            WrongKeyError: It is newer than the keyring.
+            IntegrityError: The store knows no such epoch.
         """
         found = self._keys.get((epoch, purpose))
         if found is None:
             root = self.ring.roots.get(epoch)
             if root is None:
-                raise changed_key() if epoch > self.epoch else outdated()
+                raise changed_key() if self.epoch < epoch <= self.latest() else unknown_epoch()
             found = self._made(root, purpose)
             self._keys[epoch, purpose] = found
         return found
@@ -282,6 +284,6 @@ def changed_key() -> WrongKeyError:
     return WrongKeyError("the store was given a new key meanwhile", "Open it again with that key")
 
 
-def outdated() -> IntegrityError:
-    """Return the error that something belongs to a key that was given up."""
-    return IntegrityError("tampered with or damaged: something of a key that the store has given up", _RESTORE)
+def unknown_epoch() -> IntegrityError:
+    """Return the error that something belongs to a key that the store has given up, or never had."""
+    return IntegrityError("tampered with or damaged: something is of a key that the store does not have", _RESTORE)

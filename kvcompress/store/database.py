@@ -160,6 +160,7 @@ class Database:
                 return
             connection.execute("BEGIN")
             try:
+                self._require_key()
                 yield connection
             finally:
                 connection.execute("ROLLBACK")
@@ -174,7 +175,7 @@ class Database:
             connection.execute("BEGIN IMMEDIATE")
             try:
                 before = self._frames()
-                self._require_key(connection)
+                self._require_key()
                 yield connection
                 connection.execute(
                     "UPDATE store SET generation = generation + 1, written_bytes = written_bytes + ?",
@@ -192,12 +193,15 @@ class Database:
             if after[1] >= CHECKPOINT_FRAMES:
                 self.checkpoint()
 
-    def _require_key(self, connection: sqlite3.Connection) -> None:
-        """Raise `WrongKeyError` where the store has another key than the one that we would write with."""
-        if self.cover.encrypted:
-            row = connection.execute("SELECT epoch FROM keyring").fetchone()
-            if row is None or row["epoch"] != self.cover.epoch:
-                raise changed_key()
+    def epoch(self) -> int:
+        """Return the epoch of the keyring as this thread's transaction sees it, 0 where there is none."""
+        row = self.connection.execute("SELECT epoch FROM keyring").fetchone()
+        return 0 if row is None else int(row["epoch"])
+
+    def _require_key(self) -> None:
+        """Raise `WrongKeyError` where the store has another key than the one that we would read and write with."""
+        if self.cover.encrypted and self.epoch() != self.cover.epoch:
+            raise changed_key()
 
     def checkpoint(self, *, shrink: bool = False) -> None:
         """Copy the write-ahead log into the database; with `shrink` empty its file too, where nobody reads it."""

@@ -24,7 +24,7 @@ class EncryptedObjects:
         """See `Objects`; what lies there already in a form that this key opens stays as it is."""
         if self.inner.size(digest) == encrypted_bytes(len(data)):
             held = self.inner.get(digest)
-            if object_epoch(held) > self.cipher.epoch:
+            if self.cipher.epoch < object_epoch(held) <= self.cipher.latest():
                 raise changed_key()
             try:
                 if self.cipher.opened_object(digest, held) == data:

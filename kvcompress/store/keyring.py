@@ -69,7 +69,7 @@ def _cover(database: Database, key: StoreKey | None, *, create: bool) -> Cover:
     require_cryptography()
     if key is None:
         raise WrongKeyError("the store is encrypted", "Give its key file or passphrase", path=path)
-    return EncryptedCover(Cipher(Keyring.unlocked(str(row["ring"]), key)))
+    return EncryptedCover(Cipher(Keyring.unlocked(str(row["ring"]), key), database.epoch))
 
 
 def _make(tables: sqlite3.Connection, key: StoreKey) -> None:
@@ -107,7 +107,7 @@ def rekey(store: Store, key: StoreKey, *, everything: bool = True) -> int:
             tables.execute("UPDATE keyring SET ring = ?", (ring.locked(key),))
         return 0
     done = finish_rekey(store, key) if len(ring.roots) > 1 else 0
-    cover = EncryptedCover(Cipher(_cipher(store).ring.advanced()))
+    cover = EncryptedCover(Cipher(_cipher(store).ring.advanced(), store.database.epoch))
     with store.database.write() as tables:
         _require_alone(tables, store)
         _cover_anew(tables, _cipher(store), cover)
@@ -143,7 +143,7 @@ def finish_rekey(store: Store, key: StoreKey) -> int:
                 failure = failure or error
     if failure is not None:
         raise failure
-    cover = EncryptedCover(Cipher(cipher.ring.renewed()))
+    cover = EncryptedCover(Cipher(cipher.ring.renewed(), store.database.epoch))
     with store.database.write() as tables:
         tables.execute("UPDATE keyring SET ring = ?", (cover.cipher.ring.locked(key),))
     _adopt(store, cover)
