@@ -16,6 +16,7 @@ from kvcompress.store.cover import cover_of
 from kvcompress.store.fence import claim, require_writable
 from kvcompress.store.log import APPEND, TOKENS, Entry
 from kvcompress.store.objects import content_digest
+from kvcompress.store.provenance import facts_of, model_digest
 from kvcompress.store.rows import NewEntry, NewSegment, State, add, state_of_session
 from kvcompress.store.segment import (
     Coding,
@@ -173,7 +174,8 @@ def _commit(
             _keep_origin(tables, session, origin)
         parent = state.head.id if state.head is not None else None
         for segment in segments:
-            context = {**said, "prefix": segment.prefix.hex(), "bytes": len(segment.data)}
+            facts = {"prefix": segment.prefix.hex(), "bytes": len(segment.data), "after": segment.parent}
+            context = {**said, **facts, "model": model_digest(origin.fingerprint), **facts_of(segment.data, store)}
             new = NewEntry(kind, parent, segment.start, segment.end, segment, context)
             entry = add(tables, session, new)
             parent = entry.id

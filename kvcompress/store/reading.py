@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import sqlite3
 import time
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from kvcompress.hf.types import CausalLM, Tokenizer
     from kvcompress.snapshot import KVSnapshot
     from kvcompress.store.resume import Resumed
+    from kvcompress.store.segment import Part
     from kvcompress.store.store import Store
 
 BATCH = 1000
@@ -154,7 +155,7 @@ class SessionLog:
         """Return the token ids [N] int64 of a state, without its keys and values."""
         import torch
 
-        found = [self.store.part(turn.segment).token_ids for turn in self.turns(at)]
+        found = [part.token_ids for part in self._parts(at)]
         return torch.cat(found) if found else torch.empty(0, dtype=torch.int64)
 
     def snapshot(
@@ -174,15 +175,22 @@ class SessionLog:
             recompute: For files whose first layers the model recomputes.
 
         Raises:
-            InputError: There is no such state, it holds no tokens, or a model is needed.
+            InputError: There is no such state, it holds no tokens, or a model is needed; `TrustError` where the
+                store's policy does not accept it.
             FormatError: A segment was damaged; `IntegrityError` where its digest tells.
         """
         from kvcompress.store.assembly import assemble
         from kvcompress.store.resume import grower
 
-        parts = (self.store.part(turn.segment) for turn in self.turns(at))
         grow = None if model is None else grower(model, tokenizer)
-        return assemble(parts, self.store.codecs, recompute, grow)
+        return assemble(self._parts(at), self.store.codecs, recompute, grow)
+
+    def _parts(self, at: int | str | None) -> Iterable[Part]:
+        """Return the segments of a state, if all of them are trusted."""
+        entry = self.head if at is None else self.entry(at)
+        if self.store.policy is not None and entry is not None:
+            return self.store.policy.require(self, entry)
+        return (self.store.part(turn.segment) for turn in self.turns(at))
 
     def resume(
         self, model: CausalLM, tokenizer: Tokenizer | None = None, at: int | str | None = None, *, check: bool = True
