@@ -244,8 +244,3 @@ def _model(session: SessionLog, context: Mapping[str, Any]) -> dict[str, Any]:
 def model_digest(fingerprint: ModelFingerprint) -> str:
     """Return the BLAKE2b-256 of a model's fingerprint as canonical JSON: 64 digits instead of 256 in every entry."""
     return hashlib.blake2b(canonical_json(asdict(fingerprint)), digest_size=32).hexdigest()
-
-
-def log_digest(codecs: list[tuple[str, str]]) -> str:
-    """Return the BLAKE2b-256 of the codecs of a log, each kind and fingerprint once, in order."""
-    return hashlib.blake2b(canonical_json([list(one) for one in sorted(set(codecs))]), digest_size=32).hexdigest()

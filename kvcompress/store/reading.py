@@ -246,13 +246,18 @@ class SessionLog:
         """
         from kvcompress.store.verify import verify_segments
 
+        held, count, last = self.stored_rows()
+        verdict = verify_chain(held, count, last)
+        return verify_segments(self.store, held, verdict) if segments else verdict
+
+    def stored_rows(self) -> tuple[list[Stored], int, Link]:
+        """Return the entries as they lie there, nothing of them believed, how many there should be, and the end."""
         with self.store.database.read() as tables:
-            row = tables.execute("SELECT * FROM sessions WHERE id = ?", (self.id,)).fetchone()
+            row = tables.execute("SELECT entries, anchor, digest FROM sessions WHERE id = ?", (self.id,)).fetchone()
             span = (entry_id(self.id, 0), entry_id(self.id + 1, 0))
             rows = raw_rows(tables, "SELECT * FROM entries WHERE id >= ? AND id < ? ORDER BY id", span)
             held = [Stored.of(found, self.store.cover) for found in rows]
-        verdict = verify_chain(held, row["entries"], Link(bytes(row["anchor"]), bytes(row["digest"])))
-        return verify_segments(self.store, held, verdict) if segments else verdict
+        return held, row["entries"], Link(bytes(row["anchor"]), bytes(row["digest"]))
 
 
 def _alike(ours: Store, here: Sequence[Entry], theirs: Store, there: Sequence[Entry]) -> int:
