@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from kvcompress.api.options import DEFAULT_QUALITY
 from kvcompress.codec.at_hand import codec_for
 from kvcompress.codec.directory import load_codec
 from kvcompress.codec.lossless import LosslessCodec
+from kvcompress.codec.promise import Promise
 from kvcompress.codec.protocol import Codec
 from kvcompress.codec.quality import encode_at_quality
 from kvcompress.codec.registry import codec_of
@@ -41,6 +43,12 @@ class LoadedCodecs:
                 place = named if named is not None else codec_for(asdict(snapshot.origin.fingerprint))
                 self._encoders[key] = load_codec(place, 0)
             return self._encoders[key]
+
+    def promises_of(self, fingerprint: str) -> Mapping[str, Promise]:
+        """Return what the loaded codec of a fingerprint promises, by quality word; nothing where none is loaded."""
+        with self._guard:
+            found = [codec for codec in self._encoders.values() if fingerprint and codec.fingerprint == fingerprint]
+        return found[0].promises if found else {}
 
     def encode(
         self,

@@ -22,7 +22,7 @@ from kvcompress.format.container import HASH_CHARACTERS
 from kvcompress.format.origin import origin_of_json
 from kvcompress.format.strict_json import canonical_json
 from kvcompress.store.appending import ENTRY_BYTES
-from kvcompress.store.bundle import Head, Log, Row, Source, diverged, gather
+from kvcompress.store.bundle import Head, Log, Row, Source, diverged, gather, require_plain
 from kvcompress.store.collect import require_room
 from kvcompress.store.database import entry_id
 from kvcompress.store.fence import claim
@@ -74,6 +74,7 @@ def adopt(store: Store, source: Source, head: Head, name: str | None = None, wor
         InputError: The session here went on differently, another process writes to it, or there is no room.
         FormatError: What came is damaged or was tampered with.
     """
+    require_plain(store)
     name = head.session if name is None else name
     here = _here(store, name)
     known = gather(here)[-1] if here is not None else None

@@ -12,9 +12,11 @@ from kvcompress.errors import InputError, KVCompressError, MismatchError
 from kvcompress.format.strict_json import canonical_json
 from kvcompress.snapshot import KVSnapshot, Origin
 from kvcompress.store.collect import require_room
+from kvcompress.store.cover import cover_of
 from kvcompress.store.fence import claim, require_writable
 from kvcompress.store.log import APPEND, TOKENS, Entry
 from kvcompress.store.objects import content_digest
+from kvcompress.store.provenance import facts_of, model_digest
 from kvcompress.store.rows import NewEntry, NewSegment, State, add, state_of_session
 from kvcompress.store.segment import (
     Coding,
@@ -172,7 +174,8 @@ def _commit(
             _keep_origin(tables, session, origin)
         parent = state.head.id if state.head is not None else None
         for segment in segments:
-            context = {**said, "prefix": segment.prefix.hex(), "bytes": len(segment.data)}
+            facts = {"prefix": segment.prefix.hex(), "bytes": len(segment.data), "after": segment.parent}
+            context = {**said, **facts, "model": model_digest(origin.fingerprint), **facts_of(segment.data, store)}
             new = NewEntry(kind, parent, segment.start, segment.end, segment, context)
             entry = add(tables, session, new)
             parent = entry.id
@@ -197,6 +200,6 @@ def require_within(store: Store, tables: sqlite3.Connection, segments: Sequence[
 def _keep_origin(tables: sqlite3.Connection, session: StoredSession, origin: Origin) -> None:
     """Note what all snapshots of a session have in common; equal ones are kept once."""
     text = canonical_json(origin.to_json() | {"next_position": 0})
-    digest = content_digest(text)
-    tables.execute("INSERT OR IGNORE INTO origins VALUES (?, ?)", (digest, text.decode()))
+    digest = content_digest(text, session.store.digest_key)
+    tables.execute("INSERT OR IGNORE INTO origins VALUES (?, ?)", (digest, cover_of(tables).text(text)))
     tables.execute("UPDATE sessions SET origin = ? WHERE id = ?", (digest, session.id))

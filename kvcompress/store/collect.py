@@ -10,6 +10,7 @@ none is deleted that an entry is about to point at.
 
 from __future__ import annotations
 
+import json
 import sqlite3
 import time
 from collections.abc import Iterable, Iterator
@@ -118,10 +119,11 @@ def _roots(tables: sqlite3.Connection, keep_last: int | None) -> Iterator[int]:
     sessions = tables.execute("SELECT id, entries FROM sessions WHERE name IS NOT NULL AND entries > 0").fetchall()
     for row in sessions:
         yield entry_id(row["id"], row["entries"] - 1)
-        span = (CHECKPOINT, entry_id(row["id"], 0), entry_id(row["id"] + 1, 0), -1 if keep_last is None else keep_last)
-        asked = "SELECT id FROM entries WHERE kind = ? AND id >= ? AND id < ? "
-        automatic = "AND json_extract(context, '$.name') IS NULL ORDER BY id DESC LIMIT ?"
-        yield from (found["id"] for found in tables.execute(asked + automatic, span).fetchall())
+        span = (CHECKPOINT, entry_id(row["id"], 0), entry_id(row["id"] + 1, 0))
+        asked = "SELECT id, context FROM entries WHERE kind = ? AND id >= ? AND id < ? ORDER BY id DESC"
+        marks = tables.execute(asked, span).fetchall()
+        automatic = (found["id"] for found in marks if "name" not in json.loads(found["context"]))
+        yield from islice(automatic, keep_last)
     for row in tables.execute("SELECT session, number FROM names").fetchall():
         yield entry_id(row["session"], row["number"])
 

@@ -7,6 +7,7 @@ sessions   name, head, entries, writer        one row a session
 entries    session * 2**32 + number, parent   the log: rows are added, never changed but for `held`
 names      session, name, number              which checkpoint a name means
 segments   digest, parent, end, bytes, uses   what the files are and how many entries hold each
+keyring    epoch, ring                        of an encrypted store alone, its keys under the user's
 ```
 The write-ahead log is flushed at every commit (`synchronous = FULL`), so what is acknowledged survives a power cut.
 Pages are small: a commit touches a handful of them, and each goes to the disk whole.
@@ -22,6 +23,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from kvcompress.errors import FormatError, InputError, KVCompressError
+from kvcompress.store.cover import PLAIN, Cover, Tables
+from kvcompress.store.crypto import changed_key
 
 PAGE_BYTES = 1024
 FRAME_BYTES = PAGE_BYTES + 24
@@ -55,7 +58,9 @@ CREATE TABLE segments (digest BLOB PRIMARY KEY, parent BLOB NOT NULL, end INTEGE
 CREATE INDEX segments_after ON segments (parent, end);
 INSERT INTO store VALUES (0, 0, 0, 0, 0, '{}');
 """
-MIGRATIONS = (_FIRST,)
+_SECOND = """
+CREATE TABLE keyring (id INTEGER PRIMARY KEY CHECK (id = 0), epoch INTEGER NOT NULL, ring TEXT NOT NULL)"""
+MIGRATIONS = (_FIRST, _SECOND)
 """Scripts that lead from each version of the tables to the next one."""
 
 _REMEDIES = {
@@ -90,13 +95,14 @@ class Database:
             raise InputError("no store here", "Make one with `kvcompress store init`", path=path.parent)
         self.written_bytes = self._counted = 0
         self._log = b"", 0
+        self.cover = PLAIN
         self._reset()
         with self._translated():
             self._migrate()
 
     def _reset(self) -> None:
         self._process, self._local = os.getpid(), threading.local()
-        self._open: list[sqlite3.Connection] = []
+        self._open: list[Tables] = []
         self._guard = threading.Lock()
 
     @property
@@ -104,7 +110,7 @@ class Database:
         """The connection of this thread."""
         if self._process != os.getpid():  # a connection must not be used, nor closed, on both sides of a fork
             self._reset()
-        found: sqlite3.Connection | None = getattr(self._local, "connection", None)
+        found: Tables | None = getattr(self._local, "connection", None)
         if found is None:
             found = self._connect()
             self._local.connection = found
@@ -112,9 +118,18 @@ class Database:
                 self._open.append(found)
         return found
 
-    def _connect(self) -> sqlite3.Connection:
-        connection = sqlite3.connect(self.path, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False)
-        connection.row_factory = sqlite3.Row
+    def protect(self, cover: Cover) -> None:
+        """Say what covers the values of the database."""
+        with self._guard:
+            self.cover = cover
+            for connection in self._open:
+                connection.protect(cover)
+
+    def _connect(self) -> Tables:
+        connection = sqlite3.connect(
+            self.path, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False, factory=Tables
+        )
+        connection.protect(self.cover)
         for setting in (
             f"page_size = {PAGE_BYTES}",
             "journal_mode = WAL",
@@ -145,6 +160,7 @@ class Database:
                 return
             connection.execute("BEGIN")
             try:
+                self._require_key()
                 yield connection
             finally:
                 connection.execute("ROLLBACK")
@@ -159,6 +175,7 @@ class Database:
             connection.execute("BEGIN IMMEDIATE")
             try:
                 before = self._frames()
+                self._require_key()
                 yield connection
                 connection.execute(
                     "UPDATE store SET generation = generation + 1, written_bytes = written_bytes + ?",
@@ -176,6 +193,16 @@ class Database:
             if after[1] >= CHECKPOINT_FRAMES:
                 self.checkpoint()
 
+    def epoch(self) -> int:
+        """Return the epoch of the keyring as this thread's transaction sees it, 0 where there is none."""
+        row = self.connection.execute("SELECT epoch FROM keyring").fetchone()
+        return 0 if row is None else int(row["epoch"])
+
+    def _require_key(self) -> None:
+        """Raise `WrongKeyError` where the store has another key than the one that we would read and write with."""
+        if self.cover.encrypted and self.epoch() != self.cover.epoch:
+            raise changed_key()
+
     def checkpoint(self, *, shrink: bool = False) -> None:
         """Copy the write-ahead log into the database; with `shrink` empty its file too, where nobody reads it."""
         with suppress(sqlite3.OperationalError):  # busy: whoever comes next does it
@@ -184,6 +211,13 @@ class Database:
             row = self.connection.execute(f"PRAGMA wal_checkpoint({how})").fetchone()
             pages = self.connection.execute("PRAGMA page_count").fetchone()[0]
             self.written_bytes += PAGE_BYTES * min(max(row[2], before[1] if shrink else 0), pages)
+
+    def rewrite(self) -> None:
+        """Write the whole database anew, so that nothing is left in it of values that were replaced."""
+        with self._translated():
+            self.connection.execute("VACUUM")
+        self.written_bytes += self.size_bytes()
+        self.checkpoint(shrink=True)
 
     def size_bytes(self) -> int:
         """Return what the database and its log take on the disk."""

@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from kvcompress.format.strict_json import canonical_json
+from kvcompress.store.cover import PLAIN, Cover
 from kvcompress.store.database import SESSION_SPAN
 
 ANCHOR_BYTES, DIGEST_BYTES = 8, 32
@@ -190,10 +191,10 @@ class Stored:
     link: Link
 
     @classmethod
-    def of(cls, row: sqlite3.Row) -> Stored:
-        """Return the same of a row of `CHAIN`; what has the wrong type becomes what no chain holds."""
+    def of(cls, row: sqlite3.Row, cover: Cover = PLAIN) -> Stored:
+        """Return the same of a row of `CHAIN` as it lies there; what has the wrong type becomes what no chain holds."""
         columns = (row["kind"], _parent(row), row["start"], row["end"])
-        segment, context = (_bytes(row[name]) for name in ("segment", "context"))
+        segment, context = _bytes(row["segment"]), _bytes(cover.whole(row["context"]))
         link = Link(_bytes(row["anchor"]), _bytes(row["digest"]))
         try:
             says = json.loads(context)

@@ -59,6 +59,10 @@ class Objects(Protocol):
         """Store bytes under a digest, durably, and return how many were written: 0 where they lie there already."""
         ...
 
+    def replace(self, digest: str, data: bytes) -> int:
+        """Store bytes under a digest, durably, whatever lies there; return how many were written."""
+        ...
+
     def get(self, digest: str, most_bytes: int = MOST_SEGMENT_BYTES) -> bytes:
         """Return the bytes of a digest; raises `InputError` where they are missing or more than `most_bytes`."""
         ...
@@ -99,8 +103,11 @@ class LocalObjects:
     def put(self, digest: str, data: bytes) -> int:
         """See `Objects`."""
         path = self.path(digest)
-        if self._holds(path, data):
-            return 0
+        return 0 if self._holds(path, data) else self.replace(digest, data)
+
+    def replace(self, digest: str, data: bytes) -> int:
+        """See `Objects`."""
+        path = self.path(digest)
         if not path.parent.is_dir():
             path.parent.mkdir(parents=True, exist_ok=True)
             _flush_folder(self.folder)
@@ -184,9 +191,11 @@ class RemoteObjects:
 
     def put(self, digest: str, data: bytes) -> int:
         """See `Objects`."""
+        return 0 if self.size(digest) == len(data) else self.replace(digest, data)
+
+    def replace(self, digest: str, data: bytes) -> int:
+        """See `Objects`."""
         path = self.path(digest)
-        if self.size(digest) == len(data):
-            return 0
         parent = path.rpartition("/")[0]
         temporary = f"{parent}/{PREFIX}{secrets.token_hex(8)}.tmp"
         names = {self.files.protocol} if isinstance(self.files.protocol, str) else set(self.files.protocol)

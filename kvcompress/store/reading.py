@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 import sqlite3
 import time
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from kvcompress.errors import InputError
+from kvcompress.store.cover import raw_rows
 from kvcompress.store.database import SESSION_SPAN, entry_id
 from kvcompress.store.log import CHAIN, TURNS, Entry, Link, Stored, Verdict, entry_of, verify_chain
 from kvcompress.store.path import common_turns, path_rows
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from kvcompress.hf.types import CausalLM, Tokenizer
     from kvcompress.snapshot import KVSnapshot
     from kvcompress.store.resume import Resumed
+    from kvcompress.store.segment import Part
     from kvcompress.store.store import Store
 
 BATCH = 1000
@@ -93,7 +95,7 @@ class SessionLog:
     def _number(self, tables: sqlite3.Connection, at: int | str) -> int:
         asked = "SELECT number FROM names WHERE session = ? AND name = ?"
         if isinstance(at, str):
-            row = tables.execute(asked, (self.id, at)).fetchone()
+            row = tables.execute(asked, (self.id, self.store.cover.name(at, self.id))).fetchone()
             if row is None and not at.isdecimal():
                 raise InputError(f"session {self.name!r} has no checkpoint {at!r}", "See `kvcompress store log`")
             at = int(at) if row is None else int(row["number"])
@@ -133,8 +135,8 @@ class SessionLog:
     def names(self) -> dict[str, int]:
         """Return the names of checkpoints and the numbers of their entries."""
         with self.store.database.read() as tables:
-            rows = tables.execute("SELECT name, number FROM names WHERE session = ? ORDER BY number, name", (self.id,))
-            return {row["name"]: row["number"] for row in rows}
+            rows = tables.execute("SELECT number, name FROM names WHERE session = ?", (self.id,))
+            return {name: number for number, name in sorted(map(tuple, rows))}
 
     def turns(self, at: int | str | None = None) -> list[Entry]:
         """Return the entries that add tokens on the way to a state, the first one first.
@@ -153,7 +155,7 @@ class SessionLog:
         """Return the token ids [N] int64 of a state, without its keys and values."""
         import torch
 
-        found = [self.store.part(turn.segment).token_ids for turn in self.turns(at)]
+        found = [part.token_ids for part in self._parts(at)]
         return torch.cat(found) if found else torch.empty(0, dtype=torch.int64)
 
     def snapshot(
@@ -173,15 +175,22 @@ class SessionLog:
             recompute: For files whose first layers the model recomputes.
 
         Raises:
-            InputError: There is no such state, it holds no tokens, or a model is needed.
+            InputError: There is no such state, it holds no tokens, or a model is needed; `TrustError` where the
+                store's policy does not accept it.
             FormatError: A segment was damaged; `IntegrityError` where its digest tells.
         """
         from kvcompress.store.assembly import assemble
         from kvcompress.store.resume import grower
 
-        parts = (self.store.part(turn.segment) for turn in self.turns(at))
         grow = None if model is None else grower(model, tokenizer)
-        return assemble(parts, self.store.codecs, recompute, grow)
+        return assemble(self._parts(at), self.store.codecs, recompute, grow)
+
+    def _parts(self, at: int | str | None) -> Iterable[Part]:
+        """Return the segments of a state, if all of them are trusted."""
+        entry = self.head if at is None else self.entry(at)
+        if self.store.policy is not None and entry is not None:
+            return self.store.policy.require(self, entry)
+        return (self.store.part(turn.segment) for turn in self.turns(at))
 
     def resume(
         self, model: CausalLM, tokenizer: Tokenizer | None = None, at: int | str | None = None, *, check: bool = True
@@ -237,12 +246,17 @@ class SessionLog:
         """
         from kvcompress.store.verify import verify_segments
 
-        with self.store.database.read() as tables:
-            row = tables.execute("SELECT * FROM sessions WHERE id = ?", (self.id,)).fetchone()
-            span = (entry_id(self.id, 0), entry_id(self.id + 1, 0))
-            held = [Stored.of(found) for found in tables.execute(CHAIN, span)]
-        verdict = verify_chain(held, row["entries"], Link(bytes(row["anchor"]), bytes(row["digest"])))
+        held, count, last = self.stored_rows()
+        verdict = verify_chain(held, count, last)
         return verify_segments(self.store, held, verdict) if segments else verdict
+
+    def stored_rows(self) -> tuple[list[Stored], int, Link]:
+        """Return the entries as they lie there, nothing of them believed, how many there should be, and the end."""
+        with self.store.database.read() as tables:
+            row = tables.execute("SELECT entries, anchor, digest FROM sessions WHERE id = ?", (self.id,)).fetchone()
+            span = (entry_id(self.id, 0), entry_id(self.id + 1, 0))
+            held = [Stored.of(found, self.store.cover) for found in raw_rows(tables, CHAIN, span)]
+        return held, row["entries"], Link(bytes(row["anchor"]), bytes(row["digest"]))
 
 
 def _alike(ours: Store, here: Sequence[Entry], theirs: Store, there: Sequence[Entry]) -> int:

@@ -10,9 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 from kvcompress.errors import InputError
 from kvcompress.format.strict_json import canonical_json
+from kvcompress.store.cover import cover_of
 from kvcompress.store.database import SESSION_SPAN, entry_id
 from kvcompress.store.log import TURNS, Entry, Link, context_of, entry_of
 from kvcompress.store.path import path_rows
+from kvcompress.store.signing import SIGNATURE
 
 if TYPE_CHECKING:
     from kvcompress.store.session import StoredSession
@@ -103,14 +105,17 @@ def state_of_session(session: StoredSession) -> State:
 def add(tables: sqlite3.Connection, session: StoredSession, new: NewEntry) -> Entry:
     """Add an entry within a transaction of its session's writer."""
     row = tables.execute("SELECT entries, anchor, digest FROM sessions WHERE id = ?", (session.id,)).fetchone()
-    number, now = int(row["entries"]), round(time.time(), 3)
-    said = {"time": now, "producer": PRODUCER, **new.said}
+    number, now, cover = int(row["entries"]), round(time.time(), 3), cover_of(tables)
+    said = {"time": now, "producer": PRODUCER, **cover.salt(), **new.said}
     context = context_of(number, new.kind, _named(tables, session, new.parent), new.start, new.end, said)
-    text, segment = canonical_json(context), b""
+    before, segment = Link(bytes(row["anchor"]), bytes(row["digest"])), b""
     if new.segment is not None:
         segment = bytes.fromhex(new.segment.digest)
         hold(tables, session, new.segment, now)
-    link = Link(bytes(row["anchor"]), bytes(row["digest"])).then(segment, text)
+    if session.store.signer is not None:
+        context[SIGNATURE] = session.store.signer.entry(before.digest, segment, context)
+    text = canonical_json(context)
+    link = before.then(segment, text)
     tables.execute(
         "INSERT INTO entries VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
         (
@@ -120,7 +125,7 @@ def add(tables: sqlite3.Connection, session: StoredSession, new: NewEntry) -> En
             new.start,
             new.end,
             segment or None,
-            text.decode(),
+            cover.text(text),
             link.anchor,
             link.digest,
             int(bool(segment)),

@@ -97,7 +97,7 @@ class StoredSession(SessionLog):
 
         def note(tables: sqlite3.Connection, entry: Entry) -> None:
             if name:
-                row = (self.id, name, entry.number)
+                row = (self.id, self.store.cover.name(name, self.id), entry.number)
                 tables.execute("INSERT OR REPLACE INTO names VALUES (?, ?, ?)", row)
 
         return self._mark(CHECKPOINT, lambda head: head, context, note)
@@ -111,7 +111,8 @@ class StoredSession(SessionLog):
         self.entry(name) if name in self.names() else self._unknown(name)
 
         def note(tables: sqlite3.Connection, entry: Entry) -> None:
-            tables.execute("DELETE FROM names WHERE session = ? AND name = ?", (self.id, name))
+            covered = self.store.cover.name(name, self.id)
+            tables.execute("DELETE FROM names WHERE session = ? AND name = ?", (self.id, covered))
 
         return self._mark(FORGET, lambda head: head, {"name": name}, note)
 

@@ -21,10 +21,12 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-from kvcompress.errors import InputError, KVCompressError, require_positive
+from kvcompress.errors import InputError, IntegrityError, KVCompressError, require_positive
 from kvcompress.format.strict_json import canonical_json
+from kvcompress.store.cover import Cover, cover_of
 from kvcompress.store.database import Database
 from kvcompress.store.figures import SessionInfo, Statistics
+from kvcompress.store.keyring import protect, protected
 from kvcompress.store.log import Link
 from kvcompress.store.objects import LocalObjects, Objects, RemoteObjects, checked, content_digest
 from kvcompress.store.writer import retire, this_writer
@@ -33,6 +35,8 @@ if TYPE_CHECKING:
     from kvcompress.api.codecs import LoadedCodecs
     from kvcompress.snapshot import Origin
     from kvcompress.store.collect import Collected
+    from kvcompress.store.keys import StoreKey
+    from kvcompress.store.policy import Policy
     from kvcompress.store.segment import Part
     from kvcompress.store.session import StoredSession
 
@@ -54,19 +58,21 @@ class Store:
         segments: With `create`, an fsspec address where segments are to lie; None puts them into the folder.
         max_bytes: With `create`, a bound on what the store takes on the disk; `set_limit` changes it.
         evict: With a bound, what goes first: "use" (what was not used for longest) or "age" (the oldest).
+        key: Of an encrypted store; with `create` a new one is encrypted.
+        policy: What is to be trusted; the rest is refused before it is decoded. None trusts all.
+        signer: Signs every entry that is added.
 
     Attributes:
         objects: Where the segments lie.
-        digest_key: Key of the digests of contents and token ids; empty where nothing is encrypted.
+        cover: What covers the database.
         writer: What tells this store's owner from other writers.
 
     Raises:
-        InputError: There is no store, or it cannot be made.
-        FormatError: It is damaged, or of a later version.
+        InputError: There is no store, or it cannot be made; `WrongKeyError` where the key is another one.
+        FormatError: It is damaged, or of a later version; `IntegrityError` where its keyring was changed.
     """
 
     objects: Objects
-    digest_key: bytes = b""
 
     def __init__(
         self,
@@ -77,20 +83,25 @@ class Store:
         segments: str | None = None,
         max_bytes: int | None = None,
         evict: str = USE,
+        key: StoreKey | None = None,
+        policy: Policy | None = None,
+        signer: Signer | None = None,
     ) -> None:
         self.path = Path(path)
         fresh = create and not (self.path / DATABASE).is_file()
         if fresh:
             _make_folder(self.path)
         self.database = Database(self.path / DATABASE, create=create)
-        self.codec, self.writer = codec, this_writer()
+        self.codec, self.writer, self.policy, self.signer = codec, this_writer(), policy, signer
         self._locks: dict[int, threading.RLock] = {}
         self._guard = threading.Lock()
         if fresh:
             self.set_limit(max_bytes, evict=evict)
             self._keep({"segments": segments} if segments is not None else {})
+        self.cover: Cover = protect(self.database, key, create=create)
         address = self.settings.get("segments")
-        self.objects = LocalObjects(self.path / SEGMENTS) if address is None else RemoteObjects(str(address))
+        lies = LocalObjects(self.path / SEGMENTS) if address is None else RemoteObjects(str(address))
+        self.objects = protected(lies, self.cover)
 
     def __enter__(self) -> Store:
         return self
@@ -114,6 +125,11 @@ class Store:
                     tables.execute("UPDATE sessions SET writer = NULL WHERE writer = ?", (mine,))
         retire(self.writer)
         self.database.close()
+
+    @property
+    def digest_key(self) -> bytes:
+        """Key of the digests of contents and token ids; empty where nothing is encrypted."""
+        return self.cover.digest_key
 
     @cached_property
     def codecs(self) -> LoadedCodecs:
@@ -179,10 +195,10 @@ class Store:
         asked = (
             "SELECT name, entries, created, used, anchor, "
             "(SELECT end FROM entries WHERE entries.id = sessions.id * 4294967296 + sessions.entries - 1) AS tokens "
-            "FROM sessions WHERE name IS NOT NULL ORDER BY name"
+            "FROM sessions WHERE name IS NOT NULL"
         )
         with self.database.read() as tables:
-            return [
+            found = [
                 SessionInfo(
                     name=row["name"],
                     entries=row["entries"],
@@ -193,6 +209,7 @@ class Store:
                 )
                 for row in tables.execute(asked)
             ]
+        return sorted(found, key=lambda info: info.name)
 
     def session(self, name: str, *, create: bool = False) -> StoredSession:
         """Return a session by name.
@@ -207,7 +224,7 @@ class Store:
         from kvcompress.store.session import StoredSession
 
         with self.database.read() as tables:
-            row = tables.execute("SELECT id FROM sessions WHERE name = ?", (name,)).fetchone()
+            row = tables.execute("SELECT id FROM sessions WHERE name = ?", (self.cover.name(name),)).fetchone()
         if row is None and create:
             with self.database.write() as tables:
                 return StoredSession(self, new_session(tables, name), name)
@@ -289,6 +306,8 @@ class Store:
             row = tables.execute("SELECT origin FROM origins WHERE digest = ?", (digest,)).fetchone()
         if row is None:
             raise InputError("the session's origin is missing", "Restore the store from a copy", path=self.path)
+        if content_digest(row["origin"].encode(), self.digest_key) != digest:
+            raise IntegrityError("the session's origin was changed", "Restore the store from a copy", path=self.path)
         return Origin.from_json(json.loads(row["origin"]))
 
     def __iter__(self) -> Iterator[StoredSession]:
@@ -304,12 +323,13 @@ def new_session(tables: sqlite3.Connection, name: str) -> int:
     """
     if not 0 < len(name) <= LONGEST_NAME or not name.isprintable() or name != name.strip():
         raise InputError(f"{name[:40]!r} cannot be a name", f"Use 1 to {LONGEST_NAME} printable characters")
-    if tables.execute("SELECT 1 FROM sessions WHERE name = ?", (name,)).fetchone():
+    covered = cover_of(tables).name(name)
+    if tables.execute("SELECT 1 FROM sessions WHERE name = ?", (covered,)).fetchone():
         raise InputError(f"there is a session {name!r} already", "Choose another name")
     start, now = Link(), time.time()
     found = tables.execute(
         "INSERT INTO sessions (name, created, used, entries, anchor, digest, fence) VALUES (?, ?, ?, 0, ?, ?, 0)",
-        (name, now, now, start.anchor, start.digest),
+        (covered, now, now, start.anchor, start.digest),
     )
     return int(found.lastrowid or 0)
 
