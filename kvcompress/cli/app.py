@@ -21,6 +21,7 @@ from kvcompress.cli.inspect import inspect
 from kvcompress.cli.record import record
 from kvcompress.cli.report import report
 from kvcompress.cli.resume import resume
+from kvcompress.cli.store import store
 from kvcompress.cli.verify import verify
 from kvcompress.errors import KVCompressError, shown
 
@@ -45,6 +46,7 @@ def _root(
 for _command in (record, encode, decode, resume, inspect, verify, report, fit, calibrate, harvest, doctor):
     app.command()(loads_models(_command))
 app.add_typer(codecs, name="codecs")
+app.add_typer(store, name="store")
 
 
 def main() -> None:

@@ -59,7 +59,9 @@ def append(
         return _commit(session, state, snapshot.origin, segments, APPEND, context)
 
 
-def append_tokens(session: StoredSession, token_ids: Tensor, snapshot: KVSnapshot | None) -> Entry:
+def append_tokens(
+    session: StoredSession, token_ids: Tensor, snapshot: KVSnapshot | None, said: Mapping[str, Any]
+) -> Entry:
     """See `StoredSession.append_tokens`."""
     with session.lock:
         require_writable(session)
@@ -73,7 +75,8 @@ def append_tokens(session: StoredSession, token_ids: Tensor, snapshot: KVSnapsho
         grown = Origin.from_json(origin.to_json() | {"next_position": len(token_ids)})
         data = tokens_part(token_ids, state.tokens, state.parent, grown)
         segment = _segment(session, token_ids, state.tokens, state.parent, data)
-        return _commit(session, state, grown, [segment], TOKENS, {"why": "token ids alone"})
+        context = {"why": "token ids alone"} | ({"said": dict(said)} if said else {})
+        return _commit(session, state, grown, [segment], TOKENS, context)
 
 
 def _require_continuation(session: StoredSession, state: State, token_ids: Tensor, origin: Origin) -> None:

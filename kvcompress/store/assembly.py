@@ -48,7 +48,7 @@ def assemble(
             continue
         if built.lacking:
             built.grow(grow, part.start)
-        built.add(part, _layers(part, built.token_ids, codecs, recompute))
+        built.add(part, layers_of(part, built.token_ids, codecs, recompute))
     if built.origin is None:
         raise InputError("the session holds no tokens", "Append to it first")
     if built.lacking:
@@ -122,7 +122,7 @@ def _joined(pieces: list[LayerKV], first: int) -> LayerKV:
     return LayerKV(keys, values, torch.cat([piece.positions for piece in pieces]))
 
 
-def _layers(part: Part, token_ids: Tensor, codecs: LoadedCodecs, recompute: Recompute | None) -> KVSnapshot:
+def layers_of(part: Part, token_ids: Tensor, codecs: LoadedCodecs, recompute: Recompute | None) -> KVSnapshot:
     """Return what a segment decodes to: its layers at their true positions, all ids [N] up to its end.
 
     Raises:

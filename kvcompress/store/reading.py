@@ -155,7 +155,7 @@ class SessionLog:
         """Return the token ids [N] int64 of a state, without its keys and values."""
         import torch
 
-        found = [part.token_ids for part in self._parts(at)]
+        found = [part.token_ids for part in self.parts(at)]
         return torch.cat(found) if found else torch.empty(0, dtype=torch.int64)
 
     def snapshot(
@@ -183,9 +183,9 @@ class SessionLog:
         from kvcompress.store.resume import grower
 
         grow = None if model is None else grower(model, tokenizer)
-        return assemble(self._parts(at), self.store.codecs, recompute, grow)
+        return assemble(self.parts(at), self.store.codecs, recompute, grow)
 
-    def _parts(self, at: int | str | None) -> Iterable[Part]:
+    def parts(self, at: int | str | None) -> Iterable[Part]:
         """Return the segments of a state, if all of them are trusted."""
         entry = self.head if at is None else self.entry(at)
         if self.store.policy is not None and entry is not None:

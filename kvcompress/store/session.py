@@ -71,19 +71,22 @@ class StoredSession(SessionLog):
 
         return append(self, snapshot, Coding(quality, lossless, codec), cuts, said or {})
 
-    def append_tokens(self, token_ids: Tensor, snapshot: KVSnapshot | None = None) -> Entry:
+    def append_tokens(
+        self, token_ids: Tensor, snapshot: KVSnapshot | None = None, *, said: Mapping[str, Any] | None = None
+    ) -> Entry:
         """Add tokens whose keys and values are not stored, as the ids alone; a model computes them at resume.
 
         Args:
             token_ids: [N] int64, of the whole session.
             snapshot: Says the origin where the session has none yet.
+            said: Goes into the entry's context as `said`, JSON-able.
 
         Raises:
             InputError: As `append`.
         """
         from kvcompress.store.appending import append_tokens
 
-        return append_tokens(self, token_ids, snapshot)
+        return append_tokens(self, token_ids, snapshot, said or {})
 
     def checkpoint(self, name: str = "", *, said: Mapping[str, Any] | None = None) -> Entry:
         """Mark the present state; with a name it is kept until that is forgotten or given to another state.
