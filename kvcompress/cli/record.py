@@ -6,7 +6,7 @@ import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -29,6 +29,9 @@ if TYPE_CHECKING:
     from kvcompress.data.chat_template import Dialogue
     from kvcompress.hf.conversation import Conversation
     from kvcompress.hf.types import CausalLM, Tokenizer
+    from kvcompress.snapshot import KVSnapshot
+
+STORE = "Append to a store"
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,8 +53,14 @@ class Said:
 
 def record(
     output: Annotated[
-        Path, typer.Option("-o", "--output", help="Raw snapshot to write (.safetensors); - for standard output.")
-    ],
+        Path | None,
+        typer.Option(
+            "-o",
+            "--output",
+            help="Raw snapshot to write (.safetensors); - for standard output.",
+            show_default="none, with --store",
+        ),
+    ] = None,
     session: Annotated[Path | None, typer.Option(help="JSON lines of recorded sessions.")] = None,
     session_id: Annotated[str | None, typer.Option("--id", help="Session to record; the first if not given.")] = None,
     text: Annotated[Path | None, typer.Option(help="Plain text file to record instead of a session.")] = None,
@@ -70,10 +79,29 @@ def record(
     codec: Annotated[
         str | None, typer.Option(help="Codec that the evidence is for.", show_default="the bundled one for its model")
     ] = None,
+    store: Annotated[
+        Path | None,
+        typer.Option(
+            help="Append to a session of this store, which is made where it is missing.",
+            show_default="none",
+            rich_help_panel=STORE,
+        ),
+    ] = None,
+    name: Annotated[
+        str | None, typer.Option(help="Name of the session there.", show_default="none", rich_help_panel=STORE)
+    ] = None,
+    quality: Annotated[
+        str | None,
+        typer.Option(
+            help="transparent, high or usable.", show_default="transparent, unless --lossless", rich_help_panel=STORE
+        ),
+    ] = None,
+    lossless: Annotated[bool, typer.Option("--lossless", help="The identical bits.", rich_help_panel=STORE)] = False,
     force: ForceOption = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Run a model over a session, a text or a chat and write its cache."""
+    """Run a model over a session, a text or a chat and write its cache, or append it to a stored session."""
+    _require_target(output, store, name, quality, lossless)
     if sum((session is not None, text is not None, chat)) != 1:
         raise InputError("name exactly one of --session, --text and --chat")
     if session_id is not None and session is None:
@@ -82,11 +110,11 @@ def record(
         raise InputError(f"{'--scorer' if scorer else '--codec'} is about evidence", "Name its file with --evidence")
     from kvcompress.data.next_turn import with_dialogue
     from kvcompress.format.atomic import require_writable
-    from kvcompress.format.raw_snapshot import save_raw
-    from kvcompress.hf import capture, load_model
+    from kvcompress.hf import load_model
     from kvcompress.prune.evidence.recorded import write_evidence
 
-    require_output(output, force, as_json)
+    if output is not None:
+        require_output(output, force, as_json)
     if evidence is not None:
         require_writable(evidence, force)
     language_model, tokenizer = load_model(model, dtype)
@@ -97,18 +125,72 @@ def record(
         snapshot = talk.snapshot(said.ids[:tokens], tokenizer)
     else:
         said = _said(tokenizer, session, session_id, text, special_tokens)
-        snapshot = capture(language_model, said.ids[:tokens], tokenizer=tokenizer)
+        snapshot = _captured(language_model, tokenizer, said.ids[:tokens], store, name)
     if said.dialogue is not None and snapshot.tokens == len(said.ids):
         snapshot = with_dialogue(snapshot, tokenizer, said.dialogue)
     if evidence is not None:
         chosen = codec or (DEFAULT_CODEC if model == DEFAULT_MODEL else None)
         write_evidence(evidence, language_model, tokenizer, snapshot, scorer, chosen, said.ages, force)
-    data = {"output": str(output), "tokens": snapshot.tokens, "raw_bytes": snapshot.raw_bytes}
-    with written(output) as place:
-        save_raw(place, snapshot, force=force, session=said.name)
-        data |= {"file_bytes": place.stat().st_size}
+    data: dict[str, Any] = {"tokens": snapshot.tokens, "raw_bytes": snapshot.raw_bytes}
+    if store is not None and name is not None:
+        data |= _append(store, name, snapshot, quality, lossless)
+    if output is not None:
+        data |= {"output": str(output), "file_bytes": _write(output, snapshot, said.name, force)}
     told = data | ({"evidence": str(evidence)} if evidence is not None else {})
-    show(told, as_json=as_json, file=beside(output))
+    show(told, as_json=as_json, file=sys.stdout if output is None else beside(output))
+
+
+def _require_target(
+    output: Path | None, store: Path | None, name: str | None, quality: str | None, lossless: bool
+) -> None:
+    """Refuse what names no place for the cache, or half of one."""
+    if output is None and store is None:
+        raise InputError("nothing says where the cache is to go", "Name a file with -o, or --store DIR --name NAME")
+    if (store is None) != (name is None):
+        raise InputError("a session of a store has a place and a name", "Give both --store DIR and --name NAME")
+    if store is None and (quality is not None or lossless):
+        what = "--quality and --lossless say how a session is stored"
+        raise InputError(what, "Give --store DIR and --name NAME, or encode the file afterwards")
+
+
+def _captured(
+    model: CausalLM, tokenizer: Tokenizer, ids: list[int], store: Path | None, name: str | None
+) -> KVSnapshot:
+    """Run the model over what is new: a stored session that the tokens begin with is gone on from."""
+    import torch
+
+    from kvcompress.hf import capture
+
+    if store is not None and name is not None:
+        from kvcompress.cli.store_common import opened
+        from kvcompress.store.resume import grower
+
+        with opened(store, create=True) as found:
+            session = found.session(name, create=True)
+            held = session.token_ids()
+            if 0 < len(held) < len(ids) and held.tolist() == ids[: len(held)]:
+                return grower(model, tokenizer)(session.snapshot(model=model, tokenizer=tokenizer), torch.tensor(ids))
+    return capture(model, ids, tokenizer=tokenizer)
+
+
+def _append(store: Path, name: str, snapshot: KVSnapshot, quality: str | None, lossless: bool) -> dict[str, Any]:
+    """Append to a stored session; return what is told of it."""
+    from kvcompress.cli.store_common import opened
+
+    with opened(store, create=True) as found:
+        session = found.session(name, create=True)
+        entry = session.append(snapshot, quality=quality, lossless=lossless)
+        size = found.objects.size(entry.segment) if entry.segment else 0
+    return {"store": str(store), "name": name, "entry": entry.number, "start": entry.start, "segment_bytes": size}
+
+
+def _write(output: Path, snapshot: KVSnapshot, session: str, force: bool) -> int:
+    """Write a raw snapshot and return its bytes."""
+    from kvcompress.format.raw_snapshot import save_raw
+
+    with written(output) as place:
+        save_raw(place, snapshot, force=force, session=session)
+        return place.stat().st_size
 
 
 def _said(

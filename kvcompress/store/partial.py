@@ -38,7 +38,7 @@ class PartlyRestored:
         snapshot: The whole state.
         restored: Tokens times layers that come from the store.
         entries: Tokens times layers in all, those that windows have left out.
-        decoded_bytes: Of the segments that were decoded.
+        decoded_bytes: Of the segments that were decoded, their headers left out.
     """
 
     snapshot: KVSnapshot
@@ -118,12 +118,12 @@ def _tokens(
         start, end = max(part.start, span[0]), min(part.end, span[1])
         if part.is_tokens_only or start >= end:
             continue
-        reached = end_of(built, waiting)
+        reached = _end(built, waiting)
         if reached < start:
             built, waiting = grow(_joined(built, waiting), ids[:start]), []
         found = layers_of(part, ids[: part.end], session.store.codecs, recompute)
         waiting.append(_cut(found, start, end))
-        restored, size = restored + end - start, size + part.encoded.file_bytes
+        restored, size = restored + end - start, size + _size(part)
     built = _joined(built, waiting)
     if built is None or built.tokens < len(ids):
         built = grow(built, ids)
@@ -131,7 +131,12 @@ def _tokens(
     return PartlyRestored(built, restored * count, len(ids) * count, size)
 
 
-def end_of(built: KVSnapshot | None, waiting: list[KVSnapshot]) -> int:
+def _size(part: Part) -> int:
+    """Return the bytes of a segment, its header left out."""
+    return sum(map(len, part.encoded.sections.values()))
+
+
+def _end(built: KVSnapshot | None, waiting: list[KVSnapshot]) -> int:
     """Return how many tokens are there."""
     last = waiting[-1] if waiting else built
     return 0 if last is None else last.tokens
@@ -183,7 +188,7 @@ def _layers(
         rows = torch.searchsorted(found.positions, layer.positions)
         layers.append(LayerKV(found.keys[:, rows].to(target), found.values[:, rows].to(target), layer.positions))
     entries = sum(len(layer.positions) for layer in layers)
-    size = sum(part.encoded.file_bytes for part in parts if not part.is_tokens_only)
+    size = sum(_size(part) for part in parts if not part.is_tokens_only)
     return PartlyRestored(replace(stored, layers=tuple(layers)), restored, entries, size)
 
 
