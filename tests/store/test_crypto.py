@@ -232,7 +232,9 @@ def test_pieces_longer_than_one_are_bound_to_their_place(monkeypatch: pytest.Mon
     assert cipher.opened_object(digest, sealed) == data
     assert sealed != cipher.sealed_object(digest, data)  # fresh nonces
     head, step = 24, 10 + 28
-    swapped = sealed[:head] + sealed[head + step : head + 2 * step] + sealed[head : head + step] + sealed[head + 2 * step :]
+    swapped = (
+        sealed[:head] + sealed[head + step : head + 2 * step] + sealed[head : head + step] + sealed[head + 2 * step :]
+    )
     for changed in (swapped, sealed[:-1], sealed + b"x"):
         with pytest.raises(IntegrityError, match="tampered"):
             cipher.opened_object(digest, changed)

@@ -125,7 +125,10 @@ def test_no_field_of_a_seal_can_be_changed(session: StoredSession) -> None:
             if name == "created" and made.signature is None:
                 continue  # nothing vouches for it there
             if name == "signature":
-                changes: list[Any] = [{**value, "value": "00" * 64}, OTHER.sign(b"kvcompress entry 1\n", made.message())]
+                changes: list[Any] = [
+                    {**value, "value": "00" * 64},
+                    OTHER.sign(b"kvcompress entry 1\n", made.message()),
+                ]
             elif isinstance(value, str):
                 changes = [("0" if value[0] != "0" else "1") + value[1:], "", None]
             elif isinstance(value, list):
