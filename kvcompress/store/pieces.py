@@ -179,8 +179,9 @@ def _require_place(row: Row, number: int, own: Sequence[Row], ends: Mapping[str,
     wrong = FormatError(f"entry {number} of a log contradicts itself or those before it")
     if says.get("number") != number or type(says.get("number")) is not int or kind not in KINDS:
         raise wrong
-    whole = isinstance(tokens, list) and len(tokens) == 2 and all(type(one) is int for one in tokens)
-    if not whole or not 0 <= tokens[0] <= tokens[1] <= MAX_TOKENS:
+    if not isinstance(tokens, list) or len(tokens) != 2 or any(type(one) is not int for one in tokens):
+        raise wrong
+    if not 0 <= tokens[0] <= tokens[1] <= MAX_TOKENS:
         raise wrong
     if isinstance(parent, str):
         before = ends.get(parent)
