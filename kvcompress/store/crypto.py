@@ -61,9 +61,7 @@ class Keyring:
 
     def advanced(self) -> Keyring:
         """Return the same in a new epoch, from which the old ones can still be read."""
-        return replace(
-            self, roots={**self.roots, self.epoch + 1: secrets.token_bytes(KEY_BYTES)}, epoch=self.epoch + 1
-        )
+        return replace(self, roots={**self.roots, self.epoch + 1: secrets.token_bytes(KEY_BYTES)}, epoch=self.epoch + 1)
 
     def renewed(self) -> Keyring:
         """Return the same without the old epochs."""
@@ -105,7 +103,9 @@ class Keyring:
             nonce, ring = bytes.fromhex(given.text("nonce")), bytes.fromhex(str(given.value("ring")))
             plain = _gcm(wrapping).decrypt(nonce, ring, canonical_json(head))
         except (InvalidTag, ValueError) as error:
-            raise IntegrityError("the store's keyring was changed: the key is right, its tag is not", _RESTORE) from error
+            raise IntegrityError(
+                "the store's keyring was changed: the key is right, its tag is not", _RESTORE
+            ) from error
         return cls._of(parse_json(plain, "the store's keyring"))
 
     @classmethod
@@ -213,7 +213,10 @@ class Cipher:
             digest: Its digest, hexadecimal, under which it will lie.
             data: Its content.
         """
-        head, cipher = _OBJECT.pack(OBJECT_MARK, OBJECT_VERSION, self.epoch, len(data)), self._key(self.epoch, b"objects")
+        head, cipher = (
+            _OBJECT.pack(OBJECT_MARK, OBJECT_VERSION, self.epoch, len(data)),
+            self._key(self.epoch, b"objects"),
+        )
         pieces, whole = [head], memoryview(data)
         for index in range(_pieces(len(data))):
             nonce = secrets.token_bytes(NONCE_BYTES)

@@ -212,7 +212,13 @@ def check_record(record: object) -> Provenance:
     except (TypeError, ValueError, AttributeError, InputError) as error:
         raise FormatError("the record is damaged", "Export it again") from error
     named = all(getattr(found, name) == context.get(said, "") for name, said in _NAMED.items())
-    if digest != found.digest or list(told) != said or not named or model != context.get("model", "") or _signer(found) != found.signer:
+    if (
+        digest != found.digest
+        or list(told) != said
+        or not named
+        or model != context.get("model", "")
+        or _signer(found) != found.signer
+    ):
         raise IntegrityError("the record was changed: it contradicts its digest", "Export it again")
     return found
 
@@ -237,7 +243,9 @@ def _model(session: SessionLog, context: Mapping[str, Any]) -> dict[str, Any]:
         row = tables.execute("SELECT origin FROM sessions WHERE id = ?", (session.id,)).fetchone()
     fingerprint = session.store.origin(row["origin"]).fingerprint
     if model_digest(fingerprint) != context["model"]:
-        raise IntegrityError("the session's model is not the one that its entries name", "Restore the store from a copy")
+        raise IntegrityError(
+            "the session's model is not the one that its entries name", "Restore the store from a copy"
+        )
     return asdict(fingerprint)
 
 

@@ -126,7 +126,9 @@ def seal(session: SessionLog, signer: Signer | None = None) -> Seal:
     held, count, last = session.stored_rows()
     verdict = verify_chain(held, count, last)
     if not verdict.ok:
-        raise InputError(f"the log of {session.name!r} is not in order: {verdict.what}", "See `kvcompress store verify`")
+        raise InputError(
+            f"the log of {session.name!r} is not in order: {verdict.what}", "See `kvcompress store verify`"
+        )
     if not held:
         raise InputError(f"session {session.name!r} is empty", "Append to it first")
     total = sum(map(len, _log(held)))

@@ -1,4 +1,4 @@
-"""Encrypted stores: nothing readable on the disk, three different refusals, and a key that is exchanged at any moment."""
+"""Encrypted stores: nothing readable on the disk, three different refusals, a key that is exchanged at any moment."""
 
 from __future__ import annotations
 
@@ -112,7 +112,7 @@ def test_a_wrong_key_and_a_missing_one_are_refused(store: Store) -> None:
     store.close()
     with pytest.raises(WrongKeyError, match="wrong key"):
         Store(store.path, key=OTHER)
-    with pytest.raises(WrongKeyError, match="wrong key.*passphrase|wrong key.*file"):
+    with pytest.raises(WrongKeyError, match=r"wrong key: the store opens with a key"):
         Store(store.path, key=StoreKey.from_passphrase("x", cost=1024))
     with pytest.raises(WrongKeyError, match="is encrypted"):
         Store(store.path)
@@ -232,7 +232,9 @@ def test_pieces_longer_than_one_are_bound_to_their_place(monkeypatch: pytest.Mon
     assert cipher.opened_object(digest, sealed) == data
     assert sealed != cipher.sealed_object(digest, data)  # fresh nonces
     head, step = 24, 10 + 28
-    swapped = sealed[:head] + sealed[head + step : head + 2 * step] + sealed[head : head + step] + sealed[head + 2 * step :]
+    swapped = (
+        sealed[:head] + sealed[head + step : head + 2 * step] + sealed[head : head + step] + sealed[head + 2 * step :]
+    )
     for changed in (swapped, sealed[:-1], sealed + b"x"):
         with pytest.raises(IntegrityError, match="tampered"):
             cipher.opened_object(digest, changed)

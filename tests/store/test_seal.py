@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import sqlite3
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,8 +12,8 @@ import pytest
 
 from kvcompress.errors import FormatError, InputError, KVCompressError
 from kvcompress.format.strict_json import canonical_json
-from kvcompress.store.keys import StoreKey
 from kvcompress.store.keyring import rekey
+from kvcompress.store.keys import StoreKey
 from kvcompress.store.log import Link
 from kvcompress.store.seal import Seal, fnv1a64, parse_seal, seal, verify_seal
 from kvcompress.store.segment import part_of
@@ -36,8 +35,8 @@ def filled(store: Store) -> StoredSession:
 
 
 @pytest.fixture
-def session(store: Store) -> Iterator[StoredSession]:
-    yield filled(store)
+def session(store: Store) -> StoredSession:
+    return filled(store)
 
 
 def test_a_seal_holds_while_the_log_grows(session: StoredSession, tmp_path: Path) -> None:
@@ -125,7 +124,10 @@ def test_no_field_of_a_seal_can_be_changed(session: StoredSession) -> None:
             if name == "created" and made.signature is None:
                 continue  # nothing vouches for it there
             if name == "signature":
-                changes: list[Any] = [{**value, "value": "00" * 64}, OTHER.sign(b"kvcompress entry 1\n", made.message())]
+                changes: list[Any] = [
+                    {**value, "value": "00" * 64},
+                    OTHER.sign(b"kvcompress entry 1\n", made.message()),
+                ]
             elif isinstance(value, str):
                 changes = [("0" if value[0] != "0" else "1") + value[1:], "", None]
             elif isinstance(value, list):
