@@ -89,7 +89,7 @@ def rekey(store: Store, key: StoreKey, *, everything: bool = True) -> int:
     """Give a store another key.
 
     Args:
-        store: The store, encrypted and open.
+        store: The store, encrypted and open; threads should neither collect nor import meanwhile.
         key: The new key.
         everything: Encrypt all that is stored anew, so that the old key together with an old copy of the database
             opens nothing of it; False exchanges the key of the keyring alone, at once.

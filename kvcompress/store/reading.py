@@ -9,10 +9,10 @@ from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from kvcompress.errors import InputError
+from kvcompress.errors import InputError, IntegrityError
 from kvcompress.store.cover import raw_rows
 from kvcompress.store.database import SESSION_SPAN, entry_id
-from kvcompress.store.log import TURNS, Entry, Link, Stored, Verdict, entry_of, verify_chain
+from kvcompress.store.log import CHECKPOINT, TURNS, Entry, Link, Stored, Verdict, entry_of, verify_chain
 from kvcompress.store.path import common_turns, path_rows
 
 if TYPE_CHECKING:
@@ -85,13 +85,18 @@ class SessionLog:
 
         Raises:
             InputError: There is none.
+            IntegrityError: The name leads to an entry that did not give it.
         """
         with self.store.database.read() as tables:
             number = self._number(tables, at)
             row = tables.execute("SELECT * FROM entries WHERE id = ?", (entry_id(self.id, number),)).fetchone()
         if row is None:
             raise InputError(f"session {self.name!r} has no entry {number}", "See `kvcompress store log`")
-        return entry_of(row)
+        found = entry_of(row)
+        if isinstance(at, str) and not at.isdecimal() and (found.kind, found.name) != (CHECKPOINT, at):
+            what = f"the name {at!r} was changed: it leads to an entry that never had it"
+            raise IntegrityError(what, "See `kvcompress store log`")
+        return found
 
     def _number(self, tables: sqlite3.Connection, at: int | str) -> int:
         asked = "SELECT number FROM names WHERE session = ? AND name = ?"

@@ -55,6 +55,13 @@ def test_what_is_trusted_is_given(store: Store) -> None:
     store.policy = Policy(signers, frozenset({"lossless"}), 0.01, 0.01, 0.97)
     assert same(store.session("talk").snapshot(), WHOLE)
     assert same(store.session("talk").snapshot(1), part_of(WHOLE, 0, 20))
+    branch = store.session("talk").branch("other", at=1)
+    assert same(branch.snapshot(), part_of(WHOLE, 0, 20))
+    branch.rewind(0)
+    assert branch.snapshot().tokens == 20
+    store.session("talk").rewind(turns=3)
+    store.session("talk").append(WHOLE, lossless=True)
+    assert same(store.session("talk").snapshot(), WHOLE)
 
 
 def test_signatures_of_others_and_none_are_refused(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
