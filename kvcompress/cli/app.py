@@ -10,6 +10,7 @@ import typer
 from kvcompress import __version__
 from kvcompress.cli.calibrate import calibrate
 from kvcompress.cli.codecs import codecs
+from kvcompress.cli.compat import compat
 from kvcompress.cli.console import loads_models, tolerant_streams
 from kvcompress.cli.decode import decode
 from kvcompress.cli.doctor import doctor
@@ -43,7 +44,7 @@ def _root(
     """Store, move and resume the KV cache of a transformer session in a file many times smaller."""
 
 
-for _command in (record, encode, decode, resume, inspect, verify, report, fit, calibrate, harvest, doctor):
+for _command in (record, encode, decode, resume, inspect, verify, compat, report, fit, calibrate, harvest, doctor):
     app.command()(loads_models(_command))
 app.add_typer(codecs, name="codecs")
 app.add_typer(store, name="store")

@@ -13,6 +13,7 @@ from kvcompress.format.strict_json import canonical_json
 from kvcompress.snapshot import KVSnapshot, Origin
 from kvcompress.store.collect import require_room
 from kvcompress.store.cover import cover_of
+from kvcompress.store.crypto import changed_key
 from kvcompress.store.fence import claim, require_writable
 from kvcompress.store.log import APPEND, TOKENS, Entry
 from kvcompress.store.objects import content_digest
@@ -163,6 +164,7 @@ def _commit(
 ) -> Entry:
     """Write the files, then the rows that make them part of the session."""
     store, entry = session.store, None
+    cover = store.cover
     limit = store.settings.get("max_bytes")
     if limit is not None:
         require_room(store, sum(len(segment.data) for segment in segments) + ENTRY_BYTES, int(limit))
@@ -171,6 +173,8 @@ def _commit(
             store.written(store.objects.put(segment.digest, segment.data))
     with store.database.write() as tables:
         claim(tables, session, state.entries)
+        if store.cover is not cover:  # the files were encrypted with a key that another thread has exchanged
+            raise changed_key()
         if limit is not None:  # one writer at a time, so that all together keep the limit
             require_within(store, tables, segments, int(limit))
         if not state.origin:

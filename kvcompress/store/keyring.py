@@ -89,7 +89,7 @@ def rekey(store: Store, key: StoreKey, *, everything: bool = True) -> int:
     """Give a store another key.
 
     Args:
-        store: The store, encrypted and open.
+        store: The store, encrypted and open; threads should neither collect nor import meanwhile.
         key: The new key.
         everything: Encrypt all that is stored anew, so that the old key together with an old copy of the database
             opens nothing of it; False exchanges the key of the keyring alone, at once.
@@ -185,11 +185,11 @@ def _cover_anew(tables: sqlite3.Connection, old: Cipher, cover: EncryptedCover) 
     for row in raw_rows(tables, "SELECT id, name FROM sessions WHERE name IS NOT NULL"):
         tables.execute("UPDATE sessions SET name = ? WHERE id = ?", (new.name(old.opened(row["name"])), row["id"]))
     for row in raw_rows(tables, "SELECT session, name FROM names"):
-        values = (new.name(old.opened(row["name"])), row["session"], row["name"])
-        tables.execute("UPDATE names SET name = ? WHERE session = ? AND name = ?", values)
+        name = new.name(old.opened(row["name"]))
+        tables.execute("UPDATE names SET name = ? WHERE session = ? AND name = ?", (name, row["session"], row["name"]))
     for row in raw_rows(tables, "SELECT digest, origin FROM origins"):
-        values = (new.value(old.opened(row["origin"])), row["digest"])
-        tables.execute("UPDATE origins SET origin = ? WHERE digest = ?", values)
+        origin = new.value(old.opened(row["origin"]))
+        tables.execute("UPDATE origins SET origin = ? WHERE digest = ?", (origin, row["digest"]))
     last = -1
     while rows := raw_rows(tables, "SELECT id, context FROM entries WHERE id > ? ORDER BY id LIMIT ?", (last, BATCH)):
         for row in rows:

@@ -1,7 +1,7 @@
 """What opens an encrypted store: 32 bytes from a file or the environment, or a passphrase.
 
-The user's key encrypts the store's keyring and nothing else (`kvcompress.store.keyring`), so it can be exchanged without
-touching what is stored. A passphrase goes through scrypt, whose parameters are kept beside the keyring.
+The user's key encrypts the store's keyring and nothing else (`kvcompress.store.keyring`), so it can be exchanged
+without touching what is stored. A passphrase goes through scrypt, whose parameters are kept beside the keyring.
 """
 
 from __future__ import annotations

@@ -42,6 +42,10 @@ MOST_POLICY_BYTES = 1 << 20
 FIELDS = ("signers", "codecs", "max_kl_nats", "max_context_lost", "min_top1_agreement")
 LEAST_CODEC_DIGITS = 16
 _KEY, _NAME = re.compile(r"[0-9a-f]{64}"), re.compile(r"[a-z][a-z0-9_]{0,40}|[0-9a-f]{16,64}")
+_AS_IT_LIES = (
+    "SELECT entries.*, (SELECT digest FROM entries AS other WHERE other.id = entries.parent) AS parent_digest "
+    "FROM entries WHERE id = ?"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,7 +137,7 @@ class Policy:
         store, found = session.store, []
         with store.database.read() as tables:
             for number in reversed(path_ids(tables, entry.id)):
-                [row] = raw_rows(tables, "SELECT * FROM entries WHERE id = ?", (number,))
+                [row] = raw_rows(tables, _AS_IT_LIES, (number,))
                 held = Stored.of(row, store.cover)
                 if not held.agrees or held.says.get("number") != held.number:
                     raise IntegrityError(f"entry {held.number} was changed", "See `kvcompress store verify`")

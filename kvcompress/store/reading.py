@@ -9,10 +9,10 @@ from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from kvcompress.errors import InputError
+from kvcompress.errors import InputError, IntegrityError
 from kvcompress.store.cover import raw_rows
 from kvcompress.store.database import SESSION_SPAN, entry_id
-from kvcompress.store.log import CHAIN, TURNS, Entry, Link, Stored, Verdict, entry_of, verify_chain
+from kvcompress.store.log import CHAIN, CHECKPOINT, TURNS, Entry, Link, Stored, Verdict, entry_of, verify_chain
 from kvcompress.store.path import common_turns, path_rows
 
 if TYPE_CHECKING:
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from kvcompress.hf.partial_prefill import Recompute
     from kvcompress.hf.types import CausalLM, Tokenizer
     from kvcompress.snapshot import KVSnapshot
+    from kvcompress.store.identity import Compatibility
     from kvcompress.store.resume import Resumed
     from kvcompress.store.segment import Part
     from kvcompress.store.store import Store
@@ -84,13 +85,18 @@ class SessionLog:
 
         Raises:
             InputError: There is none.
+            IntegrityError: The name leads to an entry that did not give it.
         """
         with self.store.database.read() as tables:
             number = self._number(tables, at)
             row = tables.execute("SELECT * FROM entries WHERE id = ?", (entry_id(self.id, number),)).fetchone()
         if row is None:
             raise InputError(f"session {self.name!r} has no entry {number}", "See `kvcompress store log`")
-        return entry_of(row)
+        found = entry_of(row)
+        if isinstance(at, str) and not at.isdecimal() and (found.kind, found.name) != (CHECKPOINT, at):
+            what = f"the name {at!r} was changed: it leads to an entry that never had it"
+            raise IntegrityError(what, "See `kvcompress store log`")
+        return found
 
     def _number(self, tables: sqlite3.Connection, at: int | str) -> int:
         asked = "SELECT number FROM names WHERE session = ? AND name = ?"
@@ -193,7 +199,13 @@ class SessionLog:
         return (self.store.part(turn.segment) for turn in self.turns(at))
 
     def resume(
-        self, model: CausalLM, tokenizer: Tokenizer | None = None, at: int | str | None = None, *, check: bool = True
+        self,
+        model: CausalLM,
+        tokenizer: Tokenizer | None = None,
+        at: int | str | None = None,
+        *,
+        check: bool = True,
+        other_weights: bool = False,
     ) -> Resumed:
         """Return a state as a cache that the model goes on from.
 
@@ -201,7 +213,9 @@ class SessionLog:
             model: The model that recorded it, in evaluation mode.
             tokenizer: Compared with the recording one where both are known.
             at: Name or number of an entry; None for the present state.
-            check: Refuse any other model.
+            check: Refuse any other model, before anything is decoded.
+            other_weights: Take other weights of the same architecture, such as a fine-tune, and measure what they
+                cost; the model reads the session once for that.
 
         Raises:
             MismatchError: The model or the tokenizer is another one.
@@ -209,9 +223,26 @@ class SessionLog:
         """
         from kvcompress.store.resume import resumed
 
-        found = resumed(self.snapshot(at, model=model, tokenizer=tokenizer), model, tokenizer, check=check)
+        found = self.compatibility(model, tokenizer, other_weights=other_weights) if check else None
+        if found is not None:
+            found.require()
+        snapshot = self.snapshot(at, model=model, tokenizer=tokenizer)
+        made = resumed(snapshot, model, tokenizer, check=check, other_weights=other_weights)
         self._note_use()
-        return found
+        return made
+
+    def compatibility(
+        self, model: CausalLM, tokenizer: Tokenizer | None = None, *, other_weights: bool = False
+    ) -> Compatibility | None:
+        """Return how a model compares with the one that recorded the session, None where none has yet."""
+        from kvcompress.store.identity import Identity, compare
+
+        with self.store.database.read() as tables:
+            row = tables.execute("SELECT origin FROM sessions WHERE id = ?", (self.id,)).fetchone()
+        if not row["origin"]:
+            return None
+        recorded = Identity.of_origin(self.store.origin(row["origin"]))
+        return compare(recorded, Identity.of_model(model, tokenizer), other_weights=other_weights)
 
     def _note_use(self) -> None:
         now = time.time()

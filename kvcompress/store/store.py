@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from kvcompress.store.policy import Policy
     from kvcompress.store.segment import Part
     from kvcompress.store.session import StoredSession
+    from kvcompress.store.signing import Signer
 
 DATABASE, SEGMENTS = "store.db", "segments"
 LONGEST_NAME = 200

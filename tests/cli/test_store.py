@@ -105,6 +105,14 @@ def test_what_cannot_be_is_told_in_one_line(place: Path, tmp_path: Path) -> None
     assert "--name" in refused("record", "--text", tmp_path / "t.txt", "--store", place)
 
 
+def test_models_are_compared_field_by_field(place: Path, tmp_path: Path) -> None:
+    done = CliRunner().invoke(app, ["compat", str(tmp_path / "10.safetensors"), "reference-lm", "--json"])
+    assert done.exit_code == 1
+    found = json.loads(done.stdout)
+    assert found["verdict"] == "refused"
+    assert {"weights", "tokenizer", "rope"} <= {one["name"] for one in found["fields"]}
+
+
 def test_a_changed_segment_is_named_with_exit_status_one(place: Path) -> None:
     with Store(place) as store:
         path = store.path / "segments" / (digest := store.session("talk").entry(1).segment)[:2] / digest[2:]
@@ -149,4 +157,5 @@ def test_a_model_is_recorded_gone_on_with_and_restored_in_part(tmp_path: Path) -
     said = run("store", "resume", store, "talk", "--prompt", "Hello", "--max-new-tokens", "4", "--save")
     assert said["tokens"] > told["tokens"]
     assert run("store", "verify", store)["ok"]
+    assert run("compat", "talk", "reference-lm", "--store", store)["verdict"] == "allowed"
     assert "nothing to save" in refused("store", "resume", store, "talk", "--save")

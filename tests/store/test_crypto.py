@@ -1,4 +1,4 @@
-"""Encrypted stores: nothing readable on the disk, three different refusals, and a key that is exchanged at any moment."""
+"""Encrypted stores: nothing readable on the disk, three different refusals, a key that is exchanged at any moment."""
 
 from __future__ import annotations
 
@@ -112,7 +112,7 @@ def test_a_wrong_key_and_a_missing_one_are_refused(store: Store) -> None:
     store.close()
     with pytest.raises(WrongKeyError, match="wrong key"):
         Store(store.path, key=OTHER)
-    with pytest.raises(WrongKeyError, match="wrong key.*passphrase|wrong key.*file"):
+    with pytest.raises(WrongKeyError, match=r"wrong key: the store opens with a key"):
         Store(store.path, key=StoreKey.from_passphrase("x", cost=1024))
     with pytest.raises(WrongKeyError, match="is encrypted"):
         Store(store.path)
@@ -179,6 +179,14 @@ def test_a_changed_value_of_the_database_is_tampering(store: Store, change: str)
         assert (session.verify().kind, session.verify().bad) == ("edit", 1)
         with pytest.raises(IntegrityError, match="tampered"):
             session.entry(1)
+
+
+def test_a_name_that_was_moved_is_found(store: Store) -> None:
+    talk(store)
+    with store.database.write() as tables:
+        tables.execute("UPDATE names SET number = 1")
+    with pytest.raises(IntegrityError, match="was changed"):
+        store.session(NAME).snapshot(MARK)
 
 
 def test_a_changed_keyring_is_tampering_and_no_wrong_key(store: Store) -> None:
@@ -347,6 +355,25 @@ def test_what_was_tampered_with_before_keeps_the_old_epoch(store: Store) -> None
     assert finish_rekey(store, OTHER) == 1
     store.close()
     assert opens(store.path, OTHER)
+
+
+def test_a_thread_that_wrote_with_the_old_key_is_told(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    talk(store)
+    put = EncryptedObjects.put
+
+    def slow(self: EncryptedObjects, digest: str, data: bytes) -> int:
+        written = put(self, digest, data)
+        monkeypatch.undo()
+        rekey(store, OTHER)
+        return written
+
+    session = store.session(NAME)
+    longer = snapshot_of(torch.cat([WHOLE.token_ids, ids_of(9, seed=3)]))
+    monkeypatch.setattr(EncryptedObjects, "put", slow)
+    with pytest.raises(WrongKeyError, match="new key meanwhile"):
+        session.append(longer, lossless=True)
+    session.append(longer, lossless=True)
+    assert same(session.snapshot(), longer)
 
 
 def test_plain_stores_have_no_key_to_exchange(place: Path) -> None:

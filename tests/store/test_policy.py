@@ -55,6 +55,13 @@ def test_what_is_trusted_is_given(store: Store) -> None:
     store.policy = Policy(signers, frozenset({"lossless"}), 0.01, 0.01, 0.97)
     assert same(store.session("talk").snapshot(), WHOLE)
     assert same(store.session("talk").snapshot(1), part_of(WHOLE, 0, 20))
+    branch = store.session("talk").branch("other", at=1)
+    assert same(branch.snapshot(), part_of(WHOLE, 0, 20))
+    branch.rewind(0)
+    assert branch.snapshot().tokens == 20
+    store.session("talk").rewind(turns=3)
+    store.session("talk").append(WHOLE, lossless=True)
+    assert same(store.session("talk").snapshot(), WHOLE)
 
 
 def test_signatures_of_others_and_none_are_refused(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -143,8 +150,8 @@ def test_policies_are_read_strictly(tmp_path: Path) -> None:
     other.write_text(json.dumps(fields))
     expected = Policy(frozenset({SIGNER.public}), frozenset({"lossless", "ab" * 8}), 0.01)
     assert Policy.from_file(toml) == Policy.from_file(other) == expected
-    for text in ("signer = []", "signers = 'x'", "signers = ['x']", "codecs = [1]", "codecs = ['ABC DEF']", "max_kl_nats = -1",
-                 "max_kl_nats = true", "max_kl_nats = nan", "not toml", "codecs = ['abc'"):  # fmt: skip
+    bad = ["signer = []", "signers = 'x'", "signers = ['x']", "codecs = [1]", "codecs = ['ABC DEF']", "not toml"]
+    for text in (*bad, "codecs = ['abc'", "max_kl_nats = -1", "max_kl_nats = true", "max_kl_nats = nan"):
         toml.write_text(text)
         with pytest.raises(FormatError) as failure:
             Policy.from_file(toml)

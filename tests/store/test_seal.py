@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import sqlite3
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,8 +12,8 @@ import pytest
 
 from kvcompress.errors import FormatError, InputError, KVCompressError
 from kvcompress.format.strict_json import canonical_json
-from kvcompress.store.keys import StoreKey
 from kvcompress.store.keyring import rekey
+from kvcompress.store.keys import StoreKey
 from kvcompress.store.log import Link
 from kvcompress.store.seal import Seal, fnv1a64, parse_seal, seal, verify_seal
 from kvcompress.store.segment import part_of
@@ -36,8 +35,8 @@ def filled(store: Store) -> StoredSession:
 
 
 @pytest.fixture
-def session(store: Store) -> Iterator[StoredSession]:
-    yield filled(store)
+def session(store: Store) -> StoredSession:
+    return filled(store)
 
 
 def test_a_seal_holds_while_the_log_grows(session: StoredSession, tmp_path: Path) -> None:
