@@ -38,16 +38,23 @@ def _print_version(wanted: bool) -> None:
 @app.callback()
 def _root(
     version: Annotated[
-        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
     ] = False,
 ) -> None:
     """Store, move and resume the KV cache of a transformer session in a file many times smaller."""
 
 
-for _command in (record, encode, decode, resume, inspect, verify, compat, report, fit, calibrate, harvest, doctor):
-    app.command()(loads_models(_command))
-app.add_typer(codecs, name="codecs")
-app.add_typer(store, name="store")
+PANELS = {
+    "Sessions": (record, encode, decode, resume, inspect, verify, compat, report),
+    "Codecs": (harvest, fit, calibrate),
+    "Installation": (doctor,),
+}
+
+for _panel, _commands in PANELS.items():
+    for _command in _commands:
+        app.command(rich_help_panel=_panel)(loads_models(_command))
+app.add_typer(codecs, name="codecs", rich_help_panel="Codecs")
+app.add_typer(store, name="store", rich_help_panel="Sessions")
 
 
 def main() -> None:

@@ -1,4 +1,4 @@
-"""`kvcompress record`: run a model over a session and keep its cache as a raw snapshot."""
+"""`kvcompress record`: run a model over a session and write its cache as a raw snapshot."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
 import typer
 
@@ -22,6 +22,23 @@ from kvcompress.cli.console import (
     show,
     written,
 )
+from kvcompress.cli.record_options import (
+    ChatOption,
+    EvidenceCodecOption,
+    EvidenceFileOption,
+    NameOption,
+    OutputOption,
+    ScorerOption,
+    SessionIdOption,
+    SessionOption,
+    StoredLosslessOption,
+    StoredQualityOption,
+    StoreOption,
+    TextOption,
+    TokensOption,
+)
+from kvcompress.cli.store_common import append_to, grown_from
+from kvcompress.cli.waiting import waiting
 from kvcompress.errors import InputError, shown
 from kvcompress.hub.bundled import DEFAULT_CODEC, DEFAULT_MODEL
 
@@ -30,8 +47,6 @@ if TYPE_CHECKING:
     from kvcompress.hf.conversation import Conversation
     from kvcompress.hf.types import CausalLM, Tokenizer
     from kvcompress.snapshot import KVSnapshot
-
-STORE = "Append to a store"
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,55 +67,26 @@ class Said:
 
 
 def record(
-    output: Annotated[
-        Path | None,
-        typer.Option(
-            "-o",
-            "--output",
-            help="Raw snapshot to write (.safetensors); - for standard output.",
-            show_default="none, with --store",
-        ),
-    ] = None,
-    session: Annotated[Path | None, typer.Option(help="JSON lines of recorded sessions.")] = None,
-    session_id: Annotated[str | None, typer.Option("--id", help="Session to record; the first if not given.")] = None,
-    text: Annotated[Path | None, typer.Option(help="Plain text file to record instead of a session.")] = None,
-    chat: Annotated[bool, typer.Option("--chat", help="Talk to the model; an empty line ends and records.")] = False,
-    tokens: Annotated[int | None, typer.Option(help="Record only the first N tokens.", min=1)] = None,
+    output: OutputOption = None,
+    session: SessionOption = None,
+    session_id: SessionIdOption = None,
+    text: TextOption = None,
+    chat: ChatOption = False,
+    tokens: TokensOption = None,
     special_tokens: SpecialTokensOption = False,
     model: ModelOption = DEFAULT_MODEL,
     dtype: DtypeOption = "float32",
-    evidence: Annotated[
-        Path | None, typer.Option(help="Also write what scorers look at, for `encode --evidence`.")
-    ] = None,
-    scorer: Annotated[
-        list[str] | None,
-        typer.Option(help="Scorer that the evidence is for; repeat it for several.", show_default="all"),
-    ] = None,
-    codec: Annotated[
-        str | None, typer.Option(help="Codec that the evidence is for.", show_default="the bundled one for its model")
-    ] = None,
-    store: Annotated[
-        Path | None,
-        typer.Option(
-            help="Append to a session of this store, which is made where it is missing.",
-            show_default="none",
-            rich_help_panel=STORE,
-        ),
-    ] = None,
-    name: Annotated[
-        str | None, typer.Option(help="Name of the session there.", show_default="none", rich_help_panel=STORE)
-    ] = None,
-    quality: Annotated[
-        str | None,
-        typer.Option(
-            help="transparent, high or usable.", show_default="transparent, unless --lossless", rich_help_panel=STORE
-        ),
-    ] = None,
-    lossless: Annotated[bool, typer.Option("--lossless", help="The identical bits.", rich_help_panel=STORE)] = False,
+    evidence: EvidenceFileOption = None,
+    scorer: ScorerOption = None,
+    codec: EvidenceCodecOption = None,
+    store: StoreOption = None,
+    name: NameOption = None,
+    quality: StoredQualityOption = None,
+    lossless: StoredLosslessOption = False,
     force: ForceOption = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Run a model over a session, a text or a chat and write its cache, or append it to a stored session."""
+    """Run a model over a session, a text or a chat, and write its KV cache as a raw snapshot or into a store."""
     _require_target(output, store, name, quality, lossless)
     if sum((session is not None, text is not None, chat)) != 1:
         raise InputError("name exactly one of --session, --text and --chat")
@@ -108,7 +94,6 @@ def record(
         raise InputError("--id needs --session", "Name the session file with --session FILE.jsonl")
     if evidence is None and (scorer or codec):
         raise InputError(f"{'--scorer' if scorer else '--codec'} is about evidence", "Name its file with --evidence")
-    from kvcompress.data.next_turn import with_dialogue
     from kvcompress.format.atomic import require_writable
     from kvcompress.hf import load_model
     from kvcompress.prune.evidence.recorded import write_evidence
@@ -117,23 +102,20 @@ def record(
         require_output(output, force, as_json)
     if evidence is not None:
         require_writable(evidence, force)
-    language_model, tokenizer = load_model(model, dtype)
+    with waiting("record", "loading the model"):
+        language_model, tokenizer = load_model(model, dtype)
     if tokenizer is None:
         raise InputError("the model has no tokenizer", "Save one beside the model", path=model)
-    if chat:
-        said, talk = _chat(language_model, tokenizer, special_tokens)
-        snapshot = talk.snapshot(said.ids[:tokens], tokenizer)
-    else:
-        said = _said(tokenizer, session, session_id, text, special_tokens)
-        snapshot = _captured(language_model, tokenizer, said.ids[:tokens], store, name)
-    if said.dialogue is not None and snapshot.tokens == len(said.ids):
-        snapshot = with_dialogue(snapshot, tokenizer, said.dialogue)
+    read = None if chat else _said(tokenizer, session, session_id, text, special_tokens)
+    target = (store, name) if store is not None and name is not None else None
+    snapshot, said = _recorded(language_model, tokenizer, read, tokens, special_tokens, target)
     if evidence is not None:
         chosen = codec or (DEFAULT_CODEC if model == DEFAULT_MODEL else None)
-        write_evidence(evidence, language_model, tokenizer, snapshot, scorer, chosen, said.ages, force)
+        with waiting("record", "collecting evidence"):
+            write_evidence(evidence, language_model, tokenizer, snapshot, scorer, chosen, said.ages, force)
     data: dict[str, Any] = {"tokens": snapshot.tokens, "raw_bytes": snapshot.raw_bytes}
-    if store is not None and name is not None:
-        data |= _append(store, name, snapshot, quality, lossless)
+    if target is not None:
+        data |= append_to(*target, snapshot, quality, lossless)
     if output is not None:
         data |= {"output": str(output), "file_bytes": _write(output, snapshot, said.name, force)}
     told = data | ({"evidence": str(evidence)} if evidence is not None else {})
@@ -153,37 +135,6 @@ def _require_target(
         raise InputError(what, "Give --store DIR and --name NAME, or encode the file afterwards")
 
 
-def _captured(
-    model: CausalLM, tokenizer: Tokenizer, ids: list[int], store: Path | None, name: str | None
-) -> KVSnapshot:
-    """Run the model over what is new: a stored session that the tokens begin with is gone on from."""
-    import torch
-
-    from kvcompress.hf import capture
-
-    if store is not None and name is not None:
-        from kvcompress.cli.store_common import opened
-        from kvcompress.store.resume import grower
-
-        with opened(store, create=True) as found:
-            session = found.session(name, create=True)
-            held = session.token_ids()
-            if 0 < len(held) < len(ids) and held.tolist() == ids[: len(held)]:
-                return grower(model, tokenizer)(session.snapshot(model=model, tokenizer=tokenizer), torch.tensor(ids))
-    return capture(model, ids, tokenizer=tokenizer)
-
-
-def _append(store: Path, name: str, snapshot: KVSnapshot, quality: str | None, lossless: bool) -> dict[str, Any]:
-    """Append to a stored session; return what is told of it."""
-    from kvcompress.cli.store_common import opened
-
-    with opened(store, create=True) as found:
-        session = found.session(name, create=True)
-        entry = session.append(snapshot, quality=quality, lossless=lossless)
-        size = found.objects.size(entry.segment) if entry.segment else 0
-    return {"store": str(store), "name": name, "entry": entry.number, "start": entry.start, "segment_bytes": size}
-
-
 def _write(output: Path, snapshot: KVSnapshot, session: str, force: bool) -> int:
     """Write a raw snapshot and return its bytes."""
     from kvcompress.format.raw_snapshot import save_raw
@@ -191,6 +142,33 @@ def _write(output: Path, snapshot: KVSnapshot, session: str, force: bool) -> int
     with written(output) as place:
         save_raw(place, snapshot, force=force, session=session)
         return place.stat().st_size
+
+
+def _recorded(
+    model: CausalLM,
+    tokenizer: Tokenizer,
+    said: Said | None,
+    tokens: int | None,
+    special_tokens: bool,
+    target: tuple[Path, str] | None,
+) -> tuple[KVSnapshot, Said]:
+    """Return the cache after the first tokens of what was said, or of a chat held now, and what was said.
+
+    A stored session that these tokens go on from is gone on from, so that the model reads only what is new.
+    """
+    from kvcompress.data.next_turn import with_dialogue
+    from kvcompress.hf import capture
+
+    if said is None:
+        said, talk = _chat(model, tokenizer, special_tokens)
+        snapshot = talk.snapshot(said.ids[:tokens], tokenizer)
+    else:
+        with waiting("record", f"running the model over {len(said.ids[:tokens]):,} tokens"):
+            grown = None if target is None else grown_from(*target, model, tokenizer, said.ids[:tokens])
+            snapshot = grown or capture(model, said.ids[:tokens], tokenizer=tokenizer)
+    if said.dialogue is not None and snapshot.tokens == len(said.ids):
+        snapshot = with_dialogue(snapshot, tokenizer, said.dialogue)
+    return snapshot, said
 
 
 def _said(

@@ -16,6 +16,8 @@ from kvcompress.cli.console import show
 from kvcompress.errors import InputError
 
 if TYPE_CHECKING:
+    from kvcompress.hf.types import CausalLM, Tokenizer
+    from kvcompress.snapshot import KVSnapshot
     from kvcompress.store.keys import StoreKey
     from kvcompress.store.log import Entry
     from kvcompress.store.store import Store
@@ -124,3 +126,26 @@ def show_entry(entry: Entry | None, *, as_json: bool, none: str = "the session i
         sys.stdout.write(f"{none}\n")
         return
     show(told(entry) | more, as_json=as_json)
+
+
+def grown_from(store: Path, name: str, model: CausalLM, tokenizer: Tokenizer, ids: list[int]) -> KVSnapshot | None:
+    """Return the cache of tokens that a stored session begins, read on from there; None where they do not go on."""
+    import torch
+
+    from kvcompress.store.resume import grower
+
+    with opened(store, create=True) as found:
+        session = found.session(name, create=True)
+        held = session.token_ids()
+        if not 0 < len(held) < len(ids) or held.tolist() != ids[: len(held)]:
+            return None
+        return grower(model, tokenizer)(session.snapshot(model=model, tokenizer=tokenizer), torch.tensor(ids))
+
+
+def append_to(store: Path, name: str, snapshot: KVSnapshot, quality: str | None, lossless: bool) -> dict[str, Any]:
+    """Append to a stored session; return what is told of it."""
+    with opened(store, create=True) as found:
+        session = found.session(name, create=True)
+        entry = session.append(snapshot, quality=quality, lossless=lossless)
+        size = found.objects.size(entry.segment) if entry.segment else 0
+    return {"store": str(store), "name": name, "entry": entry.number, "start": entry.start, "segment_bytes": size}
