@@ -28,6 +28,9 @@ if TYPE_CHECKING:
     from kvcompress.hf import capture, load_model, restore
     from kvcompress.metrics.fidelity import fidelity
     from kvcompress.snapshot import KVSnapshot
+    from kvcompress.store.session import StoredSession
+    from kvcompress.store.store import Store
+    from kvcompress.store.wrapper import Session
 
 __version__ = "0.1.0"
 
@@ -40,7 +43,10 @@ _HOMES = {
     "KVSnapshot": "kvcompress.snapshot",
     "PlanOptions": "kvcompress.api.options",
     "SavedSession": "kvcompress.api.session",
+    "Session": "kvcompress.store.wrapper",
     "SessionPlan": "kvcompress.api.planning",
+    "Store": "kvcompress.store.store",
+    "StoredSession": "kvcompress.store.session",
     "capture": "kvcompress.hf",
     "encode": "kvcompress.api.encoding",
     "fidelity": "kvcompress.metrics.fidelity",
@@ -66,7 +72,10 @@ __all__ = [
     "KVSnapshot",
     "PlanOptions",
     "SavedSession",
+    "Session",
     "SessionPlan",
+    "Store",
+    "StoredSession",
     "__version__",
     "capture",
     "encode",

@@ -80,6 +80,14 @@ class MismatchError(KVCompressError):
         super().__init__(f"mismatch in {part}: expected {expected}, found {found}", remedy, path=path)
 
 
+class WrongKeyError(InputError):
+    """A key that is not the one of what it is to open, or none where one is needed."""
+
+
+class TrustError(InputError):
+    """What a trust policy does not accept; nothing of it was decoded."""
+
+
 class CheckpointError(KVCompressError):
     """A codec or model directory that is missing, incomplete or damaged."""
 

@@ -10,6 +10,7 @@ import typer
 from kvcompress import __version__
 from kvcompress.cli.calibrate import calibrate
 from kvcompress.cli.codecs import codecs
+from kvcompress.cli.compat import compat
 from kvcompress.cli.console import loads_models, tolerant_streams
 from kvcompress.cli.decode import decode
 from kvcompress.cli.doctor import doctor
@@ -21,6 +22,7 @@ from kvcompress.cli.inspect import inspect
 from kvcompress.cli.record import record
 from kvcompress.cli.report import report
 from kvcompress.cli.resume import resume
+from kvcompress.cli.store import store
 from kvcompress.cli.verify import verify
 from kvcompress.errors import KVCompressError, shown
 
@@ -43,7 +45,7 @@ def _root(
 
 
 PANELS = {
-    "Sessions": (record, encode, decode, resume, inspect, verify, report),
+    "Sessions": (record, encode, decode, resume, inspect, verify, compat, report),
     "Codecs": (harvest, fit, calibrate),
     "Installation": (doctor,),
 }
@@ -52,6 +54,7 @@ for _panel, _commands in PANELS.items():
     for _command in _commands:
         app.command(rich_help_panel=_panel)(loads_models(_command))
 app.add_typer(codecs, name="codecs", rich_help_panel="Codecs")
+app.add_typer(store, name="store", rich_help_panel="Sessions")
 
 
 def main() -> None:

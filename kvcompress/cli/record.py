@@ -6,7 +6,7 @@ import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import typer
 
@@ -26,13 +26,18 @@ from kvcompress.cli.record_options import (
     ChatOption,
     EvidenceCodecOption,
     EvidenceFileOption,
+    NameOption,
     OutputOption,
     ScorerOption,
     SessionIdOption,
     SessionOption,
+    StoredLosslessOption,
+    StoredQualityOption,
+    StoreOption,
     TextOption,
     TokensOption,
 )
+from kvcompress.cli.store_common import append_to, grown_from
 from kvcompress.cli.waiting import waiting
 from kvcompress.errors import InputError, shown
 from kvcompress.hub.bundled import DEFAULT_CODEC, DEFAULT_MODEL
@@ -62,7 +67,7 @@ class Said:
 
 
 def record(
-    output: OutputOption,
+    output: OutputOption = None,
     session: SessionOption = None,
     session_id: SessionIdOption = None,
     text: TextOption = None,
@@ -74,10 +79,15 @@ def record(
     evidence: EvidenceFileOption = None,
     scorer: ScorerOption = None,
     codec: EvidenceCodecOption = None,
+    store: StoreOption = None,
+    name: NameOption = None,
+    quality: StoredQualityOption = None,
+    lossless: StoredLosslessOption = False,
     force: ForceOption = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Run a model over a session, a text or a chat, and write its KV cache as a raw snapshot."""
+    """Run a model over a session, a text or a chat, and write its KV cache as a raw snapshot or into a store."""
+    _require_target(output, store, name, quality, lossless)
     if sum((session is not None, text is not None, chat)) != 1:
         raise InputError("name exactly one of --session, --text and --chat")
     if session_id is not None and session is None:
@@ -85,11 +95,11 @@ def record(
     if evidence is None and (scorer or codec):
         raise InputError(f"{'--scorer' if scorer else '--codec'} is about evidence", "Name its file with --evidence")
     from kvcompress.format.atomic import require_writable
-    from kvcompress.format.raw_snapshot import save_raw
     from kvcompress.hf import load_model
     from kvcompress.prune.evidence.recorded import write_evidence
 
-    require_output(output, force, as_json)
+    if output is not None:
+        require_output(output, force, as_json)
     if evidence is not None:
         require_writable(evidence, force)
     with waiting("record", "loading the model"):
@@ -97,23 +107,55 @@ def record(
     if tokenizer is None:
         raise InputError("the model has no tokenizer", "Save one beside the model", path=model)
     read = None if chat else _said(tokenizer, session, session_id, text, special_tokens)
-    snapshot, said = _recorded(language_model, tokenizer, read, tokens, special_tokens)
+    target = (store, name) if store is not None and name is not None else None
+    snapshot, said = _recorded(language_model, tokenizer, read, tokens, special_tokens, target)
     if evidence is not None:
         chosen = codec or (DEFAULT_CODEC if model == DEFAULT_MODEL else None)
         with waiting("record", "collecting evidence"):
             write_evidence(evidence, language_model, tokenizer, snapshot, scorer, chosen, said.ages, force)
-    data = {"output": str(output), "tokens": snapshot.tokens, "raw_bytes": snapshot.raw_bytes}
-    with written(output) as place:
-        save_raw(place, snapshot, force=force, session=said.name)
-        data |= {"file_bytes": place.stat().st_size}
+    data: dict[str, Any] = {"tokens": snapshot.tokens, "raw_bytes": snapshot.raw_bytes}
+    if target is not None:
+        data |= append_to(*target, snapshot, quality, lossless)
+    if output is not None:
+        data |= {"output": str(output), "file_bytes": _write(output, snapshot, said.name, force)}
     told = data | ({"evidence": str(evidence)} if evidence is not None else {})
-    show(told, as_json=as_json, file=beside(output))
+    show(told, as_json=as_json, file=sys.stdout if output is None else beside(output))
+
+
+def _require_target(
+    output: Path | None, store: Path | None, name: str | None, quality: str | None, lossless: bool
+) -> None:
+    """Refuse what names no place for the cache, or half of one."""
+    if output is None and store is None:
+        raise InputError("nothing says where the cache is to go", "Name a file with -o, or --store DIR --name NAME")
+    if (store is None) != (name is None):
+        raise InputError("a session of a store has a place and a name", "Give both --store DIR and --name NAME")
+    if store is None and (quality is not None or lossless):
+        what = "--quality and --lossless say how a session is stored"
+        raise InputError(what, "Give --store DIR and --name NAME, or encode the file afterwards")
+
+
+def _write(output: Path, snapshot: KVSnapshot, session: str, force: bool) -> int:
+    """Write a raw snapshot and return its bytes."""
+    from kvcompress.format.raw_snapshot import save_raw
+
+    with written(output) as place:
+        save_raw(place, snapshot, force=force, session=session)
+        return place.stat().st_size
 
 
 def _recorded(
-    model: CausalLM, tokenizer: Tokenizer, said: Said | None, tokens: int | None, special_tokens: bool
+    model: CausalLM,
+    tokenizer: Tokenizer,
+    said: Said | None,
+    tokens: int | None,
+    special_tokens: bool,
+    target: tuple[Path, str] | None,
 ) -> tuple[KVSnapshot, Said]:
-    """Return the cache after the first tokens of what was said, or of a chat held now, and what was said."""
+    """Return the cache after the first tokens of what was said, or of a chat held now, and what was said.
+
+    A stored session that these tokens go on from is gone on from, so that the model reads only what is new.
+    """
     from kvcompress.data.next_turn import with_dialogue
     from kvcompress.hf import capture
 
@@ -122,7 +164,8 @@ def _recorded(
         snapshot = talk.snapshot(said.ids[:tokens], tokenizer)
     else:
         with waiting("record", f"running the model over {len(said.ids[:tokens]):,} tokens"):
-            snapshot = capture(model, said.ids[:tokens], tokenizer=tokenizer)
+            grown = None if target is None else grown_from(*target, model, tokenizer, said.ids[:tokens])
+            snapshot = grown or capture(model, said.ids[:tokens], tokenizer=tokenizer)
     if said.dialogue is not None and snapshot.tokens == len(said.ids):
         snapshot = with_dialogue(snapshot, tokenizer, said.dialogue)
     return snapshot, said

@@ -10,7 +10,13 @@ import typer
 EVIDENCE = "Evidence for plans"
 
 OutputOption = Annotated[
-    Path, typer.Option("-o", "--output", help="Raw snapshot to write (.safetensors); - for standard output.")
+    Path | None,
+    typer.Option(
+        "-o",
+        "--output",
+        help="Raw snapshot to write (.safetensors); - for standard output.",
+        show_default="none, with --store",
+    ),
 ]
 SessionOption = Annotated[Path | None, typer.Option(help="JSON lines of sessions.")]
 SessionIdOption = Annotated[str | None, typer.Option("--id", help="Session to record.", show_default="the first one")]
@@ -37,4 +43,29 @@ EvidenceCodecOption = Annotated[
         show_default="the bundled one, with the bundled model",
         rich_help_panel=EVIDENCE,
     ),
+]
+
+STORE = "Append to a store"
+StoreOption = Annotated[
+    Path | None,
+    typer.Option(
+        help="Append to a session of this store, which is made where it is missing.",
+        show_default="none",
+        rich_help_panel=STORE,
+    ),
+]
+NameOption = Annotated[
+    str | None, typer.Option(help="Name of the session there.", show_default="none", rich_help_panel=STORE)
+]
+StoredQualityOption = Annotated[
+    str | None,
+    typer.Option(
+        "--quality",
+        help="transparent, high or usable.",
+        show_default="transparent, unless --lossless",
+        rich_help_panel=STORE,
+    ),
+]
+StoredLosslessOption = Annotated[
+    bool, typer.Option("--lossless", help="Store the identical bits.", rich_help_panel=STORE)
 ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -51,9 +52,7 @@ def resume(
 ) -> None:
     """Restore a session and let the model continue it."""
     from kvcompress.codec.registry import load_snapshot
-    from kvcompress.hf import load_model, recompute_with, restore
-    from kvcompress.hf.conversation import stop_ids
-    from kvcompress.hf.generation import TextStream, generate_from
+    from kvcompress.hf import load_model, recompute_with
 
     with waiting("resume", "loading the model") as stage:
         language_model, tokenizer = load_model(model, dtype)
@@ -63,27 +62,60 @@ def resume(
         raise InputError("the model has no tokenizer", "Save one beside the model", path=model)
     if snapshot.origin.dtype != dtype:
         typer.echo(f"note: recorded in {snapshot.origin.dtype}, going on in {dtype}", err=True)
-    restored = restore(snapshot, language_model, tokenizer=tokenizer, copy=False)
-    cache, pending, position = _start(language_model, tokenizer, snapshot, restored, prompt, plain, special_tokens)
     pieces: list[str] = []
     write = pieces.append if as_json else lambda piece: typer.echo(shown(piece, keep=LINES), nl=False)
+    new_ids = go_on(
+        language_model,
+        tokenizer,
+        snapshot,
+        prompt,
+        write,
+        max_new_tokens,
+        plain=plain,
+        special_tokens=special_tokens,
+        temperature=temperature,
+        seed=seed,
+    )
+    if as_json:
+        show({"tokens": snapshot.tokens, "new_token_ids": new_ids, "text": "".join(pieces)}, as_json=True)
+    else:
+        typer.echo()
+
+
+def go_on(
+    model: CausalLM,
+    tokenizer: Tokenizer,
+    snapshot: KVSnapshot,
+    prompt: str | None,
+    write: Callable[[str], object],
+    max_new_tokens: int,
+    *,
+    plain: bool = False,
+    special_tokens: bool = False,
+    temperature: float = 0.0,
+    seed: int = 0,
+) -> list[int]:
+    """Let the model go on from a snapshot, write its text piece by piece, and return its tokens."""
+    from kvcompress.hf import restore
+    from kvcompress.hf.conversation import stop_ids
+    from kvcompress.hf.generation import TextStream, generate_from
+
+    restored = restore(snapshot, model, tokenizer=tokenizer, copy=False)
+    cache, pending, position = _start(model, tokenizer, snapshot, restored, prompt, plain, special_tokens)
     stream = TextStream(tokenizer, write, [*snapshot.token_ids.tolist()[:position], *pending])
     new_ids = generate_from(
-        language_model,
+        model,
         cache,
         pending,
         next_position=position,
         max_new_tokens=max_new_tokens,
-        stop_ids=stop_ids(language_model, tokenizer),
+        stop_ids=stop_ids(model, tokenizer),
         on_token=stream,
         temperature=temperature,
         seed=seed,
     )
     stream.close()
-    if as_json:
-        show({"tokens": snapshot.tokens, "new_token_ids": new_ids, "text": "".join(pieces)}, as_json=True)
-    else:
-        typer.echo()
+    return new_ids
 
 
 def _start(

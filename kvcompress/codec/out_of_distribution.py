@@ -93,8 +93,8 @@ class Figures:
     error: float
 
 
-def figures_of(exact: KVSnapshot, decoded: KVSnapshot, file: Encoded) -> tuple[float, float]:
-    """Return the bits of a codec's own sections per token, and the squared error of the cache over its squares."""
+def figures_of(exact: KVSnapshot, decoded: KVSnapshot, file: Encoded, start: int = 0) -> tuple[float, float]:
+    """Return the bits of a codec's own sections per token from `start` on, and the squared error over the squares."""
     lost = whole = 0.0
     for ours, theirs in zip(exact.layers, decoded.layers, strict=True):
         for part, guess in ((ours.keys, theirs.keys), (ours.values, theirs.values)):
@@ -102,12 +102,19 @@ def figures_of(exact: KVSnapshot, decoded: KVSnapshot, file: Encoded) -> tuple[f
             whole += float(wide.square().sum())
             lost += float((wide - guess.double()).square().sum())
     coded_bytes = sum(len(file.sections[name]) for name in own_sections(file))
-    return 8 * coded_bytes / max(exact.tokens, 1), lost / whole if whole > 0 else 0.0
+    return 8 * coded_bytes / max(exact.tokens - start, 1), lost / whole if whole > 0 else 0.0
 
 
-def figures_of_file(exact: KVSnapshot, encoded: Encoded, decoded: KVSnapshot) -> Figures:
-    """Return the figures of a session, from its cache, its file and what the file decodes to."""
-    return Figures(*figures_of(exact, decoded, encoded))
+def figures_of_file(exact: KVSnapshot, encoded: Encoded, decoded: KVSnapshot, start: int = 0) -> Figures:
+    """Return the figures of a session, from its cache, its file and what the file decodes to.
+
+    Args:
+        exact: The cache.
+        encoded: Its file.
+        decoded: What the file decodes to.
+        start: The first token that the file holds; before it is what an earlier file holds.
+    """
+    return Figures(*figures_of(exact, decoded, encoded, start))
 
 
 def calibration_statistics(

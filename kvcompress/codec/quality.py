@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from kvcompress.codec.tinyvae import TinyVAECodec
 
 
-def encode_at_quality(codec: TinyVAECodec, snapshot: KVSnapshot, quality: str) -> Encoded:
+def encode_at_quality(codec: TinyVAECodec, snapshot: KVSnapshot, quality: str, start: int = 0) -> Encoded:
     """Encode in the way that was verified to keep a quality word: latents, latents and residual, or without loss.
 
     It was verified on ordinary sessions. One that turns out to be unlike them is coded as the next finer quality is,
@@ -31,6 +31,12 @@ def encode_at_quality(codec: TinyVAECodec, snapshot: KVSnapshot, quality: str) -
     so is one that opens with a token that none of them did.
     Its settings then say `unlike` and as `stored` the finer quality, "int8" or "lossless". Where latents alone do
     not keep a quality, `stored` names its way.
+
+    Args:
+        codec: The codec.
+        snapshot: The session.
+        quality: The word.
+        start: The first token whose keys and values the layers hold, where an earlier file holds those before it.
 
     Raises:
         InputError: The codec does not promise the quality.
@@ -51,7 +57,7 @@ def encode_at_quality(codec: TinyVAECodec, snapshot: KVSnapshot, quality: str) -
         analysis = analysis or codec.analyse(snapshot)
         decoded, encoded = analysis.tried(setting.qp, _stated(setting, settings), setting.residual_qp, checked=True)
         if not knows(codec, stored) or not is_out_of_distribution(
-            codec, stored, figures_of_file(snapshot, encoded, decoded), snapshot.tokens
+            codec, stored, figures_of_file(snapshot, encoded, decoded, start), snapshot.tokens - start
         ):
             return encoded
     last = codec.promises[FALLBACK].setting if FALLBACK in codec.promises else Setting(LOSSLESS)

@@ -150,6 +150,11 @@ def read_header(path: PathLike) -> Header:
         return _read_header(file, size, path)
 
 
+def header_of(file: BinaryIO, size: int, path: PathLike | None = None) -> Header:
+    """Read the same of an open file of `size` bytes, or of one in memory; raises as `read_header` does."""
+    return _read_header(file, size, path)
+
+
 def _head(encoded: Encoded) -> bytes:
     """Return everything before the sections; read back before it is used, for nobody may write what none can read."""
     header = {
@@ -255,6 +260,7 @@ __all__ = [
     "Encoded",
     "Header",
     "from_bytes",
+    "header_of",
     "load",
     "pack_origin",
     "pack_positions",

@@ -26,6 +26,8 @@ from kvcompress.format.token_ids import pack_tokens, unpack_tokens
 from kvcompress.snapshot import CACHE_DTYPES, KVSnapshot, Origin
 
 SESSION_SECTIONS = ("tokens", "origin", "positions")
+SEGMENT = "segment"
+"""Setting of a file that goes on from another one: only with it does it mean anything."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,8 +131,11 @@ def read_session(
     Raises:
         MismatchError: The sections lean on the preset of another codec.
         FormatError: A section is missing or damaged, or contradicts another or the header.
+        InputError: The file goes on from another one.
         MemoryLimitError: It would take more memory than the user allows.
     """
+    if SEGMENT in encoded.settings:
+        raise InputError("the file is a segment of a stored session", "Read it with `kvcompress store resume`")
     for name in ("tokens", "origin"):
         if name not in encoded.sections:
             raise FormatError(f"the section {name!r} is missing")

@@ -1,0 +1,118 @@
+"""`kvcompress store resume`: let a model go on from a stored state, and keep what is said."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from kvcompress.cli.console import LINES, DtypeOption, JsonOption, ModelOption, show
+from kvcompress.cli.store_common import AtOption, LosslessOption, QualityOption, SessionArgument, StoreArgument, opened
+from kvcompress.errors import InputError, shown
+from kvcompress.hub.bundled import DEFAULT_MODEL
+
+if TYPE_CHECKING:
+    from kvcompress.snapshot import KVSnapshot
+    from kvcompress.store.session import StoredSession
+
+PARTS = "A part of it"
+
+
+def resume(
+    store: StoreArgument,
+    session: SessionArgument,
+    at: AtOption = None,
+    model: ModelOption = DEFAULT_MODEL,
+    dtype: DtypeOption = "float32",
+    prompt: Annotated[
+        str | None, typer.Option(help="Say this first, as the user's next turn.", show_default="nothing")
+    ] = None,
+    save: Annotated[
+        bool, typer.Option("--save", help="Append the prompt and the answer; with --at, rewind to there first.")
+    ] = False,
+    quality: QualityOption = None,
+    lossless: LosslessOption = False,
+    max_new_tokens: Annotated[int, typer.Option(help="Tokens to generate at most.", min=0)] = 64,
+    tokens: Annotated[
+        str | None,
+        typer.Option(
+            metavar="A:B",
+            help="Restore these tokens only; the model reads the others.",
+            show_default="all",
+            rich_help_panel=PARTS,
+        ),
+    ] = None,
+    layers: Annotated[
+        str | None,
+        typer.Option(
+            metavar="A:B",
+            help="Restore these layers only; the model computes the others.",
+            show_default="all",
+            rich_help_panel=PARTS,
+        ),
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Load a state of a session and let the model go on."""
+    if save and prompt is None:
+        raise InputError("there is nothing to save without --prompt", "Say something, or leave --save out")
+    if save and (tokens or layers):
+        raise InputError("a part of a session is restored to be looked at", "Leave --save out")
+    from kvcompress.hf import load_model
+
+    language_model, tokenizer = load_model(model, dtype)
+    if tokenizer is None:
+        raise InputError("the model has no tokenizer", "Save one beside the model", path=model)
+    pieces: list[str] = []
+    write = pieces.append if as_json else lambda piece: typer.echo(shown(piece, keep=LINES), nl=False)
+    with opened(store) as found:
+        held = found.session(session)
+        if save:
+            from kvcompress.store.wrapper import Session
+
+            if at is not None:
+                held.rewind(at)
+            talk = Session(language_model, tokenizer, store=found, name=session, quality=quality, lossless=lossless)
+            talk.say(prompt or "", max_new_tokens=max_new_tokens, on_text=write)
+            facts: dict[str, Any] = {"tokens": held.tokens, "entry": len(held) - 1}
+        else:
+            snapshot, facts = _state(held, language_model, tokenizer, at, tokens, layers)
+    if not save:
+        from kvcompress.cli.resume import go_on
+
+        facts["new_token_ids"] = go_on(language_model, tokenizer, snapshot, prompt, write, max_new_tokens)
+    if as_json:
+        show(facts | {"text": "".join(pieces)}, as_json=True)
+    else:
+        typer.echo()
+
+
+def _state(
+    session: StoredSession, model: Any, tokenizer: Any, at: str | None, tokens: str | None, layers: str | None
+) -> tuple[KVSnapshot, dict[str, Any]]:
+    """Return a state, whole or restored in part, and what is told of it."""
+    from kvcompress.hf import recompute_with
+
+    if tokens is None and layers is None:
+        recompute = recompute_with(model, tokenizer)
+        snapshot = session.snapshot(at, model=model, tokenizer=tokenizer, recompute=recompute)
+        return snapshot, {"tokens": snapshot.tokens}
+    from kvcompress.store.partial import restore_part
+
+    found = restore_part(session, model, tokenizer, tokens=_span(tokens), layers=_span(layers), at=at)
+    facts = found.to_json()
+    sys.stderr.write(
+        f"{facts['restored_share']:.0%} of the cache was restored, {facts['recomputed_share']:.0%} computed\n"
+    )
+    return found.snapshot, {"tokens": found.snapshot.tokens, **facts}
+
+
+def _span(text: str | None) -> tuple[int, int | None] | None:
+    """Return the span that an option names: "10:20", ":20", "10:"."""
+    if text is None:
+        return None
+    first, mark, last = text.partition(":")
+    if not mark or not all(one.isdecimal() or not one for one in (first, last)):
+        raise InputError(f"{text!r} is no span", "Give one such as 10:20, :20 or 10:")
+    return int(first or 0), int(last) if last else None

@@ -1,0 +1,301 @@
+"""The store's tables in SQLite: opened, migrated, and changed only in transactions that are on the disk when they end.
+
+```
+store      one row: generation, bytes stored, bytes written
+origins    digest, origin                     what every snapshot of a session has in common, once
+sessions   name, head, entries, writer        one row a session
+entries    session * 2**32 + number, parent   the log: rows are added, never changed but for `held`
+names      session, name, number              which checkpoint a name means
+segments   digest, parent, end, bytes, uses   what the files are and how many entries hold each
+keyring    epoch, ring                        of an encrypted store alone, its keys under the user's
+```
+The write-ahead log is flushed at every commit (`synchronous = FULL`), so what is acknowledged survives a power cut.
+Pages are small: a commit touches a handful of them, and each goes to the disk whole.
+"""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from kvcompress.errors import FormatError, InputError, KVCompressError
+from kvcompress.store.cover import PLAIN, Cover, Tables
+from kvcompress.store.crypto import changed_key
+
+PAGE_BYTES = 1024
+FRAME_BYTES = PAGE_BYTES + 24
+"""A page in the write-ahead log, its header included."""
+
+_LOG_HEADER_BYTES = 32
+
+CHECKPOINT_FRAMES = 4000
+"""The write-ahead log is copied into the database once it has so many pages: pages changed often are copied once."""
+
+BUSY_SECONDS = 60.0
+APPLICATION_ID = 0x4B565A53
+SESSION_SPAN = 1 << 32
+"""Entries of a session have the ids session * SESSION_SPAN + number."""
+
+_FIRST = """
+CREATE TABLE store (id INTEGER PRIMARY KEY CHECK (id = 0), generation INTEGER NOT NULL, stored_bytes INTEGER NOT NULL,
+    added_bytes INTEGER NOT NULL, written_bytes INTEGER NOT NULL, settings TEXT NOT NULL);
+CREATE TABLE origins (digest TEXT PRIMARY KEY, origin TEXT NOT NULL) WITHOUT ROWID;
+CREATE TABLE sessions (id INTEGER PRIMARY KEY, name TEXT UNIQUE, created REAL NOT NULL, used REAL NOT NULL,
+    head INTEGER, entries INTEGER NOT NULL, anchor BLOB NOT NULL, digest BLOB NOT NULL, origin TEXT,
+    fence INTEGER NOT NULL, writer TEXT);
+CREATE TABLE entries (id INTEGER PRIMARY KEY, parent INTEGER, kind TEXT NOT NULL, start INTEGER NOT NULL,
+    end INTEGER NOT NULL, segment BLOB, context TEXT NOT NULL, anchor BLOB NOT NULL, digest BLOB NOT NULL,
+    held INTEGER NOT NULL);
+CREATE TABLE names (session INTEGER NOT NULL, name TEXT NOT NULL, number INTEGER NOT NULL,
+    PRIMARY KEY (session, name)) WITHOUT ROWID;
+CREATE TABLE segments (digest BLOB PRIMARY KEY, parent BLOB NOT NULL, end INTEGER NOT NULL, prefix BLOB NOT NULL,
+    bytes INTEGER NOT NULL, uses INTEGER NOT NULL, created REAL NOT NULL, used REAL NOT NULL,
+    tokens BLOB) WITHOUT ROWID;
+CREATE INDEX segments_after ON segments (parent, end);
+INSERT INTO store VALUES (0, 0, 0, 0, 0, '{}');
+"""
+_SECOND = """
+CREATE TABLE keyring (id INTEGER PRIMARY KEY CHECK (id = 0), epoch INTEGER NOT NULL, ring TEXT NOT NULL)"""
+MIGRATIONS = (_FIRST, _SECOND)
+"""Scripts that lead from each version of the tables to the next one."""
+
+_REMEDIES = {
+    sqlite3.SQLITE_BUSY: "Another process is busy with it for long; try again",
+    sqlite3.SQLITE_FULL: "Free some space or raise the limit; nothing of this change was kept",
+    sqlite3.SQLITE_READONLY: "Check the permissions",
+    sqlite3.SQLITE_CANTOPEN: "Check the name and the permissions",
+}
+
+
+class Database:
+    """The tables of one store.
+
+    Connections are one a thread, and a forked process opens its own.
+
+    Args:
+        path: The file.
+        create: Make it where it is missing.
+
+    Attributes:
+        written_bytes: What this process has written into the database and its log, in bytes, as far as its commits
+            could be told from those of others at the same moment.
+
+    Raises:
+        InputError: It is missing, or cannot be opened.
+        FormatError: It is no store, is damaged, or is of a later version.
+    """
+
+    def __init__(self, path: Path, *, create: bool = False) -> None:
+        self.path = path
+        if not create and not path.is_file():
+            raise InputError("no store here", "Make one with `kvcompress store init`", path=path.parent)
+        self.written_bytes = self._counted = 0
+        self._log = b"", 0
+        self.cover = PLAIN
+        self._reset()
+        with self._translated():
+            self._migrate()
+
+    def _reset(self) -> None:
+        self._process, self._local = os.getpid(), threading.local()
+        self._open: list[Tables] = []
+        self._guard = threading.Lock()
+
+    @property
+    def connection(self) -> sqlite3.Connection:
+        """The connection of this thread."""
+        if self._process != os.getpid():  # a connection must not be used, nor closed, on both sides of a fork
+            self._reset()
+        found: Tables | None = getattr(self._local, "connection", None)
+        if found is None:
+            found = self._connect()
+            self._local.connection = found
+            with self._guard:
+                self._open.append(found)
+        return found
+
+    def protect(self, cover: Cover) -> None:
+        """Say what covers the values of the database."""
+        with self._guard:
+            self.cover = cover
+            for connection in self._open:
+                connection.protect(cover)
+
+    def _connect(self) -> Tables:
+        connection = sqlite3.connect(
+            self.path, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False, factory=Tables
+        )
+        connection.protect(self.cover)
+        for setting in (
+            f"page_size = {PAGE_BYTES}",
+            "journal_mode = WAL",
+            "synchronous = FULL",
+            "trusted_schema = OFF",
+            "cell_size_check = ON",
+            "wal_autocheckpoint = 0",
+        ):
+            connection.execute(f"PRAGMA {setting}")
+        return connection
+
+    def close(self) -> None:
+        """Close every connection of this process."""
+        if self._process == os.getpid():
+            with self._guard:
+                for connection in self._open:
+                    with suppress(sqlite3.Error):
+                        connection.close()
+            self._reset()
+
+    @contextmanager
+    def read(self) -> Iterator[sqlite3.Connection]:
+        """Give the tables as they are now: nothing that others commit meanwhile is seen inside."""
+        with self._translated():
+            connection = self.connection
+            if connection.in_transaction:
+                yield connection
+                return
+            connection.execute("BEGIN")
+            try:
+                self._require_key()
+                yield connection
+            finally:
+                connection.execute("ROLLBACK")
+
+    @contextmanager
+    def write(self) -> Iterator[sqlite3.Connection]:
+        """Give the tables to one writer; what it changed is on the disk when the block ends, or nothing of it is."""
+        with self._translated():
+            connection = self.connection
+            if connection.in_transaction:
+                raise RuntimeError("a transaction within a transaction")
+            connection.execute("BEGIN IMMEDIATE")
+            try:
+                before = self._frames()
+                self._require_key()
+                yield connection
+                connection.execute(
+                    "UPDATE store SET generation = generation + 1, written_bytes = written_bytes + ?",
+                    (self.written_bytes - self._counted,),
+                )
+                counted = self.written_bytes
+                connection.execute("COMMIT")
+            except BaseException:
+                with suppress(sqlite3.Error):
+                    connection.execute("ROLLBACK")
+                raise
+            self._counted = counted
+            after = self._frames()
+            self.written_bytes += FRAME_BYTES * (after[1] - before[1] if after[0] == before[0] else after[1])
+            if after[1] >= CHECKPOINT_FRAMES:
+                self.checkpoint()
+
+    def epoch(self) -> int:
+        """Return the epoch of the keyring as this thread's transaction sees it, 0 where there is none."""
+        row = self.connection.execute("SELECT epoch FROM keyring").fetchone()
+        return 0 if row is None else int(row["epoch"])
+
+    def _require_key(self) -> None:
+        """Raise `WrongKeyError` where the store has another key than the one that we would read and write with."""
+        if self.cover.encrypted and self.epoch() != self.cover.epoch:
+            raise changed_key()
+
+    def checkpoint(self, *, shrink: bool = False) -> None:
+        """Copy the write-ahead log into the database; with `shrink` empty its file too, where nobody reads it."""
+        with suppress(sqlite3.OperationalError):  # busy: whoever comes next does it
+            before = self._frames()
+            how = "TRUNCATE" if shrink else "PASSIVE"
+            row = self.connection.execute(f"PRAGMA wal_checkpoint({how})").fetchone()
+            pages = self.connection.execute("PRAGMA page_count").fetchone()[0]
+            self.written_bytes += PAGE_BYTES * min(max(row[2], before[1] if shrink else 0), pages)
+
+    def rewrite(self) -> None:
+        """Write the whole database anew, so that nothing is left in it of values that were replaced."""
+        with self._translated():
+            self.connection.execute("VACUUM")
+        self.written_bytes += self.size_bytes()
+        self.checkpoint(shrink=True)
+
+    def size_bytes(self) -> int:
+        """Return what the database and its log take on the disk."""
+        files = (self.path, self.path.with_name(self.path.name + "-wal"))
+        return sum(file.stat().st_size for file in files if file.exists())
+
+    @property
+    def uncounted_bytes(self) -> int:
+        """What this process has written since its last commit counted it."""
+        return self.written_bytes - self._counted
+
+    def _frames(self) -> tuple[bytes, int]:
+        """Return the salt of the write-ahead log and how many pages carry it (sqlite.org/walformat.html).
+
+        The log alone is opened here. SQLite's locks lie on the database and on its index, and closing any handle of a
+        file lets go of all locks that a process has on it.
+        """
+        try:
+            with open(f"{self.path}-wal", "rb") as log:
+                salt = log.read(_LOG_HEADER_BYTES)[16:24]
+                count = self._log[1] if salt == self._log[0] else 0
+                while len(salt) == 8:
+                    log.seek(_LOG_HEADER_BYTES + count * FRAME_BYTES)
+                    if log.read(FRAME_BYTES - PAGE_BYTES)[8:16] != salt:
+                        break
+                    count += 1
+        except OSError:
+            return b"", 0
+        self._log = salt, count
+        return self._log
+
+    def _migrate(self) -> None:
+        connection = self.connection
+        version = connection.execute("PRAGMA user_version").fetchone()[0]
+        if version > len(MIGRATIONS):
+            raise FormatError(f"the store's tables have version {version}", "Upgrade kvcompress", path=self.path)
+        if version < len(MIGRATIONS):
+            connection.execute("BEGIN IMMEDIATE")
+            try:
+                for number in range(connection.execute("PRAGMA user_version").fetchone()[0], len(MIGRATIONS)):
+                    for statement in MIGRATIONS[number].split(";\n"):
+                        connection.execute(statement)
+                connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
+                connection.execute(f"PRAGMA user_version = {len(MIGRATIONS)}")
+                connection.execute("COMMIT")
+            except BaseException:
+                with suppress(sqlite3.Error):
+                    connection.execute("ROLLBACK")
+                raise
+        self._require_schema()
+
+    def _require_schema(self) -> None:
+        """Refuse a file that has other tables, views or triggers than ours: they could do anything."""
+        if self.connection.execute("PRAGMA application_id").fetchone()[0] != APPLICATION_ID:
+            raise FormatError("the database is none of a store", "Name the folder of a store", path=self.path)
+        statements = {text.strip() for script in MIGRATIONS for text in script.split(";\n")}
+        for row in self.connection.execute("SELECT name, sql FROM sqlite_schema"):
+            if row["sql"] is not None and row["sql"] not in statements:
+                what = f"the database has a part that no store has: {str(row['name'])[:40]!r}"
+                raise FormatError(what, "Do not use it", path=self.path)
+
+    @contextmanager
+    def _translated(self) -> Iterator[None]:
+        """Turn SQLite's errors into ours."""
+        try:
+            yield
+        except sqlite3.Error as error:
+            code = getattr(error, "sqlite_errorcode", 0) & 0xFF
+            raise _refused(error, code, self.path) from error
+
+
+def _refused(error: sqlite3.Error, code: int, path: Path) -> KVCompressError:
+    if code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
+        return FormatError(f"the database is damaged ({error})", "Restore the store from a copy", path=path)
+    what = f"the database cannot be used ({error})"
+    return InputError(what, _REMEDIES.get(code, "Check disk and permissions"), path=path)
+
+
+def entry_id(session: int, number: int) -> int:
+    """Return the id of an entry."""
+    return session * SESSION_SPAN + number
