@@ -2,6 +2,10 @@ PYTHON ?= python3.11
 VENV ?= .venv
 BIN := $(VENV)/bin
 
+# An environment with the lowest supported versions, and the tests whose outcome they decide.
+LOWEST ?= .venv-lowest
+LOWEST_TESTS := $(addprefix tests/hf/test_,$(addsuffix .py,forward resume capture positions rope_length cache_check fingerprint batch))
+
 # A model that people run. What these name does not come with the project: kvcompress_eval/real_model/__init__.py says how to make it.
 SMOLLM2 ?= models/smollm2-135m-instruct
 CODEC ?= models/smollm2-135m-instruct-tinyvae
@@ -10,7 +14,7 @@ OTHER ?= models/sessions/other.jsonl
 SHARDS ?= models/shards
 FIT_FACTS ?= $(wildcard $(CODEC)/fit*.json)
 
-.PHONY: help demo test lint bench report quick devices prune recompute golden clean model-smollm2 report-smollm2 demo-smollm2 check-real tasks-smollm2 layers docs fuzz
+.PHONY: help demo test test-lowest lint bench report quick devices prune recompute golden clean model-smollm2 report-smollm2 demo-smollm2 check-real tasks-smollm2 layers docs fuzz
 help:  ## Show the targets
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
 
@@ -29,6 +33,16 @@ lint: $(VENV)/.installed  ## Check style, types and the direction of imports
 
 test: lint  ## Lint and run the tests
 	$(BIN)/pytest
+
+$(LOWEST)/.installed: pyproject.toml constraints-lowest.txt
+	$(PYTHON) -m venv $(LOWEST)
+	$(LOWEST)/bin/pip install --quiet --upgrade pip
+	$(LOWEST)/bin/pip install --quiet torch==2.13.0
+	$(LOWEST)/bin/pip install --quiet -c constraints-lowest.txt -e . pytest
+	touch $@
+
+test-lowest: $(LOWEST)/.installed  ## Run the tests of what transformers decides on its lowest supported version
+	$(LOWEST)/bin/pytest $(LOWEST_TESTS)
 
 bench: $(VENV)/.installed  ## Time restoring against prefilling again
 	$(BIN)/python -m eval bench

@@ -1,4 +1,4 @@
-"""Command line of the workshop: `python -m eval ...`."""
+"""Measurements and reports of this repository: `python -m eval ...`."""
 
 from __future__ import annotations
 
@@ -31,15 +31,21 @@ def main() -> None:
 
 @app.command("demo")
 def demo_command(
-    out: Annotated[Path, typer.Option(help="Directory of the report.")] = Path("reports/demo"),
+    out: Annotated[Path, typer.Option(help="Directory to write the report to.")] = Path("reports/demo"),
     session_id: Annotated[str, typer.Option("--id", help="Session of examples/sessions.jsonl.")] = "s000",
-    tokens: Annotated[int, typer.Option(help="Tokens stored.")] = 1024,
-    model: Annotated[str | None, typer.Option(help="Model directory, with --fit. [default: the bundled one]")] = None,
+    tokens: Annotated[int, typer.Option(help="Number of tokens to store.")] = 1024,
+    model: Annotated[
+        str | None, typer.Option(help="With --fit: model directory.", show_default="the bundled one")
+    ] = None,
     fit: Annotated[bool, typer.Option("--fit", help="Fit a codec for the model first, from the examples.")] = False,
-    codec: Annotated[Path | None, typer.Option(help="With --fit: where the codec goes. [default: in OUT]")] = None,
-    quality: Annotated[str | None, typer.Option(help="With --fit: quality word of the file.")] = None,
+    codec: Annotated[
+        Path | None, typer.Option(help="With --fit: directory to write the codec to.", show_default="OUT/codec")
+    ] = None,
+    quality: Annotated[
+        str | None, typer.Option(help="With --fit: quality of the file.", show_default="transparent")
+    ] = None,
 ) -> None:
-    """Record, encode, decode in another process, resume, report; with --fit make the codec too."""
+    """Demonstrate the commands: record, encode, decode, resume, report; with --fit also make a codec."""
     if fit:
         demo_fit(model or DEFAULT_MODEL, codec or out / "codec", out, session_id, tokens, quality)
         return
@@ -50,12 +56,16 @@ def demo_command(
 
 @app.command("bench")
 def bench_command(
-    tokens: Annotated[int | None, typer.Option(help="Length of the session. [default: 2048; for --plan 1024]")] = None,
-    threads: Annotated[int, typer.Option(help="Threads of torch.")] = 2,
-    out: Annotated[Path, typer.Option(help="JSON file of the result.")] = Path("reports/bench.json"),
-    plan: Annotated[bool, typer.Option("--plan", help="Time planning against encoding instead.")] = False,
+    tokens: Annotated[
+        int | None, typer.Option(help="Length of the session.", show_default="2048; with --plan 1024")
+    ] = None,
+    threads: Annotated[int, typer.Option(help="Number of threads.")] = 2,
+    out: Annotated[Path, typer.Option(help="JSON file to write the result to.")] = Path("reports/bench.json"),
+    plan: Annotated[
+        bool, typer.Option("--plan", help="Compare the time of planning with that of encoding instead.")
+    ] = False,
 ) -> None:
-    """Time restoring against prefilling again, or planning against encoding, in one run."""
+    """Compare the time of restoring with that of prefilling, or of planning with that of encoding."""
     if plan:
         bench_planning(tokens or 1024, threads, out)
     else:
@@ -64,7 +74,9 @@ def bench_command(
 
 @app.command("readme")
 def readme_command(
-    tables: Annotated[list[str] | None, typer.Argument(help="results, real-model, tasks. [default: all]")] = None,
+    tables: Annotated[
+        list[str] | None, typer.Argument(help="Tables to write: results, real-model, tasks.", show_default="all")
+    ] = None,
 ) -> None:
     """Write tables of the README from the reports in eval/reports."""
     from eval.readme.write import TABLES, write_tables
@@ -78,19 +90,19 @@ app.command("run")(run_command)
 @app.command("ablation")
 def ablation_command(
     codec: Annotated[
-        str, typer.Option(help="Codec: what `kvcompress codecs list` names, or a directory.")
+        str, typer.Option(help="Codec: a name from `kvcompress codecs list`, or a directory.")
     ] = DEFAULT_CODEC,
-    model: Annotated[str, typer.Option(help="Model directory, or the name of a bundled model.")] = DEFAULT_MODEL,
-    sessions: Annotated[Path, typer.Option(help="JSON lines of recorded sessions.")] = SESSIONS,
-    also: Annotated[list[str], typer.Option(help="NAME=DIR of a further codec of the model; repeat it.")] = [],  # noqa: B006
-    count: Annotated[int, typer.Option(help="Sessions measured.", min=1)] = 16,
-    tokens: Annotated[int, typer.Option(help="Tokens stored of each session.", min=32)] = 1024,
-    continuation: Annotated[int, typer.Option(help="Tokens predicted after them.", min=64)] = 128,
-    threads: Annotated[int, typer.Option(help="Threads of torch.", min=1)] = 2,
-    out: Annotated[Path, typer.Option(help="JSON file of all points.")] = Path("reports/ablation.json"),
-    log: Annotated[Path | None, typer.Option(help="Markdown file whose ablation table is replaced.")] = None,
+    model: Annotated[str, typer.Option(help="Model: a bundled name or a directory.")] = DEFAULT_MODEL,
+    sessions: Annotated[Path, typer.Option(help="JSON lines of sessions.")] = SESSIONS,
+    also: Annotated[list[str], typer.Option(help="NAME=DIR: also measure this codec; give several for more.")] = [],  # noqa: B006
+    count: Annotated[int, typer.Option(help="Number of sessions to measure.", min=1)] = 16,
+    tokens: Annotated[int, typer.Option(help="Number of tokens of each session to store.", min=32)] = 1024,
+    continuation: Annotated[int, typer.Option(help="Number of tokens to predict after them.", min=64)] = 128,
+    threads: Annotated[int, typer.Option(help="Number of threads.", min=1)] = 2,
+    out: Annotated[Path, typer.Option(help="JSON file to write all points to.")] = Path("reports/ablation.json"),
+    log: Annotated[Path | None, typer.Option(help="Markdown file whose ablation table to replace.")] = None,
 ) -> None:
-    """Take the codec's parts out one by one and compare files at equal KL."""
+    """Remove the parts of the codec one by one and compare file sizes at equal KL."""
     import torch
 
     from eval.ablation.run import ablate
@@ -102,27 +114,30 @@ def ablation_command(
 @app.command("prune")
 def prune_command(
     codec: Annotated[
-        str, typer.Option(help="Codec: what `kvcompress codecs list` names, or a directory.")
+        str, typer.Option(help="Codec: a name from `kvcompress codecs list`, or a directory.")
     ] = DEFAULT_CODEC,
-    model: Annotated[str, typer.Option(help="Model directory, or the name of a bundled model.")] = DEFAULT_MODEL,
-    sessions: Annotated[Path, typer.Option(help="JSON lines of recorded sessions.")] = SESSIONS,
-    out: Annotated[Path, typer.Option(help="Directory of rows and report; rows found there stay.")] = Path(
+    model: Annotated[str, typer.Option(help="Model: a bundled name or a directory.")] = DEFAULT_MODEL,
+    sessions: Annotated[Path, typer.Option(help="JSON lines of sessions.")] = SESSIONS,
+    out: Annotated[Path, typer.Option(help="Directory for rows and report; rows of an earlier run are kept.")] = Path(
         "reports/prune"
     ),
     quality: Annotated[
-        list[str] | None, typer.Option(help="Quality word whose file size is met; repeat it. [default: all three]")
+        list[str] | None,
+        typer.Option(help="Quality whose file size plans must meet; give several for more.", show_default="all three"),
     ] = None,
-    tokens: Annotated[int, typer.Option(help="Tokens stored of each session.", min=32)] = 1024,
-    continuation: Annotated[int, typer.Option(help="Tokens predicted after them.", min=64)] = 128,
-    count: Annotated[int, typer.Option(help="Sessions measured; --fit takes the others.", min=1)] = 24,
-    threads: Annotated[int, typer.Option(help="Threads of torch.", min=1)] = 2,
+    tokens: Annotated[int, typer.Option(help="Number of tokens of each session to store.", min=32)] = 1024,
+    continuation: Annotated[int, typer.Option(help="Number of tokens to predict after them.", min=64)] = 128,
+    count: Annotated[int, typer.Option(help="Number of sessions to measure; --fit uses the others.", min=1)] = 24,
+    threads: Annotated[int, typer.Option(help="Number of threads.", min=1)] = 2,
     compare: Annotated[
         list[str] | None,
-        typer.Option(help="Quality word at which every scorer competes, not the race alone. [default: all]"),
+        typer.Option(
+            help="Quality at which to compare every scorer, not only the candidate search.", show_default="all"
+        ),
     ] = None,
-    fit: Annotated[bool, typer.Option("--fit", help="Fit what scorers learn instead of measuring.")] = False,
+    fit: Annotated[bool, typer.Option("--fit", help="Fit the parameters of scorers instead of measuring.")] = False,
 ) -> None:
-    """Compare scorers at equal bytes and at equal kept tokens, with controls; or fit them."""
+    """Compare scorers at equal bytes and at equal numbers of kept tokens, with controls; or fit them."""
     import torch
 
     from eval.leaderboard.board import BoardSettings
@@ -143,15 +158,15 @@ def prune_command(
 @app.command("recompute")
 def recompute_command(
     codec: Annotated[
-        str, typer.Option(help="Codec: what `kvcompress codecs list` names, or a directory.")
+        str, typer.Option(help="Codec: a name from `kvcompress codecs list`, or a directory.")
     ] = DEFAULT_CODEC,
-    model: Annotated[str, typer.Option(help="Model directory, or the name of a bundled model.")] = DEFAULT_MODEL,
-    sessions: Annotated[Path, typer.Option(help="JSON lines of recorded sessions.")] = SESSIONS,
-    out: Annotated[Path, typer.Option(help="Directory of the result.")] = Path("reports/recompute"),
-    count: Annotated[int, typer.Option(help="Sessions measured.", min=1)] = 24,
-    threads: Annotated[int, typer.Option(help="Threads of torch.", min=1)] = 2,
+    model: Annotated[str, typer.Option(help="Model: a bundled name or a directory.")] = DEFAULT_MODEL,
+    sessions: Annotated[Path, typer.Option(help="JSON lines of sessions.")] = SESSIONS,
+    out: Annotated[Path, typer.Option(help="Directory to write the result to.")] = Path("reports/recompute"),
+    count: Annotated[int, typer.Option(help="Number of sessions to measure.", min=1)] = 24,
+    threads: Annotated[int, typer.Option(help="Number of threads.", min=1)] = 2,
 ) -> None:
-    """Measure the continuum from coding all layers to prefilling again: bytes, KL, seconds over m."""
+    """Measure the trade-off from coding all layers to prefilling: bytes, KL and seconds over recomputed layers."""
     import torch
 
     from eval.recompute.report import write_page
@@ -168,9 +183,9 @@ def recompute_command(
 
 @app.command("layers")
 def layers_command(
-    root: Annotated[Path, typer.Option(help="Checkout to read.")] = Path(),
+    root: Annotated[Path, typer.Option(help="Directory of the checkout.")] = Path(),
 ) -> None:
-    """Draw the packages of kvcompress and who imports whom."""
+    """Draw the packages of kvcompress and their imports."""
     from eval.layers import layers_of
 
     for line in layers_of(root).lines():

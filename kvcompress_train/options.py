@@ -12,26 +12,34 @@ BY_RECIPE = "as the recipe says"
 
 OutputOption = Annotated[
     Path | None,
-    typer.Option("-o", "--output", "--out", help="Directory of the codec; <output>.run keeps what is done so far."),
+    typer.Option(
+        "-o", "--output", "--out", help="Directory to write the codec to; <output>.run holds intermediate results."
+    ),
 ]
 RecipeOption = Annotated[
     str, typer.Option("--config", help="Recipe: small, smollm2 (many layers, a large vocabulary), or a YAML file.")
 ]
 ShowRecipeOption = Annotated[
-    bool, typer.Option("--show-recipe", help="Print the recipe as YAML, to be changed and named; train nothing.")
+    bool,
+    typer.Option(
+        "--show-recipe", help="Print the recipe as YAML and train nothing; change it and pass it with --config."
+    ),
 ]
-SessionsOption = Annotated[Path | None, typer.Option(help="JSON lines of recorded sessions.", rich_help_panel=SOURCES)]
+SessionsOption = Annotated[Path | None, typer.Option(help="JSON lines of sessions.", rich_help_panel=SOURCES)]
 ShardsOption = Annotated[
-    Path | None, typer.Option(help="What `kvcompress harvest` left, instead of sessions.", rich_help_panel=SOURCES)
+    Path | None,
+    typer.Option(help="Instead of sessions: shards that `kvcompress harvest` wrote.", rich_help_panel=SOURCES),
 ]
 DevicesOption = Annotated[
     int | None,
-    typer.Option(help="Processes of data-parallel training.", min=1, show_default=BY_RECIPE, rich_help_panel=HOW),
+    typer.Option(
+        help="Number of processes of data-parallel training.", min=1, show_default=BY_RECIPE, rich_help_panel=HOW
+    ),
 ]
-ThreadsOption = Annotated[int, typer.Option(help="Threads of torch in each process.", min=1, rich_help_panel=HOW)]
+ThreadsOption = Annotated[int, typer.Option(help="Number of threads in each process.", min=1, rich_help_panel=HOW)]
 LoggerOption = Annotated[
     str | None,
     typer.Option(
-        help="wandb (offline unless WANDB_MODE says else) or csv.", show_default=BY_RECIPE, rich_help_panel=HOW
+        help="wandb (offline unless WANDB_MODE says otherwise) or csv.", show_default=BY_RECIPE, rich_help_panel=HOW
     ),
 ]

@@ -1,4 +1,4 @@
-"""Tensors and integers of the conditional KV codec. No files, no bytes, no transformers."""
+"""The conditional KV codec on tensors and integers. No files, no bytes, no transformers."""
 
 from tinyvae.config import Context, TinyVAEConfig
 from tinyvae.model import TinyVAE

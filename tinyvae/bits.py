@@ -1,4 +1,4 @@
-"""Small unsigned integers one after another without gaps, the lowest bit first."""
+"""Small unsigned integers packed without gaps, the lowest bit first."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What decides how bits are read beside a codec's weights, as one digest.
+"""A digest of the constants, besides a codec's weights, that decide how bits are read.
 
 A file says which codec made it, by the codec's fingerprint over geometry, weights and tables. The order in which tokens
 are decoded, the classes of age, the grid of levels and what predictions look at are in the code. Were one of them to

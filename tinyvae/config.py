@@ -1,4 +1,4 @@
-"""Geometry of a group of layers, and what is known about its tokens before any latent is."""
+"""Geometry of a group of layers, and what is known about its tokens before decoding."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""TinyVAE: a conditional variational codec of the channels of a KV cache.
+"""TinyVAE: a conditional transform codec of the channels of a KV cache.
 
 ```
 token_ids ──► prior ──┬────────────┬─────────────────────────────────────┐
@@ -78,7 +78,7 @@ class TinyVAE(nn.Module):
         self.register_buffer("token_offset", torch.zeros(config.vocab_size, dtype=torch.int8))
         self.register_buffer("age_offset", torch.zeros(AGES, dtype=torch.int8))
         self.register_buffer("weights", torch.zeros(CODING_PASSES, MATCHES, SOURCES, config.rank, dtype=torch.float16))
-        self.register_buffer("centroids", torch.zeros(LEVELS, 2))
+        self.register_buffer("centroids", torch.zeros(LEVELS, 2, dtype=torch.float32))
         self.register_buffer("first_place", torch.zeros(2, dtype=torch.int16) if config.first else None)
         self._unmixed: Tensor | None = None
         self._moving: Tensor | None = None
@@ -218,7 +218,9 @@ class TinyVAE(nn.Module):
         """
         tokens, active = levels.shape
         step = steps_at(self.config.reference_step, qps)
-        decoded = torch.zeros(tokens + 1, active)  # the last row stands for sources that do not exist
+        decoded = torch.zeros(
+            tokens + 1, active, dtype=torch.float32
+        )  # the last row stands for sources that do not exist
         lifted = None if context.lifts is None or not bool(context.lifts.any()) else context.lifts != 0
         shown = decoded if lifted is None else torch.zeros_like(decoded)
         for coding_pass in coding_passes(context.token_ids):
@@ -239,7 +241,7 @@ class TinyVAE(nn.Module):
             qps: [T] int32.
         """
         active = decoded.shape[1]
-        out = torch.zeros(len(coding_pass.rows), active)
+        out = torch.zeros(len(coding_pass.rows), active, dtype=torch.float32)
         if coding_pass.number == 0:
             return out
         weights = self.weights[coding_pass.number, :, :, :active].float()
@@ -318,7 +320,9 @@ class TinyVAE(nn.Module):
 def reaches(latents: Tensor) -> Tensor:
     """Return for each token [T] int64 how many leading latents of [T, r] reach to its last that is not 0."""
     columns = torch.arange(1, latents.shape[1] + 1, dtype=torch.int32)
-    found: Tensor = ((latents != 0) * columns).amax(1) if latents.numel() else torch.zeros(len(latents))
+    found: Tensor = (
+        ((latents != 0) * columns).amax(1) if latents.numel() else torch.zeros(len(latents), dtype=torch.float32)
+    )
     return found.long()
 
 

@@ -1,4 +1,4 @@
-"""Which tokens, decoded before it, tell most about a token: integers from the token ids alone.
+"""The decoded tokens that best predict a token, chosen by integers from the token ids alone.
 
 Tokens are decoded in three coding passes, every one at once: each fourth, those half-way between, the rest. A token of
 a later pass looks at the nearest tokens of earlier passes before and after it, and at the nearest occurrence, before or

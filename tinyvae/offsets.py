@@ -1,4 +1,4 @@
-"""How fine each token is quantised, from what costs no bits: its id and how long ago it was.
+"""The QP offset of each token, from its id and its age, at no bits.
 
 A step that is the same for all tokens is best only where the model cares about all of them alike. It does not: what
 was said last, and tokens of some ids (delimiters, names, numbers), are looked at far more. Where a unit of squared

@@ -1,4 +1,4 @@
-"""The nonlinear part of analysis and synthesis: what decoded tokens and the prior together tell about a token.
+"""The nonlinear part of analysis and synthesis: prediction from decoded tokens and the prior.
 
 One weight a latent and source (`TinyVAE.weights`) says how much of a neighbour is expected again. How much is true
 depends on what the token is and on what else the neighbours say; a gated linear unit (Shazeer, arXiv 2002.05202) of
@@ -49,12 +49,12 @@ class Predictor(nn.Module):
     def start(self, generator: torch.Generator) -> None:
         """Draw the first matrix at random and leave the second at 0: a fresh predictor guesses nothing."""
         rows, columns = len(self.inward.scales), self.inward.columns
-        self.inward.store(torch.randn(rows, columns, generator=generator) / rows**0.5)
+        self.inward.store(torch.randn(rows, columns, generator=generator, dtype=torch.float32) / rows**0.5)
         self.silence()
 
     def silence(self) -> None:
         """Make all guesses 0."""
-        self.outward.store(torch.zeros(len(self.outward.scales), self.guessed))
+        self.outward.store(torch.zeros(len(self.outward.scales), self.guessed, dtype=torch.float32))
 
     def begin_training(self) -> None:
         """Give both matrices float32 parameters."""

@@ -1,4 +1,4 @@
-"""What the tokens alone say about a cache, before a single bit is spent.
+"""The prior: predict a cache from its token ids, before any bit is spent.
 
 Expected channels at position t come from the tokens at t, t-1, ..., t-K+1 through a low-rank token table and a few
 hidden units, which learned causal layers may refine. It needs the token ids, which a session holds anyway, and costs
@@ -74,13 +74,13 @@ def trailing_mean(rows: Tensor, reach_tokens: int) -> Tensor:
     inside = within @ padded.view(blocks, MEAN_BLOCK, rows.shape[1])
     ends = functional.pad(inside[:, -1], (0, 0, 1, 0))[:blocks]  # what the block before ends with
     carried = _decay(blocks, MEAN_BLOCK / reach_tokens) @ ends
-    fading = torch.exp(-torch.arange(1, MEAN_BLOCK + 1) / reach_tokens)
+    fading = torch.exp(-torch.arange(1, MEAN_BLOCK + 1, dtype=torch.float32) / reach_tokens)
     return (inside + fading[:, None] * carried[:, None]).flatten(0, 1)[: len(rows)]
 
 
 def _decay(size: int, rate: float) -> Tensor:
     """Return [size, size] float32: e to the -`rate` times rows since, 0 for rows to come."""
-    since = (torch.arange(size)[:, None] - torch.arange(size)).clamp(min=0)
+    since = (torch.arange(size)[:, None] - torch.arange(size)).clamp(min=0).to(torch.float32)
     return torch.exp(-rate * since).tril()
 
 
@@ -108,8 +108,8 @@ class CausalBlock(nn.Module):
     def start(self, generator: torch.Generator) -> None:
         """Draw the first matrix at random and leave the second at 0."""
         rows = 2 * self.outward.columns
-        self.inward.store(torch.randn(rows, self.outward.columns, generator=generator) / rows**0.5)
-        self.outward.store(torch.zeros(self.outward.columns, self.outward.columns))
+        self.inward.store(torch.randn(rows, self.outward.columns, generator=generator, dtype=torch.float32) / rows**0.5)
+        self.outward.store(torch.zeros(self.outward.columns, self.outward.columns, dtype=torch.float32))
 
     def begin_training(self) -> None:
         """Give kernel and matrices float32 parameters."""
@@ -222,8 +222,8 @@ class TokenPrior(nn.Module):
         self.first = StoredMatrix(rank, width, 8) if first else None
         self.blocks = nn.ModuleList(CausalBlock(width, BLOCK_TAPS) for _ in range(layers))
         self.outward = RankedMatrix(width, channels, SHARP_UNITS)
-        self.register_buffer("opening", torch.zeros(channels) if first else None)
-        self.register_buffer("bias", torch.zeros(channels))
+        self.register_buffer("opening", torch.zeros(channels, dtype=torch.float32) if first else None)
+        self.register_buffer("bias", torch.zeros(channels, dtype=torch.float32))
 
     def begin_training(self, *, with_table: bool = True) -> None:
         """Give all matrices float32 parameters, the token table only where asked."""

@@ -1,4 +1,4 @@
-"""Latents to integer symbols and back: one step per QP, a dead zone, centroids on the way back.
+"""Latents to integer symbols and back: one step per QP, a dead zone, centroids.
 
 Rates form a geometric grid, `LEVELS_PER_OCTAVE` to a factor of two of the step. A *level* says how
 wide a latent is, measured in steps, on the same grid; so a finer QP raises all levels alike.
@@ -58,7 +58,7 @@ def dequantize(symbols: Tensor, step: Tensor, levels: Tensor, centroids: Tensor)
         centroids: [LEVELS, 2] float32: how far, in steps, the mean of bin 1 (column 0) and of the bins above it
             (column 1) lies below the bin's integer.
     """
-    out = torch.zeros(symbols.shape)
+    out = torch.zeros(symbols.shape, dtype=torch.float32)
     places = symbols.flatten().nonzero()[:, 0]
     found = symbols.flatten()[places]
     magnitude = found.abs()

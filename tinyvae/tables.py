@@ -57,7 +57,7 @@ def build_tables(samples: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         -m..m and then the escape; offsets [LEVELS + 1] int32 where they start; centroids
         [LEVELS, 2] float32 (see `TinyVAE`).
     """
-    tables, centroids = [], torch.zeros(LEVELS, 2)
+    tables, centroids = [], torch.zeros(LEVELS, 2, dtype=torch.float32)
     for level in range(LEVELS):
         scaled = samples * scale_of_level(level)
         symbols = quantize(scaled, 1.0, torch.zeros_like(scaled, dtype=torch.int32))

@@ -1,4 +1,4 @@
-"""Matrices stored in few bits a number, one scale a row, so that a codec stays small beside the model it serves.
+"""Matrices stored with few bits per number and one scale per row, so that a codec stays small.
 
 While a codec is trained, a matrix has a float32 *master*, and `dense` is the master as it would be stored, with the
 straight-through gradient (Bengio et al., arXiv 1308.3432): what is trained is what is kept.

@@ -1,4 +1,4 @@
-"""Command line of the workshop: `python -m train ...`."""
+"""Training recipes of this repository: `python -m train ...`."""
 
 from __future__ import annotations
 
@@ -17,12 +17,14 @@ def main() -> None:
 
 @app.command()
 def lm(
-    corpus: Annotated[list[Path], typer.Option(help="JSON lines of dialogues or texts, gzipped or not; repeat it.")],
+    corpus: Annotated[
+        list[Path], typer.Option(help="JSON lines of dialogues or texts, gzipped or not; give several for more.")
+    ],
     out: Annotated[Path, typer.Option(help="Directory of the model; a run found there is resumed.")],
     short_steps: Annotated[int, typer.Option(help="Steps of 16 x 256 tokens.")] = 1000,
     middle_steps: Annotated[int, typer.Option(help="Steps of 8 x 512 tokens.")] = 1350,
     long_steps: Annotated[int, typer.Option(help="Steps of 2 x 2,048 tokens.")] = 850,
-    threads: Annotated[int, typer.Option(help="Threads of torch.")] = 2,
+    threads: Annotated[int, typer.Option(help="Number of threads.")] = 2,
     compile_model: Annotated[
         bool, typer.Option("--compile", help="torch.compile the model; needs a C++ compiler.")
     ] = False,
@@ -53,11 +55,11 @@ def lm(
 def sessions(
     out: Annotated[Path, typer.Option("-o", "--out", help="JSON lines file to write.")],
     model: Annotated[Path, typer.Option(help="The reference model.")] = Path("checkpoints/reference-lm"),
-    count: Annotated[int, typer.Option(help="Conversations.", min=1)] = 64,
+    count: Annotated[int, typer.Option(help="Number of conversations.", min=1)] = 64,
     shortest: Annotated[int, typer.Option(help="Fewest tokens before the closing questions.")] = 1050,
     longest: Annotated[int, typer.Option(help="Most tokens before the closing questions.")] = 1650,
     batch: Annotated[int, typer.Option(help="Conversations sampled at once.")] = 32,
-    seed: Annotated[int, typer.Option(help="Seed.")] = 1,
+    seed: Annotated[int, typer.Option(help="Random seed.")] = 1,
 ) -> None:
     """Record conversations with the model: facts and questions are scripted, everything else is sampled."""
     from kvcompress.hf import load_model
@@ -74,10 +76,10 @@ def sessions(
 def texts(
     out: Annotated[Path, typer.Option("-o", "--out", help="JSON lines file to write.")],
     model: Annotated[Path, typer.Option(help="Any causal language model with a tokenizer.")],
-    count: Annotated[int, typer.Option(help="Texts.", min=1)] = 64,
+    count: Annotated[int, typer.Option(help="Number of texts.", min=1)] = 64,
     tokens: Annotated[int, typer.Option(help="Tokens of a text.", min=1)] = 480,
     batch: Annotated[int, typer.Option(help="Texts sampled together.", min=1)] = 32,
-    seed: Annotated[int, typer.Option(help="Seed.")] = 1,
+    seed: Annotated[int, typer.Option(help="Random seed.")] = 1,
 ) -> None:
     """Let a model without a chat template write texts, as sessions to fit a codec on and to measure with."""
     from kvcompress.hf import load_model
@@ -90,13 +92,17 @@ def texts(
 
 @app.command()
 def compose(
-    corpus: Annotated[list[Path], typer.Option(help="JSON lines of dialogues or texts, gzipped or not; repeat it.")],
+    corpus: Annotated[
+        list[Path], typer.Option(help="JSON lines of dialogues or texts, gzipped or not; give several for more.")
+    ],
     out: Annotated[Path, typer.Option("-o", "--out", help="JSON lines file to write.")],
-    count: Annotated[int, typer.Option(help="Conversations.", min=1)] = 320,
+    count: Annotated[int, typer.Option(help="Number of conversations.", min=1)] = 320,
     chars: Annotated[int, typer.Option(help="Characters of a conversation, about.")] = 5200,
     held_out: Annotated[bool, typer.Option("--held-out", help="Draw from the held-out documents.")] = False,
-    category: Annotated[str | None, typer.Option(help="One category for all; a mixture if not given.")] = None,
-    seed: Annotated[int, typer.Option(help="Seed.")] = 2,
+    category: Annotated[
+        str | None, typer.Option(help="Category of all conversations.", show_default="a mixture")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Random seed.")] = 2,
 ) -> None:
     """Compose conversations from the corpus with planted facts, to fit a codec on or to measure the model with."""
     import random
@@ -145,7 +151,7 @@ def mixture(
 def measure(
     sessions: Annotated[Path, typer.Option(help="JSON lines of sessions the model has not seen.")],
     model: Annotated[Path, typer.Option(help="The model.")] = Path("checkpoints/reference-lm"),
-    most_sessions: Annotated[int, typer.Option(help="Sessions measured at most.")] = 32,
+    most_sessions: Annotated[int, typer.Option(help="Largest number of sessions to measure.")] = 32,
     seed: Annotated[int, typer.Option(help="Seed of the planted facts asked at long distance.")] = 3,
     card: Annotated[bool, typer.Option("--card", help="Write the model's card from the result.")] = False,
 ) -> None:

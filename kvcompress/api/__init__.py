@@ -1,1 +1,1 @@
-"""What a program calls: encode with options, save and load whole sessions. The command line is a face of this."""
+"""The library's entry points: encode with options, save and load whole sessions."""

@@ -1,4 +1,4 @@
-"""Encode a snapshot as options ask: one way in for programs and the command line.
+"""Encode a snapshot as its options say; the library and the command line both use this.
 
 ```
 lossless ─► identical bits              quality ─► the QP that calibration verified, or finer

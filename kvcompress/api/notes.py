@@ -1,4 +1,4 @@
-"""What a user who looks at the size of a file alone would miss, a sentence each."""
+"""Notes on an encoded file that its size alone does not show, one sentence each."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Options of an encode, checked once, when they are made; imports nothing heavy."""
+"""Options of an encode, validated once when they are created; imports nothing heavy."""
 
 from __future__ import annotations
 

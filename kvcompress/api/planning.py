@@ -1,4 +1,4 @@
-"""Plan a session without writing it: which tier each token gets, and what the file of that plan is."""
+"""Plan a session without writing it: the tier of each token, and the file of that plan."""
 
 from __future__ import annotations
 

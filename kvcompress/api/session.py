@@ -1,4 +1,4 @@
-"""Whole sessions in one call each: a model and its tokens to a file, a file to the model's cache."""
+"""Save a model's session to a file, and load it back as the model's cache, in one call each."""
 
 from __future__ import annotations
 

@@ -36,15 +36,22 @@ def _print_version(wanted: bool) -> None:
 @app.callback()
 def _root(
     version: Annotated[
-        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
     ] = False,
 ) -> None:
     """Store, move and resume the KV cache of a transformer session in a file many times smaller."""
 
 
-for _command in (record, encode, decode, resume, inspect, verify, report, fit, calibrate, harvest, doctor):
-    app.command()(loads_models(_command))
-app.add_typer(codecs, name="codecs")
+PANELS = {
+    "Sessions": (record, encode, decode, resume, inspect, verify, report),
+    "Codecs": (harvest, fit, calibrate),
+    "Installation": (doctor,),
+}
+
+for _panel, _commands in PANELS.items():
+    for _command in _commands:
+        app.command(rich_help_panel=_panel)(loads_models(_command))
+app.add_typer(codecs, name="codecs", rich_help_panel="Codecs")
 
 
 def main() -> None:

@@ -1,4 +1,4 @@
-"""`kvcompress calibrate`: measure a codec's tiers again, and what it knows about ordinary sessions."""
+"""`kvcompress calibrate`: measure a codec's tiers and its out-of-distribution check again."""
 
 from __future__ import annotations
 
@@ -13,14 +13,15 @@ from kvcompress.hub.bundled import DEFAULT_MODEL
 
 def calibrate(
     codec: Annotated[Path, typer.Argument(help="Directory of the codec.", metavar="CODEC")],
-    sessions: Annotated[Path, typer.Option(help="JSON lines of recorded sessions.")],
+    sessions: Annotated[Path, typer.Option(help="JSON lines of sessions.")],
     model: ModelOption = DEFAULT_MODEL,
-    threads: Annotated[int | None, typer.Option(help="Threads of torch.", min=1, show_default="all cores")] = None,
+    threads: Annotated[int | None, typer.Option(help="Number of threads.", min=1, show_default="all cores")] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Measure quality tiers and ordinary sessions again; config and card are replaced, the weights stay.
+    """Measure a codec's quality tiers and its out-of-distribution check again.
 
-    Of the file that the codec was fitted to, only the sessions that the fit kept out are used.
+    This replaces the codec's configuration and card; its weights stay as they are. If the sessions are those that the
+    codec was fitted to, only the ones held out by the fit are used.
     """
     import torch
 

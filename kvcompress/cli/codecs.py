@@ -1,4 +1,4 @@
-"""`kvcompress codecs`: which codecs are at hand, what they promise, and bringing one from elsewhere."""
+"""`kvcompress codecs`: list the installed codecs, show what one guarantees, download one."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from kvcompress.cli.console import LINES, ForceOption, JsonOption, loads_models, show
+from kvcompress.cli.waiting import waiting
 from kvcompress.errors import CheckpointError, shown
 
 if TYPE_CHECKING:
@@ -21,31 +22,38 @@ NameArgument = Annotated[
     str, typer.Argument(help="Name of a codec, its directory, or its id on the Hub.", metavar="NAME|DIR|USER/REPO")
 ]
 
-codecs = typer.Typer(no_args_is_help=True, help="Codecs at hand: list them, show what one promises, pull one.")
+codecs = typer.Typer(no_args_is_help=True, help="List the installed codecs, show what one guarantees, download one.")
 
 
 @codecs.command("list")
 @loads_models
 def list_codecs(
-    directory: Annotated[Path | None, typer.Option(help="Also look here: a codec, or a directory of several.")] = None,
+    directory: Annotated[
+        Path | None, typer.Option(help="Also list this codec, or the codecs in this directory.")
+    ] = None,
     hub: Annotated[
-        list[str] | None, typer.Option(metavar="USER/REPO", help="Also fetch this one from the Hub; repeat it.")
+        list[str] | None,
+        typer.Option(metavar="USER/REPO", help="Also download this codec from the Hub; give several for more."),
     ] = None,
     model: Annotated[
-        str | None, typer.Option(help="Say which fit this model: a bundled name, directory, GGUF file or Hub id.")
+        str | None,
+        typer.Option(
+            help="Also print which codecs fit this model: a bundled name, a directory, a GGUF file or a Hub id."
+        ),
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """List the codecs at hand. The first column is what --codec takes everywhere.
+    """List the installed codecs; --codec takes the names in the first column.
 
-    They lie among the bundled checkpoints, in $KVCOMPRESS_HOME/codecs (by default in the platform's cache directory),
-    and in the local cache of the Hugging Face Hub.
+    Codecs are found among the bundled checkpoints, in $KVCOMPRESS_HOME/codecs (by default in the platform's cache
+    directory), and in the local cache of the Hugging Face Hub.
     """
     from kvcompress.hub.hub_id import codec_from_hub
     from kvcompress.hub.places import all_codecs
 
     for name in hub or []:
-        codec_from_hub(name)
+        with waiting("codecs list", f"downloading {name}"):
+            codec_from_hub(name)
     found = list(_readable(all_codecs(directory)))
     fits = {} if model is None else _fits(model, [facts for _, facts in found])
     if as_json:
@@ -61,7 +69,7 @@ def list_codecs(
 
 @codecs.command("show")
 def show_codec(name: NameArgument, as_json: JsonOption = False) -> None:
-    """Print a codec's card and what is guaranteed: sessions, bounds, measured means."""
+    """Print a codec's card and its guarantees: verified sessions, bounds, measured means."""
     from kvcompress.codec.directory import codec_place
     from kvcompress.codec.facts import read_facts
 
@@ -84,15 +92,21 @@ def pull_codec(
     name: NameArgument,
     output: Annotated[
         Path | None,
-        typer.Option("-o", "--output", help="Directory to make.", show_default="its name in $KVCOMPRESS_HOME/codecs"),
+        typer.Option(
+            "-o",
+            "--output",
+            help="Directory to write the codec to.",
+            show_default="its name in $KVCOMPRESS_HOME/codecs",
+        ),
     ] = None,
     force: ForceOption = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Copy a codec whole or not at all, check its digests, and say what it belongs to."""
+    """Download or copy a codec, check its digests, and print which model it belongs to."""
     from kvcompress.codec.pull import pull
 
-    facts = pull(name, output, force=force)
+    with waiting("codecs pull", f"fetching and checking {name}"):
+        facts = pull(name, output, force=force)
     if as_json:
         show({"output": str(facts.directory), **facts.to_json()}, as_json=True)
         return
@@ -115,8 +129,9 @@ def _fits(model: str, facts: Sequence[CodecFacts]) -> dict[Path, str]:
     from kvcompress.fit.adopt import fit_of
     from kvcompress.hf import load_model
 
-    partners = load_model(model)
-    return {one.directory: fit_of(one, *partners) for one in facts}
+    with waiting("codecs list", "loading the model"):
+        loaded = load_model(model)
+    return {one.directory: fit_of(one, *loaded) for one in facts}
 
 
 def _card(part: Part) -> str:
@@ -178,7 +193,7 @@ def _print_table(groups: Sequence[Sequence[Sequence[str]]]) -> None:
 
     rows = [row for group in groups for row in group]
     if not rows:
-        sys.stdout.write("no codec is at hand\n")
+        sys.stdout.write("no codec is installed\n")
         return
     fits = ["fits"] if len(rows[0]) > 6 + len(QUALITIES) else []
     head = ["name", "place", "model", "weights", *fits, "m", "bytes", *(f"{name}: size, KL" for name in QUALITIES)]

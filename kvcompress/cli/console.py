@@ -21,19 +21,24 @@ from kvcompress.errors import InputError
 from kvcompress.hub.trust import OPTION, trusting_remote_code
 
 ForceOption = Annotated[bool, typer.Option("--force", help="Replace an existing output file.")]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object on standard output instead of text.")]
 ModelOption = Annotated[
-    str, typer.Option("--model", help="Bundled model, model directory, GGUF file, or Hub id such as user/repo.")
+    str, typer.Option("--model", help="Model: a bundled name, a directory, a GGUF file, or a Hub id such as user/repo.")
 ]
 RecomputeModelOption = Annotated[
     str | None,
-    typer.Option("--model", help="Model, for a file whose first layers it recomputes; named as elsewhere."),
+    typer.Option(
+        "--model",
+        help="Model that recomputes the first layers: a bundled name, a directory, a GGUF file or a Hub id. "
+        "Needed only for files that leave these layers out.",
+    ),
 ]
 RecomputeLayersOption = Annotated[
     str | None,
     typer.Option(
-        help="Layers that the model runs when the session is restored, a number or a share of them (10%); "
-        "the file leaves them out.",
+        help="Number of first layers, or share of all layers (10%), that the file leaves out and the model computes "
+        "again when the session is restored.",
+        show_default="0",
         rich_help_panel="Recomputed layers",
     ),
 ]
@@ -41,11 +46,13 @@ CodecOption = Annotated[
     str | None,
     typer.Option(
         "--codec",
-        help="Codec: what `codecs list` names, a directory, or a Hub id.",
-        show_default="the one at hand that belongs to the session",
+        help="Codec: a name from `kvcompress codecs list`, a directory, or a Hub id.",
+        show_default="the installed one that fits the session",
     ),
 ]
-DtypeOption = Annotated[str, typer.Option("--dtype", help="float32, bfloat16 or float16.")]
+DtypeOption = Annotated[
+    str, typer.Option("--dtype", help="Data type that the model computes in: float32, bfloat16 or float16.")
+]
 SpecialTokensOption = Annotated[
     bool,
     typer.Option(
@@ -53,7 +60,7 @@ SpecialTokensOption = Annotated[
         help="Let text that spells a special token, such as <|end|>, be that token; otherwise it stays text.",
     ),
 ]
-KvzArgument = Annotated[Path, typer.Argument(help="A .kvz file.", metavar="FILE.kvz", show_default=False)]
+KvzArgument = Annotated[Path, typer.Argument(help="Stored session.", metavar="FILE.kvz", show_default=False)]
 MaxMemoryOption = Annotated[
     str,
     typer.Option(

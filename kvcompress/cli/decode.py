@@ -1,4 +1,4 @@
-"""`kvcompress decode`: a `.kvz` file back to a raw snapshot."""
+"""`kvcompress decode`: decompress a `.kvz` file into a raw snapshot."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ from kvcompress.cli.console import (
     written,
 )
 from kvcompress.cli.models import recompute_by
+from kvcompress.cli.waiting import waiting
 
 
 def decode(
@@ -34,12 +35,16 @@ def decode(
     force: ForceOption = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Restore the raw snapshot of a file; no model is needed, unless it recomputes the first layers."""
+    """Decompress a .kvz file into a raw snapshot.
+
+    No model is needed, unless the file leaves out layers that the model recomputes.
+    """
     from kvcompress.codec.registry import load_snapshot
     from kvcompress.format.raw_snapshot import save_raw
 
     require_output(output, force, as_json)
-    snapshot = load_snapshot(file, codec, recompute_by(model), max_memory)
+    with waiting("decode", "decoding"):
+        snapshot = load_snapshot(file, codec, recompute_by(model), max_memory)
     with written(output) as place:
         save_raw(place, snapshot, force=force)
         data = {"output": str(output), "tokens": snapshot.tokens, "file_bytes": place.stat().st_size}

@@ -1,4 +1,4 @@
-"""`kvcompress doctor`: what this installation has, and whether a model is supported."""
+"""`kvcompress doctor`: check this installation, and whether a model is supported."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from kvcompress.cli.console import JsonOption, show
+from kvcompress.cli.waiting import waiting
 
 CORE = ("torch", "transformers", "safetensors", "numpy", "constriction", "einops", "zstandard", "huggingface-hub")
 EXTRAS = {
@@ -22,17 +23,22 @@ EXTRAS = {
 
 def doctor(
     model: Annotated[
-        str | None, typer.Option(help="Also load this model and tell whether its sessions can be stored.")
+        str | None,
+        typer.Option(
+            help="Also load this model and check whether its sessions can be stored: a bundled name, a directory, "
+            "a GGUF file or a Hub id."
+        ),
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Print versions, threads, checkpoints at hand, and what is missing. Exit status 1 where something is broken."""
+    """Print versions, threads, installed codecs, and what is missing. Exit status 1 if something is broken."""
     found: dict[str, Any] = {"python": platform.python_version()} | {name: _version(name) for name in CORE}
     found |= {f"extra {name}": _extra(parts) for name, parts in EXTRAS.items()}
     found |= _machine() | {"codecs": _codecs()}
     broken = [name for name in CORE if found[name] == "missing"]
     if model is not None:
-        supported, told = _model(model)
+        with waiting("doctor", "loading the model"):
+            supported, told = _model(model)
         found["model"] = told
         broken += [] if supported else ["model"]
     show(found | ({"broken": broken} if as_json else {}), as_json=as_json)

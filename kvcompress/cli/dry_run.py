@@ -1,4 +1,4 @@
-"""`kvcompress fit --dry-run`: what each pass of a fit will take."""
+"""`kvcompress fit --dry-run`: memory, disk space and time of each pass of a fit."""
 
 from __future__ import annotations
 

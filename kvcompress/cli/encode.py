@@ -1,4 +1,4 @@
-"""`kvcompress encode`: a raw snapshot to a `.kvz` file."""
+"""`kvcompress encode`: compress a raw snapshot into a `.kvz` file."""
 
 from __future__ import annotations
 
@@ -76,7 +76,10 @@ def encode(
     allow_other_weights: OtherWeightsOption = False,
     sessions: SessionsOption = None,
 ) -> None:
-    """Compress a raw snapshot."""
+    """Compress a raw snapshot into a .kvz file.
+
+    Choose one of --quality, --max-kl, --size-ratio and --lossless.
+    """
     require_output(output, force, as_json)
     planned = _plan(plan, scorer, keep, keep_message, keep_fraction, guarantee, plan_table, history, evidence)
     options = EncodeOptions(

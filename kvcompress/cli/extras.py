@@ -1,4 +1,4 @@
-"""Commands that need an extra: `train` and `eval` come from packages beside this one, imported when they are called.
+"""Commands that need an extra: `train` and `eval`, imported from their own packages when they are called.
 
 Those packages import this one. So this one knows their names only, and its own commands start as fast without them.
 """

@@ -47,10 +47,10 @@ def fit(
     force: ForceOption = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Fit a codec in closed form and verify which qualities it keeps; minutes for a small model.
+    """Make a codec for a model from recorded sessions, and verify which qualities it keeps.
 
-    With --recompute-layers above 0 it goes into the subdirectory recompute-<m>, beside the codec that codes all layers.
-    Killed, it goes on where it stopped: what it has found so far lies in <output>.fit.
+    The fit is in closed form and takes minutes for a small model. An interrupted fit continues where it stopped: its
+    intermediate results are in <output>.fit.
     """
     import torch
 

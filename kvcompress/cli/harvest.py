@@ -1,4 +1,4 @@
-"""`kvcompress harvest`: caches of recorded sessions as shards to fit and train on."""
+"""`kvcompress harvest`: write the caches of recorded sessions as shards, to fit and train on."""
 
 from __future__ import annotations
 
@@ -14,30 +14,34 @@ from kvcompress.hub.bundled import DEFAULT_MODEL
 
 
 def harvest(
-    sessions: Annotated[Path, typer.Option(help="JSON lines of recorded sessions.")],
-    output: Annotated[Path, typer.Option("-o", "--output", help="Directory of the shards.")],
+    sessions: Annotated[Path, typer.Option(help="JSON lines of sessions.")],
+    output: Annotated[Path, typer.Option("-o", "--output", help="Directory to write the shards to.")],
     model: ModelOption = DEFAULT_MODEL,
     tokens: Annotated[
-        int | None, typer.Option(help="Cut sessions at so many tokens.", min=2, show_default="the model's context")
+        int | None,
+        typer.Option(help="Use at most this many tokens of each session.", min=2, show_default="the model's context"),
     ] = None,
     continuation_tokens: Annotated[
-        int, typer.Option(help="Tokens at the end of each session that stand for what follows.", min=1)
+        int,
+        typer.Option(
+            help="Tokens at the end of each session that are kept as its continuation, to measure fidelity on.", min=1
+        ),
     ] = 256,
     calibration_share: Annotated[
-        float, typer.Option(help="Share of the sessions on which nothing is fitted but quality measured.", min=0, max=1)
+        float, typer.Option(help="Share of the sessions held out to measure quality on.", min=0, max=1)
     ] = 0.25,
-    gradient_sessions: Annotated[int, typer.Option(help="Sessions whose gradients are kept.", min=1)] = 64,
-    dtype: Annotated[str, typer.Option(help="Of the shards: float16 or bfloat16.")] = "float16",
-    threads: Annotated[int | None, typer.Option(help="Threads of torch.", min=1, show_default="all cores")] = None,
-    seed: Annotated[int, typer.Option(help="Seed of the split and of sampled tokens.")] = 0,
+    gradient_sessions: Annotated[int, typer.Option(help="Number of sessions to compute gradients for.", min=1)] = 64,
+    dtype: Annotated[str, typer.Option(help="Data type of the shards: float16 or bfloat16.")] = "float16",
+    threads: Annotated[int | None, typer.Option(help="Number of threads.", min=1, show_default="all cores")] = None,
+    seed: Annotated[int, typer.Option(help="Random seed for the split of sessions and for sampling.")] = 0,
     force: ForceOption = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Run the model once over recorded sessions and keep what a fit needs: caches, gradients, single tokens.
+    """Run a model once over recorded sessions and keep what a fit needs: caches, gradients, single tokens.
 
-    One shard a session (a raw snapshot file) and index.jsonl, which `datasets` reads. Killed, it goes on where it
-    stopped. With --force the old shards stay until the new ones are whole, so both take room on the disk.
-    `kvcompress fit --shards` makes codecs from it.
+    Writes one shard (a raw snapshot) for each session, and index.jsonl, which `datasets` reads. An interrupted harvest
+    continues where it stopped. With --force the old shards are kept until the new ones are complete, so both need disk
+    space. `kvcompress fit --shards` makes codecs from the shards.
     """
     import torch
 
@@ -61,14 +65,7 @@ def harvest(
     language_model, tokenizer = load_model(model)
     with progress_bar("harvest") as progress:
         summary = write_shards(
-            language_model,
-            tokenizer,
-            sessions,
-            output,
-            progress,
-            settings=settings,
-            force=force,
-            announce=_say,
+            language_model, tokenizer, sessions, output, progress, settings=settings, force=force, announce=_say
         )
     show(summary, as_json=as_json)
 

@@ -1,4 +1,4 @@
-"""`kvcompress inspect`: what a file holds, read from its header alone and without torch."""
+"""`kvcompress inspect`: print what a file holds, from its header alone and without torch."""
 
 from __future__ import annotations
 
@@ -39,15 +39,17 @@ def in_words(settings: CommonSettings) -> dict[str, str]:
 
 def inspect(
     file: KvzArgument,
-    plan: Annotated[bool, typer.Option("--plan", help="Print the plan: token, tier, score parts, bits.")] = False,
+    plan: Annotated[
+        bool, typer.Option("--plan", help="Print the plan instead: tier and bits of each token. Decodes the file.")
+    ] = False,
     plan_table: Annotated[
-        Path | None, typer.Option(help="What encode --plan-table wrote: adds anchors and score parts.")
+        Path | None, typer.Option(help="File that `encode --plan-table` wrote: adds anchors and scores to --plan.")
     ] = None,
     model: ModelOption = DEFAULT_MODEL,
     codec: CodecOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Print model, tokens, bytes by section and size ratio; with --plan what is kept of each token."""
+    """Print what a file holds, from its header: model, codec, tokens, size ratio, bytes by section."""
     if plan or plan_table is not None:
         from kvcompress.cli.plan_view import show_plan
 

@@ -1,4 +1,4 @@
-"""Models that sub-commands load only where a file asks for them."""
+"""Load models only if a file needs them."""
 
 from __future__ import annotations
 

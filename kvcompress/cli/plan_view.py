@@ -1,4 +1,4 @@
-"""`kvcompress inspect --plan`: what a file keeps of each token."""
+"""`kvcompress inspect --plan`: print tier and bits of each token."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from kvcompress.cli.waiting import waiting
 from kvcompress.codec.registry import codec_of
 from kvcompress.errors import KVCompressError, about
 from kvcompress.format.container import load
@@ -25,7 +26,7 @@ def show_plan(file: Path, plan_table: Path | None, model: str, codec: str | None
         codec: Its codec; None takes the one at hand that made it.
         as_json: Print one JSON object instead.
     """
-    with about(file):
+    with about(file), waiting("inspect", "decoding"):
         encoded = load(file)
         partner = codec_of(encoded, codec)
         decoded = partner.decode(encoded)

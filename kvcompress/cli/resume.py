@@ -1,4 +1,4 @@
-"""`kvcompress resume`: go on from a stored session exactly where it stopped."""
+"""`kvcompress resume`: continue a stored session where it stopped."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from kvcompress.cli.console import (
     SpecialTokensOption,
     show,
 )
+from kvcompress.cli.waiting import waiting
 from kvcompress.errors import InputError, shown
 from kvcompress.hub.bundled import DEFAULT_MODEL
 
@@ -31,28 +32,37 @@ def resume(
     file: KvzArgument,
     model: ModelOption = DEFAULT_MODEL,
     codec: CodecOption = None,
-    prompt: Annotated[str | None, typer.Option(help="Say this first, as the user's next turn.")] = None,
+    prompt: Annotated[
+        str | None,
+        typer.Option(help="What the user says next; without it the model continues where the session stopped."),
+    ] = None,
     plain: Annotated[
-        bool, typer.Option("--plain", help="Append the prompt as it is, outside the chat template.")
+        bool, typer.Option("--plain", help="Append the prompt as plain text, without the chat template.")
     ] = False,
     special_tokens: SpecialTokensOption = False,
-    max_new_tokens: Annotated[int, typer.Option(help="Tokens to generate at most.", min=0)] = 64,
-    temperature: Annotated[float, typer.Option(help="0 takes the most likely token.", min=0.0)] = 0.0,
-    seed: Annotated[int, typer.Option(help="Seed of sampling.")] = 0,
+    max_new_tokens: Annotated[int, typer.Option(help="Largest number of tokens to generate.", min=0)] = 64,
+    temperature: Annotated[
+        float, typer.Option(help="Sampling temperature; 0 always takes the most likely token.", min=0.0)
+    ] = 0.0,
+    seed: Annotated[int, typer.Option(help="Random seed for sampling.")] = 0,
     dtype: DtypeOption = "float32",
     max_memory: MaxMemoryOption = DEFAULT_MAX_MEMORY,
     as_json: JsonOption = False,
 ) -> None:
-    """Load a session and let the model go on."""
+    """Restore a session and let the model continue it."""
     from kvcompress.codec.registry import load_snapshot
     from kvcompress.hf import load_model, recompute_with, restore
     from kvcompress.hf.conversation import stop_ids
     from kvcompress.hf.generation import TextStream, generate_from
 
-    language_model, tokenizer = load_model(model, dtype)
-    snapshot = load_snapshot(file, codec, recompute_with(language_model, tokenizer), max_memory)
+    with waiting("resume", "loading the model") as stage:
+        language_model, tokenizer = load_model(model, dtype)
+        stage("decoding")
+        snapshot = load_snapshot(file, codec, recompute_with(language_model, tokenizer), max_memory)
     if tokenizer is None:
         raise InputError("the model has no tokenizer", "Save one beside the model", path=model)
+    if snapshot.origin.dtype != dtype:
+        typer.echo(f"note: recorded in {snapshot.origin.dtype}, going on in {dtype}", err=True)
     restored = restore(snapshot, language_model, tokenizer=tokenizer, copy=False)
     cache, pending, position = _start(language_model, tokenizer, snapshot, restored, prompt, plain, special_tokens)
     pieces: list[str] = []

@@ -1,4 +1,4 @@
-"""`kvcompress verify`: checksums, and whether codec and model are a match. Exit status 1 if not."""
+"""`kvcompress verify`: check checksums, codec and model. Exit status 1 if a check fails."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import typer
 
 from kvcompress.cli.console import DEFAULT_MAX_MEMORY, JsonOption, KvzArgument, MaxMemoryOption, show
 from kvcompress.cli.models import recompute_by
+from kvcompress.cli.waiting import waiting
 
 if TYPE_CHECKING:
     from kvcompress.format.container import Encoded
@@ -17,24 +18,29 @@ def verify(
     file: KvzArgument,
     codec: Annotated[
         str | None,
-        typer.Option(help="Codec that the file must be of.", show_default="the one at hand that made the file"),
+        typer.Option(help="Codec that the file must belong to.", show_default="the installed one that made the file"),
     ] = None,
     model: Annotated[
-        str | None, typer.Option(help="Also check this model's fingerprint; it recomputes layers where a file asks.")
+        str | None,
+        typer.Option(
+            help="Also check that the file belongs to this model. Needed to decode a file whose first layers the model "
+            "recomputes."
+        ),
     ] = None,
     max_memory: MaxMemoryOption = DEFAULT_MAX_MEMORY,
     as_json: JsonOption = False,
 ) -> None:
-    """Check a file from end to end."""
+    """Check a file: checksums, codec, decoding and, with --model, the model. Exit status 1 if a check fails."""
     from kvcompress.errors import about
     from kvcompress.format.container import load
     from kvcompress.format.limits import memory_limit
 
     found = {"checksums": "ok", "codec": "not needed", "decodes": "not tried", "model": "not asked"}
-    with memory_limit(max_memory), about(file):
+    with memory_limit(max_memory), about(file), waiting("verify", "decoding") as stage:
         encoded = load(file)
         found |= _check_codec(encoded, codec, model)
         if model is not None:
+            stage("reading the model")
             found["model"] = _check_model(encoded, model)
     show({"file": str(file), **found}, as_json=as_json)
 

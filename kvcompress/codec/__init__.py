@@ -1,1 +1,1 @@
-"""Codecs: snapshots to encoded files and back, where codecs lie, and what they promise."""
+"""Codecs: snapshots to encoded files and back, where codecs are installed, and what they guarantee."""

@@ -1,4 +1,4 @@
-"""A snapshot as latents, before any QP is chosen: what encodes of one session at several QPs share.
+"""The latents of a snapshot before a QP is chosen; several encodes of one session share them.
 
 ```
 snapshot ──► analyse: RoPE undone, prior subtracted, transform ──► Analysis ──► encode(QP) ──► Encoded

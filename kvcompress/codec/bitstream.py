@@ -1,4 +1,4 @@
-"""Sections of a file to the symbols of each group: everything that is read before a float is computed."""
+"""Parse the sections of a file into the symbols of each group, before any float is computed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Load codecs, by name or from their directory: `config.json` and `model.safetensors`, every tensor of them."""
+"""Load codecs by name or from a directory: `config.json` and `model.safetensors`, with every tensor checked."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Exact tokens: numbers stored as they are, laid over what any codec decodes.
+"""Exact tokens: cache entries stored unchanged, which replace what the codec decodes.
 
 A file of any codec may have one section more, `exact`: the positions of some tokens and their keys and values in the
 cache's own data type, without loss. The codec never sees it: it is taken off before decoding and laid over the result.

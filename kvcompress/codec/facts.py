@@ -1,4 +1,4 @@
-"""What a codec says of itself: read from its `config.json` alone, without torch, as fast as a file is read."""
+"""Facts of a codec, read from its `config.json` alone and without torch."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a file holds of one group of layers: symbols and levels of its latents and, where it has one, its residual."""
+"""The code of one group of layers: symbols and levels of its latents and, if there is one, its residual."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Eight bits a value: the codec that knows no model, for any cache that a learned one does not fit.
+"""Eight bits per value: a codec without a model, for any cache that no learned codec fits.
 
 Keys have one scale for each channel of each head, since their channels differ in size from each other far more than
 from token to token; values have one for each token of each head. Both are symmetric: a zero point beside each scale was

@@ -1,4 +1,4 @@
-"""The codec that gives the identical bits back: byte planes under zstd.
+"""The lossless codec: byte planes compressed with zstd.
 
 The sign, the exponent and the first bits of the mantissa share the highest byte of a number. Those bytes repeat, the
 lower ones hardly do; kept apart, each plane is coded with statistics of its own, and a plane of noise is stored as is.

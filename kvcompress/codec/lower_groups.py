@@ -1,4 +1,4 @@
-"""What is decoded of lower groups of layers, as regressors of the prior of a higher one.
+"""Regressors that decoded lower groups of layers give to the prior of a higher one.
 
 Layers of a deep model say much of the same: a residual stream runs through all of them. Groups are coded lower ones
 first, so the leading latents that a decoder has of those tell about the next, at no bits (AQUA-KV, arXiv 2501.19392,

@@ -1,4 +1,4 @@
-"""How much memory decoding takes, from what a file declares and the shapes of its codec, before anything is decoded.
+"""Memory that decoding needs, computed before decoding from the file's fields and the codec's shapes.
 
 An upper bound, made of what is held at the same time; `tests/codec/test_memory.py` compares it with what was taken.
 """
@@ -12,7 +12,7 @@ import torch
 
 from kvcompress.codec.analysis import OFFSETS
 from kvcompress.codec.outliers import OUTLIERS
-from kvcompress.codec.settings import RESIDUAL_QP, TinyVAESettings
+from kvcompress.codec.settings import TinyVAESettings
 from kvcompress.format.ans import largest_choice
 from kvcompress.format.container import Encoded
 from tinyvae.prior import CONTEXTS, MEAN_BLOCK
@@ -48,13 +48,14 @@ def decoding_bytes(codec: TinyVAECodec, encoded: Encoded, held: Sequence[int]) -
         held: How many tokens each layer holds.
 
     Raises:
-        FormatError: The section of offsets is cut.
+        FormatError: The section of offsets is cut, or a setting is of another type.
     """
     tokens, kept, peak = encoded.tokens, 0, 0
+    has_residual = TinyVAESettings.from_json(encoded.settings).residual_qp is not None
     for group, layers in enumerate(codec.groups):
         config, count = codec.vae(group).config, held[layers[0]] if layers[0] < len(held) else 0
         symbols = count * _active_rank(codec, encoded, group)
-        residual = count * config.channels if RESIDUAL_QP in encoded.settings else 0
+        residual = count * config.channels if has_residual else 0
         kept += KEPT_BYTES * symbols + 2 * KEPT_BYTES * residual
         kept += MATRIX_BYTES * config.channels * (config.rank + config.prior_width)
         widest = max(codec.shapes[index].channels for index in layers)
@@ -75,13 +76,8 @@ def _active_rank(codec: TinyVAECodec, encoded: Encoded, group: int) -> int:
     vae = codec.vae(group)
     if OUTLIERS in encoded.sections:
         return vae.config.rank
-    offset = largest_choice(encoded.sections[OFFSETS]) if OFFSETS in encoded.sections else 0
+    qp = TinyVAESettings.from_json(encoded.settings).qp
+    qp += (largest_choice(encoded.sections[OFFSETS]) or 0) if OFFSETS in encoded.sections else 0
     of_tokens = int(vae.token_offset.max()) + int(vae.age_offset.max())
-    first = vae.first_place
-    most = (
-        TinyVAESettings.from_json(encoded.settings).qp
-        + (offset or 0)
-        + (of_tokens if first is None else max(of_tokens, int(first[0])))
-    )
-    lift = 0 if first is None else max(0, int(first[1]))
-    return vae.active_rank(torch.tensor([most]), torch.tensor([lift]))
+    first = (0, 0) if vae.first_place is None else (int(vae.first_place[0]), max(0, int(vae.first_place[1])))
+    return vae.active_rank(torch.tensor([qp + max(of_tokens, first[0])]), torch.tensor([first[1]]))

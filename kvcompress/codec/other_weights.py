@@ -1,4 +1,4 @@
-"""What a file says that was coded for other weights than the codec's own, and who may read it.
+"""The statement in a file that was coded for weights other than the codec's own, and who may read the file.
 
 A codec codes caches of the very weights that it was fitted to. With `kvcompress.fit.adopt` it may be tried on others of
 the same architecture and vocabulary; a file then names both weights, and only the ones that recorded it may go on from

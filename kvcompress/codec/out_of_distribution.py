@@ -1,4 +1,4 @@
-"""What a codec knows about ordinary sessions, and whether a session is unlike them.
+"""Out-of-distribution check: compare a session with the statistics of calibration.
 
 A quality word was measured on the sessions that a codec was calibrated on. A session of another kind (source code for
 a codec of dialogues, another language, noise) is coded at the same step, but loses more: what the transform leaves

@@ -1,4 +1,4 @@
-"""Tokens out of all proportion: what the prior misses by far, found in each session and coded in a class of their own.
+"""Outlier tokens, which the prior misses by far: detected in each session and coded in a class of their own.
 
 Some tokens have activations far from those of all others (Sun et al., "Massive activations", arXiv 2402.17762): most
 models make one of the token at place 0, some of others, anywhere (KVSink, arXiv 2508.04257). Much attention goes there,
@@ -63,7 +63,7 @@ class Outliers:
             places: The positions [T] that each group holds.
             tokens: N.
         """
-        width = torch.zeros(tokens)
+        width = torch.zeros(tokens, dtype=torch.float32)
         for vae, (latents, context), place in zip(vaes, found, places, strict=True):
             of_group = relative_width(vae, latents, context.token_ids)
             if vae.first_place is not None and len(place) and int(place[0]) == 0:

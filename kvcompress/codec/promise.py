@@ -1,4 +1,4 @@
-"""What a codec promises of a quality word, and the evidence: nothing is promised that was not measured.
+"""The promise of a quality word and its evidence; only measured qualities are promised.
 
 A promise says how sessions are stored and what they then lose, measured over sessions that fitted nothing
 (`kvcompress.fit.calibrate`), within bounds that hold in expectation for further sessions

@@ -1,4 +1,4 @@
-"""What a codec promises: its own quality words, or those measured with other weights that it has adopted."""
+"""The promises of a codec: its own, or those measured with other weights that it has adopted."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What every codec offers."""
+"""The interface of every codec."""
 
 from __future__ import annotations
 

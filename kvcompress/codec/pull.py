@@ -1,4 +1,4 @@
-"""Bring a codec from where it lies to where it is wanted: whole or not at all, and only if it is what it says."""
+"""Copy or download a codec as a whole, after checking its digests."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A quality word to a file: the way that was verified to keep it, or a finer one for sessions out of distribution."""
+"""Encode at a quality word: with the verified setting, or with a finer one for sessions out of distribution."""
 
 from __future__ import annotations
 

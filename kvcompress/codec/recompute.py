@@ -1,4 +1,4 @@
-"""Layers that a file leaves out because the model recomputes them from the token ids when the session is restored.
+"""Layers that a file leaves out, because the model recomputes them from the token ids on restore.
 
 A codec with `recompute_layers` m > 0 codes layers m + 1 and up. Layers 0 to m are *known*: at encode from the snapshot,
 at decode from the model, whose first m layers run over the tokens. They predict the coded layers and decide no bit, so

@@ -1,4 +1,4 @@
-"""Open any file that holds a session: `.kvz` through its codec, or a raw snapshot."""
+"""Open any file that holds a session: a `.kvz` file through its codec, or a raw snapshot."""
 
 from __future__ import annotations
 
@@ -16,8 +16,11 @@ from kvcompress.errors import FormatError, about
 from kvcompress.format.container import MAGIC, Encoded, load
 from kvcompress.format.limits import memory_limit
 from kvcompress.format.raw_snapshot import load_raw
-from kvcompress.hf.partial_prefill import Recompute
-from kvcompress.snapshot import KVSnapshot
+from kvcompress.format.session import read_session
+from kvcompress.hf.fingerprint import config_json, fingerprint
+from kvcompress.hf.origin_check import require_same_config
+from kvcompress.hf.partial_prefill import Recompute, Recomputing
+from kvcompress.snapshot import KVSnapshot, Origin
 
 WITHOUT_WEIGHTS: tuple[type[Int8Codec] | type[LosslessCodec], ...] = (Int8Codec, LosslessCodec)
 
@@ -34,6 +37,7 @@ def codec_of(encoded: Encoded, codec: str | Path | None = None, recompute: Recom
         return WithExact(codec_of(without_exact(encoded), codec, recompute))
     for weightless in WITHOUT_WEIGHTS:
         if encoded.codec == weightless.kind:
+            _require_true(read_session(encoded)[1], recompute)
             return weightless()
     if encoded.codec != TinyVAECodec.kind:
         raise FormatError(f"the file was made by the unknown codec {encoded.codec!r}", "Upgrade kvcompress")
@@ -70,9 +74,20 @@ def load_snapshot(
     """
     with memory_limit(max_memory), about(path):
         if is_raw(path):
-            return load_raw(path)
+            snapshot = load_raw(path)
+            _require_true(snapshot.origin, recompute)
+            return snapshot
         encoded = load(path)
         return codec_of(encoded, codec, recompute).decode(encoded)
+
+
+def _require_true(origin: Origin, recompute: Recompute | None) -> None:
+    """Raise `MismatchError` that names the field in which a file's configuration is not that of the model at hand.
+
+    Without a model nothing is compared here: what is restored from a decoded file is compared then.
+    """
+    if isinstance(recompute, Recomputing) and fingerprint(recompute.model).config == origin.fingerprint.config:
+        require_same_config(config_json(recompute.model), origin)
 
 
 def is_raw(path: Path) -> bool:

@@ -1,4 +1,4 @@
-"""What no latent reaches: a second layer of a group's file, for bounds below the codec's floor.
+"""The residual of the latents: an enhancement layer for bounds that latents alone do not meet.
 
 A group has fewer latents than channels, and what the synthesis cannot span stays in the decoded cache as error,
 however fine the latents are. Where a file is to come nearer, it also holds the residual

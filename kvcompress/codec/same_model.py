@@ -1,4 +1,4 @@
-"""What a file says about its model, against what its codec knows of it: field by field.
+"""Compare what a file states about its model with what its codec states, field by field.
 
 Digests in a file are text like any other, so equal digests do not make equal models. A codec knows the configuration of
 its own model, and keys are turned by the configuration in the file: where the two differ, the file would decode to

@@ -1,4 +1,4 @@
-"""How much the model cares about each token, in a codec's latents."""
+"""The influence of each token on the model's output, in units of a codec's latents."""
 
 from __future__ import annotations
 

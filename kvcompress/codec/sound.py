@@ -1,4 +1,4 @@
-"""A codec's directory, checked before a codec of that geometry is built: its numbers come from a file like all others.
+"""Validate a codec's directory before a codec with its geometry is built.
 
 A geometry of a few bytes can ask for tensors of any size. So the codec is first built without memory, on torch's meta
 device, and every tensor it would have is looked for in the weights' own header; what is read then is no more than the

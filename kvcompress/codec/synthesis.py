@@ -1,4 +1,4 @@
-"""Symbols back to a snapshot: the one path of decoding a file and of reconstructing without one."""
+"""Symbols to a snapshot: the single path for decoding a file and for reconstructing without one."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A conversation laid out by its tokenizer's chat template: the tokens that `apply_chat_template` gives.
+"""Lay out a conversation by its tokenizer's chat template: the same tokens as `apply_chat_template`.
 
 Text that spells a special token stays text (`kvcompress.hf.special_tokens`), unless asked otherwise. In an assistant's
 turns that holds for the tokens that divide turns; others, such as `<think>`, are the model's own words and stay tokens.

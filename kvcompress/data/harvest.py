@@ -1,4 +1,4 @@
-"""Harvest the caches of recorded sessions: the one time that a fit runs the model over all of them.
+"""Harvest the caches of recorded sessions: the only pass of a fit that runs the model over all of them.
 
 Each file is written whole or not at all and the index last, so a harvest that was killed goes on where it stopped. One
 that replaces another (`force`) is made in a hidden folder beside it and takes its place when it is whole.
@@ -322,6 +322,6 @@ def _first_ids(sessions: Sequence[Tensor], vocab_size: int) -> Tensor:
     openings = [int(ids[0]) for ids in sessions]
     counts = Counter(token for ids in sessions for token in ids.tolist())
     frequent = [token for token, _ in counts.most_common(FIRST_TOKENS // 2)]
-    spread = torch.linspace(0, vocab_size - 1, min(FIRST_TOKENS, vocab_size)).long().tolist()
+    spread = torch.linspace(0, vocab_size - 1, min(FIRST_TOKENS, vocab_size), dtype=torch.float32).long().tolist()
     chosen = list(dict.fromkeys([*openings, *frequent, *spread]))[:FIRST_TOKENS]
     return torch.tensor(sorted(chosen))

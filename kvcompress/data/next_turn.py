@@ -1,4 +1,4 @@
-"""The user's next turn after a stored session: the tokens that the chat template gives for the whole conversation.
+"""The tokens of the user's next turn after a stored session, as the chat template gives them.
 
 ```
 stored     A B C D E            template of the whole     A B C x y z

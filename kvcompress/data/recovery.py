@@ -1,4 +1,4 @@
-"""A conversation read back from its tokens, by what its chat template writes around messages.
+"""Recover a conversation from its tokens, by what its chat template writes around messages.
 
 Short conversations of marks are laid out, and what stands before, between and behind the marks divides the text of the
 tokens into messages. What comes out is laid out again and must give the tokens that went in; only the last message may

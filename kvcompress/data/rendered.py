@@ -1,4 +1,4 @@
-"""Does a chat template show what a conversation says? Nothing may be dropped, or spelled out as Python does, unsaid.
+"""Check that a chat template shows everything that a conversation says.
 
 Templates ignore what they do not know: calls of tools, a name, a role. So the conversation is laid out again with
 something changed, and the text must change with it.

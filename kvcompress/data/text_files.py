@@ -1,4 +1,4 @@
-"""Text files as people save them: a byte order mark is no part of the text, and one of UTF-16 is told from garbage."""
+"""Read text files with or without a byte order mark, and refuse those that are no text."""
 
 from __future__ import annotations
 

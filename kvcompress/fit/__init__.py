@@ -1,4 +1,4 @@
-"""How a codec is made from sessions and what it can promise: closed form, calibration, checkpoints.
+"""Fit a codec to sessions and verify its quality: closed form, calibration, checkpoints.
 
 The package is called as well: `kv.fit(model, tokenizer, sessions, output)`, see `kvcompress.fit.from_sessions.fit`.
 """

@@ -1,4 +1,4 @@
-"""Try a codec on other weights of its model: refused by default, and measured before it promises anything.
+"""Use a codec with other weights of its model: refused by default, and measured before it promises anything.
 
 ```
 codec ──► adopt: same architecture, same vocabulary? ──► no quality words, only --max-kl

@@ -1,4 +1,4 @@
-"""How large the parts of a codec are, and which sizes fit a budget: ranks, columns of the token table, hidden units."""
+"""Sizes of a codec's parts within a budget: ranks, columns of the token table, hidden units."""
 
 from __future__ import annotations
 

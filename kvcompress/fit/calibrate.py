@@ -1,4 +1,4 @@
-"""Find how each quality word is stored: the coarsest setting measured to keep it, on sessions that fitted nothing.
+"""Choose the setting of each quality word: the coarsest that keeps it on held-out sessions.
 
 Settings go from coarse to fine along two paths, latents by QP and then latents with a residual by QP, and end with
 the lossless codec, which holds by construction. `kvcompress.fit.search` measures the candidates of a path on all

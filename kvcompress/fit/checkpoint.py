@@ -1,4 +1,4 @@
-"""A codec's directory: verify what it promises, write weights, configuration and card."""
+"""The directory of a codec: verify its quality, write weights, configuration and card."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The closed form of one group of layers: what predicts it, and the transform of what that leaves."""
+"""The closed-form fit of one group of layers: its prediction, and the transform of the residual."""
 
 from __future__ import annotations
 
@@ -328,7 +328,7 @@ def _add_leading(solved: Solved, reader: _Reader) -> None:
         below = reader.below(number, places, len(token_ids))
         hidden = hidden if below is None else solved.prior.with_below(hidden, below)
         latents = (channels - solved.prior.expected(hidden)) @ analysis
-        decoded = quantize(latents, step, torch.zeros(1, 1)).float() * step
+        decoded = quantize(latents, step, torch.zeros(1, 1, dtype=torch.float32)).float() * step
         if reader.sink and len(places) and int(places[0]) == 0:
             decoded[0] = 0.0
         solved.leading.append(decoded.clamp(-6e4, 6e4).half())

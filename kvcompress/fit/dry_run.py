@@ -1,4 +1,4 @@
-"""What a fit will take: memory, disk and time of each pass, from a model's configuration and the length of sessions.
+"""Estimate memory, disk space and time of each pass, from a model's configuration and the session lengths.
 
 Time is operations over the speed of this machine, measured by one matrix product; memory is that of the largest
 tensors of a pass. Nothing is loaded but the configuration, so it works for models far too large for the machine.
@@ -55,7 +55,7 @@ class PassCost:
 
 def machine_speed() -> float:
     """Return operations a second of a float32 matrix product on this machine."""
-    matrix = torch.randn(MEASURED_SIZE, MEASURED_SIZE)
+    matrix = torch.randn(MEASURED_SIZE, MEASURED_SIZE, dtype=torch.float32)
     matrix @ matrix
     start = time.perf_counter()
     matrix @ matrix

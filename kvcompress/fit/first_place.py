@@ -1,4 +1,4 @@
-"""Place 0, which sees no other token: whether a model makes an attention sink of it, and what is fitted to it then.
+"""Position 0, which attends to no other token: detect whether it is an attention sink, and fit for it.
 
 Its cache is a function of the token alone, so it can cost next to nothing, and much of the attention goes there, so an
 error in it costs more than elsewhere (Xiao et al., arXiv 2309.17453; Sun et al., 2402.17762). Whether it is so is
@@ -68,5 +68,5 @@ def fit_first_place(vae: TinyVAE, relative_importance: Sequence[float], exponent
     if not relative_importance:
         return
     worth = max(1e-6, sum(relative_importance) / len(relative_importance))
-    levels = LEVELS_PER_OCTAVE * 0.5 * exponent * float(torch.tensor(worth).log2())
+    levels = LEVELS_PER_OCTAVE * 0.5 * exponent * float(torch.tensor(worth, dtype=torch.float32).log2())
     vae.first_place[0] = round(min(max(levels, 0.0), LARGEST_OFFSET))

@@ -149,15 +149,15 @@ class Fitter:
 
     def _gather_sensitivity(self) -> dict[str, Tensor]:
         chosen = self.shards.with_gradients
-        shares = torch.zeros(PLACES)
+        shares = torch.zeros(PLACES, dtype=torch.float32)
         for number in chosen:
-            energy = torch.zeros(self.shards.rows[number].tokens)
+            energy = torch.zeros(self.shards.rows[number].tokens, dtype=torch.float32)
             for group in self.groups:
                 rows = self.shards.gradients(number, group.layers)
                 energy[len(energy) - len(rows) :] += rows.square().sum(1)
             shares[: len(energy)] += energy[:PLACES] / energy.sum().clamp(min=1e-30) / len(chosen)
         sink = is_sink(shares, sum(self.shards.rows[number].tokens for number in chosen) / max(1, len(chosen)))
-        found = {"sink": torch.tensor(sink), "place_shares": shares}
+        found = {"sink": torch.tensor(sink, dtype=torch.float32), "place_shares": shares}
         fishers = [Gram.empty(group.width(self.shapes)) for group in self.groups]
         coherence = [Coherence.empty(group.blocks(self.shapes)) for group in self.groups]
         for done, number in enumerate(chosen, 1):

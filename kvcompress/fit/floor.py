@@ -1,4 +1,4 @@
-"""What a codec's latents cannot reach: the KL that stays when they are not quantised at all."""
+"""The error floor of a codec: the KL that remains when its latents are not quantised."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Fit a codec to a model in memory: `kv.fit`, the same as `kvcompress fit` does from files."""
+"""Fit a codec to a model in memory: `kv.fit`, the same as `kvcompress fit` from files."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a calibration has measured, kept in a file so that one that was killed goes on."""
+"""Measurements of a calibration, stored in a file so that an interrupted one can continue."""
 
 from __future__ import annotations
 

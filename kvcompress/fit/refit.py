@@ -1,4 +1,4 @@
-"""What follows from prior and transform: steps by token, prediction, levels and tables, the last pass of a fit."""
+"""The last pass of a fit, after prior and transform: token offsets, prediction, levels and tables."""
 
 from __future__ import annotations
 

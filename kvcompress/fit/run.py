@@ -1,4 +1,4 @@
-"""Make a codec checkpoint: harvest sessions or take shards, fit, verify what can be promised, save.
+"""Make a codec checkpoint: harvest sessions or read shards, fit, verify, save.
 
 Everything that takes long lies in a working directory beside the output, `<output>.fit`, until the codec is there: a
 run that was killed goes on where it stopped.

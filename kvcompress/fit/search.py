@@ -1,4 +1,4 @@
-"""Search the QPs of a path for the coarsest that holds on all sessions; sessions are visited in the outer loop.
+"""Search for the coarsest QP that holds on all sessions; the outer loop runs over sessions.
 
 A few sessions, the scouts, run a ladder of QPs and then the QPs where their stress seems to cross 1. From there on
 only measurements of all sessions count: a QP that does not hold is followed by a finer one, one that holds with room

@@ -1,4 +1,4 @@
-"""The token table of a codec's prior: from the means of token ids, or from the model's own embeddings.
+"""The token table of a codec's prior: from means per token id, or from the model's own embeddings.
 
 Means need many occurrences of each id; where the vocabulary is large beside the sessions, most ids are never seen, and
 what the model itself makes of each id, its embedding, tells more. Statistics stay small: means in a sketch of the
@@ -67,13 +67,13 @@ def mean_table(
         parts = []
         for group, scale in zip(groups, scales, strict=True):
             ids, places, rows = shards.channels(number, group.layers, rope)
-            whole = torch.zeros(len(ids), rows.shape[1]).index_copy_(0, places, rows * scale)
+            whole = torch.zeros(len(ids), rows.shape[1], dtype=torch.float32).index_copy_(0, places, rows * scale)
             parts.append(whole)
         rows = torch.cat(parts, 1)
         rows = rows if sketch is None else rows @ sketch
         means.add(ids[int(sink) :], rows[int(sink) :])
         progress("token means", number + 1, len(shards))
-    return means.table(len(shards.embeddings()), columns, torch.ones(means.sums.shape[1]))
+    return means.table(len(shards.embeddings()), columns, torch.ones(means.sums.shape[1], dtype=torch.float32))
 
 
 def _sketch(channels: int) -> Tensor | None:
@@ -81,7 +81,7 @@ def _sketch(channels: int) -> Tensor | None:
     if channels <= SKETCH_CHANNELS:
         return None
     width = SKETCH_CHANNELS // 2
-    drawn: Tensor = torch.randn(channels, width, generator=torch.Generator().manual_seed(0))
+    drawn: Tensor = torch.randn(channels, width, generator=torch.Generator().manual_seed(0), dtype=torch.float32)
     found: Tensor = drawn / width**0.5
     return found
 
@@ -102,7 +102,12 @@ def embedding_table(
     embeddings = shards.embeddings()
     chosen = range(min(len(shards), REGRESSION_SESSIONS))
     size = embeddings.shape[1]
-    gram, total, mean, told = torch.zeros(size, size), 0, torch.zeros(size), torch.zeros(size, size)
+    gram, total, mean, told = (
+        torch.zeros(size, size, dtype=torch.float32),
+        0,
+        torch.zeros(size, dtype=torch.float32),
+        torch.zeros(size, size, dtype=torch.float32),
+    )
     scale = float(embeddings[:ROWS_AT_ONCE].float().std().clamp(min=1e-12))
     for number in chosen:
         rows = embeddings[shards.token_ids(number)[int(sink) :]].float() / scale
@@ -133,7 +138,7 @@ def _told(
     root: Tensor,
 ) -> Tensor:
     """Return [E, E] float64: how much each whitened direction of the embeddings tells of a group's channels."""
-    cross, tokens = torch.zeros(embeddings.shape[1], len(weight)), 0
+    cross, tokens = torch.zeros(embeddings.shape[1], len(weight), dtype=torch.float32), 0
     for number in chosen:
         ids, places, channels = shards.channels(number, group.layers, rope)
         keep = places >= int(sink)

@@ -1,4 +1,4 @@
-"""Sessions cut in two, to see what the model loses that goes on from a stored cache: losses of sessions at settings.
+"""Losses of sessions at settings: cut each session in two, store the first part, resume over the second.
 
 A trial is a cache and what really followed. The model is resumed over the latter from the exact cache and from what a
 setting makes of it, and the two predictions are compared. Memory holds one session at a time: caches come from disk,

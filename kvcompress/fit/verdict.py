@@ -1,4 +1,4 @@
-"""Whether a quality holds: the conditions of a tier over the losses of all sessions, and the promise that follows."""
+"""Decide whether a quality holds: a tier's conditions on the losses of all sessions, and the resulting promise."""
 
 from __future__ import annotations
 

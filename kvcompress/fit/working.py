@@ -1,4 +1,4 @@
-"""What the passes of a fit have found so far, on disk: a fit that was killed goes on with the next pass."""
+"""Intermediate results of a fit on disk, so that an interrupted fit continues with the next pass."""
 
 from __future__ import annotations
 

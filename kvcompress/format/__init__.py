@@ -1,1 +1,1 @@
-"""What bytes mean: the container, its sections, entropy coding and files on disk. Knows no codec and no model."""
+"""The file format: container, sections, entropy coding and files on disk. Independent of codecs and models."""

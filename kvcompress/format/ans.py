@@ -1,4 +1,4 @@
-"""Integer symbols and integer tables to bytes and back, by asymmetric numeral systems (constriction).
+"""Entropy coding of integer symbols with integer tables, by asymmetric numeral systems (constriction).
 
 The stream holds the coder's 32-bit little-endian words, then the escaped symbols as int32, then
 their number as uint32. Symbols are coded table by table, so that one call of the library serves

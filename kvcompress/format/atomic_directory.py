@@ -1,4 +1,4 @@
-"""Directories appear whole or not at all, and are replaced whole: killed at any moment, the old or the new is there.
+"""Directories that are written and replaced atomically.
 
 ```
 .kvcompress-<digest>/new       being made (`unfinished` where the next run may go on with it)

@@ -1,4 +1,4 @@
-"""The `.kvz` file: a header that says what is inside, and sections of bytes, all of it under checksums.
+"""The `.kvz` file: a header that describes its content, and sections of bytes, all under checksums.
 
 ```
 magic 8 | version u32 | header length u32 | header | SHA-256 of all before, 32 bytes | section 1 | section 2 | ...

@@ -1,4 +1,4 @@
-"""The header of version 2 as bytes: its JSON under deflate with a preset dictionary, and the hashes taken out of it.
+"""The header of version 2 as bytes: JSON, deflated with a preset dictionary, with the hashes taken out.
 
 Hashes are most of a header; nothing compresses them, but bytes are half of hexadecimal digits. What else a header says
 is nearly the same in every file. A TinyVAE file of 1,024 tokens has a header of 222 bytes instead of 647.

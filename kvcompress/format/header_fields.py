@@ -1,4 +1,4 @@
-"""The header of a `.kvz` file: its fields, each checked before anything is believed."""
+"""The header of a `.kvz` file: its fields, each validated before use."""
 
 from __future__ import annotations
 

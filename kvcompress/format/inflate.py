@@ -1,4 +1,4 @@
-"""Deflate streams, their content bounded before it is there.
+"""Deflate streams with a limit on their content.
 
 Nothing but the standard library is imported here.
 """

@@ -1,4 +1,4 @@
-"""The fields of a JSON object, each checked as it is taken: what comes from a file is of its type or is refused.
+"""The fields of a JSON object, each validated when it is read.
 
 Nothing but the standard library is imported here.
 """

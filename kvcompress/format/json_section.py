@@ -1,4 +1,4 @@
-"""JSON under zlib, bounded before anything is built from it, and the section "origin", which is such a thing.
+"""JSON under zlib with a size limit, and the section "origin".
 
 Nothing but the standard library is imported here.
 """

@@ -1,5 +1,4 @@
-"""How much memory a file may ask for: what a reader needs is worked out from what the file declares, and compared with
-the user's limit, before any of it is taken.
+"""The limit on memory that a file may need, checked before memory is allocated.
 
 ```python
 with memory_limit("512MB"):

@@ -1,4 +1,4 @@
-"""What a file says about its model, checked before anybody builds a model's parts from it.
+"""What a file states about its model, validated before use.
 
 The configuration classes of model families believe their numbers: one entry for each of a billion layers, a table of as
 many angles as a head has dimensions. So numbers that make lists or tensors are bounded here, wherever in a

@@ -1,4 +1,4 @@
-"""The section "positions": for each layer the positions that it holds, canonical JSON under zlib.
+"""The section "positions": the positions that each layer holds, canonical JSON under zlib.
 
 A section of a few kilobytes can declare millions of positions. So reading has two steps: every number is checked and
 counted, then, if the whole is still wanted, the lists are built, 8 bytes a position.

@@ -1,4 +1,4 @@
-"""The raw snapshot file: a cache as the model holds it, in a safetensors file that any program can write and read."""
+"""The raw snapshot file: an uncompressed cache in a safetensors file that any program can read and write."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The one way to take a section of bytes apart: from the front, and never more than there is.
+"""A bounded reader that takes a section of bytes apart from the front.
 
 A count that a section states is compared with the bytes that are left before anything is made of it. So no reader on
 top of this one allocates by a number that it has only read.

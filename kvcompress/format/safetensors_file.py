@@ -1,4 +1,4 @@
-"""Safetensors files of ours: opened with one-line errors, told apart by `format` and `version` in their metadata."""
+"""Safetensors files of this package, identified by `format` and `version` in their metadata."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The sections that every codec needs: which tokens, from which model, at which positions.
+"""The sections that every codec writes: token ids, origin of the cache, positions.
 
 ```
 "tokens"     token ids, compressed: see `kvcompress/format/token_ids.py`

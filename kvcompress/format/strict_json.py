@@ -1,4 +1,4 @@
-"""JSON from files that anybody may have written: strict, and bounded before anything is built from it.
+"""Strict, bounded JSON from untrusted files.
 
 Refused are what two readers could take for different things (a key twice, NaN, numbers beyond float64, halves of
 surrogate pairs) and what costs far more than its bytes (values by the million, nesting beyond any use). Whoever gets a

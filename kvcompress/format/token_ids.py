@@ -1,4 +1,4 @@
-"""The section "tokens": token ids as bytes, by whichever of two general compressors makes less of them.
+"""The section "tokens": token ids as bytes, by the better of two general compressors.
 
 ```
 byte 0    w, 1 to 8: then a zstd frame; 16 + w: then a raw LZMA stream. No ids: the byte alone

@@ -1,4 +1,4 @@
-"""Hidden folders beside an output, and the locks that tell those of running processes from what a killed one left.
+"""Hidden folders beside an output, and locks that separate running processes from killed ones.
 
 ```
 .kvcompress-<digest of the output's name>-<random>/   of a file: as many as there are processes that write it

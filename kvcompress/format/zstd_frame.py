@@ -1,4 +1,4 @@
-"""Single zstd frames, their content bounded before anything is allocated for it."""
+"""Single zstd frames with a limit on their content, checked before memory is allocated."""
 
 from __future__ import annotations
 

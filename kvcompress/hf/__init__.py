@@ -1,4 +1,4 @@
-"""The bridge to transformers, and the only room that imports it: models and caches on one side, snapshots on the other.
+"""The bridge to transformers, and the only package that imports it: models and caches to snapshots and back.
 
 `capture`, `restore` and `fingerprint` are functions here although files of these names exist: all are bound when the
 room is entered, so the submodules can never shadow them.

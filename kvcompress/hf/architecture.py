@@ -1,4 +1,4 @@
-"""Whether two models differ in nothing but their weights: only then can a codec of one be tried on the other.
+"""Check that two models differ only in their weights, so that a codec of one can be tried on the other.
 
 Configurations are compared by what they mean, not by digest: the same model converted by another tool writes 100000.0
 for 100000, rounds an epsilon to float32, and leaves out or adds keys that its class does not know.

@@ -1,4 +1,4 @@
-"""Observer: run a model while looking at its queries and attention probabilities, layer by layer.
+"""Observer: run a model and read its queries and attention probabilities, layer by layer.
 
 The observer is a second handle of the model: the same weights, with an attention that computes its probabilities in the
 open (the family's own eager form) and shows them before they are forgotten. The model itself stays as it was.

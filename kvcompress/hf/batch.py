@@ -1,4 +1,4 @@
-"""Several sessions side by side: caches of different lengths in one batch, each at its own positions.
+"""Several sessions in one batch: caches of different lengths, each at its own positions.
 
 ```
 session A   . . a a a a a a │ p p │ n n n        . padding, hidden by the mask
@@ -11,6 +11,7 @@ cache ends.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -23,6 +24,7 @@ from kvcompress.hf.families import new_cache
 from kvcompress.hf.forward import run
 from kvcompress.hf.generation import require_room
 from kvcompress.hf.restore import restore
+from kvcompress.hf.rope_length import has_steady_rope
 from kvcompress.hf.types import Cache, CausalLM
 from kvcompress.snapshot import KVSnapshot
 
@@ -47,10 +49,14 @@ def restore_batch(snapshots: Sequence[KVSnapshot], model: CausalLM) -> Batch:
 
     Raises:
         MismatchError: A snapshot comes from another model.
-        InputError: There is none, a layer has a sliding window, or a session's layers hold different numbers of tokens.
+        InputError: There is none, a layer has a sliding window, a session's layers hold different numbers of tokens, or
+            the model's RoPE depends on the length of the session.
     """
     if not snapshots:
         raise InputError("an empty batch cannot be restored", "Give at least one session")
+    if len(snapshots) > 1 and not has_steady_rope(model, sys.maxsize):
+        what = f"the RoPE of model type {model.config.model_type!r} depends on the length of the session"
+        raise InputError(what, "Resume such sessions one by one")
     lengths = []
     for number, snapshot in enumerate(snapshots):
         if "sliding_attention" in snapshot.origin.layer_kinds:

@@ -1,4 +1,4 @@
-"""capture: run a model over a session, or take over a cache that covers it, and keep the state as a snapshot."""
+"""capture: run a model over a session, or take a cache that covers it, and return a snapshot."""
 
 from __future__ import annotations
 
@@ -11,8 +11,10 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from kvcompress.errors import InputError
+from kvcompress.hf.cache_check import require_own_tokens
 from kvcompress.hf.families import (
     SUPPORTED,
+    configured_context,
     context_tokens,
     layer_kinds,
     new_cache,
@@ -22,6 +24,8 @@ from kvcompress.hf.families import (
 from kvcompress.hf.fingerprint import config_json, fingerprint
 from kvcompress.hf.forward import run
 from kvcompress.hf.rope import rope_from_config
+from kvcompress.hf.rope_length import has_steady_rope
+from kvcompress.hf.session_cache import SessionCache
 from kvcompress.hf.types import Cache, CausalLM, Tokenizer
 from kvcompress.snapshot import CACHE_DTYPES, KVSnapshot, LayerKV, Origin
 
@@ -42,7 +46,9 @@ def capture(
         model: A model in evaluation mode.
         token_ids: [N] int64, or a list; may be empty.
         tokenizer: Enters the fingerprint if given.
-        cache: A cache that already covers exactly these tokens; without it the model is run. It is read, never changed.
+        cache: A cache that already covers exactly these tokens; without it the model is run. It is read, never changed,
+            and found out to be the model's of these tokens, see `kvcompress.hf.cache_check`. One that was restored from
+            a pruned snapshot keeps the positions that it has.
         chunk_tokens: Run the model in steps of this many tokens to save memory.
 
     Returns:
@@ -56,10 +62,13 @@ def capture(
     if model.training:
         raise InputError("the model is in training mode", "Call model.eval() first")
     if cache is not None and ids.numel():
-        _check_cache(cache, layout, ids.numel())
+        positions = _checked_positions(cache, layout, ids.numel())
+        require_own_tokens(model, cache, ids, positions, layer_kinds(layout))
     else:
         cache = _prefill(model, ids if ids.numel() else torch.zeros(1, dtype=torch.int64), layout, chunk_tokens)
-    layers = tuple(_export(index, layer, layout.layers[index], ids.numel()) for index, layer in enumerate(cache.layers))
+        positions = [_expected(slot, ids.numel()) for slot in layout.layers]
+    pairs = zip(cache.layers, positions, strict=True)
+    layers = tuple(_export(index, layer, places) for index, (layer, places) in enumerate(pairs))
     config = config_json(model)
     origin = Origin(
         fingerprint=fingerprint(model, tokenizer),
@@ -90,10 +99,12 @@ def check_ids(model: CausalLM, token_ids: Tensor | Sequence[int]) -> Tensor:
         what = f"token_ids must be one sequence, not of shape {tuple(ids.shape)}"
         raise InputError(what, "Record one session at a time")
     ids = ids.to("cpu", torch.int64, copy=True)
-    vocabulary, context = vocabulary_tokens(model), context_tokens(model)
+    vocabulary, context = vocabulary_tokens(model), configured_context(model)
     if ids.numel() and not 0 <= int(ids.min()) <= int(ids.max()) < vocabulary:
         wrong = int(ids[(ids < 0) | (ids >= vocabulary)][0])
         raise InputError(f"token {wrong} is outside the vocabulary of {vocabulary}", "Use the tokenizer of this model")
+    if context is not None and ids.numel() > context // 2:  # only then it matters where the model begins to count
+        context = context_tokens(model)
     if context is not None and ids.numel() > context:
         raise InputError(
             f"the session has {ids.numel()} tokens but the model's context ends at {context}", "Shorten the session"
@@ -101,52 +112,71 @@ def check_ids(model: CausalLM, token_ids: Tensor | Sequence[int]) -> Tensor:
     return ids
 
 
-def _check_cache(cache: Cache, layout: DynamicCache, tokens: int) -> None:
-    """Raise `InputError` unless the cache is one sequence of `tokens` tokens in a layout that fits the model's."""
+def _checked_positions(cache: Cache, layout: DynamicCache, tokens: int) -> list[Tensor]:
+    """Return for each layer the positions [T] of its last T entries.
+
+    Raises:
+        InputError: The cache is not one sequence of `tokens` tokens in a layout that fits the model's.
+    """
     kinds, expected = layer_kinds(cache), layer_kinds(layout)
     if len(kinds) != len(expected):
         raise InputError(f"the cache has {len(kinds)} layers, the model {len(expected)}", "Use the cache of this model")
+    found = []
     for index, (layer, kind, wanted) in enumerate(zip(cache.layers, kinds, expected, strict=True)):
         if kind != wanted and kind == "sliding_attention":
             what = f"layer {index} of the cache has a sliding window, the model's has none"
             raise InputError(what, "Use the cache of this model")
-        covered = layer.get_seq_length()
-        if covered != tokens:
+        if layer.keys is not None and layer.keys.ndim == 4 and layer.keys.shape[0] != 1:
+            remedy = "Take one row of it: cache.batch_select_indices(torch.tensor([row])); a padded row is run again"
+            raise InputError(f"the cache holds a batch of {layer.keys.shape[0]}", remedy)
+        covered, places = layer.get_seq_length(), None
+        if covered == tokens:
+            places = _expected(layout.layers[index], tokens)
+        if isinstance(cache, SessionCache) and wanted == "full_attention":
+            places = cache.positions_of(index, covered, tokens)
+        if places is None:
             remedy = "Pass the tokens that the cache has seen; generate leaves its last token out"
             raise InputError(f"the cache covers {covered} tokens but {tokens} were given", remedy)
-        if layer.keys.ndim == 4 and layer.keys.shape[0] != 1:
-            raise InputError(f"the cache holds a batch of {layer.keys.shape[0]}", "Record one session at a time")
+        found.append(places)
+    return found
+
+
+def _expected(planned: Any, tokens: int) -> Tensor:
+    """Return the positions that a layer of the model's own layout keeps of a session."""
+    window = getattr(planned, "sliding_window", 0)
+    kept = min(tokens, window - 1) if window > 1 else tokens
+    return torch.arange(tokens - kept, tokens)
 
 
 def _prefill(model: CausalLM, ids: Tensor, cache: DynamicCache, chunk_tokens: int | None) -> DynamicCache:
     """Run the model over `ids` [N] and return the filled cache."""
     if chunk_tokens is not None and chunk_tokens < 1:
         raise InputError(f"chunk_tokens must be positive, not {chunk_tokens}")
+    if chunk_tokens is not None and chunk_tokens < ids.numel() and not has_steady_rope(model, ids.numel()):
+        what = f"the RoPE of model type {model.config.model_type!r} depends on the length of what is run at once"
+        raise InputError(what, "Leave chunk_tokens out")
     with torch.inference_mode():
         for chunk in torch.split(ids, chunk_tokens or ids.numel()):
             run(model, chunk[None], cache, last_only=True)
     return cache
 
 
-def _export(index: int, layer: Any, planned: Any, tokens: int) -> LayerKV:
+def _export(index: int, layer: Any, positions: Tensor) -> LayerKV:
     """Copy one layer out of a cache.
 
     Args:
         index: Index of the layer, for messages.
         layer: Filled cache layer.
-        planned: The same layer in the model's own layout; says how many tokens a window keeps.
-        tokens: Length of the session; a layer filled with more (a stand-in for an empty session) is cut.
+        positions: [T] int64, of its last T entries; none of a stand-in for an empty session.
     """
     keys, values = getattr(layer, "keys", None), getattr(layer, "values", None)
     if keys is None or values is None or keys.ndim != 4 or values.ndim != 4:
         raise InputError(f"layer {index} holds no keys and values of shape [1, heads, tokens, size]", SUPPORTED)
-    kept = tokens
-    if tokens and getattr(planned, "sliding_window", 0) > 1:
-        kept = min(tokens, planned.sliding_window - 1)
+    kept = len(positions)
     if keys.shape[2] < kept or values.shape[2] != keys.shape[2]:
         raise InputError(f"layer {index} holds {keys.shape[2]} tokens where {kept} are needed", "Use an unpruned cache")
     start = keys.shape[2] - kept
-    return LayerKV(_own(keys[0, :, start:]), _own(values[0, :, start:]), torch.arange(tokens - kept, tokens))
+    return LayerKV(_own(keys[0, :, start:]), _own(values[0, :, start:]), positions)
 
 
 def _own(tensor: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Snapshots as matrices: pre-RoPE keys and values of a group of layers side by side, a row per token."""
+"""Snapshots as matrices: pre-RoPE keys and values of a group of layers, one row per token."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A conversation that keeps its cache: each turn reads only what is new since the last one."""
+"""A conversation that keeps its cache: each turn runs the model over the new tokens only."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""GGUF files: read once by transformers, dequantised, and kept as an ordinary model directory beside the file.
+"""GGUF files: dequantised once by transformers, and stored as an ordinary model directory beside the file.
 
 ```
 SmolLM2.Q4_1.gguf ──► SmolLM2.Q4_1.gguf.dequantised/   config.json, float32 weights, tokenizer, kvcompress.json

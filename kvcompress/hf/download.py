@@ -1,4 +1,4 @@
-"""Models of the Hugging Face Hub: taken from the local cache, or downloaded into it."""
+"""Models of the Hugging Face Hub: from the local cache, or downloaded into it."""
 
 from __future__ import annotations
 

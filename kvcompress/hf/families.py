@@ -1,4 +1,4 @@
-"""Say which cache layouts are accepted, and find out which layers of a model rotate their keys.
+"""The supported cache layouts, and which layers of a model apply RoPE to their keys.
 
 Accepted is what the cache shows, not a list of names: every layer must be a plain `DynamicLayer` or
 `DynamicSlidingWindowLayer`. Families whose cache looks plain but means something else are refused by configuration.
@@ -6,6 +6,8 @@ Accepted is what the cache shows, not a list of names: every layer must be a pla
 
 from __future__ import annotations
 
+import copy
+import inspect
 import sys
 import threading
 from collections.abc import Iterator, Mapping
@@ -20,9 +22,12 @@ from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from kvcompress.errors import InputError
+from kvcompress.hf.call import call
 from kvcompress.hf.fingerprint import rope_digest, rotates_as_configured
-from kvcompress.hf.forward import run
-from kvcompress.hf.rope import ROTATION_NAME, RopeAdapter, rope_from_config, rotatable_layers
+from kvcompress.hf.positions import position_rule
+from kvcompress.hf.rope import ROTATION_NAME, RopeAdapter, rope_from_config, rotatable_layers, turns_one
+from kvcompress.hf.rope_length import grows
+from kvcompress.hf.session_cache import SessionCache
 from kvcompress.hf.types import Cache, CausalLM
 
 SUPPORTED = "Supported are decoder-only models that cache plain keys and values, with full or sliding-window attention"
@@ -32,10 +37,11 @@ PROBE_TOLERANCE = {torch.float32: 1e-5, torch.float16: 5e-3, torch.bfloat16: 3e-
 UNNAMED_CONTEXT_TOKENS = 4096
 
 _PROBED: WeakKeyDictionary[Any, tuple[str, tuple[bool, ...]]] = WeakKeyDictionary()
+_SHAPES: WeakKeyDictionary[Any, tuple[tuple[int, int, int], ...]] = WeakKeyDictionary()
 _SPYING = threading.Lock()
 
 
-def new_cache(model: CausalLM) -> DynamicCache:
+def new_cache(model: CausalLM) -> SessionCache:
     """Return an empty cache of the model's own layout.
 
     Raises:
@@ -43,13 +49,23 @@ def new_cache(model: CausalLM) -> DynamicCache:
     """
     _refuse_family(model)
     try:
-        cache = DynamicCache(config=model.config)
+        cache = SessionCache(config=_decoder_config(model))
     except Exception as error:  # configurations without attention lack what the cache reads, each in its own way
         raise InputError(f"model type {model.config.model_type!r} has no key-value cache", SUPPORTED) from error
     if not cache.layers:
         raise InputError(f"model type {model.config.model_type!r} has no attention layers", SUPPORTED)
     layer_kinds(cache)
     return cache
+
+
+def _decoder_config(model: CausalLM) -> Any:
+    """Return the configuration whose layers the decoder has: BART and its kin count the encoder's as their own."""
+    config = model.config
+    if getattr(config, "is_encoder_decoder", False) or not hasattr(config, "decoder_layers"):
+        return config
+    config = copy.deepcopy(config)
+    config.is_encoder_decoder = True  # only then transformers looks for the decoder's own numbers
+    return config
 
 
 def layer_kinds(cache: Cache) -> tuple[str, ...]:
@@ -63,16 +79,41 @@ def layer_kinds(cache: Cache) -> tuple[str, ...]:
     return tuple(KIND_OF_LAYER[type(layer)] for layer in layers)
 
 
-def context_tokens(model: CausalLM) -> int | None:
-    """Return the longest session the model was made for, None where its configuration does not say."""
+def configured_context(model: CausalLM) -> int | None:
+    """Return the number of positions that a model's configuration names, None where it names none or sets no end.
+
+    Dynamic RoPE stretches to any length.
+    """
     limit = getattr(model.config.get_text_config(decoder=True), "max_position_embeddings", None)
-    return limit if isinstance(limit, int) and limit > 0 else None
+    return None if not isinstance(limit, int) or limit <= 0 or grows(model) else limit
+
+
+def context_tokens(model: CausalLM) -> int | None:
+    """Return the longest session the model can take, None where its configuration does not say or sets no end.
+
+    Positions that begin behind a padding index leave fewer for tokens.
+    """
+    limit = configured_context(model)
+    return None if limit is None else limit - position_rule(model).offset
 
 
 def vocabulary_tokens(model: CausalLM) -> int:
     """Return the number of token ids that the model can embed."""
     table: Any = model.get_input_embeddings().weight
     return int(table.shape[0])
+
+
+def cache_shapes(model: CausalLM) -> tuple[tuple[int, int, int], ...]:
+    """Return heads, size of keys and size of values of each layer; found out by one token and kept with the model."""
+    known = _SHAPES.get(model)
+    if known is None:
+        cache: Cache = new_cache(model)
+        with torch.no_grad():
+            call(model, torch.zeros(1, 1, dtype=torch.int64), cache, last_only=True)
+        pairs = [(layer.keys, layer.values) for layer in cache.layers]
+        known = tuple((keys.shape[1], keys.shape[3], values.shape[3]) for keys, values in pairs)
+        _SHAPES[model] = known
+    return known
 
 
 def _refuse_family(model: CausalLM) -> None:
@@ -111,13 +152,13 @@ def rotating_layers(model: CausalLM, config: Mapping[str, Any]) -> tuple[bool, .
 
 def _probe(model: CausalLM, adapter: RopeAdapter) -> tuple[bool, ...]:
     """Run a few tokens at the far end of the context, where wrong frequencies show most."""
-    context = context_tokens(model) or UNNAMED_CONTEXT_TOKENS
+    context = configured_context(model) or UNNAMED_CONTEXT_TOKENS
     count = min(PROBE_TOKENS, context)
     positions = torch.arange(context - count, context)
     ids = torch.arange(count) % vocabulary_tokens(model)
     cache: Cache = DynamicCache()  # without a configuration no layer forgets, however small its window
     with _spied(_attention_modules(model)) as calls, torch.inference_mode():
-        run(model, ids[None], cache, position_ids=positions[None])
+        call(model, ids[None], cache, position_ids=positions[None])
     return tuple(
         wanted and _explained(adapter, layer, cache.layers[layer].keys, positions, calls)
         for layer, wanted in enumerate(adapter.rope_layers)
@@ -134,11 +175,11 @@ def _explained(
         layer: Index of the layer.
         cached: [1, H, T, D] keys in the cache.
         positions: [T] int64.
-        calls: Keys before and after each rotation, [1, H, T, R] with R <= D.
+        calls: Keys before and after each rotation, [1, H, T, R] with R <= D; some families turn them as [1, T, H, R].
     """
     for before, after in calls:
         width = after.shape[-1]
-        if after.shape[:3] != cached.shape[:3] or not torch.equal(after, cached[..., :width]):
+        if after.ndim != 4 or after.shape[:3] != cached.shape[:3] or not torch.equal(after, cached[..., :width]):
             continue
         truth = torch.cat([before, cached[..., width:]], dim=-1)[0].float().cpu()
         try:
@@ -162,9 +203,15 @@ def _spied(modules: list[ModuleType]) -> Iterator[list[tuple[Tensor, Tensor]]]:
     calls: list[tuple[Tensor, Tensor]] = []
 
     def spy_on(original: Any) -> Any:
+        names = list(inspect.signature(original).parameters)
+        own = 0 if turns_one(original) else 1  # which argument is the keys
+
         def spy(*args: Any, **kwargs: Any) -> Any:
             rotated = original(*args, **kwargs)
-            calls.append((args[1] if len(args) > 1 else kwargs["k"], rotated[1]))
+            given = args[own] if len(args) > own else kwargs.get(names[own])
+            turned = rotated[own] if isinstance(rotated, tuple) else rotated
+            if isinstance(given, Tensor) and isinstance(turned, Tensor) and given.shape == turned.shape:
+                calls.extend([(given, turned), (given.transpose(1, 2), turned.transpose(1, 2))])
             return rotated
 
         return spy

@@ -1,4 +1,4 @@
-"""Hash everything that gives a cache its meaning: configuration, weights, rotary embedding, tokenizer.
+"""Hash everything that a cache depends on: configuration, weights, rotary embedding, tokenizer.
 
 Two loads of one checkpoint must agree, whatever the data type, the device or the directory; two models that would
 continue a session differently must not.
@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from kvcompress.errors import InputError
 from kvcompress.hf.rope import parse_config, rotary_parts
+from kvcompress.hf.stored_weights import load_stored
 from kvcompress.hf.types import CausalLM, Tokenizer
 from kvcompress.snapshot import ModelFingerprint
 
@@ -32,6 +33,7 @@ SPECIAL_TOKEN_KEYS = frozenset({"pad_token_id", "bos_token_id", "eos_token_id", 
 FREQUENCY_TOLERANCE = 1e-5  # far above one unit in the last place between processors, far below bfloat16 rounding
 
 _WEIGHTS: WeakKeyDictionary[Any, tuple[object, str]] = WeakKeyDictionary()
+_STORED: WeakKeyDictionary[Any, tuple[str, str]] = WeakKeyDictionary()
 _TOKENIZERS: WeakKeyDictionary[Any, tuple[str, str]] = WeakKeyDictionary()
 
 
@@ -46,7 +48,7 @@ def fingerprint(model: CausalLM, tokenizer: Tokenizer | None = None) -> ModelFin
     """
     return ModelFingerprint(
         config=_config_digest(model),
-        weights=_weights_digest(model),
+        weights=weights_digest(model),
         rope=rope_digest(model),
         tokenizer=None if tokenizer is None else tokenizer_digest(tokenizer),
     )
@@ -101,10 +103,20 @@ def _live_rotary(model: CausalLM) -> nn.Module | None:
 
 def _config_digest(model: CausalLM) -> str:
     # Special tokens are set by many scripts after loading; they steer generation, not the meaning of a cache.
-    return _hash_json(_without(config_json(model), SPECIAL_TOKEN_KEYS))
+    return config_digest(config_json(model))
 
 
-def _weights_digest(model: CausalLM) -> str:
+def config_digest(config: Mapping[str, Any]) -> str:
+    """Return the hash of a configuration as `config_json` gives it and origins hold it."""
+    return _hash_json(_without(dict(config), SPECIAL_TOKEN_KEYS))
+
+
+def loaded_weights_digest(model: CausalLM) -> str:
+    """Return the hash of the weights as they are in memory, rounded to the data type that the model was loaded in.
+
+    Raises:
+        InputError: Some weights are not in memory.
+    """
     state: dict[str, Tensor] = model.state_dict(keep_vars=True)
     stamp = _stamp(state)
     known = _WEIGHTS.get(model)
@@ -123,6 +135,20 @@ def _weights_digest(model: CausalLM) -> str:
         digest.update(_canonical_bytes(tensor))
     _WEIGHTS[model] = (stamp, digest.hexdigest())
     return digest.hexdigest()
+
+
+def weights_digest(model: CausalLM) -> str:
+    """Return the hash of a model's weights as its checkpoint stores them, whatever data type it was loaded in.
+
+    A data type that cannot hold them (float16 for bfloat16 weights) rounds them on the way: then the checkpoint is read
+    once more. Without one, or where the weights are no longer its own, what is in memory counts.
+    """
+    loaded = loaded_weights_digest(model)
+    known = _STORED.get(model)
+    if known is None or known[0] != loaded:
+        stored = load_stored(model)
+        known = _STORED[model] = (loaded, loaded if stored is None else loaded_weights_digest(stored))
+    return known[1]
 
 
 def _stamp(state: dict[str, Tensor]) -> object:
@@ -178,7 +204,7 @@ def _frequencies(rotary: nn.Module) -> dict[str, Tensor]:
     }
     if found:
         scalings = {key: value for key, value in vars(rotary).items() if key.endswith("attention_scaling")}
-        found |= {key: torch.tensor([float(value)]) for key, value in scalings.items()}
+        found |= {key: torch.tensor([float(value)], dtype=torch.float32) for key, value in scalings.items()}
     return found
 
 

@@ -1,4 +1,4 @@
-"""Go on from a cache: feed tokens at their original positions, generate, stream the text.
+"""Continue from a cache: feed tokens at their original positions, generate, stream the text.
 
 A cache may hold fewer entries than the session has tokens (pruning, sliding windows), and transformers derives default
 positions from the number of entries. So every call here states its positions, and a pruned cache resumes with the
@@ -20,7 +20,10 @@ import torch
 from torch import Tensor
 
 from kvcompress.errors import InputError
+from kvcompress.hf.families import context_tokens, new_cache
 from kvcompress.hf.forward import open_mask, run
+from kvcompress.hf.rope_length import restart_length
+from kvcompress.hf.session_cache import SessionCache
 from kvcompress.hf.types import Cache, CausalLM, Tokenizer
 
 STEPWISE_ATTENTION = "sdpa"  # builds no mask for a single query, so layers of different lengths do not clash
@@ -28,12 +31,8 @@ ONE_MASK_ATTENTION = (STEPWISE_ATTENTION, "eager")  # one mask, sized by one lay
 
 
 def context_limit(model: CausalLM) -> int | None:
-    """Return the number of positions the model knows, or None where its configuration does not say."""
-    config = model.config
-    if hasattr(config, "get_text_config"):
-        config = config.get_text_config(decoder=True)
-    limit = getattr(config, "max_position_embeddings", None)
-    return int(limit) if limit is not None else None
+    """Return the longest session the model can take, None where its configuration does not say or sets no end."""
+    return context_tokens(model)
 
 
 def require_room(model: CausalLM, end_position: int, remedy: str) -> None:
@@ -63,7 +62,10 @@ def feed(model: CausalLM, cache: Cache, token_ids: Tensor, first_position: int, 
     """
     if token_ids.ndim != 1 or not token_ids.numel():
         raise InputError(f"token ids of shape {tuple(token_ids.shape)} are not a sequence of one or more tokens")
-    return feed_rows(model, cache, token_ids[None], first_position, last_only=last_only)[0]
+    logits = feed_rows(model, cache, token_ids[None], first_position, last_only=last_only)[0]
+    if isinstance(cache, SessionCache):
+        cache.note_fed(token_ids, first_position)
+    return logits
 
 
 @torch.no_grad()
@@ -199,7 +201,8 @@ def generate_from(
         seed: Seed of the sampling.
 
     Raises:
-        InputError: No pending token, a negative count or temperature, or more tokens than the model's context.
+        InputError: No pending token, a negative count or temperature, more tokens than the model's context, or a cache
+            that `generate` would compute again (`kvcompress.hf.rope_length`) of tokens that it does not know.
     """
     if not len(pending_ids):
         raise InputError("no pending token", "Call resume_start, which takes the last token out of the cache")
@@ -211,6 +214,7 @@ def generate_from(
     sampler = torch.Generator().manual_seed(seed)
     fed, position, new_ids = torch.tensor([int(token) for token in pending_ids]), next_position, list[int]()
     while len(new_ids) < max_new_tokens:
+        fed, position = _restarted(model, cache, fed, position)
         logits = feed(model, cache, fed, position, last_only=True)[-1]
         position += fed.numel()
         if on_logits is not None:
@@ -223,6 +227,24 @@ def generate_from(
             break
         fed = torch.tensor([token])
     return new_ids
+
+
+def _restarted(model: CausalLM, cache: Cache, fed: Tensor, position: int) -> tuple[Tensor, int]:
+    """Return what to feed, from where: all tokens from 0 on, the cache emptied, where `generate` would do so.
+
+    Raises:
+        InputError: The earlier tokens are not known.
+    """
+    length = restart_length(model)
+    if length is None or not 0 < position <= length < position + fed.numel():
+        return fed, position
+    known = cache.token_ids[:position] if isinstance(cache, SessionCache) else []
+    if len(known) < position:
+        what = f"beyond {length} tokens the model computes its cache again, of tokens that this cache does not know"
+        raise InputError(what, "Fill it by restore or feed, or let model.generate go on with all tokens")
+    assert isinstance(cache, SessionCache)
+    cache.begin_again(new_cache(model))
+    return torch.cat([torch.tensor(known, dtype=fed.dtype), fed]), 0
 
 
 def _choose(logits: Tensor, temperature: float, sampler: torch.Generator) -> int:

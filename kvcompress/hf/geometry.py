@@ -1,4 +1,4 @@
-"""The geometry of a model from its configuration alone: no weights are read or made."""
+"""The cache geometry of a model from its configuration alone, without its weights."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How much the model's output cares about each cache entry: gradients of sampled log-likelihoods."""
+"""The influence of each cache entry on the model's output: gradients of sampled log-likelihoods."""
 
 from __future__ import annotations
 

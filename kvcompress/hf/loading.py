@@ -1,4 +1,4 @@
-"""load_model: a model and its tokenizer as people have them, silently and without running code that came with them.
+"""load_model: load a model and its tokenizer by name, directory, file or Hub id, without running foreign code.
 
 ```
 "reference-lm"   a bundled name          "model.gguf"   a GGUF file, dequantised once

@@ -1,4 +1,4 @@
-"""Run a model's first layers over token ids, and stop: their keys and values, at a part of the price of a prefill.
+"""Run only the first layers of a model over token ids, for their keys and values.
 
 ```
 token ids ──► embedding ──► layer 0 ──► .. ──► layer m-1 ──► layer m: norm, keys, values ──► cache ──► stop
@@ -11,47 +11,24 @@ nothing is hooked into it, and others may use it meanwhile.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import DynamicCache
 
 from kvcompress.errors import InputError
 from kvcompress.hf.capture import check_ids
+from kvcompress.hf.early_stop import EarlyStopCache, run_first_layers
 from kvcompress.hf.families import new_cache
-from kvcompress.hf.fingerprint import fingerprint
-from kvcompress.hf.forward import run
-from kvcompress.hf.types import Cache, CausalLM, Tokenizer
+from kvcompress.hf.origin_check import require_model
+from kvcompress.hf.types import CausalLM, Tokenizer
 from kvcompress.snapshot import CACHE_DTYPES, LayerKV, Origin
 
 Recompute = Callable[[Tensor, int, Origin], Sequence[LayerKV]]
 """Called with token ids [N] int64, m and the session's origin; returns layers 0 to m at every position."""
 
 REMEDY = "Use --recompute-layers 0"
-
-
-class _Reached(Exception):
-    """The last layer that is needed has handed over its keys and values."""
-
-
-class _EndingCache(DynamicCache):
-    """A cache that forgets nothing and ends the forward pass once a layer is updated.
-
-    Args:
-        last: Index of that layer.
-    """
-
-    def __init__(self, last: int) -> None:
-        super().__init__()  # without a configuration no layer forgets, however small its window
-        self.last = last
-
-    def update(self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any) -> Any:
-        """Take keys and values over, as any cache does."""
-        found = super().update(key_states, value_states, layer_idx, *args, **kwargs)
-        if layer_idx == self.last:
-            raise _Reached
-        return found
 
 
 def first_layers(
@@ -78,22 +55,15 @@ def first_layers(
     if model.training:
         raise InputError("the model is in training mode", "Call model.eval() first")
     ids = token_ids if token_ids.numel() else torch.zeros(1, dtype=torch.int64)  # a stand-in tells the shapes
-    cache: Cache = _EndingCache(layers)
+    cache: Any = EarlyStopCache(layers)
     with torch.inference_mode():
         for chunk in torch.split(ids, chunk_tokens or ids.numel()):
-            _run(model, chunk, cache)
+            if not run_first_layers(model, chunk[None], cache):
+                raise _refusal(model)
     tokens = token_ids.numel()
     if len(cache.layers) != layers + 1 or any(layer.keys.shape[2] != ids.numel() for layer in cache.layers):
         raise _refusal(model)
     return tuple(_layer(slot, tokens) for slot in cache.layers)
-
-
-def _run(model: CausalLM, chunk: Tensor, cache: Cache) -> None:
-    try:
-        run(model, chunk[None], cache, ends_early=True)
-    except _Reached:
-        return
-    raise _refusal(model)
 
 
 def _refusal(model: CausalLM) -> InputError:
@@ -109,20 +79,28 @@ def _layer(slot: Any, tokens: int) -> LayerKV:
     return LayerKV(own[0], own[1], torch.arange(tokens))
 
 
-def recompute_with(model: CausalLM, tokenizer: Tokenizer | None = None) -> Recompute:
-    """Return what a codec asks for the layers that it does not code: this model's, and no other's.
+@dataclass(frozen=True, slots=True)
+class Recomputing:
+    """What a codec asks for the layers that it does not code: this model's, and no other's. A `Recompute`.
 
-    Args:
+    Attributes:
         model: The model that recorded the session, in evaluation mode.
         tokenizer: Compared with the recording one if both are known.
     """
 
-    def recompute(token_ids: Tensor, layers: int, origin: Origin) -> tuple[LayerKV, ...]:
-        origin.fingerprint.require_match(fingerprint(model, tokenizer))
+    model: CausalLM
+    tokenizer: Tokenizer | None = None
+
+    def __call__(self, token_ids: Tensor, layers: int, origin: Origin) -> tuple[LayerKV, ...]:
+        """Return layers 0 to m of a session; raises as `first_layers`, and `MismatchError` for another model's."""
+        require_model(origin, self.model, self.tokenizer)
         target = CACHE_DTYPES[origin.dtype]
         return tuple(
             LayerKV(layer.keys.to(target), layer.values.to(target), layer.positions)
-            for layer in first_layers(model, token_ids, layers)
+            for layer in first_layers(self.model, token_ids, layers)
         )
 
-    return recompute
+
+def recompute_with(model: CausalLM, tokenizer: Tokenizer | None = None) -> Recomputing:
+    """Return what a codec asks for the layers that it does not code, see `Recomputing`."""
+    return Recomputing(model, tokenizer)

@@ -1,4 +1,4 @@
-"""Keep the libraries below quiet: no progress bars, no warnings, no questions."""
+"""Silence the output of the libraries underneath."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Code that comes with a model: found before transformers looks at the directory, and refused unless it is trusted.
+"""Python code that comes with a model: detected before transformers loads it, refused unless trusted.
 
 A directory names its own classes under `auto_map`. Where transformers has classes for it as well these are taken, with
 a line that says so: nothing of the directory is run. Where it has none the model cannot be had without its code.

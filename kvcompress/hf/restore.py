@@ -1,14 +1,14 @@
-"""restore: build a cache that the model can go on from out of a snapshot."""
+"""restore: build from a snapshot a cache that the model can continue from."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from transformers import DynamicCache
-
 from kvcompress.errors import InputError
 from kvcompress.hf.families import layer_kinds, new_cache
-from kvcompress.hf.fingerprint import fingerprint
+from kvcompress.hf.origin_check import require_model, require_shapes
+from kvcompress.hf.positions import require_stated
+from kvcompress.hf.session_cache import SessionCache
 from kvcompress.hf.types import CausalLM, Tokenizer
 from kvcompress.snapshot import KVSnapshot, LayerKV
 
@@ -20,7 +20,7 @@ def restore(
     tokenizer: Tokenizer | None = None,
     check_fingerprint: bool = True,
     copy: bool = True,
-) -> DynamicCache:
+) -> SessionCache:
     """Return a cache filled from the snapshot, on the model's device and in its data type.
 
     Where tokens were dropped, it holds fewer entries than the session has tokens, and the caller passes `position_ids`
@@ -35,18 +35,24 @@ def restore(
             afterwards, as when it was decoded only to be resumed; what was decoded has no gradients then.
 
     Raises:
-        MismatchError: Configuration, weights, rotary embedding or tokenizer differ.
-        InputError: The model is not supported or its layers do not fit the snapshot.
+        MismatchError: Configuration, weights, rotary embedding, tokenizer or the shapes of layers differ.
+        InputError: The model is not supported, its layers do not fit the snapshot, or tokens were dropped and it
+            heeds no positions.
     """
     if check_fingerprint:
-        snapshot.origin.fingerprint.require_match(fingerprint(model, tokenizer))
+        require_model(snapshot.origin, model, tokenizer)
     cache = new_cache(model)
     found, expected = layer_kinds(cache), snapshot.origin.layer_kinds
     if found != expected:
         what = f"the model's {len(found)} layers do not fit the snapshot's {len(expected)} in number or kind"
         raise InputError(what, "Use the model that this cache was recorded with")
+    if check_fingerprint:
+        require_shapes(snapshot, model)
+    if snapshot.lacks_tokens:
+        require_stated(model)
     for index, (slot, layer) in enumerate(zip(cache.layers, snapshot.layers, strict=True)):
         _fill(index, slot, layer, model, snapshot.origin.next_position, copy=copy)
+    cache.note_restored(snapshot.token_ids, [layer.positions for layer in snapshot.layers])
     return cache
 
 

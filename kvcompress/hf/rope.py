@@ -1,4 +1,4 @@
-"""Take rotary position embedding (RoPE) off cached keys and put it back, without the model's weights.
+"""Remove the rotary position embedding (RoPE) from cached keys and apply it again, without the model's weights.
 
 A codec predicts keys better before RoPE, a cache holds them after it. The rotation itself is not written down here: it
 is the model family's own `apply_rotary_pos_emb`, called with the sine negated for the way back, so half, interleaved
@@ -26,6 +26,7 @@ from transformers import AutoConfig, PreTrainedConfig
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
 from kvcompress.errors import InputError
+from kvcompress.hf.rope_length import is_steady
 from kvcompress.snapshot import Origin
 
 Rotation = Callable[[Tensor, Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
@@ -135,7 +136,7 @@ class RopeAdapter:
     def _evaluate(self, positions: Tensor, kind: str | None) -> tuple[Tensor, Tensor]:
         """Return cosine and sine, each [1, T, R] float32, always computed on the CPU so that devices agree."""
         assert self._rotary is not None
-        like = torch.empty(0)
+        like = torch.empty(0, dtype=torch.float32)
         angles = self._rotary(like, positions, kind) if kind is not None else self._rotary(like, positions)
         if not isinstance(angles, tuple):
             raise InputError(f"{type(self._rotary).__name__} does not give a cosine and a sine")
@@ -151,9 +152,9 @@ class RopeAdapter:
         known = self._widths.get((size, angle_size))
         if known is not None:
             return known
-        zero = torch.zeros(1, 1, angle_size)
+        zero = torch.zeros(1, 1, angle_size, dtype=torch.float32)
         for width in (size, angle_size):
-            key = torch.ones(1, 1, 1, width)
+            key = torch.ones(1, 1, 1, width, dtype=torch.float32)
             try:
                 live = self._rotation(key, key, zero, zero)[1].flatten() == 0
             except RuntimeError:
@@ -221,6 +222,7 @@ def parse_config(text: str) -> PreTrainedConfig:
     try:
         fields = json.loads(text)
         config = AutoConfig.for_model(fields.pop("model_type"), **fields).get_text_config(decoder=True)
+        config.allow_global_per_layer_attribute_access = True  # where layers differ, one of their sizes is enough here
         heads = max(int(getattr(config, "num_attention_heads", None) or 1), 1)
         size = getattr(config, "head_dim", None) or (getattr(config, "hidden_size", None) or heads) // heads
     except Exception as error:  # the constructors of some hundred families raise whatever they like
@@ -247,9 +249,21 @@ def rotary_parts(config: PreTrainedConfig) -> tuple[nn.Module, Rotation] | None:
         return None
     try:
         with torch.inference_mode(False), torch.device("cpu"):
-            return classes[0](config=config), rotation
+            return classes[0](config=config), _of_pairs(rotation)
     except Exception as error:  # as above: a configuration from a file meets code that trusts it
         raise InputError(f"the rotary embedding cannot be built ({type(error).__name__}: {error})") from error
+
+
+def turns_one(rotation: Callable[..., Any]) -> bool:
+    """Return whether a family's rotation takes one tensor, queries or keys, and not both."""
+    return list(inspect.signature(rotation).parameters)[1:2] == ["cos"]
+
+
+def _of_pairs(rotation: Callable[..., Any]) -> Rotation:
+    """Return a rotation of queries and keys, whichever way the family spells it."""
+    if not turns_one(rotation):
+        return rotation
+    return lambda queries, keys, cos, sin: (queries, rotation(keys, cos, sin))
 
 
 def _layer_types(config: PreTrainedConfig, layers: int) -> tuple[str | None, ...]:
@@ -267,4 +281,4 @@ def _rope_type(config: PreTrainedConfig, kind: str | None) -> str | None:
 
 def _steady(config: PreTrainedConfig, kind: str | None) -> bool:
     name = _rope_type(config, kind)
-    return name is not None and "dynamic" not in name and name != "longrope"
+    return name is not None and is_steady(name)

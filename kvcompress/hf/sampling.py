@@ -1,4 +1,4 @@
-"""Continuations: what a model says next when it goes on from the exact cache by itself.
+"""Continuations that a model samples after a session, from its exact cache.
 
 Nobody knows how a session will go on. What the model itself thinks likely stands in for it: to tell which cache entries
 matter for what comes (`kvcompress.prune.evidence.collect`), and to measure plans before one is committed

@@ -1,4 +1,4 @@
-"""What a model says of single tokens: their embeddings, and the cache of each where it stands first.
+"""Single tokens of a model: their embeddings, and the cache entry of each at position 0.
 
 Nothing stands before a first token, so its cache is a function of the token alone. Many models make it an attention
 sink (Xiao et al., arXiv 2309.17453): its activations are far from those of any other place (Sun et al., 2402.17762).

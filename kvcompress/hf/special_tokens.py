@@ -1,4 +1,4 @@
-"""Text that spells a special token: text of users stays text, and only what a template writes becomes special.
+"""Text that spells a special token: user text stays text, only templates write special tokens.
 
 A tokenizer finds special tokens by their spelling wherever they stand, so a user who types `<|end|>` would end a turn.
 Here a character that no text has is put into such spellings before the template sees them. What the template itself

@@ -1,4 +1,4 @@
-"""What is used of a transformers model, its tokenizer and its cache, for code that must not import transformers."""
+"""Protocols of models, tokenizers and caches, for code that must not import transformers."""
 
 from __future__ import annotations
 

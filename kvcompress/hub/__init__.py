@@ -1,1 +1,1 @@
-"""Where checkpoints lie: bundled names, directories, and repositories of the Hugging Face Hub. Loads none."""
+"""Find checkpoints: bundled names, directories, and repositories of the Hugging Face Hub."""

@@ -1,4 +1,4 @@
-"""Bundled checkpoints by name: where they lie and what their weights must hash to."""
+"""Bundled checkpoints: their names, directories and digests."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Repositories of the Hugging Face Hub by id, and the codecs among them; imports no transformers."""
+"""Repositories of the Hugging Face Hub by id, and codecs in them; does not import transformers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where codecs lie, and which directory a codec's name means.
+"""Directories of installed codecs, and the directory that a codec's name refers to.
 
 ```
 checkpoints   came with the project: inside the package, or in the checkout, where there may be more of them

@@ -1,4 +1,4 @@
-"""Whether Python code that comes with a model may be run: only where the user said so; nobody is asked."""
+"""Permission to run Python code that comes with a model: only by explicit option."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""What is measured between two models' predictions, and how sure it is."""
+"""Measures of two models' predictions, with confidence."""

@@ -1,4 +1,4 @@
-"""When a measured loss becomes a promise: conformal risk control, for losses of sessions that fitted nothing.
+"""Conformal risk control: turn losses measured on held-out sessions into a guarantee.
 
 Angelopoulos, Bates, Fisch, Lei and Schuster, "Conformal Risk Control" (arXiv 2208.02814). Let n sessions and the next
 one be exchangeable (drawn alike, in any order), and let a loss never rise as the setting becomes finer, and be clipped

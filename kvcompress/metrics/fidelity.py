@@ -1,4 +1,4 @@
-"""How much of a session survives: next-token distributions from the exact and from the decoded cache, compared.
+"""Fidelity: compare next-token distributions of the exact and of the decoded cache.
 
 The measures are pure functions on logits [T, V]; the calls on a model are below them. Row t of all logits is the
 prediction after token N + t has been fed, where the session covers tokens [0, N) and the continuation [N, N + T). The

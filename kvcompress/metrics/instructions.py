@@ -1,4 +1,4 @@
-"""Do standing instructions survive? Let the user say one thing more, and look whether the answer keeps the rules.
+"""Instruction survival: add a user turn, and check whether the answer follows the standing instructions.
 
 Eviction loses some instructions silently while others survive (Chen et al., "The Pitfalls of KV Cache Compression",
 arXiv 2510.00231), which no mean over tokens shows.

@@ -1,4 +1,4 @@
-"""Recall of planted facts: ask again what a session stated, from any cache of it."""
+"""Recall of planted facts: ask about facts that a session stated, from any cache of it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Judge: what a decoded cache loses along continuations that the model thinks likely.
+"""Judge: the KL of a decoded cache along continuations that the model samples.
 
 The exact cache's predictions along a few sampled continuations are taken down once; every candidate is then resumed
 over the same continuations, side by side, and compared. They are drawn with another seed than those that scorers look

@@ -1,4 +1,4 @@
-"""Wall time: the median of repeated calls, calls in turns, and the two ways to a cache that are compared."""
+"""Wall time: medians of repeated calls, calls in turns, restoring against prefilling."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Hierarchical pruning: what each token is worth, which tokens are anchors, and which tier each one gets.
+"""Pruning by tiers: the importance of each token, protected tokens, and the tier of each token.
 
 ```
 evidence  ──►  scorer: importance of each token  ──┐

@@ -1,4 +1,4 @@
-"""From importance to tiers: Lagrangian allocation under one budget.
+"""Tiers from importance: Lagrangian allocation under one budget.
 
 For each token and tier the encoder knows the bits b and the squared error e of its latents, for it has tried them all.
 With importance w the damage is w e, and the plan that loses least at given bits gives every token the tier of least
@@ -37,7 +37,7 @@ LEVELS_PER_IMPORTANCE_OCTAVE = 8
 
 def own_importance_log2(codec: TinyVAECodec, snapshot: KVSnapshot) -> Tensor:
     """Return [N] float32: log2 of what the codec itself expects each token to be worth, by id and age."""
-    total = torch.zeros(snapshot.tokens)
+    total = torch.zeros(snapshot.tokens, dtype=torch.float32)
     for group in range(len(codec.groups)):
         total += codec.vae(group).qps(snapshot.token_ids, 0).float() / LEVELS_PER_IMPORTANCE_OCTAVE / len(codec.groups)
     return total - total.mean() if snapshot.tokens else total

@@ -1,4 +1,4 @@
-"""Semantic anchors: tokens that carry the meaning of a session, whatever a score says of them.
+"""Anchors: tokens that carry the meaning of a session and are protected whatever their score.
 
 Eviction by one score loses some instructions silently while others survive ("The Pitfalls of KV Cache Compression",
 Chen et al., arXiv 2510.00231; a list of what must stay, and fair shares, mend it). So anchors are found from the

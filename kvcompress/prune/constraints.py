@@ -1,4 +1,4 @@
-"""What a plan may not do: tiers below which tokens never fall, and how many may stay in memory."""
+"""Constraints of a plan: lowest tiers of protected tokens, and how many tokens may stay in memory."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Results of earlier candidate searches, kept to order the candidates of the next one.
+"""Results of earlier candidate searches, which order the candidates of the next one.
 
 Of each candidate the mean of its regret is kept: the logarithm (base 2) of its damage over the winner's at equal bytes,
 older searches counting less. The next search starts with the candidates of least regret; those of few searches get an

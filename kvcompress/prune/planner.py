@@ -1,4 +1,4 @@
-"""Plans of one session by one scorer: importance, who stays, and tiers at any budget of bytes.
+"""Plans of one session by one scorer: importance, kept tokens, and tiers for any budget of bytes.
 
 ```
 score ──► profile ──► importance w ──┬──► loss of dropping: w x error of "prior only" ──► who stays

@@ -1,4 +1,4 @@
-"""Candidate search: plans are made side by side, each is measured, and the best by size and damage is committed.
+"""Candidate search: make several plans, measure each, and keep the best by size and damage.
 
 A candidate is a scorer at a base QP. All make files of equal size, and each file is evaluated by the KL of resuming
 from it along sampled continuations (`kvcompress.metrics.sampled_kl`). The plan of one tier for all is evaluated too, so

@@ -1,4 +1,4 @@
-"""A plan as a table that a person can read: token, tier, bits, anchors, score parts."""
+"""A plan as a readable table: token, tier, bits, anchors, scores."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The five tiers of a token, from nothing to everything."""
+"""The five tiers of a token, from dropped to exact."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""Rate control: from what the user asks for (a quality, a size, a bound on KL, a link) to a file."""
+"""Rate control: encode for a quality, a size, a bound on KL, or a link speed."""

@@ -1,5 +1,4 @@
-"""Storage against computing: code a session with every codec at hand and choose the one with the lowest time to first
-token over a given link.
+"""Storage against computation: choose the codec with the lowest time to first token over a given link.
 
 ```
 time to the first token = file bytes over the link + seconds to restore (decode, recompute, build the cache)

@@ -1,4 +1,4 @@
-"""KL-constrained search: code a session at several QPs, resume from each, keep the smallest file within a bound on KL.
+"""KL-constrained search: encode at several QPs, resume from each, keep the smallest file within the bound.
 
 ```
 session     0 ............ c ....... N           the last T = N - c tokens are held back

@@ -1,4 +1,4 @@
-"""A size ratio to a QP: the finest one whose file is small enough."""
+"""Size ratio to QP: the finest QP whose file is small enough."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Reports of one session: JSON for programs, Markdown for the terminal, one HTML page for people."""
+"""Reports of one session as JSON, Markdown and HTML; and the tables, figures and pages of all reports."""
 
 from kvcompress.report.render import render_html, render_json, render_markdown, write_report
 

@@ -1,4 +1,4 @@
-"""A report in words: the headline, the cards and the table rows that the Markdown and the HTML page share."""
+"""The content of a report in words: headline, cards and table rows, shared by Markdown and HTML."""
 
 from __future__ import annotations
 

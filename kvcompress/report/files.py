@@ -1,4 +1,4 @@
-"""Writing a report: a directory, and files in it that appear whole or not at all."""
+"""Write the files of a report into a directory, each atomically."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Measure one stored file: decode it, resume from it, compare with the exact cache, time both ways back."""
+"""Measure one stored file: decode it, resume from it, compare with the exact cache, time restoring and prefilling."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the HTML page shows beyond the shared facts: figures, the strip of tokens, the two texts side by side."""
+"""Parts of the HTML page: figures, the strip of tokens, two texts side by side."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The colours of figures: stand-ins that a page's CSS variables replace, or fixed ones for a file of its own.
+"""Colours of figures: CSS variables in a page, fixed colours in a file of its own.
 
 matplotlib knows no CSS variables, so each colour is drawn as a stand-in that occurs nowhere else. In a page every
 stand-in becomes a variable, and the page's light or dark theme colours the figure. A figure that stands alone has no

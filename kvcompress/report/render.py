@@ -1,4 +1,4 @@
-"""Render a report, a plain dictionary, as JSON, Markdown or one self-contained HTML page, and write all three.
+"""Render a report, a plain dictionary, as JSON, Markdown or one self-contained HTML page.
 
 Every part of the dictionary may be missing; what was not measured is left out. The text of a session is hostile: it is
 escaped for where it stands, and the page forbids scripts and network in its own policy as well.

@@ -1,4 +1,4 @@
-"""Tables of a report, and Markdown: tables, text that means nothing to Markdown, fenced blocks."""
+"""Tables of a report, and their Markdown; escaping and fenced blocks."""
 
 from __future__ import annotations
 

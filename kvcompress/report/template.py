@@ -1,4 +1,4 @@
-"""HTML pages from Jinja templates that share one layout: styles and figures inside, scripts and network forbidden."""
+"""HTML pages from Jinja templates that share one layout, self-contained and without scripts."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Tables for a terminal, and for a pipe: there nothing is cut or wrapped, whatever the width is."""
+"""Tables for the terminal; in a pipe nothing is cut or wrapped."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""What fits a TinyVAE: moments of the closed form, calibration of prediction and scales, the loss of training."""
+"""Fit a TinyVAE: moments for the closed form, calibration of prediction and scales, the training loss."""

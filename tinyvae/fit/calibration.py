@@ -1,4 +1,4 @@
-"""How latents are predicted and how wide the rest is: the closed-form calibration of one group.
+"""Closed-form calibration of one group: how latents are predicted, and the scale of the residual.
 
 All of it is measured on latents of real sessions, decoded pass by pass as the decoder will, at one middling QP.
 """
@@ -97,7 +97,7 @@ def opening_level(vae: TinyVAE, openings: Sequence[tuple[Tensor, Tensor]]) -> in
     for latents, token_ids in openings:
         of_id = torch.exp2(vae.token_level[token_ids].float() / LEVELS_PER_OCTAVE)
         energy.append(float((latents[0, :leading] / spread[:leading] / of_id).square().mean()))
-    found = 0.5 * LEVELS_PER_OCTAVE * float(torch.tensor(energy).mean().clamp(min=1e-12).log2())
+    found = 0.5 * LEVELS_PER_OCTAVE * float(torch.tensor(energy, dtype=torch.float32).mean().clamp(min=1e-12).log2())
     return round(min(max(found, -LOWEST_OPENING), HIGHEST_OPENING))
 
 
@@ -107,17 +107,19 @@ def prediction_weights(vae: TinyVAE, sessions: Rows, qp: int = CALIBRATION_QP) -
     One number a source and latent: a full matrix gains a further tenth of what this gains and is larger than the codec.
     """
     rank = vae.config.rank
-    gram = torch.zeros(CODING_PASSES, MATCHES, rank, SOURCES, SOURCES)
-    cross = torch.zeros(CODING_PASSES, MATCHES, rank, SOURCES)
+    gram = torch.zeros(CODING_PASSES, MATCHES, rank, SOURCES, SOURCES, dtype=torch.float32)
+    cross = torch.zeros(CODING_PASSES, MATCHES, rank, SOURCES, dtype=torch.float32)
     for latents, context in sessions:
         step = step_at(vae.config.reference_step, qp)
-        rounded = quantize(latents, step, torch.zeros(1, 1)).float() * step
-        decoded = torch.cat([rounded, torch.zeros(1, rank)])
+        rounded = quantize(latents, step, torch.zeros(1, 1, dtype=torch.float32)).float() * step
+        decoded = torch.cat([rounded, torch.zeros(1, rank, dtype=torch.float32)])
         for coding_pass in coding_passes(context.token_ids):
             if coding_pass.number:
                 _add(gram, cross, coding_pass, decoded[coding_pass.sources], latents[coding_pass.rows])
     floor = RIDGE * gram.diagonal(dim1=-2, dim2=-1).mean(-1)[..., None, None] + 1e-9
-    weights: Tensor = torch.linalg.solve(gram + floor * torch.eye(SOURCES), cross[..., None])[..., 0]
+    weights: Tensor = torch.linalg.solve(gram + floor * torch.eye(SOURCES, dtype=torch.float32), cross[..., None])[
+        ..., 0
+    ]
     return weights.transpose(-1, -2)
 
 
@@ -144,7 +146,7 @@ def _residuals(vae: TinyVAE, sessions: Rows, qp: int) -> tuple[Tensor, Tensor, T
             places.append(
                 torch.stack([torch.full_like(coding_pass.matches, coding_pass.number), coding_pass.matches], 1)
             )
-            return quantize(rest[-1], step, torch.zeros(1, 1))
+            return quantize(rest[-1], step, torch.zeros(1, 1, dtype=torch.float32))
 
         qps = torch.full_like(token_ids, qp, dtype=torch.int32)
         vae.reconstruct(context, qps, vae.levels(token_ids, qps), keep)
@@ -174,7 +176,7 @@ def match_levels(normal: Tensor, places: Tensor) -> Tensor:
         normal: [N, R] float32 of about unit spread in each pass.
         places: [N, 2] int64 pass and match.
     """
-    energy, out = _log_energy(normal), torch.zeros(CODING_PASSES, MATCHES)
+    energy, out = _log_energy(normal), torch.zeros(CODING_PASSES, MATCHES, dtype=torch.float32)
     for coding_pass in range(CODING_PASSES):
         inside = places[:, 0] == coding_pass
         for match in range(MATCHES):
@@ -196,7 +198,7 @@ def token_levels(normal: Tensor, token_ids: Tensor, vocab_size: int, shrinkage: 
         shrinkage: Occurrences at which half of the measured level is believed.
     """
     energy = _log_energy(normal)
-    sums = torch.zeros(vocab_size).index_add_(0, token_ids, energy)
-    counts = torch.zeros(vocab_size).index_add_(0, token_ids, torch.ones_like(energy))
+    sums = torch.zeros(vocab_size, dtype=torch.float32).index_add_(0, token_ids, energy)
+    counts = torch.zeros(vocab_size, dtype=torch.float32).index_add_(0, token_ids, torch.ones_like(energy))
     octaves = sums / (counts + shrinkage)
     return (LEVELS_PER_OCTAVE * octaves).round().clamp(-24, 24).to(torch.int8)

@@ -1,4 +1,4 @@
-"""What training minimises beside bits: squared error priced in bits, and the divergence of what the model says.
+"""Training losses besides bits: squared error weighted in bits, and the divergence of the model's predictions.
 
 With quantisation steps D a finer step costs one bit a latent that is coded and divides the divergence by four. So bits
 and the logarithm of the divergence trade at a fixed rate at every step, and one loss serves all rates:

@@ -1,4 +1,4 @@
-"""Second moments that closed forms are solved from: token means, and regressors beside channels."""
+"""Second moments for closed-form fits: token means, and regressors with channels."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class TokenMeans:
     @classmethod
     def empty(cls, ids: Tensor, width: int) -> TokenMeans:
         """Return zero sums of rows of `width` numbers for token ids [n] int64, ascending."""
-        return cls(ids, torch.zeros(len(ids), width), torch.zeros(len(ids)))
+        return cls(ids, torch.zeros(len(ids), width, dtype=torch.float32), torch.zeros(len(ids), dtype=torch.float32))
 
     def add(self, token_ids: Tensor, rows: Tensor) -> None:
         """Add one session: ids [T] int64 and rows [T, C] float32."""
@@ -47,7 +47,7 @@ class TokenMeans:
         weighted = deviation * self.counts.sqrt()[:, None]
         _, vectors = torch.linalg.eigh(weighted.T @ weighted)
         basis = vectors[:, -min(rank, vectors.shape[1]) :].flip(1)
-        table = torch.zeros(vocab_size, basis.shape[1]).index_copy_(0, self.ids, deviation @ basis)
+        table = torch.zeros(vocab_size, basis.shape[1], dtype=torch.float32).index_copy_(0, self.ids, deviation @ basis)
         return table / table.std(0).clamp(min=1e-8)
 
 

@@ -1,1 +1,1 @@
-"""What is known about the tokens of a session: statistics of its cache, attention and gradients."""
+"""Evidence about the tokens of a session: statistics of its cache, attention and gradients."""

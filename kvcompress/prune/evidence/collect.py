@@ -1,4 +1,4 @@
-"""Collect the evidence that scorers ask for: the one place where pruning runs the model.
+"""Collect the evidence that scorers need: the only place where pruning runs the model.
 
 ```
 surprise, queries      one reading of the session, 256 tokens at a time, under an observer
@@ -106,11 +106,18 @@ def _window(wanted: set[str]) -> int:
 
 def _nothing(evidence: Evidence) -> Evidence:
     """Return the evidence of a session without tokens."""
-    none, layers = torch.zeros(0), tuple(torch.zeros(len(layer.keys), 0) for layer in evidence.snapshot.layers)
+    none, layers = (
+        torch.zeros(0, dtype=torch.float32),
+        tuple(torch.zeros(len(layer.keys), 0, dtype=torch.float32) for layer in evidence.snapshot.layers),
+    )
     queries = []
     for layer in evidence.snapshot.layers:
         heads, _, size = layer.keys.shape
-        queries.append(QueryStatistics(torch.zeros(heads, size), torch.zeros(heads, size, size), 1.0))
+        queries.append(
+            QueryStatistics(
+                torch.zeros(heads, size, dtype=torch.float32), torch.zeros(heads, size, size, dtype=torch.float32), 1.0
+            )
+        )
     return Evidence(evidence.snapshot, none, layers, tuple(queries), layers, none)
 
 
@@ -180,7 +187,7 @@ def read(observer: Observer, evidence: Evidence, start: int) -> Evidence:
     if start and any(len(layer.positions) != snapshot.tokens for layer in snapshot.layers):
         start = 0  # a window that has moved on cannot be cut back
     cache = _cut_cache(observer, snapshot, start) if start else new_cache(observer.model)
-    reading, surprise = _Reading(evidence), [torch.zeros(1)]
+    reading, surprise = _Reading(evidence), [torch.zeros(1, dtype=torch.float32)]
     for at in range(start, snapshot.tokens, CHUNK_TOKENS):
         chunk = snapshot.token_ids[at : at + CHUNK_TOKENS]
         reading.at = at
@@ -226,7 +233,7 @@ def reread(observer: Observer, snapshot: KVSnapshot) -> tuple[Tensor, ...]:
         fed = sight.queries.shape[1]
         shown = sight.probabilities[..., :-fed].amax(1).float().cpu()
         if highest[sight.layer] is None:
-            highest[sight.layer] = torch.zeros(len(shown), tokens)
+            highest[sight.layer] = torch.zeros(len(shown), tokens, dtype=torch.float32)
         best = highest[sight.layer]
         assert best is not None
         part = best[:, tokens - shown.shape[1] :]
@@ -252,7 +259,7 @@ def sensitivity(
         seed: Of the tokens drawn along each future.
     """
     generator = torch.Generator().manual_seed(seed)
-    total = torch.zeros(snapshot.tokens)
+    total = torch.zeros(snapshot.tokens, dtype=torch.float32)
     for future in continuations:
         if codec is not None:
             for places, energy in token_importance(model, codec, snapshot, future, generator, DRAWS):
@@ -263,11 +270,13 @@ def sensitivity(
 
 
 def _plain_energy(model: CausalLM, snapshot: KVSnapshot, future: Tensor, generator: torch.Generator) -> Tensor:
-    rope, total = rope_of(snapshot.origin), torch.zeros(snapshot.tokens)
+    rope, total = rope_of(snapshot.origin), torch.zeros(snapshot.tokens, dtype=torch.float32)
     for _ in range(DRAWS):
         gradients = cache_gradients(model, snapshot, future, rope, generator)
         for layer, pair in zip(snapshot.layers, gradients, strict=True):
             for part, exact in zip(pair, (layer.keys, layer.values), strict=True):
-                spread = exact.float().var(1, keepdim=True) if exact.shape[1] > 1 else torch.ones(1)
+                spread = (
+                    exact.float().var(1, keepdim=True) if exact.shape[1] > 1 else torch.ones(1, dtype=torch.float32)
+                )
                 total[layer.positions] += (part.float().square() * spread).sum((0, 2)) / DRAWS
     return total

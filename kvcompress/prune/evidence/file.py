@@ -1,4 +1,4 @@
-"""Evidence in a file of its own: collected once, where the session was recorded, read by every plan made of it.
+"""Evidence in a file of its own, collected once and read by every plan of the session.
 
 A safetensors file that names the session that it is of and the codec whose latents its gradients are taken of. A kind
 that was not collected is left out.

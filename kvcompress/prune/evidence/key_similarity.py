@@ -1,4 +1,4 @@
-"""How alike tokens' keys are: what several scorers mean by novelty and by similarity.
+"""Similarity between the keys of tokens, which several scorers use for novelty.
 
 Keys are taken without RoPE, for with it the same word looks different at every position. All heads and layers that hold
 every token stand side by side.
@@ -19,7 +19,7 @@ def unit_keys(evidence: Evidence) -> Tensor:
     """Return [N, C] float32: keys of all layers that hold every token, side by side, each row of norm 1."""
     whole = [keys for keys in plain_keys(evidence.snapshot) if keys.shape[1] == evidence.tokens]
     if not whole or not evidence.tokens:
-        return torch.zeros(evidence.tokens, 1)
+        return torch.zeros(evidence.tokens, 1, dtype=torch.float32)
     rows = torch.cat([rows_of(keys) for keys in whole], 1)
     centred = rows - rows.mean(0)  # a common direction of all keys would make all of them alike
     return torch.nn.functional.normalize(centred, dim=1)
@@ -28,7 +28,7 @@ def unit_keys(evidence: Evidence) -> Tensor:
 def novelty(evidence: Evidence) -> Tensor:
     """Return [N] float32 in [0, 1]: 1 minus the highest cosine to the keys of any token before; 1 for the first."""
     units = unit_keys(evidence)
-    highest = torch.zeros(len(units))
+    highest = torch.zeros(len(units), dtype=torch.float32)
     for start in range(0, len(units), ROWS):
         stop = min(start + ROWS, len(units))
         cosines = units[start:stop] @ units[:stop].T
@@ -43,7 +43,7 @@ def similarity(evidence: Evidence) -> Tensor:
 
     The mean over heads and layers; where it is negative it counts as 0.
     """
-    total, layers = torch.zeros(evidence.tokens), 0
+    total, layers = torch.zeros(evidence.tokens, dtype=torch.float32), 0
     statistics = evidence.require_queries()
     for layer, keys, moments in zip(evidence.snapshot.layers, plain_keys(evidence.snapshot), statistics, strict=True):
         if keys.shape[1]:

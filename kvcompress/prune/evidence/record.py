@@ -1,4 +1,4 @@
-"""Evidence: what scorers look at, collected once for a session.
+"""Evidence: the input of scorers, collected once per session.
 
 Everything but the snapshot is optional; a scorer names what it needs in `needs`, and
 `kvcompress.prune.evidence.collect.collect` brings it. Where layers are concerned there is one entry a layer, over all N
@@ -130,10 +130,10 @@ def over_layers(snapshot: KVSnapshot, scores: Sequence[Tensor]) -> Tensor:
     Returns:
         [N] float32; a token that a layer does not hold has that layer's lowest score.
     """
-    total = torch.zeros(snapshot.tokens)
+    total = torch.zeros(snapshot.tokens, dtype=torch.float32)
     for layer, score in zip(snapshot.layers, scores, strict=True):
         if score.numel():
-            spread = torch.full((snapshot.tokens,), float(score.min()))
+            spread = torch.full((snapshot.tokens,), float(score.min()), dtype=torch.float32)
             spread[layer.positions] = score.float()
             total += spread / len(scores)
     return total

@@ -1,4 +1,4 @@
-"""Evidence of a session at the time it is recorded, kept in a file for a plan that is made later."""
+"""Collect evidence when a session is recorded, in a file for later plans."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def write_evidence(
     loaded = load_codec(codec) if codec is not None else None
     if loaded is not None:
         loaded.require_compatible(snapshot)
-    clock = None if ages_seconds is None else torch.tensor(ages_seconds[: snapshot.tokens])
+    clock = None if ages_seconds is None else torch.tensor(ages_seconds[: snapshot.tokens], dtype=torch.float32)
     known = Evidence(snapshot, ages_seconds=clock)
     found = collect(model, snapshot, needs, tokenizer=tokenizer, codec=loaded, known=known)
     save_evidence(path, found, loaded.fingerprint if loaded is not None else "", force=force)

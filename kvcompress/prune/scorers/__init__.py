@@ -1,1 +1,1 @@
-"""Scorers: how much each token is worth, one file a method."""
+"""Scorers: methods that rank tokens by importance, one file each."""

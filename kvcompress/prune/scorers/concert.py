@@ -1,4 +1,4 @@
-"""The concert heuristic: recency, similarity to what is asked now, and novelty play together.
+"""A weighted sum of recency, similarity to the current question, and novelty (concert heuristic).
 
 Score (a r + b s + c n) / (a + b + c) with recency r = exp(-age / tau), similarity s of the token's keys to the latest
 queries and novelty n = 1 - (highest cosine to an earlier token's keys), after the ranking rule of the Persistent Memory

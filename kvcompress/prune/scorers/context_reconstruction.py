@@ -1,4 +1,4 @@
-"""Keep the tokens that the model looks at when it reads the session again: KVzip.
+"""Keep the tokens that the model attends to when it reads the session again: KVzip.
 
 After "KVzip: Query-Agnostic KV Cache Compression with Context Reconstruction" (Kim et al., arXiv 2505.23416). The model
 goes on from its cache with the session's own text, piece by piece; a token is worth the highest attention that any of

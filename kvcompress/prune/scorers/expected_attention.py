@@ -1,4 +1,4 @@
-"""Keep the tokens that queries to come will attend to, by what queries were like so far.
+"""Keep the tokens that future queries are expected to attend to, judged by the statistics of earlier queries.
 
 After "Expected Attention: KV Cache Compression by Estimating Attention from Future Queries Distribution" (Devoto et
 al., arXiv 2510.00636). Queries are taken as normal; with mean m and covariance S, both rotated on average over the
@@ -57,7 +57,7 @@ def _layer_score(index: int, layer: LayerKV, statistics: QueryStatistics, rope: 
 def mean_rotation(rope: Rope, layer: int, size: int, start: int) -> Tensor:
     """Return the mean over the next positions of the rotation, as the matrix [D, D] that rows are multiplied by."""
     positions = torch.arange(start, start + CONTINUATION_TOKENS)
-    unit = torch.eye(size)[:, None].expand(size, CONTINUATION_TOKENS, size)
+    unit = torch.eye(size, dtype=torch.float32)[:, None].expand(size, CONTINUATION_TOKENS, size)
     turned: Tensor = rope.redo(layer, unit, positions)
     return turned.float().mean(1)
 

@@ -1,4 +1,4 @@
-"""Quantities of each token that learned scorers look at, each as a rank in [0, 1] within its session.
+"""Features of each token for learned scorers, each as a rank in [0, 1] within its session.
 
 Ranks, for they mean the same in every session and model: which share of the tokens has less of it.
 """
@@ -42,7 +42,7 @@ def conflict(evidence: Evidence) -> Tensor:
     """Return [N] float32: how much layers and heads disagree about a token: deviation of the log of their attention."""
     masses = torch.cat([mass.float() for mass in evidence.require_window_attention()])
     logs = torch.log(masses.clamp(min=1e-9))
-    return logs.std(0) if len(masses) > 1 and masses.numel() else torch.zeros(evidence.tokens)
+    return logs.std(0) if len(masses) > 1 and masses.numel() else torch.zeros(evidence.tokens, dtype=torch.float32)
 
 
 def following(score: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Keep the tokens whose keys are short: they draw the most attention.
+"""Keep the tokens whose keys have a small norm: they receive the most attention.
 
 After "A Simple and Effective L2 Norm-Based Strategy for KV Cache Compression" (Devoto et al., arXiv 2406.11430). There
 each head ranks its own tokens; here a token has one score, the mean over layers of the standardised mean norm over

@@ -1,4 +1,4 @@
-"""A small network that was trained to predict measured damage.
+"""A small network trained to predict measured damage.
 
 In the spirit of "KVzap: Fast, Adaptive, and Faithful KV Cache Pruning" (Jegou and Jeblick, arXiv 2601.07891), which
 distils KVzip into a small network on hidden states; here the input is what the other scorers measure, as ranks, and
@@ -67,7 +67,9 @@ def new_network(seed: int = 0) -> torch.nn.Sequential:
     """Return an untrained network."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        return torch.nn.Sequential(torch.nn.Linear(len(FEATURES), HIDDEN), torch.nn.Tanh(), torch.nn.Linear(HIDDEN, 1))
+        return torch.nn.Sequential(
+            torch.nn.Linear(len(FEATURES), HIDDEN), torch.nn.Tanh(), torch.nn.Linear(HIDDEN, 1)
+        ).float()
 
 
 def to_json(network: torch.nn.Sequential) -> dict[str, Any]:
@@ -81,7 +83,9 @@ def from_json(found: Mapping[str, Any]) -> torch.nn.Sequential:
     if list(found["features"]) != list(FEATURES):
         raise ValueError("it was trained on other features")
     network = new_network()
-    network.load_state_dict({name: torch.tensor(numbers) for name, numbers in found["numbers"].items()})
+    network.load_state_dict(
+        {name: torch.tensor(numbers, dtype=torch.float32) for name, numbers in found["numbers"].items()}
+    )
     return network.eval()
 
 

@@ -1,4 +1,4 @@
-"""What was fitted for scorers: weights, a small network, and how a rank in each scorer's order turns into importance.
+"""Fitted parameters of scorers: weights, a small network, and the map from rank to importance.
 
 It is JSON, written by `python -m eval prune --fit`: the fit looks at recorded sessions and at what damage the loss of
 each token did. A codec may have the file of its model in its directory, as `scorers.json`; a codec that has none takes

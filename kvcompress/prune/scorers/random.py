@@ -1,4 +1,4 @@
-"""A control: what is kept has nothing to do with what it is worth.
+"""A control that ranks tokens at random.
 
 Every scorer must beat it. The numbers depend on the tokens alone, so that the same session always gets the same ones.
 Cost: none. Evidence: none.
@@ -24,7 +24,7 @@ class Random:
         """Return a number from 0 to 1 for each token."""
         digest = hashlib.sha256(evidence.snapshot.token_ids.numpy().astype("<i8").tobytes()).digest()
         generator = torch.Generator().manual_seed(int.from_bytes(digest[:7], "little"))
-        return torch.rand(evidence.tokens, generator=generator)
+        return torch.rand(evidence.tokens, generator=generator, dtype=torch.float32)
 
 
 SCORER = Random()

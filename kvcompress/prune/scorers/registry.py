@@ -1,4 +1,4 @@
-"""What a scorer is, and how scorers are found by name."""
+"""The interface of scorers, and how to find them by name."""
 
 from __future__ import annotations
 

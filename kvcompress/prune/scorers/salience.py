@@ -1,4 +1,4 @@
-"""Five-part salience: surprise, novelty, arousal, reward and conflict, as quantities of tokens.
+"""A weighted sum of five signals: surprise, novelty, arousal, reward and conflict (salience).
 
 After SNARC, the salience filter of the SAGE project, which scores observations by five hand-weighted parts. Here each
 part is something of a token that can be measured, taken as its rank in the session:
@@ -61,7 +61,7 @@ class Salience:
 
     def score(self, evidence: Evidence) -> Tensor:
         """Return the weighted sum of the parts."""
-        total = torch.zeros(evidence.tokens)
+        total = torch.zeros(evidence.tokens, dtype=torch.float32)
         for name, value in self.parts(evidence).items():
             total += self.weight(name) * value
         return total

@@ -1,4 +1,4 @@
-"""Keep the tokens that the model did not expect: what it could have guessed, it can guess again.
+"""Keep the tokens that the model did not expect; it can predict the others again.
 
 Self-information as in "Compressing Context to Enhance Inference Efficiency of Large Language Models" (Li et al.,
 Selective Context, arXiv 2310.06201), which drops tokens from prompts; here it ranks cache entries. Cost: as much as one

@@ -1,4 +1,4 @@
-"""Keep the tokens whose values are long: what they add to the output is large.
+"""Keep the tokens whose values have a large norm: they add most to the output.
 
 The value's norm is the second factor of "Attention Score is not All You Need for Token Importance Indicator in KV Cache
 Reduction: Value Also Matters" (Guo et al., arXiv 2406.12335); alone it is a control for that factor. Cost: one pass
