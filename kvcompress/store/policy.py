@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from kvcompress.api.certificates import EXACT, RECOMPUTED
 from kvcompress.errors import FormatError, IntegrityError, TrustError
 from kvcompress.format.atomic import PathLike, open_regular
 from kvcompress.format.json_fields import JsonFields
@@ -30,7 +31,7 @@ from kvcompress.format.strict_json import parse_json
 from kvcompress.store.cover import raw_rows
 from kvcompress.store.log import TURNS, Stored, entry_of
 from kvcompress.store.path import path_ids
-from kvcompress.store.provenance import EXACT, RECOMPUTED, previous_link
+from kvcompress.store.provenance import previous_link
 from kvcompress.store.segment import TOKENS_ONLY, Part, prefix_digests
 from kvcompress.store.signing import ENTRY, SIGNATURE, entry_message, signed_by
 

@@ -19,17 +19,14 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from kvcompress.codec.promise import LOSSLESS, Promise, applying
-from kvcompress.codec.settings import settings_of
+from kvcompress.api.certificates import certificate_of
 from kvcompress.errors import FormatError, InputError, IntegrityError
 from kvcompress.format.container import header_of
-from kvcompress.format.header_fields import Header
 from kvcompress.format.json_fields import JsonFields
 from kvcompress.format.strict_json import canonical_json, read_json
 from kvcompress.snapshot import ModelFingerprint
 from kvcompress.store.database import entry_id
 from kvcompress.store.log import Entry, Link
-from kvcompress.store.segment import TOKENS_ONLY
 from kvcompress.store.signing import ENTRY, SIGNATURE, entry_message, signed_by
 
 if TYPE_CHECKING:
@@ -41,10 +38,6 @@ FORMAT = "kvcompress-provenance-1"
 
 _NAMED = {"parent": "after", "codec": "codec", "codec_fingerprint": "codec_fingerprint"}
 """Fields of a record, and what a context calls them."""
-
-BY_CODEC, BY_SESSION, EXACT, RECOMPUTED = "codec", "session", "lossless", "recomputed"
-"""What a certificate rests on: sessions that the codec was measured on, the session itself, the identical bits, or
-token ids that a model computes again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,36 +97,6 @@ def facts_of(data: bytes, store: Store) -> dict[str, Any]:
     facts: dict[str, Any] = {"codec": header.codec} | ({"codec_fingerprint": fingerprint} if fingerprint else {})
     certificate = certificate_of(header, store.codecs.promises_of(fingerprint))
     return facts | ({} if certificate is None else {"certificate": certificate})
-
-
-def certificate_of(header: Header, promises: Mapping[str, Promise]) -> dict[str, Any] | None:
-    """Return what was measured of a file's fidelity, None where nothing was.
-
-    Args:
-        header: Of the file.
-        promises: What its codec promises, by quality word.
-    """
-    if header.codec == TOKENS_ONLY:
-        return {"basis": RECOMPUTED}
-    if header.codec == LOSSLESS:
-        return {"basis": EXACT}
-    settings = settings_of(header)
-    if settings.certificate is not None:
-        stated = {name: value for name, value in asdict(settings.certificate).items() if value is not None}
-        return {"basis": BY_SESSION, **stated}
-    promise = applying(promises, settings)
-    if promise is None:
-        return None
-    losses = promise.losses()
-    return {
-        "basis": BY_CODEC,
-        "quality": promise.quality,
-        "sessions": promise.sessions,
-        "kl_nats": losses["kl_nats"].measured,
-        "max_kl_nats": losses["kl_nats"].bound,
-        "max_context_lost": losses["context_lost"].bound,
-        "min_top1_agreement": round(1 - losses["top1_lost"].bound, 12),
-    }
 
 
 def provenance(session: SessionLog, at: int | str | None = None) -> Provenance:

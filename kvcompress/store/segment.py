@@ -34,6 +34,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from kvcompress.api.certificates import TOKENS
 from kvcompress.api.codecs import LoadedCodecs
 from kvcompress.api.options import DEFAULT_QUALITY
 from kvcompress.errors import FormatError, InputError
@@ -44,7 +45,7 @@ from kvcompress.format.session import SEGMENT, encoded_session
 from kvcompress.format.token_ids import pack_tokens, unpack_tokens
 from kvcompress.snapshot import CACHE_DTYPES, KVSnapshot, LayerKV, Origin
 
-TOKENS_ONLY = "tokens"
+TOKENS_ONLY = TOKENS
 """Kind of a file that holds no keys and values: the model computes them again."""
 
 PREFIX_BYTES = 16

@@ -9,11 +9,12 @@ from typing import Any
 
 import pytest
 
+from kvcompress.api.certificates import certificate_of
 from kvcompress.codec.promise import Loss, Promise, Setting
 from kvcompress.errors import InputError, KVCompressError
 from kvcompress.format.header_fields import Header
 from kvcompress.store.keys import StoreKey
-from kvcompress.store.provenance import certificate_of, check_record, provenance, read_record
+from kvcompress.store.provenance import check_record, provenance, read_record
 from kvcompress.store.segment import part_of
 from kvcompress.store.session import StoredSession
 from kvcompress.store.signing import Signer
