@@ -20,6 +20,7 @@ from kvcompress.codec.at_hand import codec_for
 from kvcompress.codec.directory import load_codec, load_parts
 from kvcompress.codec.lossless import LosslessCodec
 from kvcompress.codec.quality import encode_at_quality
+from kvcompress.codec.size_ratio import encode_at_size_ratio
 from kvcompress.codec.tinyvae import TinyVAECodec
 from kvcompress.errors import InputError
 from kvcompress.fit.adopt import adopt, measured
@@ -40,9 +41,9 @@ from kvcompress.prune.session import (
     encode_pruned,
     named_guarantees,
 )
-from kvcompress.rate.link import Choice, choose
+from kvcompress.rate.link import Choice as Choice
+from kvcompress.rate.link import choose
 from kvcompress.rate.max_kl import KLSearch, hold_back
-from kvcompress.rate.targets import encode_at_size_ratio
 from kvcompress.snapshot import KVSnapshot
 
 Progress = Callable[[str, int, int], None]

@@ -8,9 +8,9 @@ from pathlib import Path
 from kvcompress.codec.at_hand import promise_of_file
 from kvcompress.codec.promise import promise_in_words
 from kvcompress.codec.settings import TinyVAESettings, settings_of
+from kvcompress.codec.size_ratio import size_ratio_note
 from kvcompress.format.container import Encoded
 from kvcompress.rate.link import Choice, prefill_note
-from kvcompress.rate.targets import size_ratio_note
 
 
 def notes_of(encoded: Encoded, reached: float, choice: Choice | None, codec: str | Path | None) -> Iterator[str]:

@@ -47,8 +47,7 @@ from kvcompress.errors import InputError, about, shown
 from kvcompress.hub.bundled import DEFAULT_MODEL
 
 if TYPE_CHECKING:
-    from kvcompress.api.encoding import Encoding
-    from kvcompress.rate.link import Choice
+    from kvcompress.api.encoding import Choice, Encoding
 
 
 def encode(

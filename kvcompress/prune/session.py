@@ -9,6 +9,7 @@ from typing import Any
 from kvcompress.codec.analysis import HIGHEST_QP
 from kvcompress.codec.exact_tokens import WithExact, with_exact
 from kvcompress.codec.settings import Certificate, CommonSettings, TinyVAESettings, restated
+from kvcompress.codec.size_ratio import encode_at_size_ratio
 from kvcompress.codec.tinyvae import TinyVAECodec
 from kvcompress.errors import InputError, require_positive
 from kvcompress.format.container import Encoded
@@ -27,7 +28,6 @@ from kvcompress.prune.scorers.registry import Scorer, find_scorer, parts_of, sco
 from kvcompress.prune.search import ONE_TIER, CandidateSearch, Progress, Result, one_tier_kl
 from kvcompress.prune.table import Table, kinds_of, table_of
 from kvcompress.prune.tiers import Tier, tier_named
-from kvcompress.rate.targets import encode_at_size_ratio
 from kvcompress.snapshot import KVSnapshot
 
 DEFAULT_SCORERS = ("learned", "context_reconstruction")

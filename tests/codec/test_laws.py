@@ -16,6 +16,7 @@ from kvcompress.codec.directory import load_tinyvae
 from kvcompress.codec.promise import Setting
 from kvcompress.codec.quality import encode_at_quality
 from kvcompress.codec.settings import CommonSettings
+from kvcompress.codec.size_ratio import encode_at_size_ratio
 from kvcompress.codec.tinyvae import TinyVAECodec
 from kvcompress.errors import CheckpointError, FormatError, InputError, MismatchError
 from kvcompress.fit.checkpoint import save_codec
@@ -26,7 +27,6 @@ from kvcompress.format.container import from_bytes, load, save, to_bytes
 from kvcompress.hf import capture
 from kvcompress.hf.channels import to_channels
 from kvcompress.hf.rope import rope_of
-from kvcompress.rate.targets import encode_at_size_ratio
 from kvcompress.snapshot import CACHE_DTYPES, KVSnapshot, LayerKV
 from tests.codec.conftest import random_sessions, tiny_model
 from tinyvae.model import common_reach, reaches

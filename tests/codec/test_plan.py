@@ -32,6 +32,12 @@ from kvcompress.codec.out_of_distribution import (
 from kvcompress.codec.promise import QUALITIES, Setting
 from kvcompress.codec.quality import encode_at_quality
 from kvcompress.codec.settings import RESIDUAL_QP, CommonSettings
+from kvcompress.codec.size_ratio import (
+    FINEST_QP,
+    SIZE_RATIO_TOLERANCE,
+    encode_at_size_ratio,
+    size_ratio_note,
+)
 from kvcompress.codec.tinyvae import TinyVAECodec
 from kvcompress.data.harvest import tokenized_sessions
 from kvcompress.errors import CheckpointError, InputError, MismatchError
@@ -44,12 +50,6 @@ from kvcompress.format.container import Encoded, from_bytes, load, save, to_byte
 from kvcompress.hf import capture, load_model
 from kvcompress.hub.bundled import find_checkpoint
 from kvcompress.rate.max_kl import NEIGHBOURS, Candidate, KLSearch, Tail, cut, hold_back, tail_kl_nats, tail_tokens
-from kvcompress.rate.targets import (
-    FINEST_QP,
-    SIZE_RATIO_TOLERANCE,
-    encode_at_size_ratio,
-    size_ratio_note,
-)
 from kvcompress.snapshot import KVSnapshot, LayerKV
 from tests.codec.conftest import promised, random_sessions, tiny_model
 from tests.hf.families import model_of, session

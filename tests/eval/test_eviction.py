@@ -152,7 +152,7 @@ def masked_logits(snapshot: KVSnapshot, kept: list[Tensor], following: Tensor) -
         dataclasses.replace(layer, keys=layer.keys.half().float(), values=layer.values.half().float())
         for layer in snapshot.layers
     )
-    cache = restore(dataclasses.replace(snapshot, layers=rounded), eager)  # looks at the model as it is, so before hooks
+    cache = restore(dataclasses.replace(snapshot, layers=rounded), eager)  # before hooks: it looks at the model
     for index, block in enumerate(eager.model.layers):
         block.self_attn.register_forward_pre_hook(hide(index), with_kwargs=True)
     with torch.no_grad():
