@@ -17,14 +17,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from kvcompress.errors import InputError, MismatchError
 from kvcompress.format.container import read_header
 from kvcompress.hf.architecture import Architecture
 from kvcompress.hf.families import layer_kinds, new_cache
-from kvcompress.hf.fingerprint import config_json, configured_rope_digest, fingerprint
+from kvcompress.hf.fingerprint import config_json, configured_rope_digest, fingerprint, loaded_weights_digest
 from kvcompress.hf.rope import parse_config
 from kvcompress.snapshot import ModelFingerprint, Origin
 
@@ -35,6 +35,9 @@ if TYPE_CHECKING:
 ALLOWED, DEGRADED, REFUSED = "allowed", "degraded", "refused"
 VERDICTS = (ALLOWED, DEGRADED, REFUSED)
 """From good to bad; the worst field decides."""
+
+DIGESTS = ("weights", "tokenizer", "rope", "architecture")
+"""Fields that are compared by digest."""
 
 GEOMETRY = ("num_hidden_layers", "num_attention_heads", "num_key_value_heads", "head_dim", "hidden_size", "vocab_size")
 MANTISSA_BITS = {"float32": 24, "float16": 11, "bfloat16": 8}
@@ -68,10 +71,24 @@ class Identity:
         return cls(origin.fingerprint, origin.config, origin.layer_kinds, origin.dtype)
 
     @classmethod
-    def of_model(cls, model: CausalLM, tokenizer: Tokenizer | None = None) -> Identity:
-        """Return that of a model at hand."""
-        kinds, dtype = layer_kinds(new_cache(model)), str(model.dtype).removeprefix("torch.")
-        return cls(fingerprint(model, tokenizer), config_json(model), kinds, dtype, _adapters(model))
+    def of_model(
+        cls, model: CausalLM, tokenizer: Tokenizer | None = None, recorded: Identity | None = None
+    ) -> Identity:
+        """Return that of a model at hand.
+
+        Args:
+            model: The model.
+            tokenizer: Its tokenizer.
+            recorded: What it is to be compared with: older files name the weights as they lay in memory, not as they
+                are stored.
+        """
+        kinds, dtype, found = layer_kinds(new_cache(model)), str(model.dtype).removeprefix("torch."), None
+        mine = fingerprint(model, tokenizer)
+        if recorded is not None and not _alike(recorded.fingerprint.weights, mine.weights):
+            found = loaded_weights_digest(model)
+        if found is not None and recorded is not None and _alike(recorded.fingerprint.weights, found):
+            mine = replace(mine, weights=found)
+        return cls(mine, config_json(model), kinds, dtype, _adapters(model))
 
     @classmethod
     def of_file(cls, path: PathLike) -> Identity:

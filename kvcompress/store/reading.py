@@ -242,7 +242,7 @@ class SessionLog:
         if not row["origin"]:
             return None
         recorded = Identity.of_origin(self.store.origin(row["origin"]))
-        return compare(recorded, Identity.of_model(model, tokenizer), other_weights=other_weights)
+        return compare(recorded, Identity.of_model(model, tokenizer, recorded), other_weights=other_weights)
 
     def _note_use(self) -> None:
         now = time.time()

@@ -9,11 +9,12 @@ from torch import Tensor
 
 from kvcompress.hf import capture, restore
 from kvcompress.hf.generation import feed
+from kvcompress.hf.origin_check import require_consistent, require_shapes
 from kvcompress.hf.types import CausalLM, Tokenizer
 from kvcompress.snapshot import KVSnapshot
 from kvcompress.store.assembly import Grow
 from kvcompress.store.foreign import Measured, measure
-from kvcompress.store.identity import DEGRADED, Compatibility, Identity, compare
+from kvcompress.store.identity import ALLOWED, DEGRADED, DIGESTS, Compatibility, Field, Identity, compare
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -56,13 +57,22 @@ def resumed(
     """
     found = measured = None
     if check:
-        identity = Identity.of_model(model, tokenizer)
-        found = compare(Identity.of_origin(snapshot.origin), identity, other_weights=other_weights)
+        recorded = Identity.of_origin(snapshot.origin)
+        found = compare(recorded, Identity.of_model(model, tokenizer, recorded), other_weights=other_weights)
         found.require()
+        require_consistent(snapshot.origin)
+        require_shapes(snapshot, model)
         if {one.name for one in found.fields if one.verdict == DEGRADED} & {"weights", "adapter"}:
             measured = measure(snapshot, model)
-    cache = restore(snapshot, model, check_fingerprint=False, copy=False)
+    exact = found is not None and all(map(_is_same, found.fields))
+    cache = restore(snapshot, model, tokenizer=tokenizer, check_fingerprint=exact, copy=False)
     return Resumed(cache, snapshot.token_ids, found, measured)
+
+
+def _is_same(one: Field) -> bool:
+    """Tell whether the digests of a field, if it has any, are equal or not known on both sides."""
+    unknown = not one.recorded or not one.at_hand
+    return one.name not in DIGESTS or (one.verdict == ALLOWED and (unknown or one.recorded == one.at_hand))
 
 
 def grower(model: CausalLM, tokenizer: Tokenizer | None = None) -> Grow:
