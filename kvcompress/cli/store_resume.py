@@ -17,6 +17,30 @@ if TYPE_CHECKING:
     from kvcompress.store.session import StoredSession
 
 PARTS = "A part of it"
+PromptOption = Annotated[
+    str | None, typer.Option(help="Say this first, as the user's next turn.", show_default="nothing")
+]
+SaveOption = Annotated[
+    bool, typer.Option("--save", help="Append the prompt and the answer; with --at, rewind to there first.")
+]
+TokensOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="A:B",
+        help="Restore these tokens only; the model reads the others.",
+        show_default="all",
+        rich_help_panel=PARTS,
+    ),
+]
+LayersOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="A:B",
+        help="Restore these layers only; the model computes the others.",
+        show_default="all",
+        rich_help_panel=PARTS,
+    ),
+]
 
 
 def resume(
@@ -25,33 +49,13 @@ def resume(
     at: AtOption = None,
     model: ModelOption = DEFAULT_MODEL,
     dtype: DtypeOption = "float32",
-    prompt: Annotated[
-        str | None, typer.Option(help="Say this first, as the user's next turn.", show_default="nothing")
-    ] = None,
-    save: Annotated[
-        bool, typer.Option("--save", help="Append the prompt and the answer; with --at, rewind to there first.")
-    ] = False,
+    prompt: PromptOption = None,
+    save: SaveOption = False,
     quality: QualityOption = None,
     lossless: LosslessOption = False,
     max_new_tokens: Annotated[int, typer.Option(help="Tokens to generate at most.", min=0)] = 64,
-    tokens: Annotated[
-        str | None,
-        typer.Option(
-            metavar="A:B",
-            help="Restore these tokens only; the model reads the others.",
-            show_default="all",
-            rich_help_panel=PARTS,
-        ),
-    ] = None,
-    layers: Annotated[
-        str | None,
-        typer.Option(
-            metavar="A:B",
-            help="Restore these layers only; the model computes the others.",
-            show_default="all",
-            rich_help_panel=PARTS,
-        ),
-    ] = None,
+    tokens: TokensOption = None,
+    layers: LayersOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Load a state of a session and let the model go on."""
