@@ -69,7 +69,12 @@ def next_turn(
     ids = [int(token) for token in token_ids]
     found = dialogue if dialogue is not None else recovered(tokenizer, ids)
     if found is None:
-        return NextTurn((*ids, *appended(tokenizer, ids, text, special_tokens=special_tokens)), len(ids), told=False)
+        whole = appended(tokenizer, [], text, special_tokens=special_tokens)
+        behind = appended(tokenizer, ids, text, special_tokens=special_tokens)
+        if ids and ids[-1] == tokenizer.eos_token_id and behind == whole:
+            del ids[-1]  # the template closes an earlier answer in its own way, without this stop token
+            behind = appended(tokenizer, ids, text, special_tokens=special_tokens)
+        return NextTurn((*ids, *behind), len(ids), told=False)
     longer = found.then(user(text), special_tokens=special_tokens)
     try:
         whole = layout_ids(tokenizer, longer, ask=True, name="the session with this prompt")

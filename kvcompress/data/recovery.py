@@ -78,10 +78,10 @@ def recovered(tokenizer: Tokenizer, token_ids: Sequence[int]) -> Dialogue | None
     found = [Dialogue(())] if _is_begun_head(seams, text) else []
     found += (Dialogue(tuple(messages)) for messages in _readings(seams, text))
     for dialogue in found:
-        for special in (False, True):
-            exact = agreed(tokenizer, Dialogue(()).then(*dialogue.messages, special_tokens=special), ids)
-            if exact is not None:
-                return exact
+        ways = [Dialogue(()).then(*dialogue.messages, special_tokens=special) for special in (False, True)]
+        agreeing = [exact for way in ways if (exact := agreed(tokenizer, way, ids, unlost=True)) is not None]
+        if agreeing:  # text that spells a special token and the token itself read alike: the tokens tell which it was
+            return max(agreeing, key=lambda one: _shared(tokenizer, one, ids))
     names = seams.special
     if names is None or not all(names.search(joint) for some in seams.joints.values() for joint, _ in some):
         return None
@@ -172,8 +172,13 @@ def _unclosed(seams: Seams, rest: str, role: str) -> str:
     return rest[: len(rest) - begun]
 
 
-def agreed(tokenizer: Tokenizer, dialogue: Dialogue, token_ids: Sequence[int]) -> Dialogue | None:
-    """Return a conversation if its layout gives the tokens, with the last answer as the tokens have it, else None."""
+def agreed(
+    tokenizer: Tokenizer, dialogue: Dialogue, token_ids: Sequence[int], *, unlost: bool = False
+) -> Dialogue | None:
+    """Return a conversation if its layout gives the tokens, with the last answer as the tokens have it, else None.
+
+    With `unlost` also None where more was generated behind what closes that answer, which one message cannot hold.
+    """
     ids = list(token_ids)
     if not dialogue.messages:
         return dialogue
@@ -186,19 +191,31 @@ def agreed(tokenizer: Tokenizer, dialogue: Dialogue, token_ids: Sequence[int]) -
             opened = layout_ids(tokenizer, before, ask=True)
             if common_prefix(opened, ids) == len(opened):
                 special = bool(dialogue.special_tokens)
-                return before.then(_said_last(tokenizer, ids[len(opened) :]), special_tokens=special)
+                answer, lost = _said_last(tokenizer, ids[len(opened) :])
+                return None if unlost and lost else before.then(answer, special_tokens=special)
     except InputError:
         return None
     return dialogue if _same_but_split(tokenizer, whole, ids) else None
 
 
-def _said_last(tokenizer: Tokenizer, ids: list[int]) -> Message:
-    """Return the answer in tokens that follow the opening of a turn, up to the one that closes it."""
+def _shared(tokenizer: Tokenizer, dialogue: Dialogue, ids: Sequence[int]) -> int:
+    return common_prefix(layout_ids(tokenizer, dialogue), ids) if dialogue.messages else 0
+
+
+def _said_last(tokenizer: Tokenizer, ids: list[int]) -> tuple[Message, bool]:
+    """Return the answer in tokens that follow the opening of a turn, up to the one that closes it.
+
+    The second value tells whether more follows than what a template writes between turns.
+    """
     known, seams = spellings(tokenizer), _seams(tokenizer)
-    firsts = (seams.special.search(one) for one in seams.closings("assistant")) if seams.special is not None else ()
-    ends = {known[first[0]] for first in firsts if first is not None} | {known.get(seams.stop)}
+    mark, closings = seams.special, seams.closings("assistant")
+    firsts = {closing: mark.search(closing) for closing in closings} if mark is not None else {}
+    ends = {known[first[0]] for first in firsts.values() if first is not None} | {known.get(seams.stop)}
     end = next((place for place, token in enumerate(ids) if token in ends), len(ids))
-    return {"role": "assistant", "content": said(tokenizer, ids[:end])}
+    behind = text_of(tokenizer, ids[end + 1 :])
+    usual = {closing[first.end() :] for closing, first in firsts.items() if first is not None}
+    lost = bool(behind) and not any(one.startswith(behind) for one in usual)
+    return {"role": "assistant", "content": said(tokenizer, ids[:end])}, lost
 
 
 def _same_but_split(tokenizer: Tokenizer, whole: Sequence[int], ids: Sequence[int]) -> bool:

@@ -59,6 +59,18 @@ def position_rule(model: CausalLM) -> PositionRule:
     return known
 
 
+def require_droppable(model: CausalLM) -> None:
+    """Raise `InputError` where a cache must hold every entry: the model heeds no positions, or counts a window by them.
+
+    GPT-Neo caches everything in its layers of local attention too, and takes the newest entries for the nearest tokens.
+    """
+    require_stated(model)
+    config = model.config.get_text_config(decoder=True)
+    if "local" in (getattr(config, "attention_layers", None) or ()):
+        what = f"model type {config.model_type!r} counts the window of its local attention by the entries of its cache"
+        raise InputError(f"{what}, so none of them can be left out", REMEDY)
+
+
 def require_stated(model: CausalLM) -> PositionRule:
     """Return how a model counts, raising `InputError` where it heeds no positions, so that no entry may be missing."""
     rule = position_rule(model)

@@ -7,7 +7,7 @@ from typing import Any
 from kvcompress.errors import InputError
 from kvcompress.hf.families import layer_kinds, new_cache
 from kvcompress.hf.origin_check import require_model, require_shapes
-from kvcompress.hf.positions import require_stated
+from kvcompress.hf.positions import require_droppable
 from kvcompress.hf.session_cache import SessionCache
 from kvcompress.hf.types import CausalLM, Tokenizer
 from kvcompress.snapshot import KVSnapshot, LayerKV
@@ -49,7 +49,7 @@ def restore(
     if check_fingerprint:
         require_shapes(snapshot, model)
     if snapshot.lacks_tokens:
-        require_stated(model)
+        require_droppable(model)
     for index, (slot, layer) in enumerate(zip(cache.layers, snapshot.layers, strict=True)):
         _fill(index, slot, layer, model, snapshot.origin.next_position, copy=copy)
     cache.note_restored(snapshot.token_ids, [layer.positions for layer in snapshot.layers])

@@ -13,7 +13,7 @@ from kvcompress.codec.size_ratio import encode_at_size_ratio
 from kvcompress.codec.tinyvae import TinyVAECodec
 from kvcompress.errors import InputError, require_positive
 from kvcompress.format.container import Encoded
-from kvcompress.hf.positions import require_stated
+from kvcompress.hf.positions import require_droppable
 from kvcompress.hf.types import CausalLM, Tokenizer
 from kvcompress.metrics.fidelity import TIERS
 from kvcompress.metrics.sampled_kl import Judge
@@ -145,7 +145,7 @@ class SessionPlanner:
         self.scorers = [find_scorer(name, fitted_file(codec)) for name in dict.fromkeys(asked.scorers)]
         codec.require_compatible(snapshot)
         if asked.keep_fraction is not None:
-            require_stated(model)
+            require_droppable(model)
         anchored_constraints(tokenizer, snapshot, asked).kept_tokens()  # every refusal comes before the model runs
         self.text = text_of(tokenizer, snapshot.token_ids) if tokenizer is not None else None
         needs = {need for scorer in self.scorers for need in scorer.needs}

@@ -106,6 +106,12 @@ GLM = (
     "{{ '[gMASK]<sop>' }}{% for m in messages %}{{ '<|' + m.role + '|>\n' + m.content.split('</think>')[-1].strip() }}"
     "{% endfor %}{% if add_generation_prompt %}{{ '<|assistant|>\n' }}{% endif %}"
 )
+HARMONY = (
+    "{% for m in messages %}{% if m.role != 'assistant' %}{{ '<|start|>' + m.role + '<|message|>' + m.content }}"
+    "{{ '<|end|>' }}{% else %}{{ '<|start|>assistant<|channel|>final<|message|>' + m.content }}"
+    "{{ '<|return|>' if loop.last and not add_generation_prompt else '<|end|>' }}{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|start|>assistant' }}{% endif %}"
+)
 WITH_PARTS = CHATML.replace("{{ m.content + '<|im_end|>\n' }}", PARTS + "{{ '<|im_end|>\n' }}")
 ROLES = ("<|system|>", "<|user|>", "<|assistant|>")
 

@@ -9,7 +9,7 @@ import pytest
 from kvcompress.data.chat_template import Dialogue, layout_ids, user
 from kvcompress.data.next_turn import kept_dialogue, next_turn, to_keep
 from kvcompress.errors import InputError
-from tests.hf.chat_templates import ALTERNATE, KINDS, tokenizer_of, tokenizer_with
+from tests.hf.chat_templates import ALTERNATE, HARMONY, KINDS, tokenizer_of, tokenizer_with
 
 LONG = [
     ("system", "Answer in one line."),
@@ -192,3 +192,35 @@ def test_a_template_with_an_alternative_for_tools_of_its_own_is_not_needed() -> 
     messages = messages_of(LONG[1:])
     stored = render(strict, messages)
     assert list(next_turn(strict, stored, NEXT).token_ids) == whole(strict, messages)
+
+
+def test_an_answer_in_several_parts_is_kept_whole_and_closed_once() -> None:
+    tokenizer = tokenizer_with(HARMONY, "<|return|>", ("<|start|>", "<|message|>", "<|channel|>", "<|end|>"))
+    opened = render(tokenizer, [user("q")], ask=True)
+    thought = "<|channel|>analysis<|message|>why<|end|><|start|>assistant"
+    for stop in ("<|return|>", ""):
+        stored = opened + tokenizer(f"{thought}<|channel|>final<|message|>ans{stop}")["input_ids"]
+        turn = next_turn(tokenizer, stored, NEXT)
+        assert not turn.told
+        assert turn.kept == len(stored) - bool(stop)
+        assert list(turn.token_ids[: turn.kept]) == stored[: turn.kept]
+        ending = f"ans<|end|><|start|>user<|message|>{NEXT}<|end|><|start|>assistant"
+        assert tokenizer.decode(turn.token_ids).endswith(ending)
+
+
+@pytest.mark.parametrize("name", ["llama 3", "chatml", "llama 2", "glm"])
+def test_words_behind_the_end_of_an_answer_are_not_dropped(name: str) -> None:
+    tokenizer = tokenizer_of(name)
+    opened, stop = render(tokenizer, [user("q")], ask=True), tokenizer.eos_token
+    stored = opened + tokenizer(f"one{stop} and more")["input_ids"]
+    turn = next_turn(tokenizer, stored, NEXT)
+    assert list(turn.token_ids[: turn.kept]) == stored
+    assert "and more" in tokenizer.decode(turn.token_ids)
+
+
+def test_tokens_tell_whether_text_that_reads_as_a_special_token_was_one() -> None:
+    tokenizer, messages = tokenizer_of("chatml"), messages_of([("user", "what is <|im_start|>x?"), ("assistant", "A.")])
+    for special in (False, True):
+        dialogue = Dialogue(()).then(*messages, special_tokens=special)
+        stored = layout_ids(tokenizer, dialogue)
+        assert next_turn(tokenizer, stored, NEXT).kept == len(stored)

@@ -114,6 +114,18 @@ def test_a_family_that_counts_its_cache_is_not_restored_with_tokens_missing(name
     assert "\n" not in str(caught.value)
 
 
+def test_a_family_that_counts_a_window_by_its_cache_is_not_restored_with_tokens_missing() -> None:
+    shape = {**SPECIAL, "hidden_size": 32, "num_layers": 2, "num_heads": 4, "max_position_embeddings": 128}
+    kinds: list[list[object]] = [[["global", "local"], 1]]
+    model = build(hf.GPTNeoConfig(**shape, attention_types=kinds, window_size=16))
+    snapshot = capture(model, session(TOKENS))
+    assert restore(snapshot, model).get_seq_length() == TOKENS
+    with pytest.raises(InputError, match="counts the window of its local attention by the entries of its cache"):
+        restore(without(snapshot, {3, 7}), model)
+    unbounded = build(hf.GPTNeoConfig(**shape, attention_types=[[["global"], 2]]))
+    assert restore(without(capture(unbounded, session(TOKENS)), {3, 7}), unbounded).get_seq_length() == TOKENS - 2
+
+
 @pytest.mark.parametrize("name", ["roberta", "roberta_pad_5", "bert", "xglm"])
 def test_a_pruned_session_goes_on_as_if_what_was_dropped_were_masked(name: str) -> None:
     model, ids, more, dropped = model_named(name), session(TOKENS), session(5, seed=2), {3, 7, 12}
