@@ -19,6 +19,7 @@ from typing import Any, cast
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from kvcompress.errors import CheckpointError, FormatError, InputError, first_line
+from kvcompress.format.atomic import path_of
 from kvcompress.format.origin import require_possible_config
 from kvcompress.hf.dequantise import dequantised, gguf_name
 from kvcompress.hf.download import from_hub, hub_name
@@ -56,7 +57,7 @@ def load_model(
             code of its own that is not trusted.
         InputError: The data type is unknown.
     """
-    if dtype not in CACHE_DTYPES:
+    if not isinstance(dtype, str) or dtype not in CACHE_DTYPES:
         raise InputError(f"unknown dtype {dtype!r}", f"Use one of {', '.join(CACHE_DTYPES)}")
     trusted = trust_remote_code or remote_code_is_trusted()
     with trusting_remote_code(trusted):
@@ -77,7 +78,7 @@ def model_directory(name_or_path: str | Path) -> Path:
     Raises:
         CheckpointError: There is no such model, or its file or download cannot be used.
     """
-    path, name = Path(name_or_path), str(name_or_path)
+    path, name = path_of(name_or_path, "a model"), str(name_or_path)
     try:
         is_directory, exists = path.is_dir(), path.exists()
     except OSError as error:

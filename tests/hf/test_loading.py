@@ -129,7 +129,11 @@ def test_a_model_directory_that_asks_for_the_impossible_is_refused_at_once(tmp_p
         place.write_text(json.dumps(config | change))
         with pytest.raises(CheckpointError, match=f"configuration says {next(iter(change))[:4]}|vocab_size"):
             load_model(tmp_path)
-    for text in ('{"rope_scaling":' + "[" * 5000 + "]" * 5000 + "}", "[1]", "\ud83d".encode("utf-8", "replace").decode()):
+    for text in (
+        '{"rope_scaling":' + "[" * 5000 + "]" * 5000 + "}",
+        "[1]",
+        "\ud83d".encode("utf-8", "replace").decode(),
+    ):
         place.write_text(text)
         with pytest.raises(CheckpointError, match=r"config\.json"):
             load_model(tmp_path)
