@@ -123,5 +123,9 @@ def require_positive(what: str, value: float, remedy: str = "") -> None:
     """Raise `InputError` unless a number is positive and finite; `what` names it, such as "a size ratio"."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise InputError(f"{what} must be a positive number, not {value!r}", remedy)
-    if not (value > 0 and math.isfinite(value)):
+    try:
+        fits = value > 0 and math.isfinite(value)
+    except OverflowError:  # an integer beyond what any float can hold
+        raise InputError(f"{what} must be a positive number that a float can hold", remedy) from None
+    if not fits:
         raise InputError(f"{what} must be a positive number, not {value:g}", remedy)

@@ -94,6 +94,9 @@ class EncodeOptions:
 
     def __post_init__(self) -> None:
         """Check all of it."""
+        for name in ("lossless", "other_weights"):
+            if not isinstance(getattr(self, name), bool):
+                raise InputError(f"{name} is True or False, not {getattr(self, name)!r}", "Give one of them")
         targets = (self.quality is not None, self.max_kl is not None, self.size_ratio is not None, self.lossless)
         if sum(targets) > 1:
             raise InputError("quality, max KL, size ratio and lossless exclude each other", "Name one of them")

@@ -17,7 +17,7 @@ from kvcompress.data.chat_template import Dialogue
 from kvcompress.data.next_turn import next_turn_of, with_dialogue
 from kvcompress.data.recovery import agreed
 from kvcompress.errors import InputError
-from kvcompress.format.atomic import require_writable
+from kvcompress.format.atomic import path_of, require_writable
 from kvcompress.format.container import save
 from kvcompress.hf import capture, recompute_with, restore
 from kvcompress.hf.conversation import turn_start
@@ -94,7 +94,7 @@ def save_session(
         recompute_layers=recompute_layers,
         plan=plan,
     )
-    require_writable(Path(path), force)
+    require_writable(path_of(path, "a session"), force)
     snapshot = capture(model, token_ids, tokenizer=tokenizer, cache=cache)
     if messages is not None:
         if tokenizer is None:
@@ -139,7 +139,7 @@ def load_session(
         FormatError: It is damaged; `IntegrityError` where a checksum tells.
         MemoryLimitError: What it declares would take more memory.
     """
-    snapshot = load_snapshot(Path(path), codec, recompute_with(model, tokenizer), max_memory)
+    snapshot = load_snapshot(path_of(path, "a session"), codec, recompute_with(model, tokenizer), max_memory)
     return restore(snapshot, model, tokenizer=tokenizer, copy=False)
 
 
@@ -175,7 +175,7 @@ def next_turn(
         FormatError: It is damaged; `IntegrityError` where a checksum tells.
         InputError: The chat template refuses the conversation, or the cache cannot be cut back.
     """
-    snapshot = load_snapshot(Path(path), codec, recompute_with(model, tokenizer))
+    snapshot = load_snapshot(path_of(path, "a session"), codec, recompute_with(model, tokenizer))
     turn = next_turn_of(tokenizer, snapshot, text, special_tokens=special_tokens)
     cache = restore(snapshot, model, tokenizer=tokenizer, copy=False)
     start, _, _ = turn_start(model, snapshot, cache, turn.token_ids, turn.kept)

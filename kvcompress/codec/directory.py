@@ -9,6 +9,7 @@ from pathlib import Path
 from kvcompress.codec.sound import REMEDY, require_buildable, require_tables
 from kvcompress.codec.tinyvae import TinyVAECodec
 from kvcompress.errors import CheckpointError, InputError, about, first_line
+from kvcompress.format.atomic import path_of
 from kvcompress.format.atomic_directory import recover
 from kvcompress.hub.bundled import DEFAULT_CODEC, codec_parts, require_intact
 from kvcompress.hub.hub_id import SCORERS_FILE
@@ -48,8 +49,12 @@ def codec_place(name_or_path: str | Path) -> Path:
 
     A directory whose replacement was killed halfway is put back first.
     """
-    recover(name_or_path)
-    return find_codec(name_or_path)
+    path = path_of(name_or_path, "a codec")
+    try:
+        recover(path)
+        return find_codec(name_or_path)
+    except (OSError, ValueError) as error:  # no file can have such a name
+        raise CheckpointError(f"no codec has such a name ({first_line(error)})", "Check the name", path=path) from error
 
 
 def load_parts(name_or_path: str | Path) -> list[TinyVAECodec]:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from kvcompress.codec.promise import FALLBACK, Promise, promises_from_json
-from kvcompress.errors import CheckpointError
+from kvcompress.errors import CheckpointError, about
 from kvcompress.hub.bundled import codec_parts, read_config
 from kvcompress.hub.hub_id import CODEC_FILES
 
@@ -101,18 +101,28 @@ def read_facts(directory: Path) -> CodecFacts:
     if not configs:
         raise CheckpointError("no codec here", "Make one with `kvcompress fit`", path=directory)
     try:
+        for _, config in configs.values():
+            _require_texts(config)
         models = {tuple(sorted(config["model"].items())) for _, config in configs.values()}
         if len(models) > 1:
             raise CheckpointError("its codecs are of different models", "Keep them apart", path=directory)
         first = next(iter(configs.values()))[1]
         origin = first.get("origin") or {}
-        parts = tuple(_part(layers, part, config) for layers, (part, config) in configs.items())
+        with about(directory):
+            parts = tuple(_part(layers, part, config) for layers, (part, config) in configs.items())
         name = str(origin.get("model_name", ""))
         vocabulary = (first.get("fitted") or {}).get("vocabulary")
         return CodecFacts(directory, name, dict(first["model"]), origin, vocabulary, len(first["shapes"]), parts)
     except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
         what = f"config.json is damaged ({type(error).__name__}: {error})"
         raise CheckpointError(what, "Fit or fetch it again", path=directory) from error
+
+
+def _require_texts(config: Mapping[str, Any]) -> None:
+    """Raise `TypeError` unless the digests of a configuration are texts, which are shown and compared as such."""
+    digests = [*config["model"].values(), (config.get("fitted") or {}).get("fingerprint")]
+    if not all(digest is None or isinstance(digest, str) for digest in digests):
+        raise TypeError("a digest is no text")
 
 
 def _part(layers: int, directory: Path, config: Mapping[str, Any]) -> Part:

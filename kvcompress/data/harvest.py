@@ -247,7 +247,7 @@ def _stated_in(place: Path) -> dict[str, Any] | None:
         found = json.loads((place / SETTINGS).read_text(encoding="utf-8"))
     except FileNotFoundError:
         return None
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
     return found if isinstance(found, dict) else {}
 

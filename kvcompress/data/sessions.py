@@ -22,6 +22,7 @@ from kvcompress.data.chat_template import Dialogue, has_template, layout_ids, te
 from kvcompress.data.rendered import require_rendered
 from kvcompress.data.text_files import opened_text, without_mark
 from kvcompress.errors import FormatError, InputError
+from kvcompress.format.strict_json import MOST_LINE_BYTES, require_shallow
 from kvcompress.hf.conversation import common_prefix
 from kvcompress.hf.special_tokens import ids_of, plain_ids, require_text
 
@@ -80,6 +81,7 @@ def _parse(line: str, path: Path, number: int) -> Session:
     where = f"line {number}"
     try:
         row = json.loads(without_mark(line), object_pairs_hook=_unique)
+        require_shallow(row)
     except (ValueError, RecursionError) as error:
         reason = error.msg if isinstance(error, json.JSONDecodeError) else str(error)
         raise FormatError(
@@ -177,7 +179,10 @@ def read_sessions(path: Path) -> Iterator[Session]:
     """
     count = 0
     with opened_text(path, "Name a JSON lines file of sessions") as handle:
-        for number, line in enumerate(handle, 1):
+        lines = iter(lambda: handle.readline(MOST_LINE_BYTES + 1), "")
+        for number, line in enumerate(lines, 1):
+            if len(line) > MOST_LINE_BYTES:
+                raise FormatError(f"line {number} is longer than {MOST_LINE_BYTES} characters", path=path)
             if without_mark(line).strip():
                 count += 1
                 yield _parse(line, path, number)

@@ -21,12 +21,12 @@ from kvcompress.codec.facts import CodecFacts
 from kvcompress.codec.other_weights import Adopted, Nearest, own_origin
 from kvcompress.codec.promise import LATENTS, LOSSLESS, RESIDUAL, promises_from_json
 from kvcompress.codec.tinyvae import TinyVAECodec
-from kvcompress.errors import CheckpointError, KVCompressError, MismatchError
+from kvcompress.errors import CheckpointError, FormatError, KVCompressError, MismatchError
 from kvcompress.fit.calibrate import Calibration, calibrated
 from kvcompress.fit.checkpoint import kept_out_of_fit, usable_sessions
 from kvcompress.fit.trials import trials_from_sessions
 from kvcompress.format.atomic import atomic_write
-from kvcompress.format.strict_json import canonical_json
+from kvcompress.format.strict_json import canonical_json, read_json
 from kvcompress.hf import fingerprint, recompute_with
 from kvcompress.hf.architecture import REMEDY, Architecture
 from kvcompress.hf.fingerprint import vocabulary_digest
@@ -88,7 +88,7 @@ def measured(
         return codec
     place = _place(codec, codec.adopted.session)
     if sessions is None:
-        return _with(codec, json.loads(place.read_text(encoding="utf-8")), place) if place.is_file() else codec
+        return _with(codec, _stored(place), place) if place.is_file() else codec
     place.parent.mkdir(parents=True, exist_ok=True)
     rows = kept_out_of_fit(codec.fitted, usable_sessions(model, tokenizer, sessions))
     trials, resume_file = trials_from_sessions(model, rows, tokenizer), place.with_suffix(".trials.jsonl")
@@ -156,7 +156,15 @@ def _to_json(codec: TinyVAECodec, found: Calibration) -> dict[str, Any]:
     }
 
 
-def _with(codec: TinyVAECodec, data: dict[str, Any], place: Path) -> TinyVAECodec:
+def _stored(place: Path) -> Any:
+    """Return what was measured before; `CheckpointError` where the file cannot be read."""
+    try:
+        return read_json(place, "what was measured with these weights")
+    except FormatError as error:
+        raise CheckpointError(error.what, "Measure it again with --sessions", path=place) from error
+
+
+def _with(codec: TinyVAECodec, data: Any, place: Path) -> TinyVAECodec:
     """Return an adopted codec with what was measured."""
     assert codec.adopted is not None
     try:

@@ -106,6 +106,21 @@ def atomic_write(path: PathLike, chunks: Iterable[bytes], *, force: bool = False
         file.writelines(chunks)
 
 
+def path_of(value: object, what: str) -> Path:
+    """Return a path that is given as text or as such.
+
+    Args:
+        value: What was given.
+        what: Names it in errors, such as "a model".
+
+    Raises:
+        InputError: It is neither.
+    """
+    if isinstance(value, str | os.PathLike) and isinstance(os.fspath(value), str):
+        return Path(value)
+    raise InputError(f"{what} is named by a text or a path, not by {type(value).__name__}", "Give its name")
+
+
 @contextmanager
 def open_regular(path: PathLike) -> Iterator[tuple[BinaryIO, int]]:
     """Open an existing regular file for reading.
@@ -120,7 +135,7 @@ def open_regular(path: PathLike) -> Iterator[tuple[BinaryIO, int]]:
         InputError: There is no such file, it is not a regular file, or it cannot be read.
     """
     try:
-        status = os.stat(path)
+        status = os.stat(path_of(path, "a file"))
     except (OSError, ValueError) as error:
         raise refused("cannot be read", error, path) from error
     if not stat.S_ISREG(status.st_mode):

@@ -105,6 +105,8 @@ def from_bytes(data: bytes, path: PathLike | None = None) -> Encoded:
         FormatError: The bytes do not follow the format.
         IntegrityError: A checksum does not match.
     """
+    if not isinstance(data, bytes | bytearray | memoryview):
+        raise InputError(f"a file's content is bytes, not {type(data).__name__}", "To read a file use kv.load")
     return _read(io.BytesIO(data), len(data), path)
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from kvcompress.errors import FormatError, InputError
@@ -117,6 +117,19 @@ def read_json_lines(path: PathLike, what: str, most_bytes: int = MOST_LINE_BYTES
                 raise FormatError(f"line {number} is longer than {most_bytes} bytes", path=path)
             if line.strip():
                 yield number, parse_json(line, f"line {number}, {what},", path)
+
+
+def require_shallow(value: Any) -> None:
+    """Raise `ValueError` where a JSON value is nested more than 64 deep, which recursion elsewhere could not follow."""
+    level, depth = [value], 0
+    while level := [part for one in level for part in _parts(one)]:
+        depth += 1
+        if depth > MOST_DEPTH:
+            raise ValueError(f"nested more than {MOST_DEPTH} deep")
+
+
+def _parts(value: Any) -> Iterable[Any]:
+    return value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

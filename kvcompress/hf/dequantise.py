@@ -100,7 +100,7 @@ def _holds(place: Path, digest: str) -> bool:
         note = json.loads((place / NOTE).read_text(encoding="utf-8"))
         whole = all((place / name).stat().st_size == size for name, size in note["bytes"].items())
         return bool(note["sha256"] == digest and whole)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return False
 
 

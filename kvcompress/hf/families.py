@@ -28,7 +28,7 @@ from kvcompress.hf.positions import position_rule
 from kvcompress.hf.rope import ROTATION_NAME, RopeAdapter, rope_from_config, rotatable_layers, turns_one
 from kvcompress.hf.rope_length import grows
 from kvcompress.hf.session_cache import SessionCache
-from kvcompress.hf.types import Cache, CausalLM
+from kvcompress.hf.types import Cache, CausalLM, require_a_model
 
 SUPPORTED = "Supported are decoder-only models that cache plain keys and values, with full or sliding-window attention"
 KIND_OF_LAYER: dict[type, str] = {DynamicLayer: "full_attention", DynamicSlidingWindowLayer: "sliding_attention"}
@@ -47,6 +47,7 @@ def new_cache(model: CausalLM) -> SessionCache:
     Raises:
         InputError: The model's family or one of its layers is not supported; the message names the kind.
     """
+    require_a_model(model)
     _refuse_family(model)
     try:
         cache = SessionCache(config=_decoder_config(model))

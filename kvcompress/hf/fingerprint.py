@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from kvcompress.errors import InputError
 from kvcompress.hf.rope import parse_config, rotary_parts
 from kvcompress.hf.stored_weights import load_stored
-from kvcompress.hf.types import CausalLM, Tokenizer
+from kvcompress.hf.types import CausalLM, Tokenizer, require_a_model
 from kvcompress.snapshot import ModelFingerprint
 
 RUN_TIME_KEYS = frozenset(
@@ -46,6 +46,7 @@ def fingerprint(model: CausalLM, tokenizer: Tokenizer | None = None) -> ModelFin
     Raises:
         InputError: Some weights are not in memory.
     """
+    require_a_model(model)
     return ModelFingerprint(
         config=_config_digest(model),
         weights=weights_digest(model),

@@ -11,12 +11,16 @@ of its own is run only where the user trusts it.
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
 
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from kvcompress.errors import CheckpointError, InputError, first_line
+from kvcompress.errors import CheckpointError, FormatError, InputError, first_line
+from kvcompress.format.atomic import path_of
+from kvcompress.format.origin import require_possible_config
 from kvcompress.hf.dequantise import dequantised, gguf_name
 from kvcompress.hf.download import from_hub, hub_name
 from kvcompress.hf.quiet import silence
@@ -30,6 +34,7 @@ REMEDY = (
     "Pass a directory written by save_pretrained, a GGUF file, "
     f"a Hub id such as HuggingFaceTB/SmolLM2-135M-Instruct, or {DEFAULT_MODEL}"
 )
+SHARD_INDEX = "model.safetensors.index.json"
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json", "vocab.txt")
 
 
@@ -52,7 +57,7 @@ def load_model(
             code of its own that is not trusted.
         InputError: The data type is unknown.
     """
-    if dtype not in CACHE_DTYPES:
+    if not isinstance(dtype, str) or dtype not in CACHE_DTYPES:
         raise InputError(f"unknown dtype {dtype!r}", f"Use one of {', '.join(CACHE_DTYPES)}")
     trusted = trust_remote_code or remote_code_is_trusted()
     with trusting_remote_code(trusted):
@@ -73,7 +78,7 @@ def model_directory(name_or_path: str | Path) -> Path:
     Raises:
         CheckpointError: There is no such model, or its file or download cannot be used.
     """
-    path, name = Path(name_or_path), str(name_or_path)
+    path, name = path_of(name_or_path, "a model"), str(name_or_path)
     try:
         is_directory, exists = path.is_dir(), path.exists()
     except OSError as error:
@@ -114,7 +119,38 @@ def _with_config(name_or_path: str | Path) -> Path:
         files = ", ".join(sorted(file.name for file in where.glob("*.gguf"))[:3])
         raise CheckpointError("there is no config.json", f"Name one of {files}" if files else REMEDY, path=where)
     require_no_code(where, remote_code_is_trusted())
+    _require_possible(where)
     return where
+
+
+def _require_possible(where: Path) -> None:
+    """Raise `CheckpointError` where the configuration's numbers would make lists without end in the library's classes.
+
+    Also where the index of a sharded checkpoint names anything but safetensors files beside it: others are pickles.
+    """
+    try:
+        require_possible_config(_object(where / "config.json"))
+    except FormatError as error:
+        raise CheckpointError(error.what, REMEDY, path=where) from error
+    index = where / SHARD_INDEX
+    shards = _object(index).get("weight_map") if index.is_file() else {}
+    if not isinstance(shards, Mapping):
+        raise CheckpointError(f"{SHARD_INDEX} names no weights", REMEDY, path=where)
+    for shard in shards.values():
+        if not isinstance(shard, str) or Path(shard).name != shard or not shard.endswith(".safetensors"):
+            what = f"{SHARD_INDEX} names {str(shard)[:80]!r}, which is no safetensors file beside it"
+            raise CheckpointError(what, "Convert the weights with save_pretrained", path=where)
+
+
+def _object(file: Path) -> dict[str, Any]:
+    """Return the JSON object of a file, in the library's own dialect, which takes infinity."""
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise CheckpointError(f"{file.name} cannot be used ({first_line(error)})", REMEDY, path=file.parent) from error
+    if not isinstance(found, dict):
+        raise CheckpointError(f"{file.name} is no JSON object", REMEDY, path=file.parent)
+    return found
 
 
 def _inside(path: Path) -> Path:

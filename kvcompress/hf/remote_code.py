@@ -85,6 +85,6 @@ def _read(file: Path) -> dict[str, Any]:
     """Return what a JSON file says; nothing where it says nothing that can be read, which others will refuse."""
     try:
         found = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
     return found if isinstance(found, dict) else {}

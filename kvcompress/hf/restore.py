@@ -9,7 +9,7 @@ from kvcompress.hf.families import layer_kinds, new_cache
 from kvcompress.hf.origin_check import require_model, require_shapes
 from kvcompress.hf.positions import require_droppable
 from kvcompress.hf.session_cache import SessionCache
-from kvcompress.hf.types import CausalLM, Tokenizer
+from kvcompress.hf.types import CausalLM, Tokenizer, require_a_model
 from kvcompress.snapshot import KVSnapshot, LayerKV
 
 
@@ -39,6 +39,10 @@ def restore(
         InputError: The model is not supported, its layers do not fit the snapshot, or tokens were dropped and it
             heeds no positions.
     """
+    if not isinstance(snapshot, KVSnapshot):
+        what = f"a cache is restored from a snapshot, not from {type(snapshot).__name__}"
+        raise InputError(what, "Give what kv.capture returned; for a file use kv.load_session")
+    require_a_model(model)
     if check_fingerprint:
         require_model(snapshot.origin, model, tokenizer)
     cache = new_cache(model)

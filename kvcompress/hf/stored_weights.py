@@ -68,6 +68,6 @@ def _stored_dtypes(where: Path) -> Iterator[torch.dtype]:
                 size = int.from_bytes(handle.read(8), "little")
                 header = json.loads(handle.read(min(size, MAX_HEADER_BYTES)))
             kinds = {str(entry.get("dtype")) for name, entry in header.items() if name != "__metadata__"}
-        except (OSError, ValueError, AttributeError):
+        except (OSError, ValueError, AttributeError, RecursionError):
             return
         yield from (FLOATS[kind] for kind in kinds if kind in FLOATS)

@@ -8,6 +8,8 @@ from typing import Any, Protocol
 import torch
 from torch import nn
 
+from kvcompress.errors import InputError
+
 
 class CausalLM(Protocol):
     """A causal language model of transformers, or what behaves like one."""
@@ -104,3 +106,10 @@ class Cache(Protocol):
     def batch_repeat_interleave(self, repeats: int) -> Any:
         """Repeat the one sequence that it holds."""
         ...
+
+
+def require_a_model(model: object) -> None:
+    """Raise `InputError` where something is given for a model that has no configuration, so is none of transformers."""
+    if getattr(model, "config", None) is None or not callable(model):
+        what = f"a model is wanted, not {type(model).__name__}"
+        raise InputError(what, "kv.load_model returns a model and its tokenizer; give the first of the two")

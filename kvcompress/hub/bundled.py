@@ -108,7 +108,8 @@ def read_config(directory: Path) -> dict[str, Any]:
         return {}
     try:
         config = json.loads(place.read_text(encoding="utf-8"))
-        int(config.get("recompute_layers", 0))
-    except (OSError, ValueError, AttributeError, TypeError) as error:
+        if int(config.get("recompute_layers", 0)) < 0:
+            raise ValueError("layers to recompute are negative")
+    except (OSError, ValueError, AttributeError, TypeError, OverflowError, RecursionError) as error:
         raise CheckpointError(f"config.json cannot be read ({error})", "Fit it again", path=directory) from error
     return dict(config)

@@ -17,6 +17,7 @@ from kvcompress.errors import InputError
 from kvcompress.format.ans import decode_choices
 from kvcompress.format.atomic import atomic_write
 from kvcompress.format.container import Encoded
+from kvcompress.format.json_section import MAX_NUMBER
 from kvcompress.prune.anchors import Anchor
 from kvcompress.prune.tiers import Tier
 from kvcompress.snapshot import KVSnapshot
@@ -143,10 +144,22 @@ def load_table(path: Path, tiers: Tensor, bits: Sequence[float]) -> Table:
         columns = [*parts.values(), *(column for column in (texts, anchors) if column)]
         if any(len(column) != len(tiers) for column in columns):
             raise ValueError("its columns are of another length")
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        _require_columns(parts, texts, anchors)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise InputError(
             f"is no table of a plan ({error})", "Name the file that encode --plan-table wrote", path=path
         ) from error
     if words != [Tier(tier).word for tier in tiers.tolist()]:
         raise InputError("is the plan of another file", "Name the one that was written with it", path=path)
     return Table(tiers, bits, texts, anchors, parts)
+
+
+def _require_columns(parts: Mapping[str, Any], texts: Sequence[Any], anchors: Sequence[Any]) -> None:
+    """Raise `TypeError` unless scores are numbers, texts texts, and anchors lists of texts."""
+    scores = (score for part in parts.values() for score in part)
+    if not all(isinstance(score, float) or (type(score) is int and abs(score) <= MAX_NUMBER) for score in scores):
+        raise TypeError("a score is no number")
+    if not all(isinstance(kinds, list) for kinds in anchors):
+        raise TypeError("the anchors of a token are no list")
+    if not all(isinstance(text, str) for text in (*texts, *(kind for kinds in anchors for kind in kinds))):
+        raise TypeError("a text is none")

@@ -22,9 +22,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kvcompress.codec.directory import load_codec, load_tinyvae
+from kvcompress.codec.facts import read_facts
 from kvcompress.codec.lossless import LosslessCodec
 from kvcompress.codec.registry import load_snapshot
 from kvcompress.codec.tinyvae import TinyVAECodec
+from kvcompress.data.sessions import read_sessions
 from kvcompress.errors import (
     CheckpointError,
     FormatError,
@@ -42,10 +44,11 @@ from kvcompress.format.origin import origin_of_json, require_possible_config
 from kvcompress.format.positions import read_positions
 from kvcompress.format.raw_snapshot import load_raw, save_raw
 from kvcompress.format.reader import Reader
-from kvcompress.format.strict_json import MOST_DEPTH, parse_json, read_json_lines
+from kvcompress.format.strict_json import MOST_DEPTH, MOST_LINE_BYTES, parse_json, read_json_lines
 from kvcompress.format.token_ids import pack_tokens
 from kvcompress.hub.bundled import find_checkpoint
 from kvcompress.prune.history import load_history
+from kvcompress.prune.table import load_table
 from tests.format.examples import make_origin, make_snapshot
 from tests.format.make_golden import GOLDEN
 from tests.format.test_container import sealed
@@ -466,3 +469,51 @@ def test_header_holds_no_file_larger_than_the_limit(tmp_path: Path) -> None:
     with memory_limit(100), pytest.raises(MemoryLimitError, match="reading the file"):
         load(tmp_path / "a.kvz")
     assert from_bytes((tmp_path / "a.kvz").read_bytes()).tokens == 5
+
+
+@pytest.mark.parametrize("depth", [70, 400, 900, 10_000])
+def test_sessions_nested_without_end_are_refused(depth: int, tmp_path: Path) -> None:
+    inner = "[" * depth + "]" * depth
+    (tmp_path / "a.jsonl").write_text('{"messages":[{"role":"user","content":"a","x":' + inner + "}]}\n")
+    refused_at_once(FormatError, "line 1 is not JSON", lambda: list(read_sessions(tmp_path / "a.jsonl")))
+
+
+def test_line_of_a_session_file_has_a_greatest_length(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text('{"text":"' + "a" * MOST_LINE_BYTES + '"}')
+    refused_at_once(FormatError, "line 1 is longer", lambda: list(read_sessions(tmp_path / "a.jsonl")))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '{"groups":[],"shapes":[],"recompute_layers":Infinity}',
+        '{"groups":[],"shapes":[],"recompute_layers":-3}',
+        '{"groups":[],"shapes":' + "[" * 5000 + "]" * 5000 + "}",
+        '{"groups":[],"shapes":[],"model":{},"fitted":{"fingerprint":NaN}}',
+        '{"groups":[],"shapes":[],"model":{"weights":[1]}}',
+        '{"groups":[],"shapes":[],"model":{},"promises":{"high":5}}',
+    ],
+)
+def test_what_a_codec_says_of_itself_is_read_or_refused(text: str, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(text)
+    told = refused_at_once(CheckpointError, "cannot be read|damaged", lambda: read_facts(tmp_path))
+    assert str(told).startswith(str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    "columns",
+    [
+        {"parts": {"a": ["x", "y"]}},
+        {"parts": {"a": [10**400, 1]}},
+        {"parts": {}, "anchors": [5, 6]},
+        {"parts": {}, "anchors": [[5], [6]]},
+        {"parts": {}, "text": [1, 2]},
+        {"parts": [1]},
+    ],
+)
+def test_table_of_a_plan_holds_numbers_and_texts(columns: dict[str, Any], tmp_path: Path) -> None:
+    (tmp_path / "plan.json").write_text(json.dumps({"tier": ["dropped", "dropped"], **columns}))
+    tiers = torch.zeros(2, dtype=torch.int64)
+    refused_at_once(InputError, "no table of a plan", lambda: load_table(tmp_path / "plan.json", tiers, [0, 0]))
+    (tmp_path / "plan.json").write_text("[" * 9000)
+    refused_at_once(InputError, "no table of a plan", lambda: load_table(tmp_path / "plan.json", tiers, [0, 0]))

@@ -119,3 +119,31 @@ def test_no_bundled_models_do_not_hide_others(tmp_path: Path, monkeypatch: pytes
     assert checkpoint_root() != tmp_path
     with pytest.raises(CheckpointError, match="no such directory"):
         load_model("reference-lm")
+
+
+def test_a_model_directory_that_asks_for_the_impossible_is_refused_at_once(tmp_path: Path) -> None:
+    source = find_checkpoint("reference-lm")
+    config = json.loads((source / "config.json").read_text())
+    place = tmp_path / "config.json"
+    for change in ({"num_hidden_layers": 10**9}, {"num_labels": 10**9}, {"text_config": {"vocab_size": 10**12}}):
+        place.write_text(json.dumps(config | change))
+        with pytest.raises(CheckpointError, match=f"configuration says {next(iter(change))[:4]}|vocab_size"):
+            load_model(tmp_path)
+    for text in (
+        '{"rope_scaling":' + "[" * 5000 + "]" * 5000 + "}",
+        "[1]",
+        "\ud83d".encode("utf-8", "replace").decode(),
+    ):
+        place.write_text(text)
+        with pytest.raises(CheckpointError, match=r"config\.json"):
+            load_model(tmp_path)
+
+
+@pytest.mark.parametrize("shard", ["pytorch_model.bin", "../model.safetensors", 5])
+def test_an_index_of_shards_names_nothing_but_safetensors_beside_it(tmp_path: Path, shard: object) -> None:
+    source = find_checkpoint("reference-lm")
+    (tmp_path / "config.json").write_bytes((source / "config.json").read_bytes())
+    (tmp_path / "a.safetensors").symlink_to((source / "model.safetensors").resolve())
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": {"a": shard}}))
+    with pytest.raises(CheckpointError, match="no safetensors file beside it"):
+        load_model(tmp_path)
