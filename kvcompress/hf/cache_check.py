@@ -79,10 +79,14 @@ def _check_first_layers(
     kinds: Sequence[str],
     restored: int,
 ) -> None:
-    """Compare layer 0 at every token, and the first layer that holds all tokens where layer 0 forgets some."""
+    """Compare layer 0 at every token; where a layer forgets some, also the first one that tells what was hidden.
+
+    That is the first of full attention behind layer 0, or layer 1: what layer 0 could not see shows in it.
+    """
     steady, last = has_steady_rope(model, len(token_ids)), 0
-    if steady and not restored and len(positions[0]) < len(token_ids) and "full_attention" in kinds:
-        last = kinds.index("full_attention")
+    forgot = any(len(places) < len(token_ids) for places in positions)
+    if steady and not restored and forgot and len(kinds) > 1:
+        last = kinds.index("full_attention", 1) if "full_attention" in kinds[1:] and kinds[0] != "full_attention" else 1
     again: Any = EarlyStopCache(last)
     for chunk in torch.split(token_ids, CHUNK_TOKENS):
         run_first_layers(model, chunk[None], again, attention_mask=open_mask(again, chunk[None]))

@@ -23,7 +23,7 @@ CACHE_NAMES = ("past_key_values", "cache")
 """What transformers calls a cache, oldest name first: a release between the two may know both."""
 
 
-FAULTS = (AssertionError, AttributeError, IndexError, KeyError, NotImplementedError, TypeError, ValueError)
+FAULTS = (AssertionError, AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError)
 """What a model's code raises where it cannot take what it is given."""
 
 
@@ -65,6 +65,8 @@ def call(
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)  # of transformers about its own code: users cannot heed it
             output = model(**options)
+    except torch.OutOfMemoryError:
+        raise
     except FAULTS as error:
         what = f"model type {model.config.model_type!r} cannot be run over {input_ids.shape[1]} tokens"
         remedy = "Check that the model itself runs so, with this version of transformers"

@@ -75,7 +75,7 @@ def capture(
         model_type=str(model.config.model_type),
         model_name=PurePath(str(model.config.name_or_path or "")).name,
         config=config,
-        dtype=_dtype_name(layers),
+        dtype=_dtype_name(layers[0].keys.dtype),
         layer_kinds=layer_kinds(layout),
         rope_layers=_tested_layers(config, layers, rotating_layers(model, config)),
         next_position=ids.numel(),
@@ -129,6 +129,8 @@ def _checked_positions(cache: Cache, layout: DynamicCache, tokens: int) -> list[
         if layer.keys is not None and layer.keys.ndim == 4 and layer.keys.shape[0] != 1:
             remedy = "Take one row of it: cache.batch_select_indices(torch.tensor([row])); a padded row is run again"
             raise InputError(f"the cache holds a batch of {layer.keys.shape[0]}", remedy)
+        if layer.keys is not None:
+            _dtype_name(layer.keys.dtype)
         covered, places = layer.get_seq_length(), None
         if covered == tokens:
             places = _expected(layout.layers[index], tokens)
@@ -185,8 +187,7 @@ def _own(tensor: Tensor) -> Tensor:
         return torch.empty(tensor.shape, dtype=tensor.dtype).copy_(tensor.detach())
 
 
-def _dtype_name(layers: tuple[LayerKV, ...]) -> str:
-    found = layers[0].keys.dtype
+def _dtype_name(found: torch.dtype) -> str:
     name = next((name for name, dtype in CACHE_DTYPES.items() if dtype == found), None)
     if name is None:
         raise InputError(f"a cache of {found} cannot be used", f"Load the model in {', '.join(CACHE_DTYPES)}")

@@ -9,13 +9,13 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from transformers import DynamicCache
+from transformers import DynamicCache, Qwen2Config
 
 from kvcompress.errors import InputError
 from kvcompress.hf import capture, restore
 from kvcompress.hf.generation import feed, generate_from, resume_start
 from kvcompress.snapshot import KVSnapshot, LayerKV
-from tests.hf.families import ACCEPTED, build, model_of, session
+from tests.hf.families import ACCEPTED, GROUPED, WINDOW, build, model_of, session
 
 TOKENS, PADS = 20, 5
 TRIED = ["llama", "gpt2", "opt", "qwen3", "gemma3", "mistral_window", "phi3"]
@@ -45,6 +45,29 @@ def test_a_row_padded_on_the_left_is_refused(name: str, dtype: str) -> None:
         with pytest.raises(InputError, match=r"the cache is not .* padded row") as caught:
             capture(model, padded, cache=cache)
         assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("hidden", [30, 34, 36, 38])
+@pytest.mark.parametrize("kinds", ["ss", "fs", "sf", "fss"])
+def test_a_token_hidden_in_a_session_longer_than_its_windows_is_found(kinds: str, hidden: int) -> None:
+    names = {"s": "sliding_attention", "f": "full_attention"}
+    shape = {**GROUPED, "num_hidden_layers": len(kinds), "layer_types": [names[kind] for kind in kinds]}
+    model = build(Qwen2Config(**shape, use_sliding_window=True, sliding_window=WINDOW))
+    ids, mask = session(40), torch.ones(1, 40, dtype=torch.int64)
+    assert capture(model, ids, cache=run_over(model, ids)).tokens == 40
+    for masked in (slice(hidden, hidden + 1), slice(hidden, None)):
+        mask[:, masked] = 0
+        with pytest.raises(InputError, match="the cache is not"):
+            capture(model, ids, cache=run_over(model, ids, attention_mask=mask))
+
+
+def test_a_cache_in_another_kind_of_number_is_refused_before_the_model_meets_it() -> None:
+    model, ids = model_of("llama"), session(TOKENS)
+    cache: Any = run_over(model, ids)
+    for layer in cache.layers:
+        layer.keys, layer.values = layer.keys.double(), layer.values.double()
+    with pytest.raises(InputError, match=r"a cache of torch.float64 cannot be used"):
+        capture(model, ids, cache=cache)
 
 
 @pytest.mark.parametrize("side", ["left", "right"])
