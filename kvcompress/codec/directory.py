@@ -10,8 +10,8 @@ from kvcompress.codec.sound import REMEDY, require_buildable, require_tables
 from kvcompress.codec.tinyvae import TinyVAECodec
 from kvcompress.errors import CheckpointError, InputError, about, first_line
 from kvcompress.format.atomic import path_of
-from kvcompress.format.atomic_directory import recover
-from kvcompress.hub.bundled import DEFAULT_CODEC, codec_parts, require_intact
+from kvcompress.format.atomic_directory import recover, require_directory
+from kvcompress.hub.bundled import DEFAULT_CODEC, codec_parts, recompute_name, require_intact
 from kvcompress.hub.hub_id import SCORERS_FILE
 from kvcompress.hub.places import find_codec
 from tinyvae.bitstream import bitstream_marker
@@ -87,6 +87,25 @@ def load_tinyvae(directory: Path) -> TinyVAECodec:
     scorers = directory / SCORERS_FILE
     codec.scorers = scorers if scorers.is_file() else None
     return codec.eval()
+
+
+def require_place_of_codec(output: Path) -> None:
+    """Refuse a directory that a codec could not take the place of, before any work is done.
+
+    Raises:
+        InputError: It holds other things and no codec, a language model among them, or cannot be replaced.
+    """
+    require_directory(output, force=True)
+    try:
+        if not output.is_dir() or codec_parts(output):
+            return
+    except CheckpointError:  # a damaged codec may be replaced
+        return
+    parts = recompute_name(0)[:-1]
+    others = sorted(entry.name for entry in output.iterdir() if not entry.name.startswith((parts, ".")))
+    if others:
+        what = f"holds other things than a codec, such as {others[0]}"
+        raise InputError(what, "Name another directory", path=output)
 
 
 class AutoCodec:

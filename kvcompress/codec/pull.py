@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-from kvcompress.codec.directory import codec_place, load_tinyvae
+from kvcompress.codec.directory import codec_place, load_tinyvae, require_place_of_codec
 from kvcompress.codec.facts import CodecFacts, read_facts
 from kvcompress.errors import CheckpointError, about
 from kvcompress.format.atomic_directory import atomic_directory
@@ -30,11 +30,13 @@ def pull(name: str, output: Path | None = None, *, force: bool = False) -> Codec
 
     Raises:
         CheckpointError: There is no such codec, or it is damaged.
-        InputError: The directory exists, or cannot be written.
+        InputError: The directory exists, holds other things than a codec, or cannot be written.
     """
     source = codec_place(name)
     facts = read_facts(source)
     target = codecs_home() / _own_name(name, source) if output is None else output
+    if force:
+        require_place_of_codec(target)
     with atomic_directory(target, force=force) as fresh, about(source):
         for part in facts.parts:
             require_intact(part.directory)

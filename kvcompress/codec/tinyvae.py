@@ -133,6 +133,10 @@ class TinyVAECodec(
             config["shared_table"] = True
         return config | ({"origin": json.loads(self.preset.origin)} if self.preset.origin else {})
 
+    def __repr__(self) -> str:
+        """Return one line: what it is, not the tree of its parts."""
+        return f"TinyVAECodec({len(self.shapes)} layers, {self.recompute_layers} recomputed, {self.fingerprint[:16]})"
+
     @property
     def fingerprint(self) -> str:
         """sha256 over geometry, weights and tables, and over how bits are read, see `tinyvae.bitstream`."""

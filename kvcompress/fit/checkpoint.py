@@ -11,19 +11,18 @@ from typing import Any
 
 from torch import Tensor
 
-from kvcompress.codec.directory import load_tinyvae
+from kvcompress.codec.directory import load_tinyvae, require_place_of_codec
 from kvcompress.codec.promise import FALLBACK
 from kvcompress.codec.tinyvae import TinyVAECodec
 from kvcompress.data.harvest import tokenized_sessions
 from kvcompress.data.shards import opening_digest
-from kvcompress.errors import InputError, about
+from kvcompress.errors import about
 from kvcompress.fit.calibrate import calibrated
 from kvcompress.fit.trials import TrialSource, trials_from_sessions
 from kvcompress.format.atomic_directory import atomic_directory, carry_over, locked_directory, require_directory
 from kvcompress.hf import fingerprint, load_model, recompute_with
 from kvcompress.hf.fingerprint import vocabulary_digest
 from kvcompress.hf.types import CausalLM, Tokenizer
-from kvcompress.hub.bundled import recompute_name
 from kvcompress.hub.hub_id import CODEC_FILES
 
 Progress = Callable[[str, int, int], None]
@@ -166,22 +165,6 @@ def save_codec(codec: TinyVAECodec, output: Path) -> None:
 def _others(directory: Path) -> set[str]:
     """Return the names in a directory that are not a codec's own files."""
     return {entry.name for entry in directory.iterdir()} - set(CODEC_FILES) if directory.is_dir() else set()
-
-
-def require_place_of_codec(output: Path) -> None:
-    """Refuse a directory that a codec could not take the place of, before any work is done.
-
-    Raises:
-        InputError: It holds other things and no codec, or cannot be replaced.
-    """
-    require_directory(output, force=True)
-    if not output.is_dir() or (output / "config.json").exists():
-        return
-    parts = recompute_name(0)[:-1]
-    others = sorted(entry.name for entry in output.iterdir() if not entry.name.startswith((parts, ".")))
-    if others:
-        what = f"holds other things than a codec, such as {others[0]}"
-        raise InputError(what, "Name another directory", path=output)
 
 
 def card(codec: TinyVAECodec) -> str:

@@ -9,10 +9,10 @@ from typing import Any
 
 from torch import Tensor
 
+from kvcompress.codec.directory import require_place_of_codec
 from kvcompress.data.harvest import tokenized_sessions
 from kvcompress.data.sessions import Session, session_token_ids
 from kvcompress.errors import InputError
-from kvcompress.fit.checkpoint import require_place_of_codec
 from kvcompress.fit.run import Announce, FitSource, Progress, fit_checkpoint
 from kvcompress.fit.settings import FitSettings
 from kvcompress.format.atomic_directory import require_directory, sweep

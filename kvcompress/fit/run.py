@@ -17,12 +17,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from kvcompress.codec.directory import require_place_of_codec
 from kvcompress.codec.tinyvae import TinyVAECodec
 from kvcompress.data.harvest import harvest, write_shards
 from kvcompress.data.shards import Shards, opening_digest
 from kvcompress.errors import InputError
 from kvcompress.fit.calibrate import TooFewSessionsError
-from kvcompress.fit.checkpoint import finish_codec, require_place_of_codec, save_codec, stored_in_words
+from kvcompress.fit.checkpoint import finish_codec, save_codec, stored_in_words
 from kvcompress.fit.fitter import Fitter, require_coded_layers
 from kvcompress.fit.floor import floor_nats
 from kvcompress.fit.settings import FitSettings

@@ -40,7 +40,7 @@ def require_writable(path: PathLike, force: bool = False) -> None:
         InputError: The file exists and `force` is not given, something other than a file has the name, or the
             directory is missing or closed to us.
     """
-    if os.fspath(path) in STANDARD_STREAMS:
+    if str(path_of(path, "a file")) in STANDARD_STREAMS:
         raise InputError("standard streams are not taken here", "Name a file", path=path)
     try:
         parent = Path(os.path.realpath(path) if force else path).parent

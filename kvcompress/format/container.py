@@ -18,7 +18,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, BinaryIO
 
-from kvcompress.errors import FormatError, InputError, IntegrityError
+from kvcompress.errors import FormatError, InputError, IntegrityError, shown
 from kvcompress.format.atomic import PathLike, atomic_write, open_regular
 from kvcompress.format.header import pack_header
 from kvcompress.format.header_fields import (
@@ -64,7 +64,7 @@ class Encoded:
 
     def __repr__(self) -> str:
         size = sum(map(len, self.sections.values()))
-        return f"Encoded({self.codec}, {self.tokens:,} tokens of {self.model_name or 'a model'}, {size:,} bytes)"
+        return shown(f"Encoded({self.codec}, {self.tokens:,} tokens of {self.model_name or 'a model'}, {size:,} bytes)")
 
     def to_bytes(self) -> bytes:
         """Return the whole file, see `to_bytes`."""

@@ -7,10 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from kvcompress.codec.directory import load_codec
+from kvcompress.codec.directory import load_codec, require_place_of_codec
+from kvcompress.codec.pull import pull
 from kvcompress.codec.tinyvae import TinyVAECodec
 from kvcompress.errors import InputError
-from kvcompress.fit.checkpoint import require_place_of_codec, save_codec
+from kvcompress.fit.checkpoint import save_codec
 from kvcompress.fit.working import KEY, Working
 from kvcompress.format.atomic_directory import sweep
 from tests.format.killed import killed_after, killed_at_call
@@ -72,3 +73,18 @@ def test_a_working_directory_killed_while_it_is_removed_is_still_one(tmp_path: P
         assert not left or KEY in left
         Working(tmp_path / "work", {"run": 2})
     assert not (tmp_path / "work").exists()
+
+
+@pytest.mark.parametrize("file", ["notes.txt", "config.json"])
+def test_a_copied_codec_takes_the_place_of_codecs_alone(tmp_path: Path, file: str) -> None:
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / file).write_text('{"model_type":"llama"}')
+    with pytest.raises(InputError, match="holds other things than a codec"):
+        pull("reference-lm-tinyvae", tmp_path / "mine", force=True)
+    assert (tmp_path / "mine" / file).read_text() == '{"model_type":"llama"}'
+    for force in (False, True):
+        pull("reference-lm-tinyvae", tmp_path / "codec", force=force)
+
+
+def test_a_codec_is_shown_in_one_line() -> None:
+    assert repr(load_codec()).isprintable()
