@@ -108,7 +108,7 @@ class _Built:
         if len(first) != len(self.pieces):
             raise FormatError(f"a segment names {len(first)} layers and has {len(self.pieces)}")
         layers = tuple(_joined(pieces, place) for pieces, place in zip(self.pieces, first, strict=True))
-        return KVSnapshot(layers, self.token_ids[:tokens], self.origin)
+        return KVSnapshot(layers, self.token_ids[:tokens], replace(self.origin, next_position=tokens))
 
 
 def _joined(pieces: list[LayerKV], first: int) -> LayerKV:
