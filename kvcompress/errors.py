@@ -27,6 +27,11 @@ def shown(text: object, keep: str = "") -> str:
     return "".join(one if one.isprintable() or one in keep else one.encode("unicode_escape").decode() for one in found)
 
 
+def _cut(text: object) -> str:
+    found = str(text)
+    return found if len(found) <= LONGEST_SHOWN else f"{found[:LONGEST_SHOWN]}..."
+
+
 class KVCompressError(Exception):
     """Any error of this package whose message already says what happened and what to do about it.
 
@@ -42,10 +47,9 @@ class KVCompressError(Exception):
 
     def __str__(self) -> str:
         """Return the whole line: path, what, remedy; what does not print is escaped, see `shown`."""
-        where = f"{shown(self.path)}: " if self.path is not None else ""
-        then = f" {shown(self.remedy)}." if self.remedy else ""
-        what = self.what if len(self.what) <= LONGEST_SHOWN else f"{self.what[:LONGEST_SHOWN]}..."
-        return f"{where}{shown(what)}.{then}"
+        where = f"{shown(_cut(self.path))}: " if self.path is not None else ""
+        then = f" {shown(_cut(self.remedy))}." if self.remedy else ""
+        return f"{where}{shown(_cut(self.what))}.{then}"
 
 
 class InputError(KVCompressError):

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from kvcompress.cli.console import JsonOption
 from kvcompress_eval.portability.command import devices_command
 from kvcompress_eval.real_model.command import real_model_command
 from kvcompress_eval.suite.command import run_command
@@ -17,7 +19,7 @@ app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_
 
 @app.callback()
 def _root() -> None:
-    """Measure codecs beside baselines, on sessions of yours or on the examples; needs the extra `eval`."""
+    """Measure codecs beside baselines, on your own sessions or on the examples. Needs the extra `eval`."""
 
 
 app.command("run")(run_command)
@@ -27,12 +29,14 @@ app.command("run")(run_command)
 def compare_command(
     first: Annotated[Path, typer.Argument(help="Directory of a report, or its report.json.")],
     second: Annotated[Path, typer.Argument(help="Directory of the other report.")],
+    as_json: JsonOption = False,
 ) -> None:
-    """Say codec by codec how two reports of `run` differ, and which differences exceed their standard errors."""
+    """Compare two reports of `run` codec by codec, and mark differences beyond their standard errors."""
     from kvcompress_eval.suite.publish import read_result
     from kvcompress_eval.suite.report import compare
 
-    typer.echo(compare(read_result(first), read_result(second)))
+    text = compare(read_result(first), read_result(second))
+    typer.echo(json.dumps({"markdown": text}) if as_json else text)
 
 
 app.command("tasks")(tasks_command)

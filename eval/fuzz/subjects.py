@@ -191,7 +191,7 @@ def _safetensors_changed(data: bytes, chance: Random) -> bytes:
 
 def _texts(directory: Path) -> list[Subject]:
     """Return files of JSON and of JSON lines."""
-    history = {"runners": {"random": [4, 1, 0.5], "salience": [9, 9, 0.0]}}
+    history = {"candidates": {"random": [4, 1, 0.5], "salience": [9, 9, 0.0]}}
     turns = [{"role": "user", "content": "hi", "time": 5.0}, {"role": "assistant", "content": "hello", "time": 6}]
     session = {"id": "a", "messages": turns, "facts": [{"value": "x"}], "category": "dialogue"}
     row = {

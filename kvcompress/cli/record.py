@@ -6,7 +6,7 @@ import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
 import typer
 
@@ -22,6 +22,17 @@ from kvcompress.cli.console import (
     show,
     written,
 )
+from kvcompress.cli.record_options import (
+    ChatOption,
+    EvidenceCodecOption,
+    EvidenceFileOption,
+    OutputOption,
+    ScorerOption,
+    SessionIdOption,
+    SessionOption,
+    TextOption,
+    TokensOption,
+)
 from kvcompress.cli.waiting import waiting
 from kvcompress.errors import InputError, shown
 from kvcompress.hub.bundled import DEFAULT_CODEC, DEFAULT_MODEL
@@ -30,6 +41,7 @@ if TYPE_CHECKING:
     from kvcompress.data.chat_template import Dialogue
     from kvcompress.hf.conversation import Conversation
     from kvcompress.hf.types import CausalLM, Tokenizer
+    from kvcompress.snapshot import KVSnapshot
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,50 +61,19 @@ class Said:
     dialogue: Dialogue | None = None
 
 
-EVIDENCE = "Evidence for plans"
-
-
 def record(
-    output: Annotated[
-        Path, typer.Option("-o", "--output", help="Raw snapshot to write (.safetensors); - for standard output.")
-    ],
-    session: Annotated[Path | None, typer.Option(help="JSON lines of sessions.")] = None,
-    session_id: Annotated[
-        str | None, typer.Option("--id", help="Session to record.", show_default="the first one")
-    ] = None,
-    text: Annotated[Path | None, typer.Option(help="Instead of --session: a plain text file.")] = None,
-    chat: Annotated[
-        bool,
-        typer.Option(
-            "--chat", help="Instead of --session: talk to the model; an empty line ends the chat and records it."
-        ),
-    ] = False,
-    tokens: Annotated[
-        int | None, typer.Option(help="Record only the first N tokens.", min=1, show_default="all")
-    ] = None,
+    output: OutputOption,
+    session: SessionOption = None,
+    session_id: SessionIdOption = None,
+    text: TextOption = None,
+    chat: ChatOption = False,
+    tokens: TokensOption = None,
     special_tokens: SpecialTokensOption = False,
     model: ModelOption = DEFAULT_MODEL,
     dtype: DtypeOption = "float32",
-    evidence: Annotated[
-        Path | None,
-        typer.Option(
-            help="Also write the evidence that scorers need, for `encode --evidence`.", rich_help_panel=EVIDENCE
-        ),
-    ] = None,
-    scorer: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="Scorer to collect evidence for; give several for more.", show_default="all", rich_help_panel=EVIDENCE
-        ),
-    ] = None,
-    codec: Annotated[
-        str | None,
-        typer.Option(
-            help="Codec that will encode the session.",
-            show_default="the bundled one, with the bundled model",
-            rich_help_panel=EVIDENCE,
-        ),
-    ] = None,
+    evidence: EvidenceFileOption = None,
+    scorer: ScorerOption = None,
+    codec: EvidenceCodecOption = None,
     force: ForceOption = False,
     as_json: JsonOption = False,
 ) -> None:
@@ -103,10 +84,9 @@ def record(
         raise InputError("--id needs --session", "Name the session file with --session FILE.jsonl")
     if evidence is None and (scorer or codec):
         raise InputError(f"{'--scorer' if scorer else '--codec'} is about evidence", "Name its file with --evidence")
-    from kvcompress.data.next_turn import with_dialogue
     from kvcompress.format.atomic import require_writable
     from kvcompress.format.raw_snapshot import save_raw
-    from kvcompress.hf import capture, load_model
+    from kvcompress.hf import load_model
     from kvcompress.prune.evidence.recorded import write_evidence
 
     require_output(output, force, as_json)
@@ -116,15 +96,8 @@ def record(
         language_model, tokenizer = load_model(model, dtype)
     if tokenizer is None:
         raise InputError("the model has no tokenizer", "Save one beside the model", path=model)
-    if chat:
-        said, talk = _chat(language_model, tokenizer, special_tokens)
-        snapshot = talk.snapshot(said.ids[:tokens], tokenizer)
-    else:
-        said = _said(tokenizer, session, session_id, text, special_tokens)
-        with waiting("record", f"running the model over {len(said.ids[:tokens]):,} tokens"):
-            snapshot = capture(language_model, said.ids[:tokens], tokenizer=tokenizer)
-    if said.dialogue is not None and snapshot.tokens == len(said.ids):
-        snapshot = with_dialogue(snapshot, tokenizer, said.dialogue)
+    read = None if chat else _said(tokenizer, session, session_id, text, special_tokens)
+    snapshot, said = _recorded(language_model, tokenizer, read, tokens, special_tokens)
     if evidence is not None:
         chosen = codec or (DEFAULT_CODEC if model == DEFAULT_MODEL else None)
         with waiting("record", "collecting evidence"):
@@ -135,6 +108,24 @@ def record(
         data |= {"file_bytes": place.stat().st_size}
     told = data | ({"evidence": str(evidence)} if evidence is not None else {})
     show(told, as_json=as_json, file=beside(output))
+
+
+def _recorded(
+    model: CausalLM, tokenizer: Tokenizer, said: Said | None, tokens: int | None, special_tokens: bool
+) -> tuple[KVSnapshot, Said]:
+    """Return the cache after the first tokens of what was said, or of a chat held now, and what was said."""
+    from kvcompress.data.next_turn import with_dialogue
+    from kvcompress.hf import capture
+
+    if said is None:
+        said, talk = _chat(model, tokenizer, special_tokens)
+        snapshot = talk.snapshot(said.ids[:tokens], tokenizer)
+    else:
+        with waiting("record", f"running the model over {len(said.ids[:tokens]):,} tokens"):
+            snapshot = capture(model, said.ids[:tokens], tokenizer=tokenizer)
+    if said.dialogue is not None and snapshot.tokens == len(said.ids):
+        snapshot = with_dialogue(snapshot, tokenizer, said.dialogue)
+    return snapshot, said
 
 
 def _said(

@@ -8,7 +8,7 @@ from pathlib import Path
 from kvcompress.codec.facts import CodecFacts, read_facts
 from kvcompress.codec.promise import Promise, stated_promise
 from kvcompress.codec.settings import CommonSettings
-from kvcompress.errors import CheckpointError, InputError, MismatchError
+from kvcompress.errors import CheckpointError, FormatError, InputError, MismatchError
 from kvcompress.hub.bundled import require_intact
 from kvcompress.hub.places import all_codecs, find_codec
 
@@ -72,7 +72,7 @@ def promise_of_file(codec: str | Path | None, codec_fingerprint: str, settings: 
     try:
         place = directory_that_made(codec_fingerprint) if codec is None else find_codec(codec)
         return None if place is None else stated_promise(place, codec_fingerprint, settings)
-    except CheckpointError:  # the file can be looked at without its codec
+    except (CheckpointError, FormatError):  # the file can be looked at without its codec
         return None
 
 

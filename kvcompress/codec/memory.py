@@ -76,13 +76,8 @@ def _active_rank(codec: TinyVAECodec, encoded: Encoded, group: int) -> int:
     vae = codec.vae(group)
     if OUTLIERS in encoded.sections:
         return vae.config.rank
-    offset = largest_choice(encoded.sections[OFFSETS]) if OFFSETS in encoded.sections else 0
+    qp = TinyVAESettings.from_json(encoded.settings).qp
+    qp += (largest_choice(encoded.sections[OFFSETS]) or 0) if OFFSETS in encoded.sections else 0
     of_tokens = int(vae.token_offset.max()) + int(vae.age_offset.max())
-    first = vae.first_place
-    most = (
-        TinyVAESettings.from_json(encoded.settings).qp
-        + (offset or 0)
-        + (of_tokens if first is None else max(of_tokens, int(first[0])))
-    )
-    lift = 0 if first is None else max(0, int(first[1]))
-    return vae.active_rank(torch.tensor([most]), torch.tensor([lift]))
+    first = (0, 0) if vae.first_place is None else (int(vae.first_place[0]), max(0, int(vae.first_place[1])))
+    return vae.active_rank(torch.tensor([qp + max(of_tokens, first[0])]), torch.tensor([first[1]]))

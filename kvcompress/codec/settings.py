@@ -168,7 +168,7 @@ class Int8Settings(CommonSettings):
     @classmethod
     def from_json(cls, settings: Mapping[str, Any]) -> Int8Settings:
         """Read them, as `CommonSettings.from_json`."""
-        return cls(**_common(settings), shapes=tuple(_run(run) for run in _runs(settings.get("shapes"))))
+        return cls(**_common(settings), shapes=runs_of(settings))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -254,8 +254,14 @@ def _common(settings: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _runs(value: object) -> list[Any]:
-    return value if isinstance(value, list) else [None]
+def runs_of(settings: Mapping[str, Any]) -> tuple[tuple[int, int, int, int], ...]:
+    """Return the setting "shapes": runs of layers of one shape, see `Int8Settings`.
+
+    Raises:
+        FormatError: It is missing, or no list of such runs.
+    """
+    value = settings.get("shapes")
+    return tuple(_run(run) for run in (value if isinstance(value, list) else [None]))
 
 
 def _run(run: object) -> tuple[int, int, int, int]:

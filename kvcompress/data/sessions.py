@@ -4,6 +4,7 @@ JSON lines of `{"id", "messages": [{"role", "content"}]}`, or of `{"id", "text"}
 What a line may say beside: `category`, `facts` (see `kvcompress.metrics.recall`), `instructions` (see
 `kvcompress.metrics.instructions`), `tools` as chat templates take them, and in each message `time`, when it was said:
 seconds since 1970 or ISO 8601. Further fields of a message are the chat template's: what it leaves out is refused.
+With `special_tokens` true, text of the line that spells a special token becomes that token.
 """
 
 from __future__ import annotations
@@ -48,6 +49,7 @@ class Session:
         tools: Definitions of functions that the model may call, as chat templates take them.
         path: The file that it stands in, None where it stands in none.
         line: Its line there, from 1.
+        special_tokens: Whether its text may spell special tokens.
     """
 
     id: str
@@ -60,6 +62,7 @@ class Session:
     tools: list[dict[str, Any]] = field(default_factory=list)
     path: Path | None = None
     line: int = 0
+    special_tokens: bool = False
 
     @property
     def place(self) -> str:
@@ -68,7 +71,9 @@ class Session:
 
     def dialogue(self, *, special_tokens: bool = False) -> Dialogue:
         """Return its conversation, in which text may spell special tokens or not."""
-        return Dialogue((), tuple(self.tools)).then(*self.messages, special_tokens=special_tokens)
+        return Dialogue((), tuple(self.tools)).then(
+            *self.messages, special_tokens=special_tokens or self.special_tokens
+        )
 
 
 def _parse(line: str, path: Path, number: int) -> Session:
@@ -81,10 +86,14 @@ def _parse(line: str, path: Path, number: int) -> Session:
             f"{where} is not JSON ({reason})", "A session file has one JSON object a line", path=path
         ) from error
     messages = row.get("messages") if isinstance(row, dict) else None
+    special = row.get("special_tokens", False) if isinstance(row, dict) else False
+    if not isinstance(special, bool):
+        raise FormatError(f"{where}: special_tokens is neither true nor false", path=path)
     if isinstance(row, dict) and isinstance(row.get("text"), str) and "messages" not in row:
         require_text(row["text"], where, path=path)
         text, name = without_mark(row["text"]), _name(row, number, path)
-        return Session(name, [], category=str(row.get("category", "text")), text=text, path=path, line=number)
+        kind = str(row.get("category", "text"))
+        return Session(name, [], category=kind, text=text, path=path, line=number, special_tokens=special)
     if not isinstance(messages, list) or not messages:
         raise FormatError(f"{where} has no messages", 'Each line is {"id": ..., "messages": [...]}', path=path)
     if "text" in row:
@@ -102,6 +111,7 @@ def _parse(line: str, path: Path, number: int) -> Session:
         tools=_rows(row, "tools", where, path),
         path=path,
         line=number,
+        special_tokens=special,
     )
 
 
@@ -222,7 +232,7 @@ def session_token_ids(
         InputError: The tokenizer has no chat template, or the template refuses the messages or leaves something out.
     """
     if session.text is not None:
-        return plain_text_ids(tokenizer, session.text, special_tokens=special_tokens)
+        return plain_text_ids(tokenizer, session.text, special_tokens=special_tokens or session.special_tokens)
     said = session.dialogue(special_tokens=special_tokens)
     try:
         if has_template(tokenizer):

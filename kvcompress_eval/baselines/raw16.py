@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from kvcompress.codec.int8 import shapes_of_runs
-from kvcompress.codec.settings import Int8Settings
+from kvcompress.codec.settings import runs_of
 from kvcompress.errors import FormatError, MismatchError
 from kvcompress.format.container import Encoded
 from kvcompress.format.reader import Reader
@@ -107,7 +107,7 @@ def opened(baseline: Named, encoded: Encoded, sections: Sequence[str]) -> Opened
     token_ids, origin, positions = read_session(encoded)
     shapes: list[Shape] = []
     for (heads, key_size, value_size), held in zip(
-        shapes_of_runs(Int8Settings.from_json(encoded.settings).shapes, len(positions)), positions, strict=True
+        shapes_of_runs(runs_of(encoded.settings), len(positions)), positions, strict=True
     ):
         shapes += [(heads, len(held), key_size), (heads, len(held), value_size)]
     if 2 * sum(heads * tokens * size for heads, tokens, size in shapes) != encoded.raw_bytes:

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from kvcompress.cli.console import JsonOption
 from kvcompress.hub.bundled import DEFAULT_CODEC, DEFAULT_MODEL
 
 
@@ -22,8 +23,9 @@ def devices_command(
     tokens: Annotated[int, typer.Option(help="Number of tokens of each session to store.", min=1)] = 512,
     count: Annotated[int, typer.Option(help="Number of sessions.", min=1)] = 1,
     quality: Annotated[str, typer.Option(help="Quality of the files.")] = "transparent",
+    as_json: JsonOption = False,
 ) -> None:
-    """Encode in one condition, decode in another, for every pair at hand; exit status 1 where a symbol changed."""
+    """Encode under one condition and decode under another, for every pair. Exit status 1 if a symbol changed."""
     from kvcompress_eval.portability.run import devices
 
-    devices(out, model, codec, sessions, tokens, count, quality)
+    devices(out, model, codec, sessions, tokens, count, quality, as_json=as_json)

@@ -78,8 +78,10 @@ def devices(
     session_count: int = 1,
     quality: str = "transparent",
     golden: Path = GOLDEN,
+    *,
+    as_json: bool = False,
 ) -> None:
-    """Compare all conditions at hand, print the tables and write `devices.json` and `devices.md`.
+    """Compare all conditions at hand, print tables or JSON, and write `devices.json` and `devices.md`.
 
     Ends the process with status 1 where a symbol changed between encoder and decoder, or on bad input, in one line.
     """
@@ -92,8 +94,11 @@ def devices(
     except KVCompressError as error:
         sys.stderr.write(f"error: {error}\n")
         sys.exit(1)
-    show(result)
-    print(f"\n{out / 'devices.md'}, {out / 'devices.json'}")
+    if as_json:
+        print(json.dumps(result))
+    else:
+        show(result)
+        print(f"\n{out / 'devices.md'}, {out / 'devices.json'}")
     if not result["verdict"]["holds"]:
         sys.exit(1)
 

@@ -44,7 +44,7 @@ CurveOption = Annotated[
 RecomputeOption = Annotated[
     bool,
     typer.Option(
-        "--dial",
+        "--trade-off",
         help="Also measure the codecs that recompute layers.",
         rich_help_panel=WHAT,
     ),

@@ -14,7 +14,8 @@ from kvcompress.cli.app import app
 from tests.cli.test_help import COMMANDS
 
 PAGE = Path(__file__).parents[2] / "docs" / "json.md"
-ROWS = dict(re.findall(r"^\| `([^`]+)` \| (.*) \|$", PAGE.read_text(encoding="utf-8"), re.MULTILINE))
+LINES = re.findall(r"^\| (`[^|]+`) \| (.*) \|$", PAGE.read_text(encoding="utf-8"), re.MULTILINE)
+ROWS = {command: cell for commands, cell in LINES for command in re.findall(r"`([^`]+)`", commands)}
 """Command -> its cell of the page."""
 
 

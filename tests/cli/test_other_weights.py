@@ -46,7 +46,7 @@ def place(tmp_path_factory: pytest.TempPathFactory, sessions_file: Path) -> Path
     tokenizer, rows = noisy(SMALL)[1], []
     for session in list(read_sessions(sessions_file))[:20]:
         text = tokenizer.decode(session_token_ids(session, tokenizer)[:SESSION_TOKENS])
-        rows.append(json.dumps({"id": session.id, "text": text}) + "\n")
+        rows.append(json.dumps({"id": session.id, "text": text, "special_tokens": True}) + "\n")
     (root / "sessions.jsonl").write_text("".join(rows), encoding="utf-8")
     for name, noise in (("near", SMALL), ("far", LARGE)):
         model = written(root / name, noise)

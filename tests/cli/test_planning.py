@@ -57,9 +57,10 @@ def test_a_planned_file_shows_its_plan(planned: dict[str, Any]) -> None:
 def test_the_table_is_readable_and_needs_no_table_file(planned: dict[str, Any]) -> None:
     result = CliRunner().invoke(app, ["inspect", str(planned["file"]), "--plan"], catch_exceptions=False)
     lines = result.stdout.splitlines()
-    assert lines[0].startswith("exact")
-    assert len(lines) == 5 + 1 + 1 + TOKENS
-    assert "<|bos|>" in lines[7]
+    assert lines[0].split() == ["tier", "tokens"]
+    assert lines[1].startswith("exact")
+    assert len(lines) == 1 + 5 + 1 + 1 + TOKENS
+    assert "<|bos|>" in lines[8]
 
 
 def test_the_search_is_told_and_steers_the_next(planned: dict[str, Any]) -> None:

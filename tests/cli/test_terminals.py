@@ -15,6 +15,7 @@ from typer.testing import CliRunner
 
 from kvcompress.cli.app import app
 from kvcompress.codec.lossless import LosslessCodec
+from kvcompress.errors import shown
 from kvcompress.format.container import save
 from kvcompress.hf import capture
 from tests.hf.families import model_of
@@ -41,7 +42,7 @@ main()
 
 
 @pytest.mark.parametrize(
-    ("text", "shown"),
+    ("text", "spelled"),
     [
         ("plain é 模", "plain é 模"),
         ("\x1b[2J\x07", "\\x1b[2J\\x07"),
@@ -50,8 +51,8 @@ main()
         ("\ud83d", "\\ud83d"),
     ],
 )
-def test_what_does_not_print_is_spelled_out(text: str, shown: str) -> None:
-    assert shown(text) == shown
+def test_what_does_not_print_is_spelled_out(text: str, spelled: str) -> None:
+    assert shown(text) == spelled
     assert shown("a\n\x1b", keep="\n") == "a\n\\x1b"
 
 

@@ -73,7 +73,7 @@ def sessions(tmp_path_factory: pytest.TempPathFactory, sessions_file: Path, near
     place, rows = tmp_path_factory.mktemp("sessions") / "sessions.jsonl", []
     for session in list(read_sessions(sessions_file))[:20]:
         text = near[1].decode(session_token_ids(session, near[1])[:SESSION_TOKENS])
-        rows.append(json.dumps({"id": session.id, "text": text}) + "\n")
+        rows.append(json.dumps({"id": session.id, "text": text, "special_tokens": True}) + "\n")
     place.write_text("".join(rows), encoding="utf-8")
     return place
 

@@ -89,3 +89,19 @@ def test_every_token_is_as_old_as_its_message() -> None:
     first = len(session_token_ids(Session("a", GOOD["messages"][:1]), tokenizer))
     assert ages == [60.0] * first + [0.0] * (len(session_token_ids(session, tokenizer)) - first)
     assert token_ages(Session("a", GOOD["messages"]), tokenizer) is None
+
+
+def test_a_line_says_whether_its_text_spells_special_tokens(tmp_path: Path) -> None:
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(find_checkpoint("reference-lm"))
+    laid_out = session_token_ids(Session("a", GOOD["messages"]), tokenizer)
+    row = {"id": "a", "text": tokenizer.decode(laid_out[1:])}
+    plain, special = (
+        session_token_ids(find_session(write(tmp_path / "s.jsonl", json.dumps(row | more)), "a"), tokenizer)
+        for more in ({}, {"special_tokens": True})
+    )
+    assert special == laid_out
+    assert len(plain) > len(laid_out)
+    with pytest.raises(FormatError, match="line 1: special_tokens is neither true nor false"):
+        find_session(write(tmp_path / "s.jsonl", json.dumps(row | {"special_tokens": "yes"})), "a")

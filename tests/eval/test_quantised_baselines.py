@@ -18,6 +18,7 @@ from torch import Tensor
 
 from kvcompress.errors import FormatError, InputError, KVCompressError, MismatchError
 from kvcompress.format.container import Encoded, from_bytes, to_bytes
+from kvcompress.format.reader import Reader
 from kvcompress.hf import capture
 from kvcompress.snapshot import KVSnapshot, LayerKV, ModelFingerprint
 from kvcompress_eval.baselines import bitpacking, cachegen, int8, kivi, persistence, raw16, turboquant, zstd
@@ -440,11 +441,11 @@ def test_scale_blocks_say_how_wide_they_are() -> None:
         numbers = np.array([1.0, largest])
         block = bitpacking.pack_scales(bitpacking.nearest(numbers, bitpacking.scale_type(numbers)))
         assert (block[0], len(block)) == (width, 1 + 2 * width)
-        found = bitpacking.ByteReader(block, "scales").scales((2,))
+        found = bitpacking.read_scales(Reader(block, "scales"), (2,))
         assert found == pytest.approx(np.minimum(numbers, np.finfo(np.float32).max))
     for bad in (b"\3\0\0\0", b"\2\0", b"\2\x00\x7c", b""):
         with pytest.raises(FormatError):
-            bitpacking.ByteReader(bad, "scales").scales((1,))
+            bitpacking.read_scales(Reader(bad, "scales"), (1,))
 
 
 def test_persistence_sizes_are_those_of_the_numbers_and_a_little() -> None:

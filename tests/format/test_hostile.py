@@ -51,7 +51,7 @@ from tests.format.make_golden import GOLDEN
 from tests.format.test_container import sealed
 
 QUICK_SECONDS = 5.0
-"""Generous: what is refused at once takes milliseconds on a quiet machine."""
+"""Of the processor. Generous: what is refused at once takes milliseconds, or the time to decompress what is bounded."""
 
 
 @pytest.fixture(scope="module")
@@ -86,10 +86,10 @@ def prior_only(golden: Encoded, codec: TinyVAECodec, tokens: int) -> Encoded:
 
 
 def refused_at_once(kind: type[KVCompressError], what: str, call: Any) -> KVCompressError:
-    start = time.perf_counter()
+    start = time.process_time()
     with pytest.raises(kind, match=what) as caught:
         call()
-    assert time.perf_counter() - start < QUICK_SECONDS
+    assert time.process_time() - start < QUICK_SECONDS
     assert "\n" not in str(caught.value)
     return caught.value
 
@@ -295,7 +295,7 @@ def test_number_that_no_float_holds_is_refused_wherever_it_stands(number: str, t
     text += '{"certificate":{"kl_nats":NUMBER,"tail_tokens":1,"max_kl_nats":1}},"tokens":0}'.replace("NUMBER", number)
     (tmp_path / "a.kvz").write_bytes(sealed(text.encode(), b"", version=1))
     refused_at_once(FormatError, "not valid JSON", lambda: read_header(tmp_path / "a.kvz"))
-    (tmp_path / "history.json").write_text('{"runners":{"a":[1,1,NUMBER]}}'.replace("NUMBER", number))
+    (tmp_path / "history.json").write_text('{"candidates":{"a":[1,1,NUMBER]}}'.replace("NUMBER", number))
     refused_at_once(InputError, "no history", lambda: load_history(tmp_path / "history.json"))
 
 
@@ -369,7 +369,7 @@ def test_errors_are_one_printable_line_whatever_they_name(what: str, path: str) 
         assert str(error).isprintable()
     assert shown("naïve 漢字") == "naïve 漢字"
     assert shown("\x1b[2J\u202e\ud83d\n") == r"\x1b[2J\u202e\ud83d\n"
-    assert len(shown("x" * 10**6)) < 2100
+    assert len(str(InputError("x" * 10**6, "y" * 10**6, path="z" * 10**6))) < 6100
 
 
 def run_ascii(*arguments: str) -> subprocess.CompletedProcess[bytes]:

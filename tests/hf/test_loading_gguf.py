@@ -211,7 +211,7 @@ def test_missing_weights_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyP
 def test_a_missing_package_is_named(quantised: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = Path(shutil.copy(quantised, tmp_path))
     monkeypatch.setattr(dequantise, "find_spec", lambda name: None if name == "gguf" else name)
-    with pytest.raises(CheckpointError, match=r"needs gguf\. Run `pip install 'kvcompress\[gguf\]'`"):
+    with pytest.raises(CheckpointError, match=r'needs gguf\. Run `pip install "kvcompress\[gguf\]"`'):
         load_model(path)
 
 

@@ -13,6 +13,7 @@ MODELS = {"model", "language_model", "causal_lm", "_frozen", "_forward"}
 MODEL_ARGUMENTS = {"input_ids", "past_key_values", "inputs_embeds", "use_cache", "logits_to_keep"}
 FEEDING = {"run", "call", "feed", "feed_rows", "feed_batch"}
 CHOOSING = {"argmax", "topk", "multinomial", "_choose"}
+NOT_CALLS = {"generate", "prepare_inputs_for_generation"}  # the first has a test of its own, the second runs no layer
 RECORDER = "train/sessions.py"
 """Records the bundled sessions with `generate` of transformers, in batches; no cache of ours is in it."""
 
@@ -41,7 +42,7 @@ def model_calls(tree: ast.AST) -> list[int]:
         node.lineno
         for node in calls
         if called(node) in MODELS | {"forward"}
-        or (called(node) not in {"generate", *FEEDING} and MODEL_ARGUMENTS & {word.arg for word in node.keywords})
+        or (called(node) not in {*NOT_CALLS, *FEEDING} and MODEL_ARGUMENTS & {word.arg for word in node.keywords})
     ]
 
 
