@@ -9,6 +9,7 @@ from transformers import PreTrainedModel
 
 from kvcompress.errors import InputError
 from kvcompress.hf import capture, restore
+from kvcompress.hf.call import cache_name
 from kvcompress.hf.conversation import Conversation
 from kvcompress.hf.generation import generate_from, resume_start
 from kvcompress.hf.rope_length import restart_length
@@ -30,7 +31,21 @@ def longrope() -> PreTrainedModel:
     return build(hf.Phi3Config(**shape, rope_parameters=dict(LONG)))
 
 
+def feeds_all_again(model: PreTrainedModel) -> bool:
+    """Tell whether `generate` feeds all tokens where it drops its cache; early releases fed the last one alone."""
+    cache, ids = hf.DynamicCache(), torch.zeros(1, ORIGINAL + 1, dtype=torch.int64)
+    cache.update(torch.zeros(1, 1, ORIGINAL, 1), torch.zeros(1, 1, ORIGINAL, 1), 0)
+    steps = {cache_name(model): cache, "next_sequence_length": 1, "attention_mask": torch.ones_like(ids)}
+    return bool(model.prepare_inputs_for_generation(ids, **steps)["input_ids"].shape[1] == ids.shape[1])
+
+
 def generated(model: PreTrainedModel, ids: torch.Tensor) -> list[int]:
+    if model.config.model_type == "phi3" and not feeds_all_again(model):
+        everything = ids.tolist()
+        for _ in range(NEW):  # what it then should have given: frequencies by the length, no cache in the way
+            with torch.inference_mode():
+                everything.append(int(model(torch.tensor([everything]), use_cache=False).logits[0, -1].argmax()))
+        return everything[len(ids) :]
     found: list[int] = model.generate(ids[None], max_new_tokens=NEW, do_sample=False)[0, len(ids) :].tolist()
     return found
 
