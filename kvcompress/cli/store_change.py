@@ -219,6 +219,9 @@ def rekey(
     from kvcompress.store.keys import StoreKey
 
     with opened(store) as found:
+        if not found.digest_key:  # before a key is written that nothing needs
+            remedy = "Make an encrypted one and append its sessions there"
+            raise InputError("the store is not encrypted, so it has no key to change", remedy, path=store)
         if new_key is not None:
             key = StoreKey.generate()
             key.save(new_key)

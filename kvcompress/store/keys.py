@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from kvcompress.errors import FormatError, InputError, WrongKeyError
-from kvcompress.format.atomic import PathLike, open_regular, refused, sync_directory
+from kvcompress.format.atomic import PathLike, open_regular, refused, require_writable, sync_directory
 from kvcompress.format.json_fields import JsonFields
 
 ENVIRONMENT = "KVCOMPRESS_STORE_KEY"
@@ -170,6 +170,7 @@ def save_secret(path: PathLike, data: bytes) -> None:
     Raises:
         InputError: There is one, or it cannot be written.
     """
+    require_writable(path)
     try:
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
         try:

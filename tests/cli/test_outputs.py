@@ -30,9 +30,16 @@ REFUSED = {
     "fit --output": ["fit", "--sessions", "sessions.jsonl", "-o"],
     "harvest --output": ["harvest", "--sessions", "sessions.jsonl", "-o"],
     "codecs pull --output": ["codecs", "pull", "reference-lm-tinyvae", "-o"],
+    "store export --output": ["store", "export", "store", "talk", "-o"],
+    "store seal --output": ["store", "seal", "store", "talk", "-o"],
+    "store rekey --new-key": ["store", "--key-file", "key", "rekey", "encrypted", "--new-key"],
+    "store init --new-key": ["store", "init", "another", "--new-key"],
 }
+UNFORCED = {"report --output", "store seal --output", "store rekey --new-key", "store init --new-key"}
+"""What replaces an earlier one without being asked, or never does."""
+
 INPUTS = {"encode --evidence", "encode --history", "inspect --plan-table"}
-WRITING = ("write", "make", "directory for", "directory of the", "file of earlier comparisons")
+WRITING = ("write", "written here", "make", "directory for", "directory of the", "file of earlier comparisons")
 
 
 def invoke(place: Path, *arguments: object) -> Result:
@@ -87,6 +94,12 @@ def place(tmp_path_factory: pytest.TempPathFactory, sessions_file: Path) -> Path
     (place / "sessions.jsonl").write_bytes(sessions_file.read_bytes())
     assert invoke(place, "record", "--text", "text.txt", "-o", "raw.safetensors").exit_code == 0
     assert invoke(place, "encode", "raw.safetensors", "-o", "file.kvz", "--lossless").exit_code == 0
+    for line in (
+        ["store", "init", "store"],
+        ["store", "append", "store", "talk", "raw.safetensors", "--lossless"],
+        ["store", "init", "encrypted", "--new-key", "key"],
+    ):
+        assert invoke(place, *line).exit_code == 0
     return place
 
 
@@ -97,7 +110,7 @@ def test_every_option_that_writes_is_known_here() -> None:
 @pytest.mark.parametrize("name", REFUSED)
 def test_outputs_that_are_no_stream_are_refused_in_one_line(place: Path, name: str) -> None:
     assert "standard" in refused(place, *REFUSED[name], "-")
-    if name != "report --output":  # which replaces an earlier report
+    if name not in UNFORCED:
         assert "standard" in refused(place, *REFUSED[name], "-", "--force")
     assert not (place / "-").exists()
 
