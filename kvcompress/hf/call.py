@@ -23,6 +23,9 @@ CACHE_NAMES = ("past_key_values", "cache")
 """What transformers calls a cache, oldest name first: a release between the two may know both."""
 
 
+NO_MEMORY = ("out of memory", "not enough memory", "can't allocate memory")
+"""What torch says in a RuntimeError where memory is short: no fault of the model's code."""
+
 FAULTS = (AssertionError, AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError)
 """What a model's code raises where it cannot take what it is given."""
 
@@ -68,6 +71,8 @@ def call(
     except torch.OutOfMemoryError:
         raise
     except FAULTS as error:
+        if any(words in str(error) for words in NO_MEMORY):
+            raise
         what = f"model type {model.config.model_type!r} cannot be run over {input_ids.shape[1]} tokens"
         remedy = "Check that the model itself runs so, with this version of transformers"
         raise InputError(f"{what} ({first_line(error)})", remedy) from error

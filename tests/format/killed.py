@@ -10,8 +10,17 @@ from typing import Any
 
 
 def killed_after(seconds: float, work: Callable[[], None]) -> bool:
-    """Run work in a child, kill it after so many seconds, and return whether it was still at it."""
-    child = _fork(work)
+    """Run work in a child, kill it so many seconds after it began, and return whether it was still at it."""
+    begun, begins = os.pipe()
+
+    def told() -> None:
+        os.write(begins, b".")
+        work()
+
+    child = _fork(told)
+    os.read(begun, 1)
+    os.close(begun)
+    os.close(begins)
     time.sleep(seconds)
     os.kill(child, signal.SIGKILL)
     return os.WIFSIGNALED(os.waitpid(child, 0)[1])

@@ -59,6 +59,12 @@ def test_a_model_is_called_in_one_place() -> None:
     assert found[0][0].startswith("kvcompress/hf/")
 
 
+def makes_a_key(node: ast.Call) -> bool:
+    """Return whether a class generates one of its kind, as keys do; models are no classes when they generate."""
+    owner = node.func.value if isinstance(node.func, ast.Attribute) else None
+    return isinstance(owner, ast.Name) and owner.id[0].isupper()
+
+
 def test_tokens_are_generated_in_hf_alone() -> None:
     loops = {name for name, tree in sources() if generating_loops(tree)}
     assert loops == {f"kvcompress/hf/{name}.py" for name in ("generation", "sampling", "batch")}
@@ -66,7 +72,7 @@ def test_tokens_are_generated_in_hf_alone() -> None:
         name
         for name, tree in sources()
         for node in ast.walk(tree)
-        if isinstance(node, ast.Call) and called(node) == "generate"
+        if isinstance(node, ast.Call) and called(node) == "generate" and not makes_a_key(node)
     }
     assert generate == {RECORDER}
 
