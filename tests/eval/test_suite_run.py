@@ -311,5 +311,5 @@ def test_a_short_name_stands_for_all_that_belongs_to_a_model(monkeypatch: pytest
 
 
 def test_reports_name_the_command_as_it_was_given() -> None:
-    assert spoken_command(["/venv/bin/kvcompress", "eval", "run", "-o", "/home/me/out"]) == "kvcompress eval run -o out"
+    assert spoken_command(["/bin/kvcompress", "eval", "run", "-o", "/reports/out"]) == "kvcompress eval run -o out"
     assert spoken_command(["/checkout/eval/__main__.py", "prune", "--fit"]) == "python -m eval prune --fit"
