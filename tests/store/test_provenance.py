@@ -98,6 +98,10 @@ def test_a_certificate_says_what_it_rests_on() -> None:
     assert certificate_of(header("tinyvae", certificate=own, **layers), {}) == {"basis": "session", **own}
     assert certificate_of(header("tinyvae", quality="high", unlike=True, **layers), {"high": promise}) is None
     assert certificate_of(header("unknown"), {}) is None
+    for start, promised in ((0, True), (40, False)):
+        segment = {"start": start, "parent": "a" * 64 if start else ""}
+        found = certificate_of(header("tinyvae", quality="high", segment=segment, **layers), {"high": promise})
+        assert (found is not None) == promised
 
 
 def test_signing_keys_are_kept_for_their_owner(tmp_path: Path) -> None:
