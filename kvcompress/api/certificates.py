@@ -9,7 +9,6 @@ from typing import Any
 from kvcompress.codec.promise import LOSSLESS, Promise, applying
 from kvcompress.codec.settings import settings_of
 from kvcompress.format.header_fields import Header
-from kvcompress.format.session import SEGMENT
 
 TOKENS = "tokens"
 """Kind of a file of token ids alone."""
@@ -17,12 +16,6 @@ TOKENS = "tokens"
 BY_CODEC, BY_SESSION, EXACT, RECOMPUTED = "codec", "session", "lossless", "recomputed"
 """What a certificate rests on: sessions that the codec was measured on, the session itself, the identical bits, or
 token ids that a model computes again."""
-
-
-def _goes_on(header: Header) -> bool:
-    """Return whether a file is a segment with others before it: promises were measured on sessions coded at once."""
-    segment = header.settings.get(SEGMENT)
-    return isinstance(segment, Mapping) and segment.get("start") != 0
 
 
 def certificate_of(header: Header, promises: Mapping[str, Promise]) -> dict[str, Any] | None:
@@ -41,7 +34,7 @@ def certificate_of(header: Header, promises: Mapping[str, Promise]) -> dict[str,
         stated = {name: value for name, value in asdict(settings.certificate).items() if value is not None}
         return {"basis": BY_SESSION, **stated}
     promise = applying(promises, settings)
-    if promise is None or _goes_on(header):
+    if promise is None:
         return None
     losses = promise.losses()
     return {

@@ -227,10 +227,13 @@ def stated_promise(directory: Path, codec_fingerprint: str, settings: CommonSett
 def applying(promises: Mapping[str, Promise], settings: CommonSettings) -> Promise | None:
     """Return the promise that covers a file.
 
-    None covers sessions unlike those known or of other weights, plans, and files without a quality.
+    None covers sessions unlike those known or of other weights, plans, files without a quality, and segments that
+    continue others: promises were measured on sessions coded at once.
     """
     latents = settings if isinstance(settings, TinyVAESettings) else None
-    if settings.unlike or settings.plan is not None or (latents is not None and latents.other_weights is not None):
+    if settings.continues or settings.unlike or settings.plan is not None:
+        return None
+    if latents is not None and latents.other_weights is not None:
         return None
     promise = None if settings.quality in (None, FALLBACK) else promises.get(settings.quality)
     qp = None if latents is None else latents.qp

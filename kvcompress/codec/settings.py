@@ -125,6 +125,7 @@ class CommonSettings:
         size_ratio: The size ratio that was asked for.
         plan: Scorer that the tiers of the tokens follow; None without a plan.
         certificate: What was measured on the session itself.
+        continues: Whether the file is a segment that continues others; read from the setting `segment`, never written.
     """
 
     quality: str | None = None
@@ -133,6 +134,7 @@ class CommonSettings:
     size_ratio: float | None = None
     plan: str | None = None
     certificate: Certificate | None = None
+    continues: bool = False
 
     def common(self) -> dict[str, Any]:
         """Return the fields that settings of every codec have, by name: arguments of another codec's settings."""
@@ -235,7 +237,7 @@ def _stated(part: Any) -> dict[str, Any]:
             value = _stated(value)
         elif one.name == "shapes":
             value = [list(run) for run in value]
-        elif value is None or (one.name in ("unlike", "recompute_layers") and not value):
+        elif one.name == "continues" or value is None or (one.name in ("unlike", "recompute_layers") and not value):
             continue
         found[_NAMES.get(one.name, one.name)] = value
     return found
@@ -243,7 +245,7 @@ def _stated(part: Any) -> dict[str, Any]:
 
 def _common(settings: Mapping[str, Any]) -> dict[str, Any]:
     given = JsonFields(settings, _WHAT)
-    certificate = given.optional(given.value, "certificate")
+    certificate, segment = given.optional(given.value, "certificate"), settings.get("segment")
     return {
         "quality": given.optional(given.text, "quality"),
         "stored": given.optional(given.text, "stored"),
@@ -251,6 +253,7 @@ def _common(settings: Mapping[str, Any]) -> dict[str, Any]:
         "size_ratio": given.optional(given.number, "size_ratio", least=0),
         "plan": given.optional(given.text, "plan"),
         "certificate": Certificate.from_json(certificate) if "certificate" in settings else None,
+        "continues": isinstance(segment, Mapping) and segment.get("start") != 0,
     }
 
 
