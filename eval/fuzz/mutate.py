@@ -182,3 +182,18 @@ def zlib_json_changed(chance: Random, section: bytes, preset: bytes = b"") -> by
     text = json_text(chance, json.loads(inflate.decompress(section)))
     deflate = zlib.compressobj(1, zdict=preset) if preset and chance.random() < 0.8 else zlib.compressobj(1)
     return deflate.compress(text) + deflate.flush()
+
+
+def safetensors_changed(data: bytes, chance: Random) -> bytes:
+    """Return a safetensors file whose bytes, header or metadata were changed."""
+    if chance.random() < 0.3:
+        return bytes_changed(chance, data)
+    size = int.from_bytes(data[:8], "little")
+    header = json.loads(data[8 : 8 + size])
+    if chance.random() < 0.5 and "origin" in header.get("__metadata__", {}):
+        origin = json.loads(header["__metadata__"]["origin"])
+        header["__metadata__"]["origin"] = json_text(chance, origin).decode(errors="replace")
+        text = json.dumps(header).encode()
+    else:
+        text = json_text(chance, header)
+    return len(text).to_bytes(8, "little") + text + data[8 + size :]

@@ -18,7 +18,8 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-from eval.fuzz.subjects import Subject, subjects
+from eval.fuzz.subject import Subject
+from eval.fuzz.subjects import subjects
 from kvcompress.errors import InputError, KVCompressError, first_line
 from kvcompress.format.limits import memory_limit
 
