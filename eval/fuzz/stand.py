@@ -27,6 +27,7 @@ from kvcompress.store.store import DATABASE, SEGMENTS, Store
 
 KEY = StoreKey(bytes(range(32)))
 SIGNER_BYTES = bytes(range(1, 33))
+SESSIONS = ("first", "second", "third", "other")
 Reading = dict[str, Any]
 
 
@@ -144,7 +145,7 @@ def read_all(store: Store) -> Reading:
 
     take("statistics", lambda: _plain(store.statistics().to_json()))
     listed = take("list", lambda: [info.name for info in store.list()])
-    for name in listed if isinstance(listed, list) else ():
+    for name in sorted({*SESSIONS, *(listed if isinstance(listed, list) else ())}):
         session = take(f"{name}/session", lambda name=name: store.session(name))
         if isinstance(session, SessionLog):
             found[f"{name}/session"] = name

@@ -6,7 +6,7 @@ Nothing but the standard library is imported here.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, ItemsView, Mapping
 from typing import Any, TypeVar
 
 from kvcompress.errors import FormatError
@@ -42,6 +42,10 @@ class JsonFields:
     def optional(self, read: Callable[..., T], name: str, **bounds: Any) -> T | None:
         """Return what one of the methods below reads, None where the object has no such field."""
         return read(name, **bounds) if name in self._fields else None
+
+    def items(self) -> ItemsView[str, Any]:
+        """Return all fields as they are."""
+        return self._fields.items()
 
     def value(self, name: str) -> Any:
         """Return a field as it is."""

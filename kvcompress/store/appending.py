@@ -12,6 +12,7 @@ from kvcompress.errors import InputError, KVCompressError, MismatchError
 from kvcompress.format.strict_json import canonical_json
 from kvcompress.snapshot import KVSnapshot, Origin
 from kvcompress.store.collect import require_room
+from kvcompress.store.columns import only_row
 from kvcompress.store.cover import cover_of
 from kvcompress.store.crypto import changed_key
 from kvcompress.store.fence import claim, require_writable
@@ -192,7 +193,7 @@ def _commit(
 
 def require_within(store: Store, tables: sqlite3.Connection, segments: Sequence[NewSegment], limit: int) -> None:
     """Write the files of segments within a transaction, unless the store would grow beyond its limit."""
-    stored = int(tables.execute("SELECT stored_bytes FROM store").fetchone()[0])
+    stored = int(only_row(tables)["stored_bytes"])
     fresh = [segment for segment in segments if store.objects.size(segment.digest) is None]
     need = sum(len(segment.data) for segment in fresh)
     total = stored + store.database.size_bytes() + need + ENTRY_BYTES

@@ -10,7 +10,6 @@ none is deleted that an entry is about to point at.
 
 from __future__ import annotations
 
-import json
 import sqlite3
 import time
 from collections.abc import Iterable, Iterator
@@ -22,7 +21,7 @@ import torch
 
 from kvcompress.errors import InputError, KVCompressError
 from kvcompress.store.database import SESSION_SPAN, entry_id
-from kvcompress.store.log import CHECKPOINT
+from kvcompress.store.log import CHECKPOINT, entry_of
 from kvcompress.store.objects import content_digest
 from kvcompress.store.path import path_ids
 from kvcompress.store.segment import read_part, tokens_part
@@ -120,9 +119,9 @@ def _roots(tables: sqlite3.Connection, keep_last: int | None) -> Iterator[int]:
     for row in sessions:
         yield entry_id(row["id"], row["entries"] - 1)
         span = (CHECKPOINT, entry_id(row["id"], 0), entry_id(row["id"] + 1, 0))
-        asked = "SELECT id, context FROM entries WHERE kind = ? AND id >= ? AND id < ? ORDER BY id DESC"
+        asked = "SELECT * FROM entries WHERE kind = ? AND id >= ? AND id < ? ORDER BY id DESC"
         marks = tables.execute(asked, span).fetchall()
-        automatic = (found["id"] for found in marks if "name" not in json.loads(found["context"]))
+        automatic = (found["id"] for found in marks if not entry_of(found).name)
         yield from islice(automatic, keep_last)
     for row in tables.execute("SELECT session, number FROM names").fetchall():
         yield entry_id(row["session"], row["number"])

@@ -14,6 +14,7 @@ from contextlib import suppress
 from typing import Any
 
 from kvcompress.errors import IntegrityError, KVCompressError
+from kvcompress.store.columns import require_columns
 from kvcompress.store.crypto import Cipher
 
 COVERED = ("context", "name")
@@ -100,19 +101,21 @@ PLAIN = Cover()
 
 
 class Tables(sqlite3.Connection):
-    """A connection that knows what covers the database."""
+    """A connection that knows what covers the database, and what its columns may hold."""
 
     cover: Cover = PLAIN
 
     def protect(self, cover: Cover) -> None:
         """Uncover all rows from now on."""
         self.cover = cover
-        self.row_factory = self._row if cover.encrypted else sqlite3.Row
+        self.row_factory = self._row
 
     def _row(self, cursor: sqlite3.Cursor, values: tuple[Any, ...]) -> sqlite3.Row:
-        read = self.cover.read
-        named = zip(cursor.description, values, strict=True)
-        return sqlite3.Row(cursor, tuple(read(column[0], value) for column, value in named))
+        names = [column[0] for column in cursor.description]
+        if self.cover.encrypted:
+            values = tuple(map(self.cover.read, names, values))
+        require_columns(names, values)
+        return sqlite3.Row(cursor, values)
 
 
 def cover_of(tables: sqlite3.Connection) -> Cover:

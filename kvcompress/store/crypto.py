@@ -192,7 +192,7 @@ class Cipher:
             IntegrityError: It was changed, or never encrypted.
             WrongKeyError: It belongs to another epoch.
         """
-        if len(data) < _VALUE.size or data[:4] not in (VALUE_MARK, NAME_MARK):
+        if type(data) is not bytes or len(data) < _VALUE.size or data[:4] not in (VALUE_MARK, NAME_MARK):
             raise _tampered("a value in the database")
         head, body = data[: _VALUE.size], data[_VALUE.size :]
         mark, epoch = _VALUE.unpack(head)

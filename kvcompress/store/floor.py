@@ -11,7 +11,6 @@ what was expected of both ways.
 
 from __future__ import annotations
 
-import json
 import platform
 import time
 from collections.abc import Callable
@@ -30,6 +29,7 @@ from kvcompress.snapshot import KVSnapshot
 from kvcompress.store.assembly import assemble
 from kvcompress.store.log import Entry
 from kvcompress.store.segment import Coding, encode_part, read_part
+from kvcompress.store.settings import FLOORS, settings_of
 
 if TYPE_CHECKING:
     from kvcompress.store.session import StoredSession
@@ -37,7 +37,6 @@ if TYPE_CHECKING:
 
 SHORT_TOKENS, LONG_TOKENS = 16, 128
 REPEATS = 3
-FLOORS = "floors"
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +100,7 @@ def floor_of(store: Store, model: CausalLM, snapshot: KVSnapshot, *, quality: st
         return Floor(**known[key])
     found = measured(store, model, snapshot.token_ids, quality)
     with store.database.write() as tables:
-        settings = json.loads(tables.execute("SELECT settings FROM store").fetchone()[0])
+        settings = settings_of(tables)
         settings[FLOORS] = settings.get(FLOORS, {}) | {key: asdict(found)}
         tables.execute("UPDATE store SET settings = ?", (canonical_json(settings).decode(),))
     return found

@@ -19,6 +19,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from kvcompress.errors import IntegrityError
 from kvcompress.format.strict_json import canonical_json
 from kvcompress.store.cover import PLAIN, Cover
 from kvcompress.store.database import SESSION_SPAN
@@ -119,8 +120,18 @@ class Entry:
 
 
 def entry_of(row: sqlite3.Row) -> Entry:
-    """Return the entry of a row of the table `entries`."""
+    """Return the entry of a row of the table `entries`.
+
+    Raises:
+        IntegrityError: Its context is none, or its parent no entry.
+    """
     session, number = divmod(row["id"], SESSION_SPAN)
+    try:
+        context = json.loads(row["context"])
+    except (ValueError, RecursionError):
+        context = None
+    if not isinstance(context, dict) or isinstance(row["parent"], bytes):
+        raise IntegrityError(f"entry {number} was changed: it is none", "See `kvcompress store verify`")
     return Entry(
         session=session,
         number=number,
@@ -129,7 +140,7 @@ def entry_of(row: sqlite3.Row) -> Entry:
         start=row["start"],
         end=row["end"],
         segment=bytes(row["segment"] or b"").hex(),
-        context=json.loads(row["context"]),
+        context=context,
         anchor=bytes(row["anchor"]).hex(),
         digest=bytes(row["digest"]).hex(),
     )
@@ -152,7 +163,7 @@ class Verdict:
     Attributes:
         entries: How many entries are in order, from the first one on.
         kind: What happened to the first bad one: "edit", "reorder", "removal", "truncation", "segment" (its file is
-            missing or was changed); "" where all are in order.
+            missing or was changed), "name" or "origin" (it contradicts the log); "" where all are in order.
         bad: Number of the first bad entry, None where all are in order.
         what: The same in a sentence.
         link: Where the chain stands after the entries in order.

@@ -14,12 +14,12 @@ import re
 import secrets
 import shutil
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from kvcompress.errors import InputError, IntegrityError
+from kvcompress.errors import InputError, IntegrityError, first_line
 from kvcompress.format.atomic import atomic_write, open_regular
 from kvcompress.format.working_folder import PREFIX
 
@@ -179,7 +179,7 @@ class RemoteObjects:
             import fsspec
 
             self.files, self.root = fsspec.core.url_to_fs(address, **options)
-        except (ImportError, ValueError) as error:
+        except Exception as error:  # each file system has its own
             remedy = "Install it with `pip install 'kvcompress[store]'`, or `[s3]` for s3"
             raise InputError(f"the address {address!r} cannot be used ({error})", remedy) from error
 
@@ -199,15 +199,13 @@ class RemoteObjects:
         parent = path.rpartition("/")[0]
         temporary = f"{parent}/{PREFIX}{secrets.token_hex(8)}.tmp"
         names = {self.files.protocol} if isinstance(self.files.protocol, str) else set(self.files.protocol)
-        try:
+        with self._reached("cannot be written", path):
             if names & WHOLE_OBJECTS:
                 self.files.pipe_file(path, data)
                 return len(data)
             self.files.makedirs(parent, exist_ok=True)
             self.files.pipe_file(temporary, data)
             self.files.mv(temporary, path)
-        except OSError as error:
-            raise InputError(f"cannot be written: {error.strerror or error}", path=path) from error
         return len(data)
 
     def get(self, digest: str, most_bytes: int = MOST_SEGMENT_BYTES) -> bytes:
@@ -217,26 +215,35 @@ class RemoteObjects:
             raise InputError("cannot be read: no such file", "Check the name", path=path)
         if size > most_bytes:
             raise IntegrityError(f"the segment has {size} bytes, more than {most_bytes}", path=path)
-        try:
+        with self._reached("cannot be read", path):
             return bytes(self.files.cat_file(path))
-        except OSError as error:
-            raise InputError(f"cannot be read: {error.strerror or error}", path=path) from error
 
     def size(self, digest: str) -> int | None:
         """See `Objects`."""
-        try:
-            return int(self.files.size(self.path(digest)))
-        except FileNotFoundError:
-            return None
+        path = self.path(digest)
+        with self._reached("cannot be read", path), suppress(FileNotFoundError):
+            return int(self.files.size(path))
+        return None
 
     def delete(self, digest: str) -> None:
         """See `Objects`."""
-        with suppress(FileNotFoundError):
-            self.files.rm_file(self.path(digest))
+        path = self.path(digest)
+        with self._reached("cannot be removed", path), suppress(FileNotFoundError):
+            self.files.rm_file(path)
+
+    @contextmanager
+    def _reached(self, what: str, path: str) -> Iterator[None]:
+        """Turn what a file system raises into one line: the address comes from the store, and may be any text."""
+        try:
+            yield
+        except Exception as error:
+            told = error.strerror if isinstance(error, OSError) and error.strerror else first_line(error)
+            raise InputError(f"{what}: {told}", path=path) from error
 
     def found(self) -> Iterator[Found]:
         """See `Objects`."""
-        listed: dict[str, Any] = self.files.find(self.root, detail=True) if self.files.exists(self.root) else {}
+        with self._reached("cannot be listed", self.root):
+            listed: dict[str, Any] = self.files.find(self.root, detail=True) if self.files.exists(self.root) else {}
         for path, facts in sorted(listed.items()):
             folder, _, file = path.rpartition("/")
             name = folder.rpartition("/")[2] + file

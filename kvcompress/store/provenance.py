@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from kvcompress.store.store import Store
 
 FORMAT = "kvcompress-provenance-1"
+_SEE = "See `kvcompress store verify`"
 
 _NAMED = {"parent": "after", "codec": "codec", "codec_fingerprint": "codec_fingerprint"}
 """Fields of a record, and what a context calls them."""
@@ -114,12 +115,14 @@ def provenance(session: SessionLog, at: int | str | None = None) -> Provenance:
     if entry is None:
         raise InputError(f"session {session.name!r} is empty", "Append to it first")
     before, context = previous_link(session.store, entry), entry.context
+    if before.then(bytes.fromhex(entry.segment), canonical_json(context)).digest.hex() != entry.digest:
+        raise IntegrityError(f"entry {entry.number} was changed: it does not continue the chain", _SEE)
     made = Provenance(
         session=session.name,
         number=entry.number,
         kind=entry.kind,
         producer=str(context.get("producer", "")),
-        time=float(context.get("time", 0.0)),
+        time=_time(entry),
         tokens=(entry.start, entry.end),
         segment=entry.segment,
         parent=str(context.get("after", "")),
@@ -135,6 +138,14 @@ def provenance(session: SessionLog, at: int | str | None = None) -> Provenance:
     return replace(made, signer=_signer(made))
 
 
+def _time(entry: Entry) -> float:
+    """Return when an entry was written, as it says."""
+    time = entry.context.get("time", 0.0)
+    if type(time) not in (int, float):
+        raise IntegrityError(f"entry {entry.number} does not say when it was written", _SEE)
+    return float(time)
+
+
 def previous_link(store: Store, entry: Entry) -> Link:
     """Return where the chain stands before an entry."""
     if not entry.number:
@@ -143,7 +154,7 @@ def previous_link(store: Store, entry: Entry) -> Link:
         asked = "SELECT anchor, digest FROM entries WHERE id = ?"
         row = tables.execute(asked, (entry_id(entry.session, entry.number - 1),)).fetchone()
     if row is None:
-        raise IntegrityError(f"the entry before entry {entry.number} is missing", "See `kvcompress store verify`")
+        raise IntegrityError(f"the entry before entry {entry.number} is missing", _SEE)
     return Link(bytes(row["anchor"]), bytes(row["digest"]))
 
 
@@ -194,7 +205,7 @@ def _signer(record: Provenance) -> str | None:
     message = entry_message(bytes.fromhex(record.previous), bytes.fromhex(record.segment), record.context)
     signer = signed_by(signature, ENTRY, message)
     if signer is None:
-        raise IntegrityError(f"the signature of entry {record.number} does not hold", "See `kvcompress store verify`")
+        raise IntegrityError(f"the signature of entry {record.number} does not hold", _SEE)
     return signer
 
 

@@ -126,7 +126,10 @@ class SessionLog:
         order = "DESC" if newest_first else "ASC"
         with self.store.database.read() as tables:
             rows = tables.execute(f"SELECT * FROM entries WHERE id >= ? AND id < ? ORDER BY id {order}", span)
-            return [entry_of(row) for row in rows]
+            found = [entry_of(row) for row in rows]
+        if len(found) < size:  # else a session that claims to have entries without end would be read without end
+            raise IntegrityError(f"the log of {self.name!r} lacks entries", "See `kvcompress store verify`")
+        return found
 
     def __iter__(self) -> Iterator[Entry]:
         return self.entries()
@@ -272,14 +275,17 @@ class SessionLog:
     def verify(self, *, segments: bool = True) -> Verdict:
         """Follow the chain of anchors and name the first entry that is not as it was written.
 
+        Names of checkpoints must lead where the log says, and the origin be of the model that the entries name.
+
         Args:
             segments: Also read every segment.
         """
-        from kvcompress.store.verify import verify_segments
+        from kvcompress.store.verify import verify_names, verify_origin, verify_segments
 
         held, count, last = self.stored_rows()
         verdict = verify_chain(held, count, last)
-        return verify_segments(self.store, held, verdict) if segments else verdict
+        verdict = verify_segments(self.store, held, verdict) if segments else verdict
+        return verify_origin(self, held, verify_names(self, held, verdict))
 
     def stored_rows(self) -> tuple[list[Stored], int, Link]:
         """Return the entries as they lie there, nothing of them believed, how many there should be, and the end."""

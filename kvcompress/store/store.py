@@ -23,12 +23,14 @@ from typing import TYPE_CHECKING, Any
 
 from kvcompress.errors import InputError, IntegrityError, KVCompressError, require_positive
 from kvcompress.format.strict_json import canonical_json
+from kvcompress.store.columns import only_row
 from kvcompress.store.cover import Cover, cover_of
 from kvcompress.store.database import Database
 from kvcompress.store.figures import SessionInfo, Statistics
 from kvcompress.store.keyring import protect, protected
 from kvcompress.store.log import Link
 from kvcompress.store.objects import LocalObjects, Objects, RemoteObjects, checked, content_digest
+from kvcompress.store.settings import AGE, USE, settings_of
 from kvcompress.store.writer import retire, this_writer
 
 if TYPE_CHECKING:
@@ -45,8 +47,6 @@ DATABASE, SEGMENTS = "store.db", "segments"
 LONGEST_NAME = 200
 GRACE_SECONDS = 3600.0
 """Files younger than this may belong to an entry that is about to be written."""
-
-AGE, USE = "age", "use"
 
 
 class Store:
@@ -145,8 +145,7 @@ class Store:
     def settings(self) -> dict[str, Any]:
         """What the store was told: max_bytes, evict, segments."""
         with self.database.read() as tables:
-            found = json.loads(tables.execute("SELECT settings FROM store").fetchone()[0])
-        return found if isinstance(found, dict) else {}
+            return settings_of(tables)
 
     def set_limit(self, max_bytes: int | None, *, evict: str = USE) -> None:
         """Bound what the store takes on the disk; None lifts the bound. What is there already goes with the next `gc`.
@@ -170,12 +169,12 @@ class Store:
     def generation(self) -> int:
         """A number that every change raises."""
         with self.database.read() as tables:
-            return int(tables.execute("SELECT generation FROM store").fetchone()[0])
+            return int(only_row(tables)["generation"])
 
     def statistics(self) -> Statistics:
         """Return what the store takes and has cost."""
         with self.database.read() as tables:
-            row = tables.execute("SELECT * FROM store").fetchone()
+            row = only_row(tables)
             sessions = tables.execute("SELECT COUNT(*) FROM sessions WHERE name IS NOT NULL").fetchone()[0]
             segments = tables.execute("SELECT COUNT(*) FROM segments").fetchone()[0]
         pending = self.database.uncounted_bytes
@@ -195,7 +194,8 @@ class Store:
         """Return the sessions by name."""
         asked = (
             "SELECT name, entries, created, used, anchor, "
-            "(SELECT end FROM entries WHERE entries.id = sessions.id * 4294967296 + sessions.entries - 1) AS tokens "
+            "COALESCE((SELECT end FROM entries WHERE entries.id = sessions.id * 4294967296 + sessions.entries - 1), 0) "
+            "AS end "
             "FROM sessions WHERE name IS NOT NULL"
         )
         with self.database.read() as tables:
@@ -203,7 +203,7 @@ class Store:
                 SessionInfo(
                     name=row["name"],
                     entries=row["entries"],
-                    tokens=row["tokens"] or 0,
+                    tokens=row["end"],
                     created=row["created"],
                     used=row["used"],
                     anchor=bytes(row["anchor"]).hex(),
@@ -305,7 +305,7 @@ class Store:
 
         with self.database.read() as tables:
             row = tables.execute("SELECT origin FROM origins WHERE digest = ?", (digest,)).fetchone()
-        if row is None:
+        if row is None or row["origin"] is None:
             raise InputError("the session's origin is missing", "Restore the store from a copy", path=self.path)
         if content_digest(row["origin"].encode(), self.digest_key) != digest:
             raise IntegrityError("the session's origin was changed", "Restore the store from a copy", path=self.path)

@@ -59,7 +59,7 @@ def read_writer(text: str | None) -> dict[str, Any] | None:
     """Return the writer that a session's row names, None where it names none."""
     try:
         found = json.loads(text) if text else None
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
     return found if isinstance(found, dict) else None
 
