@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from eval.fuzz.exports import export_subjects
+from eval.fuzz.papers import paper_subjects
 from eval.fuzz.sessions import session_subjects
+from eval.fuzz.stores import store_subjects
 from eval.fuzz.subject import Subject
 
 
 def subjects(directory: Path) -> list[Subject]:
     """Return all kinds; files that must lie somewhere lie in a directory."""
-    return [*session_subjects(directory)]
+    makers = (session_subjects, store_subjects, export_subjects, paper_subjects)
+    return [subject for make in makers for subject in make(directory)]

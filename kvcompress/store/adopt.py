@@ -29,6 +29,7 @@ from kvcompress.store.fence import claim
 from kvcompress.store.log import CHECKPOINT, FORGET
 from kvcompress.store.objects import content_digest
 from kvcompress.store.pieces import read_logs
+from kvcompress.store.provenance import model_digest
 from kvcompress.store.segment import PREFIX_BYTES, Part, read_part
 from kvcompress.store.session import StoredSession
 from kvcompress.store.store import new_session
@@ -79,6 +80,7 @@ def adopt(store: Store, source: Source, head: Head, name: str | None = None, wor
     here = _here(store, name)
     known = gather(here)[-1] if here is not None else None
     logs = read_logs(source, head, lambda place: known if place == len(head.logs) - 1 else None)
+    _require_models(logs)
     own, count = logs[-1], len(known.rows) if known is not None else 0
     shared = min(count, len(own.rows))
     if known is not None and shared and known.rows[shared - 1].link != own.rows[shared - 1].link:
@@ -91,6 +93,19 @@ def adopt(store: Store, source: Source, head: Head, name: str | None = None, wor
     with store.database.write() as tables:
         added = _Adoption(store, tables, parts).add(logs, here, name, count)
     return Adopted(name, added, arrivals.segments, arrivals.present, arrivals.transferred_bytes)
+
+
+def _require_models(logs: Sequence[Log]) -> None:
+    """Refuse a log whose origin, which no chain covers, is of another model than its entries name."""
+    for log in logs:
+        if log.origin is None:
+            continue
+        model = model_digest(origin_of_json(log.origin).fingerprint)
+        for row in log.rows:
+            stated = row.says.get("model", model)
+            if row.is_turn and stated != model:
+                what = f"the origin of {log.name or 'a removed session'!r}"
+                raise MismatchError(what, str(stated)[:16], model[:16], "Do not use it")
 
 
 def _here(store: Store, name: str) -> StoredSession | None:

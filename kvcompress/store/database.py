@@ -97,8 +97,12 @@ class Database:
         self._log = b"", 0
         self.cover = PLAIN
         self._reset()
-        with self._translated():
-            self._migrate()
+        try:
+            with self._translated():
+                self._migrate()
+        except BaseException:
+            self.close()
+            raise
 
     def _reset(self) -> None:
         self._process, self._local = os.getpid(), threading.local()
@@ -284,13 +288,13 @@ class Database:
         """Turn SQLite's errors into ours."""
         try:
             yield
-        except sqlite3.Error as error:
+        except (sqlite3.Error, UnicodeDecodeError) as error:  # the latter where SQLite quotes a damaged schema
             code = getattr(error, "sqlite_errorcode", 0) & 0xFF
             raise _refused(error, code, self.path) from error
 
 
-def _refused(error: sqlite3.Error, code: int, path: Path) -> KVCompressError:
-    if code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
+def _refused(error: sqlite3.Error | UnicodeDecodeError, code: int, path: Path) -> KVCompressError:
+    if isinstance(error, UnicodeDecodeError) or code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
         return FormatError(f"the database is damaged ({error})", "Restore the store from a copy", path=path)
     what = f"the database cannot be used ({error})"
     return InputError(what, _REMEDIES.get(code, "Check disk and permissions"), path=path)

@@ -132,7 +132,7 @@ class LocalObjects:
         with open_regular(path) as (file, size):
             if size > most_bytes:
                 raise IntegrityError(f"the segment has {size} bytes, more than {most_bytes}", path=path)
-            return file.read(most_bytes)
+            return file.read(size)  # a reader makes room for all that it is asked for before it reads
 
     def size(self, digest: str) -> int | None:
         """See `Objects`."""

@@ -25,6 +25,7 @@ from kvcompress.format.limits import require_memory
 from kvcompress.store.bundle import Head, gather
 from kvcompress.store.objects import MOST_SEGMENT_BYTES, checked
 from kvcompress.store.pieces import MOST_HEAD_BYTES, MOST_PIECE_BYTES, head_of, pack_head, pieces_of, read_head
+from kvcompress.store.zip_form import DIRECTORY_BYTES, LOCAL_BYTES, member, require_form
 
 if TYPE_CHECKING:
     from kvcompress.store.adopt import Adopted
@@ -37,8 +38,6 @@ MEMBER_BYTES = 1 << 10
 
 _NAME = re.compile(r"head\.json|(?:logs|segments)/[0-9a-f]{64}")
 _END, _LOCATOR, _END64 = struct.Struct("<4s4H2LH"), struct.Struct("<4sLQL"), struct.Struct("<4sQ2H2L4Q")
-_LOCAL_HEADER_BYTES = 30
-_DIRECTORY_ENTRY_BYTES = 46
 _FAILURES = (zipfile.BadZipFile, ValueError, EOFError, NotImplementedError, RuntimeError, struct.error, KeyError)
 
 
@@ -66,19 +65,12 @@ def export_session(session: StoredSession, path: str | Path, *, force: bool = Fa
         pieces |= {digest: data for digest, _, data in found}
     held = {row.held: None for log in logs for row in log.rows if row.held}
     with atomic_path(path, force=force) as temporary, zipfile.ZipFile(temporary, "w", zipfile.ZIP_STORED) as archive:
-        archive.writestr(_member(HEAD), pack_head(Head(session.name, 0, tuple(heads))))
+        archive.writestr(member(HEAD), pack_head(Head(session.name, 0, tuple(heads))))
         for digest, data in pieces.items():
-            archive.writestr(_member(LOGS + digest), data)
+            archive.writestr(member(LOGS + digest), data)
         for digest in held:
-            archive.writestr(_member(SEGMENTS + digest), checked(store.objects, digest, key=store.digest_key))
+            archive.writestr(member(SEGMENTS + digest), checked(store.objects, digest, key=store.digest_key))
     return Path(path).stat().st_size
-
-
-def _member(name: str) -> zipfile.ZipInfo:
-    """Return a member that says nothing of when and where it was written, so that equal sessions give equal files."""
-    found = zipfile.ZipInfo(name)
-    found.external_attr = 0o600 << 16
-    return found
 
 
 def import_session(store: Store, path: str | Path, name: str | None = None) -> Adopted:
@@ -129,8 +121,8 @@ class Archive:
         if size > most_bytes:
             raise FormatError(f"{name!r} has {size} bytes, more than {most_bytes}")
         require_memory(size, f"reading {name!r}")
-        with _translated(), self._archive.open(name) as member:
-            data = member.read(size + 1)
+        with _translated(), self._archive.open(name) as content:
+            data = content.read(size + 1)
         if len(data) != size:
             raise FormatError(f"{name!r} has {len(data)} bytes, not the {size} that it states")
         return data
@@ -144,16 +136,19 @@ def opened(path: str | Path) -> Iterator[Archive]:
         FormatError: It is none, or its members are not what they should be.
     """
     with open_regular(path) as (file, size):
-        require_memory(_members(file, size) * MEMBER_BYTES, "reading the list of the file's members")
+        count, start, length = _directory(file, size)
+        require_memory(count * MEMBER_BYTES, "reading the list of the file's members")
         file.seek(0)
         with _translated():
             archive = zipfile.ZipFile(file)
         with archive:
-            yield Archive(archive, _sizes(archive, size))
+            sizes = _sizes(archive, size)
+            require_form(file, archive.infolist(), start, length)
+            yield Archive(archive, sizes)
 
 
-def _members(file: BinaryIO, size: int) -> int:
-    """Return how many members a zip states, before a list of them is built.
+def _directory(file: BinaryIO, size: int) -> tuple[int, int, int]:
+    """Return how many members a zip states, and start and length of their list, before it is built.
 
     Raises:
         FormatError: It is no zip, states more than it has room for, or has something behind it.
@@ -162,23 +157,24 @@ def _members(file: BinaryIO, size: int) -> int:
     if size < _END.size:
         raise none
     file.seek(size - _END.size)
-    magic, _, _, _, count, length, start, comment = _END.unpack(file.read(_END.size))
-    if magic != b"PK\x05\x06" or comment:
+    magic, *disks, here, count, length, start, comment = _END.unpack(file.read(_END.size))
+    if magic != b"PK\x05\x06" or comment or any(disks):
         raise none
+    end = size - _END.size
     if count == 0xFFFF or 0xFFFFFFFF in (length, start):
-        end = size - _END.size - _LOCATOR.size
-        if end < _END64.size:
+        end -= _LOCATOR.size + _END64.size
+        if end < 0:
             raise none
-        file.seek(end - _END64.size)
+        file.seek(end)
         magic, *rest = _END64.unpack(file.read(_END64.size))
         if magic != b"PK\x06\x06":
             raise none
-        count, length = rest[6], rest[7]
-    if count * _DIRECTORY_ENTRY_BYTES > length or length > size:
+        here, count, length, start = rest[5:]
+    if here != count or count * DIRECTORY_BYTES > length or start + length != end:
         raise FormatError(f"the file states {count} members in {length} bytes")
     if length > count * MEMBER_BYTES // 4:
         raise FormatError(f"the list of the file's {count} members takes {length} bytes")
-    return int(count)
+    return int(count), int(start), int(length)
 
 
 def _sizes(archive: zipfile.ZipFile, size: int) -> dict[str, int]:
@@ -199,7 +195,7 @@ def _sizes(archive: zipfile.ZipFile, size: int) -> dict[str, int]:
             raise FormatError(f"{name!r} is not stored as it is", "Do not use it")
         if info.header_offset < free:
             raise FormatError(f"{name!r} lies over another member", "Do not use it")
-        free = info.header_offset + _LOCAL_HEADER_BYTES + len(name) + info.file_size
+        free = info.header_offset + LOCAL_BYTES + len(name) + info.file_size
         if free > size:
             raise FormatError(f"{name!r} ends behind the file")
         found[name] = info.file_size

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 from kvcompress.errors import InputError, IntegrityError, KVCompressError, require_positive
 from kvcompress.format.strict_json import canonical_json
 from kvcompress.store.columns import only_row
-from kvcompress.store.cover import Cover, cover_of
+from kvcompress.store.cover import PLAIN, Cover, cover_of
 from kvcompress.store.database import Database
 from kvcompress.store.figures import SessionInfo, Statistics
 from kvcompress.store.keyring import protect, protected
@@ -96,10 +96,18 @@ class Store:
         self.codec, self.writer, self.policy, self.signer = codec, this_writer(), policy, signer
         self._locks: dict[int, threading.RLock] = {}
         self._guard = threading.Lock()
-        if fresh:
-            self.set_limit(max_bytes, evict=evict)
-            self._keep({"segments": segments} if segments is not None else {})
-        self.cover: Cover = protect(self.database, key, create=create)
+        self.cover: Cover = PLAIN
+        try:
+            if fresh:
+                self.set_limit(max_bytes, evict=evict)
+                self._keep({"segments": segments} if segments is not None else {})
+            self._open(key, create)
+        except BaseException:  # a connection that nobody can close would stand in the way of the next one
+            self.database.close()
+            raise
+
+    def _open(self, key: StoreKey | None, create: bool) -> None:
+        self.cover = protect(self.database, key, create=create)
         address = self.settings.get("segments")
         lies = LocalObjects(self.path / SEGMENTS) if address is None else RemoteObjects(str(address))
         self.objects = protected(lies, self.cover)
