@@ -114,8 +114,8 @@ class Stand:
 
     def restore(self, database: bytes | None = None) -> None:
         """Put back what a case may have changed, with another database where one is given."""
-        for name in (f"{DATABASE}-wal", f"{DATABASE}-shm", f"{DATABASE}-journal"):
-            (self.folder / name).unlink(missing_ok=True)
+        for path in self.folder.glob(f"{DATABASE}*"):  # a new file: nothing that is still open can reach it
+            path.unlink()
         (self.folder / DATABASE).write_bytes(self.database if database is None else database)
         held = set((self.folder / SEGMENTS).glob("*/*"))
         for path in held - self.files.keys():

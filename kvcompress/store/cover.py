@@ -11,6 +11,7 @@ import secrets
 import sqlite3
 from collections.abc import Sequence
 from contextlib import suppress
+from functools import partial
 from typing import Any
 
 from kvcompress.errors import IntegrityError, KVCompressError
@@ -108,14 +109,15 @@ class Tables(sqlite3.Connection):
     def protect(self, cover: Cover) -> None:
         """Uncover all rows from now on."""
         self.cover = cover
-        self.row_factory = self._row
+        self.row_factory = partial(_row, cover)  # no method of the connection, which would then hold itself open
 
-    def _row(self, cursor: sqlite3.Cursor, values: tuple[Any, ...]) -> sqlite3.Row:
-        names = [column[0] for column in cursor.description]
-        if self.cover.encrypted:
-            values = tuple(map(self.cover.read, names, values))
-        require_columns(names, values)
-        return sqlite3.Row(cursor, values)
+
+def _row(cover: Cover, cursor: sqlite3.Cursor, values: tuple[Any, ...]) -> sqlite3.Row:
+    names = [column[0] for column in cursor.description]
+    if cover.encrypted:
+        values = tuple(map(cover.read, names, values))
+    require_columns(names, values)
+    return sqlite3.Row(cursor, values)
 
 
 def cover_of(tables: sqlite3.Connection) -> Cover:

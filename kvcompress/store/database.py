@@ -21,6 +21,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from traceback import clear_frames
 
 from kvcompress.errors import FormatError, InputError, KVCompressError
 from kvcompress.store.cover import PLAIN, Cover, Tables
@@ -166,6 +167,9 @@ class Database:
             try:
                 self._require_key()
                 yield connection
+            except BaseException as error:
+                clear_frames(error.__traceback__)  # a query kept alive in there would keep the write-ahead log busy
+                raise
             finally:
                 connection.execute("ROLLBACK")
 
@@ -187,7 +191,8 @@ class Database:
                 )
                 counted = self.written_bytes
                 connection.execute("COMMIT")
-            except BaseException:
+            except BaseException as error:
+                clear_frames(error.__traceback__)
                 with suppress(sqlite3.Error):
                     connection.execute("ROLLBACK")
                 raise

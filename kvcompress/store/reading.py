@@ -125,8 +125,8 @@ class SessionLog:
         span = (entry_id(self.id, start), entry_id(self.id, start + size))
         order = "DESC" if newest_first else "ASC"
         with self.store.database.read() as tables:
-            rows = tables.execute(f"SELECT * FROM entries WHERE id >= ? AND id < ? ORDER BY id {order}", span)
-            found = [entry_of(row) for row in rows]
+            asked = f"SELECT * FROM entries WHERE id >= ? AND id < ? ORDER BY id {order}"
+            found = [entry_of(row) for row in tables.execute(asked, span).fetchall()]
         if len(found) < size:  # else a session that claims to have entries without end would be read without end
             raise IntegrityError(f"the log of {self.name!r} lacks entries", "See `kvcompress store verify`")
         return found
@@ -144,7 +144,7 @@ class SessionLog:
     def names(self) -> dict[str, int]:
         """Return the names of checkpoints and the numbers of their entries."""
         with self.store.database.read() as tables:
-            rows = tables.execute("SELECT number, name FROM names WHERE session = ?", (self.id,))
+            rows = tables.execute("SELECT number, name FROM names WHERE session = ?", (self.id,)).fetchall()
             return {name: number for number, name in sorted(map(tuple, rows))}
 
     def turns(self, at: int | str | None = None) -> list[Entry]:
