@@ -6,7 +6,7 @@ import io
 from contextlib import redirect_stdout
 from pathlib import Path
 
-from kvcompress.codec.sound import REMEDY, require_buildable, require_tables
+from kvcompress.codec.sound import REMEDY, require_buildable, require_finite, require_tables
 from kvcompress.codec.tinyvae import TinyVAECodec
 from kvcompress.errors import CheckpointError, InputError, about, first_line
 from kvcompress.format.atomic import path_of
@@ -78,6 +78,7 @@ def load_tinyvae(directory: Path) -> TinyVAECodec:
     except Exception as error:  # the mixin passes on whatever its parsers raise
         raise CheckpointError(f"the codec does not load ({first_line(error)})", REMEDY, path=directory) from error
     with about(directory):
+        require_finite(codec)
         require_tables(codec)
     stated = codec.fitted.get("fingerprint")
     if stated is not None and stated != codec.fingerprint:

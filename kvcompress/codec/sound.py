@@ -95,6 +95,13 @@ def require_geometry(codec: TinyVAECodec) -> None:
             raise CheckpointError(f"the geometry of its group {group} contradicts its layers", REMEDY)
 
 
+def require_finite(codec: TinyVAECodec) -> None:
+    """Raise `CheckpointError` where a weight is NaN or infinite: every session would come out so."""
+    odd = [name for name, tensor in codec.state_dict().items() if not bool(tensor.isfinite().all())]
+    if odd:
+        raise CheckpointError(f"{len(odd)} weights hold NaN or infinity, first {odd[0]}", REMEDY)
+
+
 def require_tables(codec: TinyVAECodec) -> None:
     """Raise `CheckpointError` unless the tables of a codec are ones that its bits can be read with."""
     lengths: Sequence[int] = [table_length(level) for level in range(LEVELS)]

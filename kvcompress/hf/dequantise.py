@@ -28,6 +28,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from kvcompress.errors import CheckpointError, InputError, first_line
 from kvcompress.format.atomic import open_regular
 from kvcompress.format.atomic_directory import atomic_directory, locked_directory
+from kvcompress.hf.gguf_header import require_sound
 from kvcompress.hf.quiet import silence
 
 MAGIC = b"GGUF"
@@ -110,6 +111,7 @@ def _read(path: Path) -> tuple[Any, Any]:
     if absent:
         what = f"reading GGUF files needs {' and '.join(absent)}"
         raise CheckpointError(what, 'Run `pip install "kvcompress[gguf]"`', path=path)
+    require_sound(path)
     log.warning("%s: dequantising the weights, once", path.name)
     try:
         with silence(streams=True):  # the conversion writes a progress bar of its own

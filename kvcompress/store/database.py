@@ -293,13 +293,13 @@ class Database:
         """Turn SQLite's errors into ours."""
         try:
             yield
-        except (sqlite3.Error, UnicodeDecodeError) as error:  # the latter where SQLite quotes a damaged schema
+        except (sqlite3.Error, UnicodeDecodeError, OverflowError) as error:  # a damaged schema quoted, an id too large
             code = getattr(error, "sqlite_errorcode", 0) & 0xFF
             raise _refused(error, code, self.path) from error
 
 
-def _refused(error: sqlite3.Error | UnicodeDecodeError, code: int, path: Path) -> KVCompressError:
-    if isinstance(error, UnicodeDecodeError) or code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
+def _refused(error: Exception, code: int, path: Path) -> KVCompressError:
+    if not isinstance(error, sqlite3.Error) or code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
         return FormatError(f"the database is damaged ({error})", "Restore the store from a copy", path=path)
     what = f"the database cannot be used ({error})"
     return InputError(what, _REMEDIES.get(code, "Check disk and permissions"), path=path)
