@@ -208,7 +208,8 @@ class _Arrivals:
 
     def _checked(self, row: Row, parent: str, part: Part, origin: Mapping[str, Any]) -> bytes:
         """Return the digest of all ids up to a segment's end, if the segment is what its entry says."""
-        if (part.start, part.end) != row.span or part.parent != parent:
+        after = row.says.get("after", parent)
+        if (part.start, part.end) != row.span or not part.parent == parent == after:
             raise FormatError(f"the segment {row.segment[:16]} is one of another place")
         if row.held != row.segment and not part.is_tokens_only:
             raise FormatError(f"what stands for the segment {row.segment[:16]} is not its token ids")
