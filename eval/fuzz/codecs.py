@@ -124,7 +124,9 @@ def _numbers_changed(weights: bytes, chance: Random) -> bytes:
         names = [name for name, told in header.items() if name != "__metadata__" and told["dtype"] in ("F32", "F16")]
         told = header[chance.choice(names)]
         width = {"F32": 4, "F16": 2}[told["dtype"]]
-        at = told["data_offsets"][0] + width * chance.randrange((told["data_offsets"][1] - told["data_offsets"][0]) // width)
+        at = told["data_offsets"][0] + width * chance.randrange(
+            (told["data_offsets"][1] - told["data_offsets"][0]) // width
+        )
         words = {4: (b"\0\0\xc0\x7f", b"\0\0\x80\x7f", b"\0\0\x80\xff"), 2: (b"\0\x7e", b"\0\x7c", b"\0\xfc")}
         data[at : at + width] = chance.choice(words[width])
     text = json.dumps(header).encode()

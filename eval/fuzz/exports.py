@@ -176,5 +176,5 @@ def _remote(place: Path, empty: Stand, wanted: Reading) -> Subject:
 
 
 def _told(wanted: Reading) -> Reading:
-    """Return what of a session nothing at a place may change: the rest of its origin is a label, and no chain has it."""
+    """Return what of a session nothing at a place may change; the rest of its origin is a label that no chain has."""
     return {part: told for part, told in wanted.items() if not part.endswith("/origin")}

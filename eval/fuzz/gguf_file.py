@@ -1,7 +1,10 @@
 """A small GGUF file written by hand, and changes to its counts, lengths, types and the list of its tensors.
 
 ```
-"GGUF" | version u32 | tensors u64 | keys u64 | keys: text, type u32, value | tensors: text, dims u32, u64 each, type u32, offset u64 | padding | data
+"GGUF" | version u32 | tensors u64 | keys u64
+each key      text | type u32 | value                 a text is its length, u64, and its bytes
+each tensor   text | dims u32 | u64 each | type u32 | offset u64
+padding | data
 ```
 """
 
@@ -88,7 +91,8 @@ def _value(kind: int, value: Any, counts: dict[str, int]) -> bytes:
 def _number(form: str, value: float) -> bytes:
     """Return a number, cut where its type is too narrow for it."""
     if form[1] in "fd":
-        return struct.pack(form, value)
+        found: bytes = struct.pack(form, value)
+        return found
     size = struct.calcsize(form)
     return (int(value) % 256**size).to_bytes(size, "little")
 

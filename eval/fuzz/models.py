@@ -27,7 +27,10 @@ _WHOLE = 16
 def model_subjects(directory: Path) -> list[Subject]:
     """Return the kinds of this module."""
     weights, tokens = _weights(), _tokenizer()
-    config, settings = _config(), {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": "b", "model_max_length": 9}
+    config, settings = (
+        _config(),
+        {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": "b", "model_max_length": 9},
+    )
     index = {"metadata": {"total_size": 64}, "weight_map": {"a": "model-1.safetensors", "b": "model-2.safetensors"}}
     place = directory / "model"
     place.mkdir(exist_ok=True)
@@ -103,7 +106,7 @@ def _weights() -> bytes:
 
 def _tokenizer() -> dict[str, Any]:
     word = {"id": 3, "content": "d", "single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
-    model = {"type": "BPE", "vocab": {"a": 0, "b": 1, "c": 2, "d": 3}, "merges": [], "unk_token": None}
+    model: dict[str, Any] = {"type": "BPE", "vocab": {"a": 0, "b": 1, "c": 2, "d": 3}, "merges": [], "unk_token": None}
     split = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
     parts = {"normalizer": None, "pre_tokenizer": split, "post_processor": None, "decoder": split, "model": model}
     return {"version": "1.0", "truncation": None, "padding": None, "added_tokens": [word | {"special": True}], **parts}

@@ -33,7 +33,9 @@ def paper_subjects(directory: Path) -> list[Subject]:
         rings = [Keyring.generate(), Keyring.generate()]
         locked = [rings[0].locked(KEY), rings[1].locked(PASSPHRASE)]
     return [
-        Subject("seal", _json(made.to_json()), partial(through, directory / "seal.json", partial(_seal, session, made))),
+        Subject(
+            "seal", _json(made.to_json()), partial(through, directory / "seal.json", partial(_seal, session, made))
+        ),
         Subject("provenance", _json(record), partial(through, directory / "record.json", partial(_record, record))),
         *_policies(directory, session, stand.signer.public),
         *_keys(directory),

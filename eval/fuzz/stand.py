@@ -7,6 +7,7 @@ import shutil
 import sqlite3
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import closing, contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -66,7 +67,7 @@ def fill(store: Store) -> None:
 
 @contextmanager
 def the_same_each_time() -> Iterator[None]:
-    """Stop the clock and let random bytes follow from a seed, so that a store comes out the same wherever it is made."""
+    """Stop the clock and let random bytes follow from a seed, so that a store is the same wherever it is made."""
     chance, begun = Random("stand"), 1_795_000_000.0
     moments = (begun + step / 8 for step in range(1 << 20))
     with (
@@ -153,10 +154,10 @@ def read_all(store: Store, names: Collection[str]) -> Reading:
     take("statistics", lambda: _plain(store.statistics().to_json()))
     listed = take("list", lambda: [info.name for info in store.list()])
     for name in sorted({*names, *(listed if isinstance(listed, list) else ())}):
-        session = take(f"{name}/session", lambda name=name: store.session(name))
+        session = take(f"{name}/session", partial(store.session, name))
         if isinstance(session, SessionLog):
             found[f"{name}/session"] = name
-            _read_session(session, lambda what, ask, name=name: take(f"{name}/{what}", ask))
+            _read_session(session, partial(_under, take, name))
     return found
 
 
@@ -165,13 +166,21 @@ def _read_session(session: SessionLog, take: Callable[[str, Callable[[], Any]], 
     take("log", lambda: [entry.to_json() for entry in session])
     names = take("names", session.names)
     for at in (None, *(names if isinstance(names, Mapping) else ())):
-        take(f"ids {at}", lambda at=at: session.token_ids(at).tolist())
+        take(f"ids {at}", partial(_ids, session, at))
     take("origin", lambda: _origin(session))
     if session.name in _MORE:  # the others are read by the same code, and a case is to take milliseconds
         take("backwards", lambda: [entry.number for entry in session.entries(newest_first=True)])
         take("cache", lambda: _cache(session))
         take("seal", lambda: seal(session).digest)
         take("provenance", lambda: provenance(session).to_json())
+
+
+def _under(take: Callable[..., Any], name: str, what: str, ask: Callable[[], Any]) -> Any:
+    return take(f"{name}/{what}", ask)
+
+
+def _ids(session: SessionLog, at: str | None) -> Any:
+    return session.token_ids(at).tolist()
 
 
 def _verified(session: SessionLog) -> bool:

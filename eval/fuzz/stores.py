@@ -62,5 +62,3 @@ def _encrypted_changed(chance: Random, data: bytes, others: tuple[bytes, ...]) -
         2**64 if place == 2 else 2**32
     )
     return _HEAD.pack(OBJECT_MARK, *words) + data[_HEAD.size :] + bytes(chance.choice((0, 0, 1, 28)))
-
-

@@ -1,4 +1,4 @@
-"""Changes to a SQLite database by its rows: cells of any type, rows that are gone, doubled or exchanged, other tables."""
+"""Changes to a SQLite database by its rows: cells of any type, rows gone, doubled or exchanged, other tables."""
 
 from __future__ import annotations
 

@@ -120,9 +120,7 @@ class _Header:
         if inner not in (_TEXT, _LIST) or depth >= MOST_DEPTH:
             raise FormatError(f"a list of the unknown type {inner}")
         self._require_room("items", count, 8)
-        item: Callable[[], Any] = (
-            self._skip_text if inner == _TEXT else lambda: self._value(_LIST, depth + 1)
-        )
+        item: Callable[[], Any] = self._skip_text if inner == _TEXT else lambda: self._value(_LIST, depth + 1)
         for _ in range(count):
             item()
         return [count]

@@ -35,7 +35,9 @@ def verify_names(session: SessionLog, rows: Sequence[Stored], verdict: Verdict) 
             told = "the log takes it away" if given is None else f"the log gives it to entry {given}"
             leads = "is missing" if found is None else f"leads to entry {found}"
             bad = given if given is not None else found or 0
-            return Verdict(verdict.entries, NAME, bad, f"the name {name!r} was changed: {told}, it {leads}", verdict.link)
+            return Verdict(
+                verdict.entries, NAME, bad, f"the name {name!r} was changed: {told}, it {leads}", verdict.link
+            )
     return verdict
 
 
@@ -87,7 +89,9 @@ def verify_segments(store: Store, rows: Sequence[Stored], verdict: Verdict) -> V
             what = f"the segment of entry {row.number} holds the tokens of another place"
             return _bad(row.number, what, verdict)
         if not same and "prefix" in row.says:
-            return _bad(row.number, f"the segment of entry {row.number} holds other tokens than the entry says", verdict)
+            return _bad(
+                row.number, f"the segment of entry {row.number} holds other tokens than the entry says", verdict
+            )
     return verdict
 
 
