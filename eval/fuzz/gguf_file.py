@@ -94,7 +94,7 @@ def _number(form: str, value: float) -> bytes:
         found: bytes = struct.pack(form, value)
         return found
     size = struct.calcsize(form)
-    return (int(value) % 256**size).to_bytes(size, "little")
+    return (int(value) % (1 << 8 * size)).to_bytes(size, "little")
 
 
 def changed(chance: Random) -> bytes:

@@ -19,6 +19,7 @@ from eval.fuzz.subject import Accepted
 from kvcompress.errors import KVCompressError
 from kvcompress.format.strict_json import canonical_json
 from kvcompress.snapshot import KVSnapshot, LayerKV, ModelFingerprint, Origin
+from kvcompress.store.columns import session_row
 from kvcompress.store.keys import StoreKey
 from kvcompress.store.provenance import provenance
 from kvcompress.store.reading import SessionLog
@@ -203,7 +204,7 @@ def _cache(session: SessionLog) -> str:
 
 def _origin(session: SessionLog) -> Any:
     with session.store.database.read() as tables:
-        row = tables.execute("SELECT origin FROM sessions WHERE id = ?", (session.id,)).fetchone()
+        row = session_row(tables, session.id)
     return session.store.origin(row["origin"]).to_json() if row["origin"] else None
 
 

@@ -24,6 +24,7 @@ from kvcompress.format.strict_json import canonical_json
 from kvcompress.store.appending import ENTRY_BYTES
 from kvcompress.store.bundle import Head, Log, Row, Source, diverged, gather, require_plain
 from kvcompress.store.collect import require_room
+from kvcompress.store.columns import session_row
 from kvcompress.store.database import entry_id
 from kvcompress.store.fence import claim
 from kvcompress.store.log import CHECKPOINT, FORGET
@@ -305,7 +306,7 @@ class _Adoption:
     def _origin(self, session: int, origin: Mapping[str, Any]) -> None:
         text = canonical_json(dict(origin) | {"next_position": 0})
         digest = content_digest(text)
-        row = self.tables.execute("SELECT origin FROM sessions WHERE id = ?", (session,)).fetchone()
+        row = session_row(self.tables, session)
         if row["origin"] not in (None, digest):
             known = self.tables.execute("SELECT origin FROM origins WHERE digest = ?", (row["origin"],)).fetchone()
             stated = json.loads(known["origin"])["fingerprint"] if known else None

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from kvcompress.errors import InputError
 from kvcompress.format.strict_json import parse_json
+from kvcompress.store.columns import session_row
 from kvcompress.store.database import SESSION_SPAN, entry_id
 from kvcompress.store.log import TURNS, Link
 from kvcompress.store.path import path_ids
@@ -124,7 +125,7 @@ def gather(session: StoredSession) -> tuple[Log, ...]:
     require_plain(session.store)
     with session.store.database.read() as tables:
         held = {bytes(row[0]): bytes(row[1] or row[0]) for row in tables.execute("SELECT digest, tokens FROM segments")}
-        count = tables.execute("SELECT entries FROM sessions WHERE id = ?", (session.id,)).fetchone()["entries"]
+        count = session_row(tables, session.id)["entries"]
         lengths, ways = {session.id: int(count)}, set[int]()
         todo = [session.id]
         while todo:
@@ -157,7 +158,8 @@ def _log(
     ways: set[int] | None,
 ) -> Log:
     """Return a log; `whole` gets the ids of entries whose state can be told from segments that come along."""
-    facts = tables.execute("SELECT * FROM sessions WHERE id = ?", (log,)).fetchone()
+    facts = session_row(tables, log)
+    name = tables.execute("SELECT name FROM sessions WHERE id = ?", (log,)).fetchone()["name"]
     rows = []
     span = (entry_id(log, 0), entry_id(log, count))
     for row in tables.execute("SELECT * FROM entries WHERE id >= ? AND id < ? ORDER BY id", span):
@@ -169,7 +171,7 @@ def _log(
         rows.append(_row(row, segment.hex(), held[segment].hex() if comes else ""))
     origin = tables.execute("SELECT origin FROM origins WHERE digest = ?", (facts["origin"],)).fetchone()
     said = None if origin is None else parse_json(origin["origin"].encode(), "the origin of a session")
-    return Log(facts["name"] or "", facts["created"], said, tuple(rows))
+    return Log(name or "", facts["created"], said, tuple(rows))
 
 
 def _row(row: sqlite3.Row, segment: str, held: str) -> Row:

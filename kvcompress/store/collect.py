@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import torch
 
 from kvcompress.errors import InputError, KVCompressError
+from kvcompress.store.columns import session_row
 from kvcompress.store.database import SESSION_SPAN, entry_id
 from kvcompress.store.log import CHECKPOINT, entry_of
 from kvcompress.store.objects import content_digest
@@ -230,8 +231,7 @@ def _origin_of(store: Store, digest: bytes) -> Any:
         row = tables.execute("SELECT id, end FROM entries WHERE segment = ? LIMIT 1", (digest,)).fetchone()
         if row is None:
             raise InputError("no entry holds the segment")
-        asked = "SELECT origin FROM sessions WHERE id = ?"
-        origin = tables.execute(asked, (row["id"] // SESSION_SPAN,)).fetchone()["origin"]
+        origin = session_row(tables, row["id"] // SESSION_SPAN)["origin"]
     return replace(store.origin(origin), next_position=row["end"])
 
 

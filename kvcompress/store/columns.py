@@ -67,3 +67,16 @@ def only_row(tables: sqlite3.Connection) -> sqlite3.Row:
     if row is None:
         raise IntegrityError("tampered with or damaged: the database does not say what store it is", RESTORE)
     return row
+
+
+def session_row(tables: sqlite3.Connection, session: int) -> sqlite3.Row:
+    """Return the row of a session without its name and writer.
+
+    Raises:
+        IntegrityError: It is missing, though something leads to it.
+    """
+    asked = "SELECT id, created, used, entries, anchor, digest, origin FROM sessions WHERE id = ?"
+    row: sqlite3.Row | None = tables.execute(asked, (session,)).fetchone()
+    if row is None:
+        raise IntegrityError("tampered with or damaged: a session has a name and nothing else", RESTORE)
+    return row

@@ -7,6 +7,7 @@ import sqlite3
 from typing import TYPE_CHECKING
 
 from kvcompress.errors import InputError
+from kvcompress.store.columns import session_row
 from kvcompress.store.writer import GONE, read_writer, state_of
 
 if TYPE_CHECKING:
@@ -50,7 +51,7 @@ def claim(tables: sqlite3.Connection, session: StoredSession, entries: int | Non
         mine = (json.dumps(session.store.writer), session.id)
         tables.execute("UPDATE sessions SET writer = ?, fence = fence + 1 WHERE id = ?", mine)
     if entries is not None:
-        count = tables.execute("SELECT entries FROM sessions WHERE id = ?", (session.id,)).fetchone()["entries"]
+        count = session_row(tables, session.id)["entries"]
         if count != entries:
             what = f"the session {session.name!r} has grown by another writer meanwhile"
             raise InputError(what, "Resume it and go on from there, or branch")

@@ -25,6 +25,7 @@ from kvcompress.format.container import header_of
 from kvcompress.format.json_fields import JsonFields
 from kvcompress.format.strict_json import canonical_json, read_json
 from kvcompress.snapshot import ModelFingerprint
+from kvcompress.store.columns import session_row
 from kvcompress.store.database import entry_id
 from kvcompress.store.log import Entry, Link
 from kvcompress.store.signing import ENTRY, SIGNATURE, entry_message, signed_by
@@ -214,8 +215,8 @@ def _model(session: SessionLog, context: Mapping[str, Any]) -> dict[str, Any]:
     if "model" not in context:
         return {}
     with session.store.database.read() as tables:
-        row = tables.execute("SELECT origin FROM sessions WHERE id = ?", (session.id,)).fetchone()
-    fingerprint = session.store.origin(row["origin"]).fingerprint
+        row = session_row(tables, session.id)
+    fingerprint = session.store.origin(row["origin"] or "").fingerprint
     if model_digest(fingerprint) != context["model"]:
         raise IntegrityError(
             "the session's model is not the one that its entries name", "Restore the store from a copy"

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from kvcompress.errors import InputError, IntegrityError
+from kvcompress.store.columns import session_row
 from kvcompress.store.cover import raw_rows
 from kvcompress.store.database import SESSION_SPAN, entry_id
 from kvcompress.store.log import CHAIN, CHECKPOINT, TURNS, Entry, Link, Stored, Verdict, entry_of, verify_chain
@@ -78,7 +79,7 @@ class SessionLog:
 
     def __len__(self) -> int:
         with self.store.database.read() as tables:
-            return int(tables.execute("SELECT entries FROM sessions WHERE id = ?", (self.id,)).fetchone()[0])
+            return int(session_row(tables, self.id)["entries"])
 
     def entry(self, at: int | str) -> Entry:
         """Return an entry by its number or by the name of a checkpoint.
@@ -241,7 +242,7 @@ class SessionLog:
         from kvcompress.store.identity import Identity, compare
 
         with self.store.database.read() as tables:
-            row = tables.execute("SELECT origin FROM sessions WHERE id = ?", (self.id,)).fetchone()
+            row = session_row(tables, self.id)
         if not row["origin"]:
             return None
         recorded = Identity.of_origin(self.store.origin(row["origin"]))
@@ -250,7 +251,7 @@ class SessionLog:
     def _note_use(self) -> None:
         now = time.time()
         with self.store.database.read() as tables:
-            used = tables.execute("SELECT used FROM sessions WHERE id = ?", (self.id,)).fetchone()["used"]
+            used = session_row(tables, self.id)["used"]
         if now - used > 60:  # who resumes often need not write as often
             with self.store.database.write() as tables:
                 tables.execute("UPDATE sessions SET used = ? WHERE id = ?", (now, self.id))
@@ -290,7 +291,7 @@ class SessionLog:
     def stored_rows(self) -> tuple[list[Stored], int, Link]:
         """Return the entries as they lie there, nothing of them believed, how many there should be, and the end."""
         with self.store.database.read() as tables:
-            row = tables.execute("SELECT entries, anchor, digest FROM sessions WHERE id = ?", (self.id,)).fetchone()
+            row = session_row(tables, self.id)
             span = (entry_id(self.id, 0), entry_id(self.id + 1, 0))
             held = [Stored.of(found, self.store.cover) for found in raw_rows(tables, CHAIN, span)]
         return held, row["entries"], Link(bytes(row["anchor"]), bytes(row["digest"]))

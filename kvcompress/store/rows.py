@@ -8,8 +8,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from kvcompress.errors import InputError
+from kvcompress.errors import InputError, IntegrityError
 from kvcompress.format.strict_json import canonical_json
+from kvcompress.store.columns import RESTORE, session_row
 from kvcompress.store.cover import cover_of
 from kvcompress.store.database import SESSION_SPAN, entry_id
 from kvcompress.store.log import TURNS, Entry, Link, context_of, entry_of
@@ -88,7 +89,7 @@ class NewEntry:
 def state_of_session(session: StoredSession) -> State:
     """Return the present state of a session."""
     with session.store.database.read() as tables:
-        row = tables.execute("SELECT entries, origin FROM sessions WHERE id = ?", (session.id,)).fetchone()
+        row = session_row(tables, session.id)
         count, origin = row["entries"], row["origin"] or ""
         if not count:
             return State(0, None, 0, "", "", origin)
@@ -104,7 +105,7 @@ def state_of_session(session: StoredSession) -> State:
 
 def add(tables: sqlite3.Connection, session: StoredSession, new: NewEntry) -> Entry:
     """Add an entry within a transaction of its session's writer."""
-    row = tables.execute("SELECT entries, anchor, digest FROM sessions WHERE id = ?", (session.id,)).fetchone()
+    row = session_row(tables, session.id)
     number, now, cover = int(row["entries"]), round(time.time(), 3), cover_of(tables)
     said = {"time": now, "producer": PRODUCER, **cover.salt(), **new.said}
     context = context_of(number, new.kind, _named(tables, session, new.parent), new.start, new.end, said)
@@ -144,6 +145,8 @@ def _named(tables: sqlite3.Connection, session: StoredSession, parent: int | Non
     if parent is None or parent // SESSION_SPAN == session.id:
         return None if parent is None else parent % SESSION_SPAN
     row = tables.execute("SELECT digest FROM entries WHERE id = ?", (parent,)).fetchone()
+    if row is None:
+        raise IntegrityError("the entry to go on from is missing", RESTORE)
     return bytes(row["digest"]).hex()
 
 

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kvcompress.errors import InputError
+from kvcompress.store.columns import session_row
 from kvcompress.store.fence import claim, require_writable
 from kvcompress.store.log import BRANCH, CHECKPOINT, FORGET, POP, REWIND, TURNS, Entry, entry_of
 from kvcompress.store.path import path_rows
@@ -179,7 +180,7 @@ class StoredSession(SessionLog):
         said = {"of": self.name, "entry": source.number, "from": source.digest}
         with self.store.database.write() as tables:
             made = StoredSession(self.store, new_session(tables, name), name)
-            origin = tables.execute("SELECT origin FROM sessions WHERE id = ?", (self.id,)).fetchone()["origin"]
+            origin = session_row(tables, self.id)["origin"]
             tables.execute("UPDATE sessions SET origin = ? WHERE id = ?", (origin, made.id))
             claim(tables, made)
             add(tables, made, NewEntry(BRANCH, source.id, source.end, source.end, said=said))

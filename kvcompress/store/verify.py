@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from kvcompress.errors import KVCompressError
+from kvcompress.store.columns import session_row
 from kvcompress.store.log import CHECKPOINT, FORGET, SEGMENT, TURNS, Stored, Verdict
 from kvcompress.store.provenance import model_digest
 from kvcompress.store.segment import PREFIX_BYTES, Part
@@ -47,7 +48,7 @@ def verify_origin(session: SessionLog, rows: Sequence[Stored], verdict: Verdict)
     if not verdict.ok or not turns:
         return verdict
     with session.store.database.read() as tables:
-        digest = tables.execute("SELECT origin FROM sessions WHERE id = ?", (session.id,)).fetchone()["origin"]
+        digest = session_row(tables, session.id)["origin"]
         span = (session.id << 32, (session.id + 1) << 32)
         held = tables.execute("SELECT 1 FROM entries WHERE id >= ? AND id < ? AND held = 1", span).fetchone()
     if digest is None:  # as a log that came without its segments has it

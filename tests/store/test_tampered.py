@@ -73,6 +73,16 @@ def test_a_log_that_claims_entries_without_end_is_not_read_without_end(session: 
             list(session.entries(newest_first=newest_first))
 
 
+def test_a_session_whose_row_has_gone_is_refused(session: StoredSession) -> None:
+    """As where the index by name leads to a row that the table does not hold."""
+    change(session, "DELETE FROM sessions WHERE id = 1")
+    for ask in (session.verify, session.names, lambda: len(session), session.checkpoint, lambda: session.branch("b")):
+        try:
+            assert ask() == {"one": 1, "two": 3}
+        except KVCompressError:
+            continue
+
+
 def test_a_database_without_its_own_row_is_refused(session: StoredSession) -> None:
     change(session, "DELETE FROM store")
     with pytest.raises(IntegrityError):
