@@ -272,14 +272,17 @@ class SessionLog:
     def verify(self, *, segments: bool = True) -> Verdict:
         """Follow the chain of anchors and name the first entry that is not as it was written.
 
+        What the tables say beside the chain is compared with it: names, and the rows of segments that reading goes by.
+
         Args:
             segments: Also read every segment.
         """
-        from kvcompress.store.verify import verify_segments
+        from kvcompress.store.verify import verify_segments, verify_tables
 
         held, count, last = self.stored_rows()
         verdict = verify_chain(held, count, last)
-        return verify_segments(self.store, held, verdict) if segments else verdict
+        found = verify_segments(self, held, verdict) if segments else verdict
+        return verify_tables(self, held, found) if segments else found
 
     def stored_rows(self) -> tuple[list[Stored], int, Link]:
         """Return the entries as they lie there, nothing of them believed, how many there should be, and the end."""

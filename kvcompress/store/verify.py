@@ -1,40 +1,211 @@
-"""Whether every segment that a log points at is there, as it was written, and follows the one before."""
+"""Whether all that reading a session relies on is there, as it was written, and agrees with the entries of its log.
+
+```
+chain      see `verify_chain`: contexts, segments' digests and the columns that repeat them
+tables     what the tables say beside: rows of segments, that they are held, names, the origin
+files      each segment: digest, place, the one before, model, codec, and the tokens whose digest the entry states
+```
+Token ids alone are checked like any other segment: a turn that holds nothing else is told by them.
+"""
 
 from __future__ import annotations
 
+import hashlib
+import sqlite3
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
 
-from kvcompress.errors import KVCompressError
-from kvcompress.store.log import SEGMENT, TURNS, Stored, Verdict
+from kvcompress.errors import FormatError, InputError, IntegrityError, KVCompressError
+from kvcompress.format.container import HASH_CHARACTERS
+from kvcompress.store.database import entry_id
+from kvcompress.store.log import CHECKPOINT, EDIT, SEGMENT, TURNS, Stored, Verdict
+from kvcompress.store.path import path_ids
+from kvcompress.store.provenance import model_digest
+from kvcompress.store.segment import PREFIX_BYTES, Part
 
 if TYPE_CHECKING:
-    from kvcompress.store.store import Store
+    from kvcompress.snapshot import ModelFingerprint
+    from kvcompress.store.reading import SessionLog
 
 
-def verify_segments(store: Store, rows: Sequence[Stored], verdict: Verdict) -> Verdict:
+_LOST = "{} has lost its segment, though a name or the session's end leads to it"
+
+
+def verify_tables(session: SessionLog, rows: Sequence[Stored], verdict: Verdict) -> Verdict:
+    """Compare what the tables say beside the chain with a log that is in order; return its verdict, or a bad one.
+
+    Args:
+        session: The session.
+        rows: Its entries.
+        verdict: What was found of the chain; where that is not in order, it is returned as it is.
+    """
+    if not verdict.ok:
+        return verdict
+    try:
+        return _compared(session, rows, verdict)
+    except IntegrityError as error:  # a value that an encrypted store's key never wrote
+        return _bad(EDIT, max(len(rows) - 1, 0), error.what, verdict)
+
+
+def _compared(session: SessionLog, rows: Sequence[Stored], verdict: Verdict) -> Verdict:
+    says = {row.number: row.says for row in rows}
+    with session.store.database.read() as tables:
+        for name, number in _names(tables, session.id):
+            told = says.get(number, {})
+            if (told.get("kind"), told.get("name")) != (CHECKPOINT, name):
+                return _bad(
+                    EDIT, number, f"a name was changed: it leads to entry {number}, which never had it", verdict
+                )
+        kept = _kept(tables, session.id, len(rows))
+        uses, lost = _uses(tables), _lost(tables, session.id)
+        for row in rows:
+            if row.columns[0] not in TURNS or row.number not in kept:
+                continue
+            what = _told_otherwise(tables, row, uses) if row.number not in lost else _LOST
+            if what:
+                what = what.format(f"entry {row.number}")
+                return _bad(SEGMENT, row.number, what, verdict)
+    return verdict
+
+
+def _names(tables: sqlite3.Connection, session: int) -> list[tuple[str, int]]:
+    rows = tables.execute("SELECT name, number FROM names WHERE session = ?", (session,)).fetchall()
+    return [(row["name"], row["number"]) for row in rows]
+
+
+def _kept(tables: sqlite3.Connection, session: int, count: int) -> set[int]:
+    """Return the numbers of the entries that the session's end or a name leads to: they hold their segments."""
+    kept: set[int] = set()
+    first = entry_id(session, 0)
+    for number in {count - 1, *(number for _, number in _names(tables, session))} - {-1}:
+        if number not in kept:
+            kept.update(found - first for found in path_ids(tables, first + number))
+    return kept
+
+
+def _lost(tables: sqlite3.Connection, session: int) -> set[int]:
+    """Return the numbers of the entries that hold their segments no more."""
+    span = (entry_id(session, 0), entry_id(session + 1, 0))
+    asked = "SELECT id FROM entries WHERE id >= ? AND id < ? AND segment IS NOT NULL AND held = 0"
+    return {row["id"] - span[0] for row in tables.execute(asked, span)}
+
+
+def _uses(tables: sqlite3.Connection) -> dict[bytes, int]:
+    """Return how many entries and segments hold each segment."""
+    asked = (
+        "SELECT segment, SUM(held) FROM entries WHERE segment IS NOT NULL GROUP BY segment",
+        "SELECT tokens, COUNT(*) FROM segments WHERE tokens IS NOT NULL GROUP BY tokens",
+    )
+    found: dict[bytes, int] = {}
+    for one in asked:
+        for digest, count in map(tuple, tables.execute(one)):
+            found[bytes(digest)] = found.get(bytes(digest), 0) + count
+    return found
+
+
+def _told_otherwise(tables: sqlite3.Connection, row: Stored, uses: dict[bytes, int]) -> str:
+    """Return in what the row of an entry's segment is not what the entry says; "" where it agrees."""
+    found = tables.execute("SELECT * FROM segments WHERE digest = ?", (row.segment,)).fetchone()
+    if found is None or not uses.get(row.segment):
+        return _LOST
+    told = bytes(found["parent"]).hex(), found["end"], bytes(found["prefix"]).hex()
+    if told != (row.says.get("after"), row.columns[3], row.says.get("prefix")):
+        return "what the tables say of the segment of {} was changed"
+    stand_in = bytes(found["tokens"] or b"")
+    if any(_missing(tables, digest, uses) for digest in (row.segment, stand_in) if digest):
+        return "the segment of {} is held less often than it is used: it would be collected"
+    return ""
+
+
+def _missing(tables: sqlite3.Connection, digest: bytes, uses: dict[bytes, int]) -> bool:
+    found = tables.execute("SELECT uses FROM segments WHERE digest = ?", (digest,)).fetchone()
+    return found is None or found["uses"] < uses[digest]
+
+
+def verify_segments(session: SessionLog, rows: Sequence[Stored], verdict: Verdict) -> Verdict:
     """Read the segments of the entries that a verdict found in order; return it, or one about the first bad segment.
 
     What was collected once nothing led to it is not missed.
     """
+    check = _Files(session)
     for row in rows[: verdict.entries]:
-        if row.columns[0] not in TURNS:
-            continue
-        digest = row.segment.hex()
-        with store.database.read() as tables:
-            asked = "SELECT held FROM entries WHERE segment = ? AND held = 1"
-            held = tables.execute(asked, (row.segment,)).fetchone()
-        if held is None:
+        if row.columns[0] not in TURNS or not check.is_held(row.segment):
             continue
         try:
-            part = store.part(digest)
+            check.read(row)
         except KVCompressError as error:
-            return _bad(row.number, f"the segment of entry {row.number}: {error.what}", verdict)
-        if [part.start, part.end] != [row.columns[2], row.columns[3]]:
-            what = f"the segment of entry {row.number} holds the tokens of another place"
-            return _bad(row.number, what, verdict)
+            if check.is_held(row.segment):  # and was not collected meanwhile
+                return _bad(SEGMENT, row.number, f"the segment of entry {row.number}: {error.what}", verdict)
     return verdict
 
 
-def _bad(number: int, what: str, verdict: Verdict) -> Verdict:
-    return Verdict(number, SEGMENT, number, what, verdict.link)
+class _Files:
+    """Reads segments, each after the one before it."""
+
+    def __init__(self, session: SessionLog) -> None:
+        self.store, self._session = session.store, session
+        self._ids: dict[str, Any] = {"": hashlib.blake2b(digest_size=PREFIX_BYTES, key=session.store.digest_key)}
+        with session.store.database.read() as tables:
+            row = tables.execute("SELECT origin FROM sessions WHERE id = ?", (session.id,)).fetchone()
+        self._origin: str | None = row["origin"]
+        self._model: ModelFingerprint | None = None
+
+    def is_held(self, segment: bytes) -> bool:
+        """Tell whether the store has a segment."""
+        with self.store.database.read() as tables:
+            return tables.execute("SELECT 1 FROM segments WHERE digest = ?", (segment,)).fetchone() is not None
+
+    def read(self, row: Stored) -> None:
+        """Read the segment of an entry; raises where it is not what the entry says."""
+        says, part = row.says, self.store.part(row.segment.hex())
+        if [part.start, part.end] != [row.columns[2], row.columns[3]]:
+            raise FormatError("it holds the tokens of another place")
+        if part.parent != says.get("after"):
+            raise FormatError("it goes on from another segment")
+        if not part.is_tokens_only and part.encoded.codec != says.get("codec"):
+            raise FormatError("it is of another codec")
+        self._require_model(part, says.get("model"))
+        hashed = self._before(part)
+        if hashed is None:  # what it goes on from was collected
+            return
+        hashed.update(_bytes_of(part))
+        if hashed.hexdigest() != says.get("prefix"):
+            raise FormatError("it holds other tokens than the entry states")
+        self._ids[row.segment.hex()] = hashed
+
+    def _require_model(self, part: Part, stated: object) -> None:
+        """Refuse a segment whose model is not that of the session, which the gate at resume looks at."""
+        if self._model is None:
+            if self._origin is None:
+                raise FormatError("the session has lost its origin")
+            self._model = self.store.origin(self._origin).fingerprint
+        for name, digest in asdict(self._model).items():
+            if (digest or "")[:HASH_CHARACTERS] != (part.encoded.model.get(name) or ""):
+                raise FormatError("it is of another model than the session")
+        if model_digest(self._model) != stated:
+            raise FormatError("the session's model is not the one that its entries name")
+
+    def _before(self, part: Part) -> Any:
+        """Return the running digest of the ids before a segment; None where one of them is not there."""
+        way: list[bytes] = []
+        segment = part.parent
+        while segment not in self._ids:
+            try:
+                before = self.store.part(segment)
+            except InputError:
+                return None
+            way.append(_bytes_of(before))
+            segment = before.parent
+        hashed = self._ids[segment].copy()
+        for ids in reversed(way):
+            hashed.update(ids)
+        return hashed
+
+
+def _bytes_of(part: Part) -> bytes:
+    return bytes(part.token_ids.numpy().astype("<i8").tobytes())
+
+
+def _bad(kind: str, number: int, what: str, verdict: Verdict) -> Verdict:
+    return Verdict(number, kind, number, what, verdict.link)
