@@ -54,8 +54,8 @@ def must(truth: object, what: str) -> None:
         raise Refused(what)
 
 
-def blake(data: bytes, size: int = 32) -> bytes:
-    return hashlib.blake2b(data, digest_size=size).digest()
+def blake(data: bytes, size: int = 32, key: bytes = b"") -> bytes:
+    return hashlib.blake2b(data, digest_size=size, key=key).digest()
 
 
 def no_twins(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hmac
 import sqlite3
+import struct
 import zipfile
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from tests.format.second_reader import Array, blake, canonical, must, parse, read_kvz, token_ids
+from tests.format.second_reader import Array, Refused, blake, canonical, must, parse, read_kvz, token_ids
 
 # -- logs
 
@@ -59,12 +61,13 @@ class Segments:
     """Reads segments and checks each against the entry that adds it; `ids` has the tokens up to the end of each."""
 
     files: dict[str, bytes]
+    key: bytes = b""
     ids: dict[str, Array] = field(default_factory=lambda: {"": np.empty(0, "<i8")})
 
     def check(self, row: Row, held: str) -> None:
         says, name = row.says, row.segment.hex()
         data = self.files[held]
-        must(blake(data).hex() == held, "digest of a segment")
+        must(blake(data, key=self.key).hex() == held, "digest of a segment")
         kvz = read_kvz(data)
         states = kvz.header["settings"]["segment"]
         must(held == name or kvz.header["codec"] == "tokens", "what stands for a segment")
@@ -73,7 +76,7 @@ class Segments:
         before = self.ids[states["parent"]]
         must(len(before) == states["start"], "start of a segment")
         found = np.concatenate([before, token_ids(kvz)])
-        must(blake(found.astype("<i8").tobytes(), 16).hex() == says["prefix"], "prefix")
+        must(blake(found.astype("<i8").tobytes(), 16, self.key).hex() == says["prefix"], "prefix")
         self.ids[name] = found
 
 
@@ -135,12 +138,18 @@ def stored_entry(row: sqlite3.Row, session: int, digests: dict[int, bytes], held
 # -- a session outside its store
 
 
-def read_portable(path: Path) -> list[SessionLog]:
-    """Read a portable file of a plain store: the logs of the head, the session's own the last one."""
+def read_portable(path: Path, secret: bytes | None = None) -> list[SessionLog]:
+    """Read a portable file: the logs of the head, the session's own the last one.
+
+    `secret` is the key, 32 bytes, of an encrypted one.
+    """
     with zipfile.ZipFile(path) as archive:
         must(all(one.compress_type == zipfile.ZIP_STORED for one in archive.infolist()), "compression")
         members = {name: archive.read(name) for name in archive.namelist()}
         must(len(members) == len(archive.namelist()), "members")
+    key = b""
+    if secret is not None:
+        key, members = decrypted(members, secret)
     head = parse(members.pop("head.json"))
     must((head["format"], head["version"]) == ("kvcompress.session", 1), "format")
     must(head["sequence"] == 0, "sequence")
@@ -148,11 +157,11 @@ def read_portable(path: Path) -> list[SessionLog]:
     segments = {name: data for name, data in members.items() if name.startswith("segments/")}
     must(len(pieces) + len(segments) == len(members), "another member")
     logs, ends = [], dict[str, int]()
-    reader = Segments({name.removeprefix("segments/"): data for name, data in segments.items()})
+    reader = Segments({name.removeprefix("segments/"): data for name, data in segments.items()}, key)
     for told in head["logs"]:
         log = SessionLog(told["name"], [], told["origin"])
         for index, (digest, last) in enumerate(told["pieces"]):
-            log.rows += piece_of(pieces.pop(f"logs/{digest}"), digest, 256 * index)
+            log.rows += piece_of(pieces.pop(f"logs/{digest}"), digest, 256 * index, key)
             must(log.rows[-1].digest.hex() == last, "last entry of a piece")
         must(len(log.rows) == told["entries"], "number of entries")
         must(follow(log.rows)[1].hex() == told["digest"], "end of the chain")
@@ -169,14 +178,74 @@ def read_portable(path: Path) -> list[SessionLog]:
     return logs
 
 
-def piece_of(data: bytes, digest: str, first: int) -> list[Row]:
-    must(blake(data).hex() == digest, "digest of a piece")
+def piece_of(data: bytes, digest: str, first: int, key: bytes) -> list[Row]:
+    must(blake(data, key=key).hex() == digest, "digest of a piece")
     says = parse(data)
     must(set(says) == {"first", "entries"} and says["first"] == first and len(says["entries"]) <= 256, "piece")
     return [
         Row(bytes.fromhex(segment), context.encode(), bytes.fromhex(anchor), bytes.fromhex(digest), held)
         for segment, context, anchor, digest, held in says["entries"]
     ]
+
+
+# -- encrypted files
+
+
+def decrypted(members: dict[str, bytes], secret: bytes) -> tuple[bytes, dict[str, bytes]]:
+    """Return the key of digests, and the members of an encrypted file as they are in a plain one."""
+    ring = open_keyring(parse(members.pop("keyring.json")), secret)
+    key = bytes.fromhex(ring["digest_key"])
+    roots = {int(epoch): bytes.fromhex(root) for epoch, root in ring["roots"].items()}
+    found = {}
+    for name, data in members.items():
+        must(name != "head.json", "a readable head")
+        bound = blake(b"head.bin", key=key) if name == "head.bin" else bytes.fromhex(name.rpartition("/")[2])
+        found["head.json" if name == "head.bin" else name] = open_object(data, bound, roots)
+    return key, found
+
+
+def open_keyring(held: dict[str, Any], secret: bytes) -> dict[str, Any]:
+    must(held["format"] == "kvcompress-keyring-1" and held["kdf"]["name"] == "hkdf-sha256", "keyring")
+    derived = expanded(secret, b"kvcompress store wrap", 48, bytes.fromhex(held["kdf"]["salt"]))
+    must(derived[32:].hex() == held["check"], "wrong key")
+    about = canonical({name: value for name, value in held.items() if name != "ring"})
+    ring: dict[str, Any] = parse(unsealed(derived[:32], held["nonce"], bytes.fromhex(held["ring"]), about))
+    return ring
+
+
+def open_object(data: bytes, bound: bytes, roots: dict[int, bytes]) -> bytes:
+    must(data[:8] == b"\x89KVE\r\n\x1a\n", "object")
+    version, epoch, size = struct.unpack_from("<IIQ", data, 8)
+    must(version == 1 and epoch in roots, "version or epoch")
+    key, at, found = expanded(roots[epoch], b"kvcompress store objects", 32), 24, b""
+    for index in range(max(1, -(-size // (16 << 20)))):
+        end = at + 12 + min(16 << 20, size - len(found)) + 16
+        about = data[:24] + bound + index.to_bytes(8, "little")
+        found += unsealed(key, data[at : at + 12].hex(), data[at + 12 : end], about)
+        at = end
+    must(at == len(data) and len(found) == size, "length of an object")
+    return found
+
+
+def expanded(secret: bytes, info: bytes, size: int, salt: bytes = b"") -> bytes:
+    """HKDF with SHA-256, RFC 5869."""
+    pseudorandom = hmac.digest(salt or bytes(32), secret, "sha256")
+    block, found, count = b"", b"", 0
+    while len(found) < size:
+        count += 1
+        block = hmac.digest(pseudorandom, block + info + bytes([count]), "sha256")
+        found += block
+    return found[:size]
+
+
+def unsealed(key: bytes, nonce: str, data: bytes, about: bytes) -> bytes:
+    from cryptography.exceptions import InvalidTag
+    from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+
+    try:
+        return AESGCM(key).decrypt(bytes.fromhex(nonce), data, about)
+    except InvalidTag as error:
+        raise Refused("tag") from error
 
 
 # -- seals

@@ -205,6 +205,26 @@ def test_portable_files_and_seals_hold_the_same(store: Store, tmp_path: Path, na
             stores.check_seal(json.dumps(changed | {field: value}).encode(), logs[-1].rows)
 
 
+def test_encrypted_files_hold_the_same(tmp_path: Path) -> None:
+    pytest.importorskip("cryptography", reason="cryptography is not installed (extra store)")
+    from kvcompress.store.keys import StoreKey
+
+    key, file = StoreKey(b"s" * 32), tmp_path / "s.kvs"
+    with Store(tmp_path / "secret", create=True, key=key) as secret:
+        talk = secret.session("talk", create=True)
+        for tokens in (7, 20):
+            talk.append(part_of(snapshot_of(ids_of(20)), 0, tokens), lossless=True)
+        branch = talk.branch("branch")
+        branch.append_tokens(torch.cat([ids_of(20), ids_of(10, seed=2)]))
+        export_session(branch, file)
+        logs = stores.read_portable(file, key.secret)
+        assert [log.name for log in logs] == ["talk", "branch"]
+        same_log(logs[1], branch)
+        assert all(row.says["salt"] for log in logs for row in log.rows)
+    with pytest.raises(reader.Refused, match="wrong key"):
+        stores.read_portable(file, b"t" * 32)
+
+
 def test_golden_sessions_hold_the_same(tmp_path: Path) -> None:
     from kvcompress.store.portable import import_session
     from kvcompress.store.seal import parse_seal, verify_seal
