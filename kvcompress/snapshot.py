@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+import kvcompress.first_calls  # noqa: F401  before any tensor is computed
 from kvcompress.errors import InputError, MismatchError
 
 CACHE_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
