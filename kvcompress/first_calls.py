@@ -22,6 +22,3 @@ def settle_kernels() -> None:
         one = torch.full((1,), 0.5, dtype=dtype, device="cpu")
         for name in FUNCTIONS:
             getattr(torch, name)(one)
-
-
-settle_kernels()

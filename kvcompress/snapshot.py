@@ -19,8 +19,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-import kvcompress.first_calls  # noqa: F401  before any tensor is computed
 from kvcompress.errors import InputError, MismatchError
+from kvcompress.first_calls import settle_kernels
+
+settle_kernels()  # before any tensor is computed
 
 CACHE_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 LAYER_KINDS = ("full_attention", "sliding_attention")
