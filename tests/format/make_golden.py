@@ -23,6 +23,7 @@ from kvcompress.format.raw_snapshot import save_raw
 from kvcompress.hf import capture, load_model
 from kvcompress.hub.bundled import find_checkpoint
 from kvcompress.prune.evidence.file import save_evidence
+from kvcompress.store.keys import StoreKey
 from kvcompress.store.portable import export_session
 from kvcompress.store.seal import seal
 from kvcompress.store.segment import part_of
@@ -33,6 +34,8 @@ from tests.store.examples import ids_of, snapshot_of
 GOLDEN = Path(__file__).parent / "golden"
 SESSIONS = Path(__file__).parents[2] / "examples" / "sessions.jsonl"
 TINYVAE_TOKENS = 16
+GOLDEN_KEY = b"golden".ljust(32)
+"""Of the encrypted portable file."""
 
 
 def digest_of(symbols: Tensor) -> str:
@@ -61,18 +64,20 @@ def write_tinyvae() -> None:
 
 
 def write_session() -> None:
-    """Write a stored session as a portable file, and its seal."""
-    whole = snapshot_of(ids_of(40), size=16)
-    with TemporaryDirectory() as folder, Store(Path(folder) / "store", create=True) as store:
-        talk = store.session("talk", create=True)
-        for tokens in (7, 20):
-            talk.append(part_of(whole, 0, tokens), lossless=True)
-        talk.checkpoint("here")
-        branch = talk.branch("branch")
-        branch.append_tokens(whole.token_ids[:30])
-        branch.append(whole, lossless=True)
-        export_session(branch, GOLDEN / "session.kvs", force=True)
-        seal(branch).save(GOLDEN / "seal.json", force=True)
+    """Write a stored session as a portable file, plain with its seal and encrypted."""
+    for name, key in (("session", None), ("secret", StoreKey(GOLDEN_KEY))):
+        whole = snapshot_of(ids_of(40), size=16)
+        with TemporaryDirectory() as folder, Store(Path(folder) / "store", create=True, key=key) as store:
+            talk = store.session("talk", create=True)
+            for tokens in (7, 20):
+                talk.append(part_of(whole, 0, tokens), lossless=True)
+            talk.checkpoint("here")
+            branch = talk.branch("branch")
+            branch.append_tokens(whole.token_ids[:30])
+            branch.append(whole, lossless=True)
+            export_session(branch, GOLDEN / f"{name}.kvs", force=True)
+            if key is None:
+                seal(branch).save(GOLDEN / "seal.json", force=True)
 
 
 if __name__ == "__main__":

@@ -225,6 +225,19 @@ def test_encrypted_files_hold_the_same(tmp_path: Path) -> None:
         stores.read_portable(file, b"t" * 32)
 
 
+def test_the_golden_encrypted_file_holds_the_same(tmp_path: Path) -> None:
+    pytest.importorskip("cryptography", reason="cryptography is not installed (extra store)")
+    from kvcompress.store.keys import StoreKey
+    from kvcompress.store.portable import import_session
+    from tests.format.make_golden import GOLDEN_KEY
+
+    logs = stores.read_portable(GOLDEN / "secret.kvs", GOLDEN_KEY)
+    with Store(tmp_path / "other", create=True, key=StoreKey(GOLDEN_KEY)) as other:
+        import_session(other, GOLDEN / "secret.kvs")
+        same_log(logs[-1], other.session("branch"))
+        assert other.session("branch").verify().ok
+
+
 def test_golden_sessions_hold_the_same(tmp_path: Path) -> None:
     from kvcompress.store.portable import import_session
     from kvcompress.store.seal import parse_seal, verify_seal
