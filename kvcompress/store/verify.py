@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from kvcompress.errors import FormatError, InputError, IntegrityError, KVCompressError
 from kvcompress.format.container import HASH_CHARACTERS
 from kvcompress.store.database import entry_id
-from kvcompress.store.log import CHECKPOINT, EDIT, SEGMENT, TURNS, Stored, Verdict
+from kvcompress.store.log import CHECKPOINT, FORGET, SEGMENT, TURNS, Stored, Verdict
 from kvcompress.store.path import path_ids
 from kvcompress.store.provenance import model_digest
 from kvcompress.store.segment import PREFIX_BYTES, Part
@@ -29,34 +29,61 @@ if TYPE_CHECKING:
     from kvcompress.store.reading import SessionLog
 
 
+NAME, ORIGIN = "name", "origin"
+"""Kinds of verdicts beside those of a chain: a checkpoint's name, and what the session says of its model."""
+
 _LOST = "{} has lost its segment, though a name or the session's end leads to it"
 
 
-def verify_tables(session: SessionLog, rows: Sequence[Stored], verdict: Verdict) -> Verdict:
-    """Compare what the tables say beside the chain with a log that is in order; return its verdict, or a bad one.
-
-    Args:
-        session: The session.
-        rows: Its entries.
-        verdict: What was found of the chain; where that is not in order, it is returned as it is.
-    """
+def verify_names(session: SessionLog, rows: Sequence[Stored], verdict: Verdict) -> Verdict:
+    """Compare the names of checkpoints with those that a log, which a verdict found in order, gives and takes."""
     if not verdict.ok:
         return verdict
+    wanted = dict[str, int]()
+    for row in rows:
+        name, kind = str(row.says.get("name", "")), row.columns[0]
+        if name and kind == CHECKPOINT:
+            wanted[name] = row.number
+        elif kind == FORGET:
+            wanted.pop(name, None)
     try:
-        return _compared(session, rows, verdict)
+        held = session.names()
     except IntegrityError as error:  # a value that an encrypted store's key never wrote
-        return _bad(EDIT, max(len(rows) - 1, 0), error.what, verdict)
+        return _bad(NAME, max(len(rows) - 1, 0), error.what, verdict)
+    for name in sorted(wanted.keys() | held.keys()):
+        given, found = wanted.get(name), held.get(name)
+        if given != found:
+            told = "the log takes it away" if given is None else f"the log gives it to entry {given}"
+            leads = "is missing" if found is None else f"leads to entry {found}"
+            bad = given if given is not None else found or 0
+            return _bad(NAME, bad, f"the name {name!r} was changed: {told}, it {leads}", verdict)
+    return verdict
 
 
-def _compared(session: SessionLog, rows: Sequence[Stored], verdict: Verdict) -> Verdict:
-    says = {row.number: row.says for row in rows}
+def verify_origin(session: SessionLog, rows: Sequence[Stored], verdict: Verdict) -> Verdict:
+    """Compare the model of a session's origin with the one that each entry with tokens names."""
+    turns = [row for row in rows if row.columns[0] in TURNS and "model" in row.says]
+    if not verdict.ok or not turns:
+        return verdict
     with session.store.database.read() as tables:
-        for name, number in _names(tables, session.id):
-            told = says.get(number, {})
-            if (told.get("kind"), told.get("name")) != (CHECKPOINT, name):
-                return _bad(
-                    EDIT, number, f"a name was changed: it leads to entry {number}, which never had it", verdict
-                )
+        digest = tables.execute("SELECT origin FROM sessions WHERE id = ?", (session.id,)).fetchone()["origin"]
+        span = (entry_id(session.id, 0), entry_id(session.id + 1, 0))
+        held = tables.execute("SELECT 1 FROM entries WHERE id >= ? AND id < ? AND held = 1", span).fetchone()
+    if digest is None:  # as a log that came without its segments has it
+        return verdict if held is None else _bad(ORIGIN, turns[0].number, "the session's origin is missing", verdict)
+    try:
+        model = model_digest(session.store.origin(digest).fingerprint)
+    except KVCompressError as error:
+        return _bad(ORIGIN, turns[0].number, error.what, verdict)
+    odd = next((row.number for row in turns if row.says["model"] != model), None)
+    return verdict if odd is None else _bad(ORIGIN, odd, f"entry {odd} names another model than the origin", verdict)
+
+
+def verify_tables(session: SessionLog, rows: Sequence[Stored], verdict: Verdict) -> Verdict:
+    """Compare the rows of segments, which reading and collecting go by, with a log that a verdict found in order."""
+    if not verdict.ok:
+        return verdict
+    with session.store.database.read() as tables:
         kept = _kept(tables, session.id, len(rows))
         uses, lost = _uses(tables), _lost(tables, session.id)
         for row in rows:
@@ -64,21 +91,16 @@ def _compared(session: SessionLog, rows: Sequence[Stored], verdict: Verdict) -> 
                 continue
             what = _told_otherwise(tables, row, uses) if row.number not in lost else _LOST
             if what:
-                what = what.format(f"entry {row.number}")
-                return _bad(SEGMENT, row.number, what, verdict)
+                return _bad(SEGMENT, row.number, what.format(f"entry {row.number}"), verdict)
     return verdict
-
-
-def _names(tables: sqlite3.Connection, session: int) -> list[tuple[str, int]]:
-    rows = tables.execute("SELECT name, number FROM names WHERE session = ?", (session,)).fetchall()
-    return [(row["name"], row["number"]) for row in rows]
 
 
 def _kept(tables: sqlite3.Connection, session: int, count: int) -> set[int]:
     """Return the numbers of the entries that the session's end or a name leads to: they hold their segments."""
     kept: set[int] = set()
     first = entry_id(session, 0)
-    for number in {count - 1, *(number for _, number in _names(tables, session))} - {-1}:
+    named = tables.execute("SELECT number FROM names WHERE session = ?", (session,)).fetchall()
+    for number in {count - 1, *(row["number"] for row in named)} - {-1}:
         if number not in kept:
             kept.update(found - first for found in path_ids(tables, first + number))
     return kept
@@ -126,7 +148,8 @@ def _missing(tables: sqlite3.Connection, digest: bytes, uses: dict[bytes, int]) 
 def verify_segments(session: SessionLog, rows: Sequence[Stored], verdict: Verdict) -> Verdict:
     """Read the segments of the entries that a verdict found in order; return it, or one about the first bad segment.
 
-    What was collected once nothing led to it is not missed.
+    The digest of a segment stands in the chain; what had to make room has token ids in its place, which the chain knows
+    by the digest of all ids up to there alone. What was collected once nothing led to it is not missed.
     """
     check = _Files(session)
     for row in rows[: verdict.entries]:
@@ -165,7 +188,7 @@ class _Files:
             raise FormatError("it goes on from another segment")
         if not part.is_tokens_only and part.encoded.codec != says.get("codec"):
             raise FormatError("it is of another codec")
-        self._require_model(part, says.get("model"))
+        self._require_model(part)
         hashed = self._before(part)
         if hashed is None:  # what it goes on from was collected
             return
@@ -174,7 +197,7 @@ class _Files:
             raise FormatError("it holds other tokens than the entry states")
         self._ids[row.segment.hex()] = hashed
 
-    def _require_model(self, part: Part, stated: object) -> None:
+    def _require_model(self, part: Part) -> None:
         """Refuse a segment whose model is not that of the session, which the gate at resume looks at."""
         if self._model is None:
             if self._origin is None:
@@ -183,20 +206,20 @@ class _Files:
         for name, digest in asdict(self._model).items():
             if (digest or "")[:HASH_CHARACTERS] != (part.encoded.model.get(name) or ""):
                 raise FormatError("it is of another model than the session")
-        if model_digest(self._model) != stated:
-            raise FormatError("the session's model is not the one that its entries name")
 
     def _before(self, part: Part) -> Any:
         """Return the running digest of the ids before a segment; None where one of them is not there."""
         way: list[bytes] = []
-        segment = part.parent
+        segment, start = part.parent, part.start
         while segment not in self._ids:
             try:
                 before = self.store.part(segment)
             except InputError:
                 return None
+            if before.start >= start:  # it would go round for ever
+                raise FormatError("it goes on from a later one")
             way.append(_bytes_of(before))
-            segment = before.parent
+            segment, start = before.parent, before.start
         hashed = self._ids[segment].copy()
         for ids in reversed(way):
             hashed.update(ids)

@@ -125,9 +125,9 @@ def test_tokens_that_a_turn_only_claims_are_told_though_the_chain_holds(session:
     assert "other tokens than the entry states" in session.verify().what
 
 
-@pytest.mark.parametrize("said", [{"after": "ab" * 32}, {"model": "ab" * 32}])
-def test_so_is_what_it_claims_beside(session: StoredSession, said: dict[str, str]) -> None:
-    assert changed(session, rewrite(session, 2, **said)) == ("segment", 2)
+@pytest.mark.parametrize(("said", "kind"), [({"after": "ab" * 32}, "segment"), ({"model": "ab" * 32}, "origin")])
+def test_so_is_what_it_claims_beside(session: StoredSession, said: dict[str, str], kind: str) -> None:
+    assert changed(session, rewrite(session, 2, **said)) == (kind, 2)
 
 
 def test_a_stand_in_of_other_tokens_is_told(store: Store) -> None:
@@ -176,16 +176,26 @@ def test_what_a_table_says_of_a_segment_is_compared(session: StoredSession, chan
 
 
 def test_a_name_that_leads_elsewhere_is_told(session: StoredSession) -> None:
-    kind, bad = changed(session, lambda tables: tables.execute("UPDATE names SET number = 2"))
-    assert (kind, bad) == ("edit", 2)
-    assert "never had it" in session.verify().what
+    assert changed(session, lambda tables: tables.execute("UPDATE names SET number = 2")) == ("name", 5)
+    assert "it leads to entry 2" in session.verify(segments=False).what
+    assert changed(session, lambda tables: tables.execute("DELETE FROM names")) == ("name", 5)
+    back = ("INSERT INTO names VALUES (?, 'end', 5)", (session.id,))
+    assert changed(session, lambda tables: tables.execute(*back)) == ("", None)
+    session.checkpoint("other")
+    session.checkpoint("other")
+    session.forget("end")
+    assert session.verify().ok
+    assert changed(session, lambda tables: tables.execute("UPDATE names SET number = 6")) == ("name", 7)
+    again = "INSERT INTO names SELECT session, 'end', 5 FROM names"
+    fixed = "UPDATE names SET number = 7"
+    assert changed(session, lambda tables: (tables.execute(fixed), tables.execute(again))) == ("name", 5)
 
 
 @pytest.mark.parametrize(
     "change", ["UPDATE origins SET origin = replace(origin, 'tiny', 'tinY')", "UPDATE sessions SET origin = NULL"]
 )
 def test_an_origin_that_was_changed_is_told(session: StoredSession, change: str) -> None:
-    assert changed(session, lambda tables: tables.execute(change)) == ("segment", 0)
+    assert changed(session, lambda tables: tables.execute(change)) == ("origin", 0)
 
 
 def test_what_was_collected_is_not_missed_and_branches_are_checked_from_where_they_began(store: Store) -> None:
