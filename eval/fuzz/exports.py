@@ -12,7 +12,7 @@ from random import Random
 from typing import Any
 
 from eval.fuzz.mutate import bytes_changed, json_text
-from eval.fuzz.stand import Reading, Stand, read_all
+from eval.fuzz.stand import KEY, Reading, Stand, read_all, the_same_each_time
 from eval.fuzz.subject import Accepted, Subject
 from kvcompress.errors import KVCompressError
 from kvcompress.format.strict_json import canonical_json
@@ -27,6 +27,7 @@ SESSION = "third"
 """It branched from another one, so two logs come along."""
 
 Members = dict[str, bytes]
+_HEAD = f"{HEAD}.json"
 
 
 def export_subjects(directory: Path) -> list[Subject]:
@@ -46,8 +47,25 @@ def export_subjects(directory: Path) -> list[Subject]:
     return [
         Subject("export bytes", lambda chance: bytes_changed(chance, good), lambda data: read(data, True), (good,)),
         Subject("export", lambda chance: _export_changed(chance, good), lambda data: read(data, False)),
+        _secret(directory),
         _remote(place, empty, wanted),
     ]
+
+
+def _secret(directory: Path) -> Subject:
+    """Return the kind of a portable file of an encrypted store, for an empty one under the same key."""
+    source = Stand(directory / "secret-source", KEY)
+    empty = Stand(directory / "secret-empty", KEY, make=lambda store: None, names=())
+    path = directory / "case-secret.kvs"
+    with the_same_each_time(), source.open() as store:
+        export_session(store.session(SESSION), path, force=True)
+    good, wanted = path.read_bytes(), {name: told for name, told in source.good.items() if name.startswith(SESSION)}
+
+    def read(data: bytes) -> None:
+        path.write_bytes(data)
+        _into(empty, wanted, lambda store: import_session(store, path))
+
+    return Subject("secret export", lambda chance: bytes_changed(chance, good), read, (good,))
 
 
 def _into(empty: Stand, wanted: Reading | None, take: Callable[[Store], object]) -> None:
@@ -76,7 +94,7 @@ def _export_changed(chance: Random, good: bytes) -> bytes:
         members = {name: archive.read(name) for name in archive.namelist()}
     kind = chance.randrange(8)
     if kind == 0:
-        members[HEAD] = json_text(chance, json.loads(members[HEAD]))
+        members[_HEAD] = json_text(chance, json.loads(members[_HEAD]))
     elif kind < 5:
         _log_changed(chance, members, sound=kind > 1)
     elif kind == 5:
@@ -104,7 +122,7 @@ def _zipped(chance: Random, members: Members) -> bytes:
 
 def _log_changed(chance: Random, members: Members, *, sound: bool) -> None:
     """Change an entry of a log; `sound` lets chain, names of pieces and head agree with it, as a forger would."""
-    head = json.loads(members[HEAD])
+    head = json.loads(members[_HEAD])
     log = chance.choice(head["logs"])
     digest = log["pieces"][0][0]
     piece = json.loads(members.pop(LOGS + digest))
@@ -122,7 +140,7 @@ def _log_changed(chance: Random, members: Members, *, sound: bool) -> None:
     last = piece["entries"][-1][3]
     log["pieces"][0], log["digest"] = [content_digest(data), last], last
     members[LOGS + content_digest(data)] = data
-    members[HEAD] = json.dumps(head).encode()
+    members[_HEAD] = json.dumps(head).encode()
 
 
 def _storable(value: Any) -> bool:
