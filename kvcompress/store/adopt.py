@@ -29,12 +29,11 @@ from kvcompress.store.columns import session_row
 from kvcompress.store.crypto import changed_key
 from kvcompress.store.database import entry_id
 from kvcompress.store.fence import claim
-from kvcompress.store.log import CHECKPOINT, FORGET
 from kvcompress.store.objects import checked, content_digest
 from kvcompress.store.pieces import read_logs
-from kvcompress.store.provenance import model_digest
 from kvcompress.store.segment import PREFIX_BYTES, Part, read_part
 from kvcompress.store.session import StoredSession
+from kvcompress.store.sound_logs import names_of, require_models, require_whole
 from kvcompress.store.store import new_session
 
 if TYPE_CHECKING:
@@ -82,7 +81,7 @@ def adopt(store: Store, source: Source, head: Head, name: str | None = None, wor
     here = _here(store, name)
     known = gather(here)[-1] if here is not None else None
     logs = read_logs(source, head, lambda place: known if place == len(head.logs) - 1 else None)
-    _require_models(logs)
+    require_models(logs)
     own, count = logs[-1], len(known.rows) if known is not None else 0
     shared = min(count, len(own.rows))
     if known is not None and shared and known.rows[shared - 1].link != own.rows[shared - 1].link:
@@ -91,25 +90,13 @@ def adopt(store: Store, source: Source, head: Head, name: str | None = None, wor
         return Adopted(name, 0, 0, 0, 0)
     arrivals = _Arrivals(store, source, workers)
     taken = [len(log.rows) if count else 0 for log in logs[:-1]] + [count]  # what it branched from came with it
+    require_whole(logs, taken)
     cover, parts = store.cover, arrivals.fetch(logs, taken)
     with store.database.write() as tables:
         if store.cover is not cover:  # the files were encrypted with a key that another thread has exchanged
             raise changed_key()
         added = _Adoption(store, tables, parts).add(logs, here, name, count)
     return Adopted(name, added, arrivals.segments, arrivals.present, arrivals.transferred_bytes)
-
-
-def _require_models(logs: Sequence[Log]) -> None:
-    """Refuse a log whose origin, which no chain covers, is of another model than its entries name."""
-    for log in logs:
-        if log.origin is None:
-            continue
-        model = model_digest(origin_of_json(log.origin).fingerprint)
-        for row in log.rows:
-            stated = row.says.get("model", model)
-            if row.is_turn and stated != model:
-                what = f"the origin of {log.name or 'a removed session'!r}"
-                raise MismatchError(what, str(stated)[:16], model[:16], "Do not use it")
 
 
 def _here(store: Store, name: str) -> StoredSession | None:
@@ -319,15 +306,8 @@ class _Adoption:
 
     def _names(self, session: int, log: Log) -> None:
         """Give the names that the log gives, in its order."""
-        names = dict[str, int]()
-        for number, row in enumerate(log.rows):
-            name = row.says.get("name", "")
-            if name and row.says["kind"] == CHECKPOINT:
-                names[name] = number
-            elif row.says["kind"] == FORGET:
-                names.pop(name, None)
         self.tables.execute("DELETE FROM names WHERE session = ?", (session,))
-        rows = [(session, self.store.cover.name(name, session), number) for name, number in names.items()]
+        rows = [(session, self.store.cover.name(name, session), number) for name, number in names_of(log).items()]
         self.tables.executemany("INSERT INTO names VALUES (?, ?, ?)", rows)
 
     def _hold(self, row: Row) -> bool:
