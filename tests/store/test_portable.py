@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import json
 import random
 import zipfile
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
-from kvcompress.errors import FormatError, InputError, KVCompressError
+from kvcompress.errors import FormatError, InputError, KVCompressError, MismatchError
+from kvcompress.format.strict_json import canonical_json
+from kvcompress.store.objects import content_digest
 from kvcompress.store.portable import export_session, import_session
 from kvcompress.store.segment import part_of
 from kvcompress.store.session import StoredSession
 from kvcompress.store.store import Store
+from kvcompress.store.zip_form import member
 from tests.store.examples import ids_of, same, snapshot_of
 
 WHOLE = snapshot_of(ids_of(60))
@@ -127,10 +132,61 @@ def members(file: Path) -> Members:
 
 
 def written(file: Path, content: Members, how: int = zipfile.ZIP_STORED) -> Path:
-    with zipfile.ZipFile(file, "w", how) as archive:
+    with zipfile.ZipFile(file, "w") as archive:
         for name, data in content:
-            archive.writestr(name, data)
+            archive.writestr(member(name), data, how)
     return file
+
+
+@pytest.mark.parametrize("place", ["between members", "before the list", "a time", "an attribute", "a comment"])
+def test_bytes_that_say_nothing_of_the_session_are_refused(place: str, file: Path, other: Store) -> None:
+    """A zip has room for much beside its members, and none of it lies under a digest."""
+    data, content = file.read_bytes(), members(file)
+    listed = data.index(b"PK\x01\x02")
+    if place in ("between members", "before the list"):
+        with zipfile.ZipFile(file, "w") as archive:
+            for number, (name, one) in enumerate(content):
+                archive.writestr(member(name), one)
+                if place == "before the list" or number == 0:
+                    archive.start_dir += archive.fp.write(b"smuggled")  # type: ignore[union-attr]
+    else:
+        offset = {"a time": 12, "an attribute": 38, "a comment": 32}[place]
+        file.write_bytes(data[: listed + offset] + bytes([data[listed + offset] ^ 1]) + data[listed + offset + 1 :])
+    with pytest.raises(FormatError):
+        import_session(other, file)
+    assert other.list() == []
+
+
+def forged(file: Path, change: Callable[[dict[str, Any], list[list[str]]], object]) -> Path:
+    """Write a file anew after a change to its head and the entries of its first piece, the piece named rightly."""
+    content = dict(members(file))
+    head, name = json.loads(content["head.json"]), next(one for one in content if one.startswith("logs/"))
+    piece = json.loads(content.pop(name))
+    change(head, piece["entries"])
+    data = canonical_json(piece)
+    head["logs"][0]["pieces"][0][0] = content_digest(data)
+    content["head.json"] = canonical_json(head)
+    return written(
+        file, [("head.json", content.pop("head.json")), (f"logs/{content_digest(data)}", data), *content.items()]
+    )
+
+
+def test_a_file_without_a_segment_that_its_end_leads_to_is_refused(file: Path, other: Store) -> None:
+    forged(file, lambda head, entries: next(one for one in entries if one[4]).__setitem__(4, ""))
+    with pytest.raises(FormatError, match="does not come along"):
+        import_session(other, file)
+    assert other.list() == []
+
+
+def test_an_origin_of_another_model_than_the_entries_name_is_refused(file: Path, other: Store) -> None:
+    def change(head: dict[str, Any], entries: list[list[str]]) -> None:
+        digest = head["logs"][0]["origin"]["fingerprint"]["config"]
+        head["logs"][0]["origin"]["fingerprint"]["config"] = digest[:32] + "0" * 32  # as far as segments do not tell
+
+    forged(file, change)
+    with pytest.raises(MismatchError, match="the origin of"):
+        import_session(other, file)
+    assert other.list() == []
 
 
 def segment(content: Members) -> int:
@@ -198,7 +254,7 @@ def test_whatever_byte_is_changed_nothing_changed_is_taken(session: StoredSessio
         changed[chance.randrange(len(data))] ^= 1 << chance.randrange(8)
         cut = changed if turn % 4 else changed[: chance.randrange(len(data))]
         file.write_bytes(cut)
-        with suppress(KVCompressError):  # a bit may say nothing, such as one of a member's permissions
+        with suppress(KVCompressError):  # a segment that an earlier attempt has left here is not read again
             import_session(other, file, f"s{turn}")
             assert [(row.segment, row.anchor) for row in other.session(f"s{turn}")] == expected
             assert other.session(f"s{turn}").verify().ok
