@@ -199,11 +199,12 @@ class _Arrivals:
 
     def _checked(self, row: Row, parent: str, part: Part, origin: Mapping[str, Any]) -> bytes:
         """Return the digest of all ids up to a segment's end, if the segment is what its entry says."""
-        after = row.says.get("after", parent)
-        if (part.start, part.end) != row.span or not part.parent == parent == after:
+        if (part.start, part.end) != row.span or not part.parent == parent == row.says.get("after"):
             raise FormatError(f"the segment {row.segment[:16]} is one of another place")
         if row.held != row.segment and not part.is_tokens_only:
             raise FormatError(f"what stands for the segment {row.segment[:16]} is not its token ids")
+        if not part.is_tokens_only and part.encoded.codec != row.says.get("codec"):
+            raise FormatError(f"the segment {row.segment[:16]} is of another codec than its entry states")
         stated = asdict(origin_of_json(origin).fingerprint)
         for name, digest in stated.items():
             expected, found = (digest or "")[:HASH_CHARACTERS], part.encoded.model.get(name) or ""

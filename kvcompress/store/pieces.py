@@ -83,7 +83,10 @@ def read_head(data: bytes) -> Head:
     logs = fields.value("logs")
     if not isinstance(logs, list) or not 0 < len(logs) <= MOST_LOGS:
         raise fields.bad("logs", f"a list of 1 to {MOST_LOGS} logs")
-    return Head(fields.text("session"), fields.integer("sequence"), tuple(_log_head(log) for log in logs))
+    head = Head(fields.text("session"), fields.integer("sequence"), tuple(_log_head(log) for log in logs))
+    if head.own.name != head.session:
+        raise FormatError(f"the head of {head.session!r} ends with the log of {head.own.name or 'a removed one'!r}")
+    return head
 
 
 def _log_head(value: object) -> LogHead:

@@ -117,7 +117,7 @@ def _lost(tables: sqlite3.Connection, session: int) -> set[int]:
 def _uses(tables: sqlite3.Connection) -> dict[bytes, int]:
     """Return how many entries and segments hold each segment."""
     asked = (
-        "SELECT segment, SUM(held) FROM entries WHERE segment IS NOT NULL GROUP BY segment",
+        "SELECT segment, COUNT(*) FROM entries WHERE segment IS NOT NULL AND held = 1 GROUP BY segment",
         "SELECT tokens, COUNT(*) FROM segments WHERE tokens IS NOT NULL GROUP BY tokens",
     )
     found: dict[bytes, int] = {}

@@ -16,7 +16,7 @@ DATE = (1980, 1, 1, 0, 0, 0)
 UNIX, ATTRIBUTES = 3, 0o600 << 16
 LOCAL_BYTES, DIRECTORY_BYTES = 30, 46
 
-_LOCAL = struct.Struct("<4s2B4HL2L2H")
+_LOCAL, _ENTRY = struct.Struct("<4s2B4HL2L2H"), struct.Struct("<4s4B4HL2L5H2L")
 _DOS_DATE = 1 << 5 | 1
 _PLAIN, _LARGE = 20, 45
 _LARGEST = 0xFFFFFFFF
@@ -41,23 +41,28 @@ def require_form(file: BinaryIO, members: list[zipfile.ZipInfo], start: int, len
     Raises:
         FormatError: It is not.
     """
-    free = listed = 0
+    free, listed = 0, list[bytes]()
     for one in members:
-        name, large = one.orig_filename.encode(), one.file_size * 1.05 > zipfile.ZIP64_LIMIT
-        extra = _extra(one)
-        version = _LARGE if large or extra else _PLAIN
-        said = (one.create_version, one.extract_version, one.create_system, one.date_time, one.external_attr)
-        unsaid = (one.reserved, one.flag_bits, one.compress_type, one.internal_attr, one.volume, len(one.comment))
-        file.seek(one.header_offset)
+        name, large, extra = one.orig_filename.encode(), one.file_size * 1.05 > zipfile.ZIP64_LIMIT, _extra(one)
         header = _local(one, name, large)
-        sound = said == (version, version, UNIX, DATE, ATTRIBUTES) and not any(unsaid) and one.extra == extra
-        if not sound or one.header_offset != free or file.read(len(header)) != header:
+        file.seek(one.header_offset)
+        if one.header_offset != free or file.read(len(header)) != header:
             what = f"{one.orig_filename[:80]!r} does not lie in the file as it was exported"
             raise FormatError(what, "Export the session again")
         free += len(header) + one.file_size
-        listed += DIRECTORY_BYTES + len(name) + len(extra)
-    if (free, listed) != (start, length):
-        raise FormatError("the file holds more than its members", "Export the session again")
+        listed.append(_entry(one, name, extra, _LARGE if large or extra else _PLAIN))
+    file.seek(start)
+    if free != start or file.read(length) != b"".join(listed):  # what a library makes of it may hide some of it
+        raise FormatError("the list of the file's members is not as it was exported", "Export the session again")
+
+
+def _entry(one: zipfile.ZipInfo, name: bytes, extra: bytes, version: int) -> bytes:
+    """Return what the directory says of a member."""
+    size, place = (
+        number if number <= zipfile.ZIP64_LIMIT else _LARGEST for number in (one.file_size, one.header_offset)
+    )
+    made = (b"PK\x01\x02", version, UNIX, version, 0, 0, 0, 0, _DOS_DATE, one.CRC, size, size)
+    return _ENTRY.pack(*made, len(name), len(extra), 0, 0, 0, ATTRIBUTES, place) + name + extra
 
 
 def _local(one: zipfile.ZipInfo, name: bytes, large: bool) -> bytes:

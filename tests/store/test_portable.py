@@ -138,19 +138,19 @@ def written(file: Path, content: Members, how: int = zipfile.ZIP_STORED) -> Path
     return file
 
 
-@pytest.mark.parametrize("place", ["between members", "before the list", "a time", "an attribute", "a comment"])
-def test_bytes_that_say_nothing_of_the_session_are_refused(place: str, file: Path, other: Store) -> None:
+@pytest.mark.parametrize("where", ["between members", "before the list", "a time", "an attribute", "a comment"])
+def test_bytes_that_say_nothing_of_the_session_are_refused(where: str, file: Path, other: Store) -> None:
     """A zip has room for much beside its members, and none of it lies under a digest."""
     data, content = file.read_bytes(), members(file)
     listed = data.index(b"PK\x01\x02")
-    if place in ("between members", "before the list"):
+    if where in ("between members", "before the list"):
         with zipfile.ZipFile(file, "w") as archive:
             for number, (name, one) in enumerate(content):
                 archive.writestr(member(name), one)
-                if place == "before the list" or number == 0:
+                if where == "before the list" or number == 0:
                     archive.start_dir += archive.fp.write(b"smuggled")  # type: ignore[union-attr]
     else:
-        offset = {"a time": 12, "an attribute": 38, "a comment": 32}[place]
+        offset = {"a time": 12, "an attribute": 38, "a comment": 32}[where]
         file.write_bytes(data[: listed + offset] + bytes([data[listed + offset] ^ 1]) + data[listed + offset + 1 :])
     with pytest.raises(FormatError):
         import_session(other, file)
