@@ -123,3 +123,16 @@ def written_by_this_process() -> int:
     if not lines.is_file():
         pytest.skip("this system does not count what a process writes")
     return int(dict(line.split(": ") for line in lines.read_text().splitlines())["wchar"])
+
+
+def test_what_an_append_writes_beside_its_segment_is_bounded(tmp_path: Path) -> None:
+    """Short turns, 8 kB each: a dozen small pages a commit, copied back once."""
+    turns, tokens = 100, 5
+    whole = snapshot_of(ids_of(tokens * turns), size=110)
+    with Store(tmp_path / "store", create=True) as store:
+        session = store.session("talk", create=True)
+        for turn in range(1, turns + 1):
+            session.append(part_of(whole, 0, turn * tokens), lossless=True)
+        store.database.checkpoint()
+        found = store.statistics()
+    assert (found.written_bytes - found.added_bytes) / turns < 7_000
