@@ -225,7 +225,7 @@ def _shortened(encoded: Encoded, cut: KVSnapshot, start: int) -> Encoded:
     count = cut.tokens - start
     sections = {name: data for name, data in encoded.sections.items() if name != "positions"}
     sections["tokens"] = pack_tokens(cut.token_ids[start:])
-    if encoded.codec_fingerprint or any(len(layer.positions) != count for layer in cut.layers):
+    if any(len(layer.positions) != count for layer in cut.layers):
         sections["positions"] = pack_positions([(layer.positions - start).tolist() for layer in cut.layers])
     return replace(encoded, tokens=count, sections=sections)
 
