@@ -50,7 +50,7 @@ class Causes:
     @property
     def total(self) -> float:
         """All of them."""
-        return sum(getattr(self, one.name) for one in fields(self))
+        return sum(float(getattr(self, one.name)) for one in fields(self))
 
 
 def sections_of(files: Sequence[tuple[Encoded, int]]) -> dict[str, int]:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from kvcompress.api.codecs import LoadedCodecs
 from kvcompress.errors import FormatError, InputError
+from kvcompress.format.container import Encoded
 from kvcompress.format.json_section import unpack_origin
 from kvcompress.format.origin import origin_of_json
 from kvcompress.format.positions import pack_positions, unpack_positions
@@ -140,7 +141,9 @@ def layers_of(part: Part, token_ids: Tensor, codecs: LoadedCodecs, recompute: Re
     if start and encoded.codec_fingerprint:
         tokens = bytes([8]) + zstd_pack(token_ids.numpy().astype("<i8").tobytes(), 1)
         sections = {**encoded.sections, "tokens": tokens}
-        sections["positions"] = pack_positions([[start + place for place in layer] for layer in _places(encoded, codecs)])
+        sections["positions"] = pack_positions(
+            [[start + place for place in layer] for layer in _places(encoded, codecs)]
+        )
         return codecs.decode(replace(encoded, tokens=len(token_ids), sections=sections), recompute)
     found = codecs.decode(encoded, recompute)
     layers = tuple(LayerKV(layer.keys, layer.values, layer.positions + start) for layer in found.layers)

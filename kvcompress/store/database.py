@@ -11,7 +11,7 @@ keyring    epoch, ring                        of an encrypted store alone, its k
 ```
 The write-ahead log is flushed at every commit (`synchronous = FULL`), so what is acknowledged survives a power cut.
 Pages are small: a commit touches a dozen of them, and each goes to the disk whole. For the same reason rows of segments
-lie in the order in which they came: only the two indexes on digests, which are anywhere, touch pages that are far apart.
+lie in the order in which they came: only the two indexes on digests, which are anywhere, touch pages far apart.
 """
 
 from __future__ import annotations
