@@ -16,14 +16,18 @@ from kvcompress.api.codecs import LoadedCodecs
 from kvcompress.codec.promise import LATENTS
 from kvcompress.hf import capture, restore
 from kvcompress.hf.generation import feed
-from kvcompress.metrics.fidelity import fidelity
 from kvcompress.snapshot import KVSnapshot
 from kvcompress.store.assembly import assemble
 from kvcompress.store.objects import content_digest
 from kvcompress.store.segment import Coding, Part, encode_part, part_of, read_part
+from kvcompress_eval.suite.damage import damage
+from kvcompress_eval.suite.subject import context_worth
 
 AFTER_TOKENS = 128
 """Tokens after a store over which promises are measured."""
+
+
+WORTH_STRIDE = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,12 +102,14 @@ class Bench:
     def __init__(self, model: Any, codec: str, settings: Settings) -> None:
         self.model, self.settings = model, settings
         self.codecs = LoadedCodecs(codec)
+        self._true: dict[int, tuple[Tensor, float]] = {}
 
     @torch.inference_mode()
     def rows(self, name: str, ids: Tensor) -> Iterator[Row]:
         """Yield what is measured of one session, ids [tokens + 128] int64: each word at once, then in segments."""
         wanted, tokens = self.settings, self.settings.tokens
         exact = capture(self.model, ids[:tokens])
+        self._true.clear()
         for quality in wanted.qualities:
             data = encode_part(exact, 0, "", Coding(quality), self.codecs)
             once = read_part(data)
@@ -138,9 +144,15 @@ class Bench:
         return parts, lost
 
     def _loss(self, exact: KVSnapshot, decoded: KVSnapshot, ids: Tensor, end: int) -> Loss:
-        true, after = restore(part_of(exact, 0, end), self.model), ids[end : end + AFTER_TOKENS]
-        found = fidelity(self.model, true, restore(decoded, self.model), ids[:end], after)
-        return Loss(end, found.kl_nats, found.context_worth_nats, 1 - found.top1_agreement)
+        after = ids[end : end + AFTER_TOKENS]
+        if end not in self._true:
+            cache = restore(part_of(exact, 0, end), self.model)
+            true = torch.log_softmax(feed(self.model, cache, after, end).float(), -1)
+            worth = context_worth(self.model, ids[:end], after, true, WORTH_STRIDE)
+            self._true[end] = true, float(worth.mean())
+        true, worth_nats = self._true[end]
+        found = damage(true, feed(self.model, restore(decoded, self.model), after, end))
+        return Loss(end, float(found.kl_nats.mean()), worth_nats, 1 - float(found.same.double().mean()))
 
     def _row(
         self,

@@ -34,9 +34,7 @@ def encode_at_quality(codec: TinyVAECodec, snapshot: KVSnapshot, quality: str, s
     Its settings then say `unlike` and as `stored` the finer quality, "int8" or "lossless". Where latents alone do
     not keep a quality, `stored` names its way.
 
-    What continues an earlier file is coded coarser than its tokens' ages of today ask for, see `continued`, and its
-    bits tell little at coarse steps: the newest tokens of a session take most of them. So it is unlike only where the
-    finest promise finds its bits far outside, too.
+    What continues an earlier file is coded coarser than its tokens' ages of today ask for, see `continued`.
 
     Args:
         codec: The codec.
@@ -54,16 +52,21 @@ def encode_at_quality(codec: TinyVAECodec, snapshot: KVSnapshot, quality: str, s
         finer = ()
     analysis: Analysis | None = None
     for stored in (name for name in finer if name in codec.promises):
-        setting = continued(codec, codec.promises[stored].setting, start, snapshot.tokens)
+        setting = codec.promises[stored].setting
         settings = CommonSettings(quality=quality)
         if stored != quality:
             settings = replace(settings, stored=stored, unlike=True)
         if setting.qp is None:
             return weightless(snapshot, setting, settings)
         analysis = analysis or codec.analyse(snapshot)
-        decoded, encoded = analysis.tried(setting.qp, _stated(setting, settings), setting.residual_qp, checked=True)
-        if not _is_unlike(analysis, stored, decoded, encoded, start):
+        settings = _stated(setting, settings)
+        decoded, encoded = analysis.tried(setting.qp, settings, setting.residual_qp, checked=True)
+        if _is_unlike(analysis, stored, decoded, encoded, start):
+            continue
+        coarser = continued(codec, setting, start, snapshot.tokens)
+        if coarser == setting or coarser.qp is None:
             return encoded
+        return analysis.encode(coarser.qp, settings, residual_qp=coarser.residual_qp)
     last = codec.promises[FALLBACK].setting if FALLBACK in codec.promises else Setting(LOSSLESS)
     return weightless(snapshot, last, CommonSettings(quality=quality, stored=last.kind, unlike=True))
 
@@ -90,19 +93,24 @@ def continued(codec: TinyVAECodec, setting: Setting, start: int, end: int) -> Se
 
 
 def _is_unlike(analysis: Analysis, stored: str, decoded: KVSnapshot, encoded: Encoded, start: int) -> bool:
-    """Tell whether a session, or what continues one, is far outside what the codec knows at a quality."""
-    codec, exact, finest = analysis.codec, analysis.snapshot, QUALITIES[0]
+    """Tell whether a session, or what continues one, is far outside what the codec knows at a quality.
+
+    It is judged at the steps of a session that ends here, whatever steps it is stored in. At the coarsest word the
+    newest tokens take nearly all bits, and segments of any session look unlike: these bits are judged at the next word.
+    """
+    codec, exact = analysis.codec, analysis.snapshot
     figures, tokens = figures_of_file(exact, encoded, decoded, start), exact.tokens - start
-    if not is_out_of_distribution(codec, stored, figures, tokens):
+    if not knows(codec, stored) or not is_out_of_distribution(codec, stored, figures, tokens):
         return False
-    error_alone = replace(figures, bits_per_token=0.0)
-    if not start or stored == finest or is_out_of_distribution(codec, stored, error_alone, tokens):
+    finer = QUALITIES[-2]
+    of_error_alone = is_out_of_distribution(codec, stored, replace(figures, bits_per_token=0.0), tokens)
+    if not start or stored != QUALITIES[-1] or of_error_alone or not knows(codec, finer):
         return True
-    setting = continued(codec, codec.promises[finest].setting, start, exact.tokens)
-    if setting.qp is None or not knows(codec, finest):
+    setting = codec.promises[finer].setting if finer in codec.promises else Setting(LOSSLESS)
+    if setting.qp is None:
         return True
     decoded, encoded = analysis.tried(setting.qp, residual_qp=setting.residual_qp)
-    return is_out_of_distribution(codec, finest, figures_of_file(exact, encoded, decoded, start), tokens)
+    return is_out_of_distribution(codec, finer, figures_of_file(exact, encoded, decoded, start), tokens)
 
 
 def weightless(snapshot: KVSnapshot, setting: Setting, settings: CommonSettings) -> Encoded:
