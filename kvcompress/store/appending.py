@@ -127,7 +127,10 @@ def _segments(
 def _shared(session: StoredSession, parent: str, start: int, snapshot: KVSnapshot, how: Coding) -> NewSegment | None:
     """Return the longest stored segment that stands for the same tokens after a parent; None for none."""
     store, ids = session.store, snapshot.token_ids
-    asked = "SELECT end, prefix, digest FROM segments WHERE parent = ? AND end > ? AND end <= ? ORDER BY end DESC"
+    asked = (
+        "SELECT end, prefix, digest FROM segments WHERE substr(parent, 1, 8) = substr(?1, 1, 8) AND parent = ?1 "
+        "AND end > ?2 AND end <= ?3 ORDER BY end DESC"
+    )
     with store.database.read() as tables:
         rows = tables.execute(asked, (bytes.fromhex(parent), start, len(ids))).fetchall()
     digests = prefix_digests(ids, {int(row["end"]) for row in rows}, store.digest_key)

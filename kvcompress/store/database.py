@@ -67,7 +67,7 @@ DROP TABLE segments;
 CREATE TABLE segments (digest BLOB NOT NULL PRIMARY KEY, parent BLOB NOT NULL, end INTEGER NOT NULL,
     prefix BLOB NOT NULL, bytes INTEGER NOT NULL, uses INTEGER NOT NULL, created REAL NOT NULL, used REAL NOT NULL,
     tokens BLOB);
-CREATE INDEX segments_after ON segments (parent, end);
+CREATE INDEX segments_after ON segments (substr(parent, 1, 8), end);
 INSERT INTO segments SELECT * FROM moved;
 DROP TABLE moved"""
 MIGRATIONS = (_FIRST, _SECOND, _THIRD)
