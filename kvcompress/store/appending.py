@@ -14,6 +14,7 @@ from kvcompress.snapshot import KVSnapshot, Origin
 from kvcompress.store.collect import require_room
 from kvcompress.store.cover import cover_of
 from kvcompress.store.crypto import changed_key
+from kvcompress.store.database import AFTER
 from kvcompress.store.fence import claim, require_writable
 from kvcompress.store.log import APPEND, TOKENS, Entry
 from kvcompress.store.objects import content_digest
@@ -127,12 +128,10 @@ def _segments(
 def _shared(session: StoredSession, parent: str, start: int, snapshot: KVSnapshot, how: Coding) -> NewSegment | None:
     """Return the longest stored segment that stands for the same tokens after a parent; None for none."""
     store, ids = session.store, snapshot.token_ids
-    asked = (
-        "SELECT end, prefix, digest FROM segments WHERE substr(parent, 1, 8) = substr(?1, 1, 8) AND parent = ?1 "
-        "AND end > ?2 AND end <= ?3 ORDER BY end DESC"
-    )
+    asked = f"SELECT end, prefix, digest FROM segments WHERE {AFTER} AND end > :start AND end <= :end ORDER BY end DESC"
     with store.database.read() as tables:
-        rows = tables.execute(asked, (bytes.fromhex(parent), start, len(ids))).fetchall()
+        values = {"parent": bytes.fromhex(parent), "start": start, "end": len(ids)}
+        rows = tables.execute(asked, values).fetchall()
     digests = prefix_digests(ids, {int(row["end"]) for row in rows}, store.digest_key)
     alike = [row for row in rows if bytes(row["prefix"]) == digests[row["end"]]]
     for row in alike[:MOST_CANDIDATES]:

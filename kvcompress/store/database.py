@@ -36,6 +36,10 @@ _FRAME_HEADER_BYTES = 24
 CHECKPOINT_FRAMES = 8000
 """The write-ahead log is copied into the database once it has so many pages: pages changed often are copied once."""
 
+AFTER = "ifnull(substr(parent, 1, 8), x'') = ifnull(substr(:parent, 1, 8), x'') AND parent = :parent"
+"""Finds the segments after a parent: its whole digest in the index would take three times the pages. SQLite knows no
+part of an empty digest, which is that of no parent."""
+
 BUSY_SECONDS = 60.0
 APPLICATION_ID = 0x4B565A53
 SESSION_SPAN = 1 << 32
@@ -67,7 +71,7 @@ DROP TABLE segments;
 CREATE TABLE segments (digest BLOB NOT NULL PRIMARY KEY, parent BLOB NOT NULL, end INTEGER NOT NULL,
     prefix BLOB NOT NULL, bytes INTEGER NOT NULL, uses INTEGER NOT NULL, created REAL NOT NULL, used REAL NOT NULL,
     tokens BLOB);
-CREATE INDEX segments_after ON segments (substr(parent, 1, 8), end);
+CREATE INDEX segments_after ON segments (ifnull(substr(parent, 1, 8), x''), end);
 INSERT INTO segments SELECT * FROM moved;
 DROP TABLE moved"""
 MIGRATIONS = (_FIRST, _SECOND, _THIRD)

@@ -9,7 +9,7 @@ from statistics import median
 import pytest
 
 from kvcompress.format.strict_json import canonical_json
-from kvcompress.store.database import SESSION_SPAN
+from kvcompress.store.database import AFTER, SESSION_SPAN
 from kvcompress.store.log import APPEND, CHECKPOINT, Link, context_of
 from kvcompress.store.segment import part_of
 from kvcompress.store.session import StoredSession
@@ -136,3 +136,10 @@ def test_what_an_append_writes_beside_its_segment_is_bounded(tmp_path: Path) -> 
         store.database.checkpoint()
         found = store.statistics()
     assert (found.written_bytes - found.added_bytes) / turns < 6_500
+
+
+@pytest.mark.parametrize("parent", [b"", bytes(32)])
+def test_what_follows_a_segment_is_found_without_looking_at_all_of_them(store: Store, parent: bytes) -> None:
+    asked = f"EXPLAIN QUERY PLAN SELECT digest FROM segments WHERE {AFTER} AND end > 0 ORDER BY end DESC"
+    plan = [row["detail"] for row in store.database.connection.execute(asked, {"parent": parent})]
+    assert plan == ["SEARCH segments USING INDEX segments_after (<expr>=? AND end>?)"]
