@@ -78,8 +78,8 @@ def continued(codec: TinyVAECodec, setting: Setting, start: int, end: int) -> Se
     """Return the setting of tokens [start, end) that continue an earlier file: coarser, for they will be old soon.
 
     The codec codes the newest tokens of a session finest, and in segments each token is among the newest once. On the
-    bundled model at "transparent", 1,024 tokens in segments of 32 take 1.8 times the bytes of one file so, at its KL
-    right after every append; without, 2.8 times at two thirds of that KL (docs/log.md).
+    bundled model at "transparent", 1,024 tokens in segments of 32 take 1.77 times the bytes of one file so, at its KL
+    right after every append; without, 2.70 times at two thirds of that KL (docs/log.md).
 
     Args:
         codec: The codec.
