@@ -31,8 +31,8 @@ demo: $(VENV)/.installed  ## Record, encode, decode, resume and report one sessi
 lint: $(VENV)/.installed  ## Check style, types and the direction of imports
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy && $(BIN)/lint-imports
 
-test: lint  ## Lint and run the tests
-	$(BIN)/pytest
+test: lint  ## Lint and run the tests, on up to four cores
+	$(BIN)/pytest -n auto --maxprocesses 4 --dist loadfile
 
 $(LOWEST)/.installed: pyproject.toml constraints-lowest.txt
 	$(PYTHON) -m venv $(LOWEST)

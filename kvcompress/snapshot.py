@@ -20,6 +20,9 @@ import torch
 from torch import Tensor
 
 from kvcompress.errors import InputError, MismatchError
+from kvcompress.first_calls import settle_kernels
+
+settle_kernels()  # before any tensor is computed
 
 CACHE_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 LAYER_KINDS = ("full_attention", "sliding_attention")

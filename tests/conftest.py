@@ -12,6 +12,9 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 OWN_PLACE = tempfile.TemporaryDirectory(prefix="kvcompress-home-")
 os.environ["KVCOMPRESS_HOME"] = OWN_PLACE.name  # a user's codecs are no matter of the tests, nor the other way round
 
+if WORKERS := int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "0")):  # they share the cores; torch is not there yet
+    os.environ["OMP_NUM_THREADS"] = str(max((os.cpu_count() or 1) // WORKERS, 1))
+
 ROOT = Path(__file__).parents[1]
 
 

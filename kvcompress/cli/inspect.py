@@ -8,7 +8,15 @@ from typing import Annotated
 
 import typer
 
-from kvcompress.cli.console import CodecOption, JsonOption, KvzArgument, ModelOption, show
+from kvcompress.cli.console import (
+    DEFAULT_MAX_MEMORY,
+    CodecOption,
+    JsonOption,
+    KvzArgument,
+    MaxMemoryOption,
+    ModelOption,
+    show,
+)
 from kvcompress.codec.settings import NOTHING_STATED, CommonSettings, TinyVAESettings, settings_of
 from kvcompress.errors import FormatError
 from kvcompress.hub.bundled import DEFAULT_MODEL
@@ -47,13 +55,16 @@ def inspect(
     ] = None,
     model: ModelOption = DEFAULT_MODEL,
     codec: CodecOption = None,
+    max_memory: MaxMemoryOption = DEFAULT_MAX_MEMORY,
     as_json: JsonOption = False,
 ) -> None:
     """Print what a file holds, from its header: model, codec, tokens, size ratio, bytes by section."""
     if plan or plan_table is not None:
         from kvcompress.cli.plan_view import show_plan
+        from kvcompress.format.limits import memory_limit
 
-        show_plan(file, plan_table, model, codec, as_json=as_json)
+        with memory_limit(max_memory):
+            show_plan(file, plan_table, model, codec, as_json=as_json)
         return
     from kvcompress.codec.at_hand import promise_of_file
     from kvcompress.format.container import read_header

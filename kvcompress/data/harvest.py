@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
 from kvcompress.data.sessions import Session, read_sessions, session_token_ids
@@ -28,6 +27,7 @@ from kvcompress.errors import InputError, MismatchError
 from kvcompress.format.atomic import atomic_path, atomic_write
 from kvcompress.format.atomic_directory import atomic_directory, carry_over, locked_directory, require_directory, sweep
 from kvcompress.format.raw_snapshot import save_raw
+from kvcompress.format.safetensors_file import write_tensors
 from kvcompress.format.working_folder import PREFIX, remove
 from kvcompress.hf import capture
 from kvcompress.hf.channels import layer_channels, layer_shapes, rows_of
@@ -304,7 +304,7 @@ def _write_gradients(model: CausalLM, snapshot: KVSnapshot, continuation: Tensor
     scale = max(largest, 1e-30) / 2**15
     tensors = {f"gradients.{index}": (part / scale).half() for index, part in enumerate(rows)}
     with atomic_path(path) as temporary:
-        save_file(tensors | {"scale": torch.tensor(scale)}, temporary)
+        write_tensors(temporary, tensors | {"scale": torch.tensor(scale)})
 
 
 def _write_tokens(model: CausalLM, table: Tensor, sessions: Sequence[Tensor], probe: KVSnapshot, output: Path) -> None:
@@ -314,7 +314,7 @@ def _write_tokens(model: CausalLM, table: Tensor, sessions: Sequence[Tensor], pr
     held = dict(enumerate(caches))
     tensors = {f"first.{index}": layer_channels(held, [index], rope).clamp(-6e4, 6e4).half() for index in held}
     with atomic_path(output / TOKENS) as temporary:
-        save_file(tensors | {"first_ids": ids, "embeddings": table.half()}, temporary)
+        write_tensors(temporary, tensors | {"first_ids": ids, "embeddings": table.half()})
 
 
 def _first_ids(sessions: Sequence[Tensor], vocab_size: int) -> Tensor:

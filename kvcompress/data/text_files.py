@@ -30,7 +30,7 @@ def opened_text(path: Path, remedy: str) -> Iterator[TextIO]:
         with path.open("rb") as file:
             if file.peek(4).startswith(_WIDE):
                 raise InputError("is UTF-16 or UTF-32 text", "Save it as UTF-8", path=path)
-            yield io.TextIOWrapper(file, encoding="utf-8-sig")
+            yield io.TextIOWrapper(file, encoding="utf-8-sig", newline="")  # its ends of lines are part of a text
     except UnicodeDecodeError as error:
         raise InputError("cannot be read (not UTF-8 text)", remedy, path=path) from error
     except OSError as error:
@@ -38,7 +38,7 @@ def opened_text(path: Path, remedy: str) -> Iterator[TextIO]:
 
 
 def read_text(path: Path) -> str:
-    """Return the text of a UTF-8 file without its byte order mark; errors as `opened_text`."""
+    """Return the text of a UTF-8 file without byte order mark, ends of lines as they are; errors as `opened_text`."""
     with opened_text(path, "Name a text file") as file:
         return file.read()
 

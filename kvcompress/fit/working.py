@@ -8,11 +8,12 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from kvcompress.errors import InputError
 from kvcompress.format.atomic import atomic_path, atomic_write
+from kvcompress.format.safetensors_file import write_tensors
 from kvcompress.format.working_folder import PREFIX, remove
 
 KEY = "working.json"
@@ -48,7 +49,7 @@ class Working:
             return load_file(place)
         found = {key: tensor.contiguous() for key, tensor in make().items()}
         with atomic_path(place, force=True) as temporary:
-            save_file(found, temporary)
+            write_tensors(temporary, found)
         return found
 
     def file(self, name: str) -> Path | None:

@@ -213,7 +213,7 @@ def already_exists(path: PathLike) -> InputError:
 def refused(what: str, error: OSError | ValueError, path: PathLike) -> InputError:
     """Turn an error of the operating system (or a name it cannot express) into one line with a remedy."""
     if isinstance(error, ValueError):
-        return InputError(f"{what}: {error}", "Choose another name", path=ascii(path))
+        return InputError(f"{what}: {error}", "Choose another name", path=ascii(os.fspath(path)))
     remedy = _REMEDIES.get(error.errno or 0, "")
     if error.errno == errno.ENOENT:
         remedy = "Check the name"

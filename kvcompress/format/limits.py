@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 
-from kvcompress.errors import InputError, MemoryLimitError
+from kvcompress.errors import InputError, MemoryLimitError, shown
 
 DEFAULT_BYTES = 4_000_000_000
 OPTION = "--max-memory"
@@ -41,7 +41,8 @@ def parse_bytes(size: str | int) -> int:
     if found is not None and unit is not None:
         wanted = int(float(found[1]) * unit)
     if wanted <= 0:
-        raise InputError(f"{size!r} is no amount of memory", "Give one such as 4GB, 512MB or a number of bytes")
+        told = shown(repr(size)) if isinstance(size, str) or abs(size) < DEFAULT_BYTES else "this"
+        raise InputError(f"{told} is no amount of memory", "Give one such as 4GB, 512MB or a number of bytes")
     return wanted
 
 

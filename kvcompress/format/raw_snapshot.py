@@ -7,8 +7,6 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import save_file
 from torch import Tensor
 
 from kvcompress.errors import FormatError, InputError, about
@@ -16,7 +14,7 @@ from kvcompress.format.atomic import PathLike, atomic_path
 from kvcompress.format.json_section import MAX_ORIGIN_BYTES
 from kvcompress.format.limits import require_memory
 from kvcompress.format.origin import origin_of_json, require_vocabulary
-from kvcompress.format.safetensors_file import one_line, opened, require_format
+from kvcompress.format.safetensors_file import opened, require_format, write_tensors
 from kvcompress.format.strict_json import canonical_json, parse_json
 from kvcompress.snapshot import KVSnapshot, LayerKV, Origin
 
@@ -42,10 +40,7 @@ def save_raw(path: PathLike, snapshot: KVSnapshot, force: bool = False, session:
         "origin": canonical_json(snapshot.origin.to_json()).decode(),
     } | ({"session": session} if session else {})
     with atomic_path(path, force=force) as temporary:
-        try:
-            save_file(dict(_tensors(snapshot)), temporary, metadata)
-        except SafetensorError as error:
-            raise InputError(f"cannot be written: {one_line(error)}", path=path) from error
+        write_tensors(temporary, dict(_tensors(snapshot)), metadata)
 
 
 def load_raw(path: PathLike) -> KVSnapshot:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+import os
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from typing import Any
 
 from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
 
 from kvcompress.errors import FormatError, shown
 from kvcompress.format.atomic import PathLike, open_regular
@@ -60,6 +64,30 @@ def require_format(metadata: Mapping[str, str], name: str, version: str, path: P
     if metadata.get("version") != version:
         told = f"version {metadata.get('version')!r} of the {what} format is not supported"
         raise FormatError(told, "Upgrade kvcompress", path=path)
+
+
+def write_tensors(path: PathLike, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
+    """Write a safetensors file in place, for use inside `atomic_path`.
+
+    Raises:
+        OSError: It cannot be written; the library's own error holds the system's number in words.
+    """
+    try:
+        save_file(dict(tensors), path, None if metadata is None else dict(metadata))
+    except SafetensorError as error:
+        number = re.search(r"os error (\d+)", str(error))
+        if number is None:
+            raise OSError(one_line(error)) from error
+        raise OSError(int(number[1]), os.strerror(int(number[1]))) from error
+
+
+def tensors_in(paths: Iterable[PathLike]) -> int:
+    """Return how many tensors safetensors files hold, going by their headers; files that cannot be read count none."""
+    held = 0
+    for path in paths:
+        with suppress(SafetensorError, OSError), safe_open(path, framework="pt") as handle:
+            held += len(handle.keys())
+    return held
 
 
 def one_line(error: BaseException) -> str:

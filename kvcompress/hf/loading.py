@@ -21,6 +21,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 from kvcompress.errors import CheckpointError, FormatError, InputError, first_line
 from kvcompress.format.atomic import path_of
 from kvcompress.format.origin import require_possible_config
+from kvcompress.format.safetensors_file import tensors_in
 from kvcompress.hf.dequantise import dequantised, gguf_name
 from kvcompress.hf.download import from_hub, hub_name
 from kvcompress.hf.quiet import silence
@@ -35,6 +36,7 @@ REMEDY = (
     f"a Hub id such as HuggingFaceTB/SmolLM2-135M-Instruct, or {DEFAULT_MODEL}"
 )
 SHARD_INDEX = "model.safetensors.index.json"
+LAYER_COUNTS = ("num_hidden_layers", "num_layers", "n_layer", "n_layers")
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json", "vocab.txt")
 
 
@@ -128,10 +130,12 @@ def _require_possible(where: Path) -> None:
 
     Also where the index of a sharded checkpoint names anything but safetensors files beside it: others are pickles.
     """
+    config = _object(where / "config.json")
     try:
-        require_possible_config(_object(where / "config.json"))
+        require_possible_config(config)
     except FormatError as error:
         raise CheckpointError(error.what, REMEDY, path=where) from error
+    _require_layers(where, config)
     index = where / SHARD_INDEX
     shards = _object(index).get("weight_map") if index.is_file() else {}
     if not isinstance(shards, Mapping):
@@ -140,6 +144,20 @@ def _require_possible(where: Path) -> None:
         if not isinstance(shard, str) or Path(shard).name != shard or not shard.endswith(".safetensors"):
             what = f"{SHARD_INDEX} names {str(shard)[:80]!r}, which is no safetensors file beside it"
             raise CheckpointError(what, "Convert the weights with save_pretrained", path=where)
+
+
+def _require_layers(where: Path, config: Mapping[str, Any]) -> None:
+    """Raise `CheckpointError` where a configuration has more layers than its weights have tensors.
+
+    The library would build all of them, some seconds for each thousand, before it found their weights missing.
+    """
+    parts = [config, *(part for part in config.values() if isinstance(part, Mapping))]
+    stated = [(part[name], name) for part in parts for name in LAYER_COUNTS if type(part.get(name)) is int]
+    layers, name = max(stated, default=(0, ""))
+    held = tensors_in(where.glob("*.safetensors"))
+    if held and layers > held:
+        what = f"config.json says {name} = {layers}, and the weights are {held} tensors in all"
+        raise CheckpointError(what, REMEDY, path=where)
 
 
 def _object(file: Path) -> dict[str, Any]:

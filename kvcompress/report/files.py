@@ -33,7 +33,7 @@ def write_files(directory: str | os.PathLike[str], texts: Mapping[str, str], *, 
         Path(directory).mkdir(parents=True, exist_ok=True)
     except (OSError, ValueError) as error:
         what = f"the directory cannot be made: {getattr(error, 'strerror', None) or error}".lower()
-        raise InputError(what, "Choose another place", path=ascii(directory)) from error
+        raise InputError(what, "Choose another place", path=directory) from error
     paths = []
     for name, text in texts.items():
         path = Path(directory) / name

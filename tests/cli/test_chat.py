@@ -151,6 +151,9 @@ def test_text_files_are_read_as_people_save_them(tmp_path: Path) -> None:
     assert tokenizer.eos_token_id not in plain
     run("record", "--text", text, "-o", raw, "--special-tokens-in-text", "--force")
     assert tokenizer.eos_token_id in load_raw(raw).token_ids.tolist()
+    text.write_bytes(b"one\r\ntwo\rthree\n")
+    run("record", "--text", text, "-o", raw, "--force")
+    assert tokenizer.decode(load_raw(raw).token_ids.tolist()) == "<|bos|>one\r\ntwo\rthree\n"
     text.write_text("Say", encoding="utf-16")
     assert "UTF-16" in refused("record", "--text", text, "-o", tmp_path / "b.safetensors")
 

@@ -12,6 +12,7 @@ import torch
 from typer.testing import CliRunner
 
 from kvcompress.cli.app import app
+from kvcompress.errors import MemoryLimitError
 from kvcompress.format.raw_snapshot import load_raw
 from tests.cli.test_commands import refused, run
 
@@ -61,6 +62,12 @@ def test_the_table_is_readable_and_needs_no_table_file(planned: dict[str, Any]) 
     assert lines[1].startswith("exact")
     assert len(lines) == 1 + 5 + 1 + 1 + TOKENS
     assert "<|bos|>" in lines[8]
+
+
+def test_a_plan_is_shown_within_the_limit_of_memory(planned: dict[str, Any]) -> None:
+    arguments = ["inspect", str(planned["file"]), "--plan", "--max-memory", "1MB"]
+    with pytest.raises(MemoryLimitError, match="limit of 1 MB"):
+        CliRunner().invoke(app, arguments, catch_exceptions=False)
 
 
 def test_the_search_is_told_and_steers_the_next(planned: dict[str, Any]) -> None:

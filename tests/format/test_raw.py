@@ -16,6 +16,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+import kvcompress
 from kvcompress.codec.lossless import LosslessCodec
 from kvcompress.errors import FormatError, InputError, KVCompressError
 from kvcompress.format.container import save
@@ -113,7 +114,7 @@ def test_refused_write_leaves_no_trace(tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-c", code, str(path)], capture_output=True, text=True, check=True, timeout=120, cwd=root
     )
-    assert done.stdout.startswith(f"{path}: cannot be written: ")
+    assert done.stdout.startswith(f"{path}: cannot be written: file too large. Raise the limit")
     assert done.stdout.count("\n") == 1
     assert list(tmp_path.iterdir()) == []
 
@@ -221,3 +222,10 @@ def test_origin_that_json_cannot_hold_is_not_written(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="cannot be stored as JSON"):
         save_raw(tmp_path / "a", KVSnapshot(snapshot.layers, snapshot.token_ids, odd))
     assert list(tmp_path.iterdir()) == []
+
+
+def test_tensors_are_written_in_one_place() -> None:
+    """Where the library is called directly, a full disk ends in its own error and no remedy."""
+    package = Path(kvcompress.__file__).parent
+    writers = [path.name for path in package.rglob("*.py") if "save_file(" in path.read_text()]
+    assert writers == ["safetensors_file.py"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import shutil
+import time
 from pathlib import Path
 
 import huggingface_hub
@@ -137,6 +138,18 @@ def test_a_model_directory_that_asks_for_the_impossible_is_refused_at_once(tmp_p
         place.write_text(text)
         with pytest.raises(CheckpointError, match=r"config\.json"):
             load_model(tmp_path)
+
+
+@pytest.mark.parametrize("part", [{"num_hidden_layers": 4096}, {"text_config": {"num_hidden_layers": 4096}}])
+def test_more_layers_than_weights_are_refused_before_they_are_built(tmp_path: Path, part: dict[str, object]) -> None:
+    source = find_checkpoint("reference-lm")
+    (tmp_path / "model.safetensors").symlink_to((source / "model.safetensors").resolve())
+    config = json.loads((source / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | part))
+    begun = time.monotonic()
+    with pytest.raises(CheckpointError, match=r"num_hidden_layers = 4096, and the weights are [0-9]+ tensors in all"):
+        load_model(tmp_path)
+    assert time.monotonic() - begun < 1
 
 
 @pytest.mark.parametrize("shard", ["pytorch_model.bin", "../model.safetensors", 5])

@@ -12,13 +12,11 @@ from dataclasses import asdict
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import save_file
 from torch import Tensor
 
-from kvcompress.errors import FormatError, InputError, MismatchError
+from kvcompress.errors import FormatError, MismatchError
 from kvcompress.format.atomic import PathLike, atomic_path
-from kvcompress.format.safetensors_file import one_line, opened, require_format
+from kvcompress.format.safetensors_file import opened, require_format, write_tensors
 from kvcompress.format.strict_json import canonical_json
 from kvcompress.prune.evidence.record import Evidence, QueryStatistics
 from kvcompress.snapshot import KVSnapshot
@@ -50,10 +48,7 @@ def save_evidence(path: PathLike, evidence: Evidence, codec_fingerprint: str = "
     }
     tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in _tensors(evidence)}
     with atomic_path(path, force=force) as temporary:
-        try:
-            save_file(tensors, temporary, metadata)
-        except SafetensorError as error:
-            raise InputError(f"cannot be written: {one_line(error)}", path=path) from error
+        write_tensors(temporary, tensors, metadata)
 
 
 def load_evidence(path: PathLike, snapshot: KVSnapshot) -> tuple[Evidence, str]:
