@@ -14,12 +14,12 @@ from kvcompress.snapshot import KVSnapshot, Origin
 from kvcompress.store.collect import require_room
 from kvcompress.store.cover import cover_of
 from kvcompress.store.crypto import changed_key
-from kvcompress.store.database import AFTER
 from kvcompress.store.fence import claim, require_writable
 from kvcompress.store.log import APPEND, TOKENS, Entry
 from kvcompress.store.objects import content_digest
 from kvcompress.store.provenance import facts_of, model_digest
 from kvcompress.store.rows import NewEntry, NewSegment, State, add, state_of_session
+from kvcompress.store.schema import AFTER
 from kvcompress.store.segment import (
     Coding,
     encode_part,

@@ -26,6 +26,7 @@ from pathlib import Path
 from kvcompress.errors import FormatError, InputError, KVCompressError
 from kvcompress.store.cover import PLAIN, Cover, Tables
 from kvcompress.store.crypto import changed_key
+from kvcompress.store.schema import MIGRATIONS
 
 PAGE_BYTES = 512
 """Of databases that are made now; those of earlier versions keep theirs."""
@@ -35,10 +36,6 @@ _FRAME_HEADER_BYTES = 24
 
 CHECKPOINT_FRAMES = 8000
 """The write-ahead log is copied into the database once it has so many pages: pages changed often are copied once."""
-
-AFTER = "ifnull(substr(parent, 1, 8), x'') = ifnull(substr(:parent, 1, 8), x'') AND parent = :parent"
-"""Finds the segments after a parent: its whole digest in the index would take three times the pages. SQLite knows no
-part of an empty digest, which is that of no parent."""
 
 LEAST_SQLITE = (3, 33, 0)
 """Older ones do not know `sqlite_schema`, or ignore `trusted_schema = OFF` in silence."""
@@ -50,38 +47,6 @@ GUARD_SECONDS = 1.0
 APPLICATION_ID = 0x4B565A53
 SESSION_SPAN = 1 << 32
 """Entries of a session have the ids session * SESSION_SPAN + number."""
-
-_FIRST = """
-CREATE TABLE store (id INTEGER PRIMARY KEY CHECK (id = 0), generation INTEGER NOT NULL, stored_bytes INTEGER NOT NULL,
-    added_bytes INTEGER NOT NULL, written_bytes INTEGER NOT NULL, settings TEXT NOT NULL);
-CREATE TABLE origins (digest TEXT PRIMARY KEY, origin TEXT NOT NULL) WITHOUT ROWID;
-CREATE TABLE sessions (id INTEGER PRIMARY KEY, name TEXT UNIQUE, created REAL NOT NULL, used REAL NOT NULL,
-    head INTEGER, entries INTEGER NOT NULL, anchor BLOB NOT NULL, digest BLOB NOT NULL, origin TEXT,
-    fence INTEGER NOT NULL, writer TEXT);
-CREATE TABLE entries (id INTEGER PRIMARY KEY, parent INTEGER, kind TEXT NOT NULL, start INTEGER NOT NULL,
-    end INTEGER NOT NULL, segment BLOB, context TEXT NOT NULL, anchor BLOB NOT NULL, digest BLOB NOT NULL,
-    held INTEGER NOT NULL);
-CREATE TABLE names (session INTEGER NOT NULL, name TEXT NOT NULL, number INTEGER NOT NULL,
-    PRIMARY KEY (session, name)) WITHOUT ROWID;
-CREATE TABLE segments (digest BLOB PRIMARY KEY, parent BLOB NOT NULL, end INTEGER NOT NULL, prefix BLOB NOT NULL,
-    bytes INTEGER NOT NULL, uses INTEGER NOT NULL, created REAL NOT NULL, used REAL NOT NULL,
-    tokens BLOB) WITHOUT ROWID;
-CREATE INDEX segments_after ON segments (parent, end);
-INSERT INTO store VALUES (0, 0, 0, 0, 0, '{}');
-"""
-_SECOND = """
-CREATE TABLE keyring (id INTEGER PRIMARY KEY CHECK (id = 0), epoch INTEGER NOT NULL, ring TEXT NOT NULL)"""
-_THIRD = """
-CREATE TEMPORARY TABLE moved AS SELECT * FROM segments ORDER BY created;
-DROP TABLE segments;
-CREATE TABLE segments (digest BLOB NOT NULL PRIMARY KEY, parent BLOB NOT NULL, end INTEGER NOT NULL,
-    prefix BLOB NOT NULL, bytes INTEGER NOT NULL, uses INTEGER NOT NULL, created REAL NOT NULL, used REAL NOT NULL,
-    tokens BLOB);
-CREATE INDEX segments_after ON segments (ifnull(substr(parent, 1, 8), x''), end);
-INSERT INTO segments SELECT * FROM moved;
-DROP TABLE moved"""
-MIGRATIONS = (_FIRST, _SECOND, _THIRD)
-"""Scripts that lead from each version of the tables to the next one."""
 
 _REMEDIES = {
     sqlite3.SQLITE_BUSY: "Another process is busy with it for long; try again",

@@ -9,8 +9,9 @@ from statistics import median
 import pytest
 
 from kvcompress.format.strict_json import canonical_json
-from kvcompress.store.database import AFTER, SESSION_SPAN
+from kvcompress.store.database import SESSION_SPAN
 from kvcompress.store.log import APPEND, CHECKPOINT, Link, context_of
+from kvcompress.store.schema import AFTER
 from kvcompress.store.segment import part_of
 from kvcompress.store.session import StoredSession
 from kvcompress.store.store import Store
