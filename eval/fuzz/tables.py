@@ -17,6 +17,7 @@ _ROLLBACK, _WAL = 1, 2
 _STATEMENTS = (
     "PRAGMA user_version = 0",
     "PRAGMA user_version = 1",
+    "PRAGMA user_version = 2",
     "PRAGMA user_version = 77",
     "PRAGMA user_version = -1",
     "PRAGMA application_id = 0",
