@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import sqlite3
-from collections.abc import Iterable
+from collections.abc import Sequence
 from typing import Any
 
 from kvcompress.errors import IntegrityError
@@ -30,20 +30,24 @@ _WANTED: dict[str, tuple[type, ...]] = {
     **dict.fromkeys(_COUNTS, (int,)),
     **dict.fromkeys(_TIMES, (int, float)),
     **dict.fromkeys(("uses", "stored_bytes", "added_bytes", "written_bytes"), (int,)),
-    "parent": (int, bytes, type(None)),  # of an entry the id of another one, of a segment a digest
+    "parent": (int, type(None)),  # of an entry; a segment's is a digest, see below
 }
+_SEGMENT = {**_WANTED, "parent": (bytes,)}
+"""Of the table `segments`, whose rows are told by their column `prefix`."""
+
 _KINDS = {int: "a number", float: "a number", str: "a text", bytes: "bytes", type(None): "nothing"}
 
 
-def require_columns(names: Iterable[str], values: Iterable[Any]) -> None:
+def require_columns(names: Sequence[str], values: Sequence[Any]) -> None:
     """Raise `IntegrityError` where a value of a row is not of its column's type, uncovered where it was encrypted.
 
     Args:
         names: Of the columns; one that is no column of ours, such as a sum, is not looked at.
         values: What they hold.
     """
+    types = _SEGMENT if "prefix" in names else _WANTED
     for name, value in zip(names, values, strict=True):
-        wanted = _WANTED.get(name)
+        wanted = types.get(name)
         if wanted is None:
             continue
         kind = type(value)

@@ -123,14 +123,14 @@ def entry_of(row: sqlite3.Row) -> Entry:
     """Return the entry of a row of the table `entries`.
 
     Raises:
-        IntegrityError: Its context is none, or its parent no entry.
+        IntegrityError: Its context is none.
     """
     session, number = divmod(row["id"], SESSION_SPAN)
     try:
         context = json.loads(row["context"])
     except (ValueError, RecursionError):
         context = None
-    if not isinstance(context, dict) or isinstance(row["parent"], bytes):
+    if not isinstance(context, dict):
         raise IntegrityError(f"entry {number} was changed: it is none", "See `kvcompress store verify`")
     return Entry(
         session=session,

@@ -46,6 +46,7 @@ WRONG = [
     ("entries", "segment", 7), ("entries", "kind", b"append"), ("store", "generation", "x"),
     ("store", "settings", "{"), ("store", "settings", '{"max_bytes":"all"}'), ("store", "settings", "[]"),
     ("store", "settings", '{"floors":{"a":{"b":1}}}'), ("segments", "tokens", 1 << 40),
+    ("segments", "parent", 1 << 40), ("segments", "prefix", "text"), ("entries", "parent", b"text"),
 ]  # fmt: skip
 
 
