@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from kvcompress.data.chat_template import Dialogue, Message, broken_layout, layout_ids, user
+from kvcompress.data.chat_template import PROBE, Dialogue, Message, broken_layout, layout_ids, user
 from kvcompress.data.recovery import agreed, recovered, text_of
 from kvcompress.errors import FormatError, InputError
 from kvcompress.hf.conversation import common_prefix
@@ -26,8 +26,6 @@ if TYPE_CHECKING:
 
 MOST_CHARACTERS = 1 << 20
 """A longer conversation is not kept beside its tokens."""
-
-_PROBE = "Zqx1jW"
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,10 +94,10 @@ def appended(tokenizer: Tokenizer, token_ids: Sequence[int], text: str, *, speci
     Raises:
         InputError: As `next_turn`.
     """
-    marks = user(f"{_PROBE}u"), {"role": "assistant", "content": f"{_PROBE}a"}
+    marks = user(f"{PROBE}u"), {"role": "assistant", "content": f"{PROBE}a"}
     dialogue = Dialogue(marks).then(user(text), special_tokens=special_tokens)
     whole, character = broken_layout(tokenizer, dialogue, ask=True)
-    tail = whole.rpartition(f"{_PROBE}a")[2]
+    tail = whole.rpartition(f"{PROBE}a")[2]
     ids = ids_of_broken(tokenizer, tail, character) if character else ids_of(tokenizer, tail)
     there = next((n for n in range(min(len(ids), len(token_ids)), 0, -1) if list(token_ids[-n:]) == ids[:n]), 0)
     return ids[there:]
@@ -118,7 +116,7 @@ def to_keep(tokenizer: Tokenizer, token_ids: Sequence[int], dialogue: Dialogue) 
     """
     told = recovered(tokenizer, token_ids)
     if told is not None and all(
-        _next(tokenizer, told, text) == _next(tokenizer, dialogue, text) for text in (_PROBE, f"{_PROBE} {_PROBE}")
+        _next(tokenizer, told, text) == _next(tokenizer, dialogue, text) for text in (PROBE, f"{PROBE} {PROBE}")
     ):
         return None
     text, at, messages = text_of(tokenizer, token_ids), 0, list[Any]()
