@@ -73,12 +73,15 @@ def resume(
     with opened(store) as found:
         held = found.session(session)
         if save:
+            from kvcompress.data.next_turn import OUTSIDE_THE_TEMPLATE
             from kvcompress.store.wrapper import Session
 
             if at is not None:
                 held.rewind(at)
             talk = Session(language_model, tokenizer, store=found, name=session, quality=quality, lossless=lossless)
             talk.say(prompt or "", max_new_tokens=max_new_tokens, on_text=write)
+            if not talk.told:
+                sys.stderr.write(f"note: {OUTSIDE_THE_TEMPLATE}.\n")
             facts: dict[str, Any] = {"tokens": held.tokens, "entry": len(held) - 1}
         else:
             snapshot, facts = _state(held, language_model, tokenizer, at, tokens, layers)

@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from kvcompress.data.chat_template import PROBE, Dialogue, Message, broken_layout, layout_ids, user
-from kvcompress.data.recovery import agreed, recovered, text_of
+from kvcompress.data.recovery import agreed, answer, recovered, text_of
 from kvcompress.errors import FormatError, InputError
 from kvcompress.hf.conversation import common_prefix
 from kvcompress.hf.special_tokens import ids_of, ids_of_broken
@@ -23,6 +23,8 @@ from kvcompress.hf.special_tokens import ids_of, ids_of_broken
 if TYPE_CHECKING:
     from kvcompress.hf.types import Tokenizer
     from kvcompress.snapshot import KVSnapshot
+
+OUTSIDE_THE_TEMPLATE = "the session is not laid out by this chat template, so the prompt is put behind it as a turn"
 
 MOST_CHARACTERS = 1 << 20
 """A longer conversation is not kept beside its tokens."""
@@ -37,11 +39,17 @@ class NextTurn:
         kept: How many of the session's tokens it begins with; the cache of the others is not used.
         told: Whether these are the template's tokens. Otherwise the session is in no layout that its template gives,
             and the turn is put behind it.
+        dialogue: The conversation with the user's turn, None where it is not told.
     """
 
     token_ids: tuple[int, ...]
     kept: int
     told: bool = True
+    dialogue: Dialogue | None = None
+
+    def answered(self, tokenizer: Tokenizer, token_ids: Sequence[int]) -> Dialogue | None:
+        """Return the conversation with the model's answer, given without the token that ended it."""
+        return None if self.dialogue is None else self.dialogue.then(answer(tokenizer, self.dialogue, token_ids))
 
 
 def next_turn(
@@ -78,7 +86,7 @@ def next_turn(
         whole = layout_ids(tokenizer, longer, ask=True, name="the session with this prompt")
     except InputError as error:
         raise InputError(error.what, error.remedy or "Append the prompt as it is with --plain") from error
-    return NextTurn(tuple(whole), min(common_prefix(ids, whole), len(whole) - 1))
+    return NextTurn(tuple(whole), min(common_prefix(ids, whole), len(whole) - 1), dialogue=longer)
 
 
 def next_turn_of(tokenizer: Tokenizer, snapshot: KVSnapshot, text: str, *, special_tokens: bool = False) -> NextTurn:
@@ -97,7 +105,9 @@ def appended(tokenizer: Tokenizer, token_ids: Sequence[int], text: str, *, speci
     marks = user(f"{PROBE}u"), {"role": "assistant", "content": f"{PROBE}a"}
     dialogue = Dialogue(marks).then(user(text), special_tokens=special_tokens)
     whole, character = broken_layout(tokenizer, dialogue, ask=True)
-    tail = whole.rpartition(f"{PROBE}a")[2]
+    before, mark, tail = whole.rpartition(f"{PROBE}a")
+    if not before or not mark:
+        raise InputError("the chat template leaves out what is said", "Append the prompt as it is with --plain")
     ids = ids_of_broken(tokenizer, tail, character) if character else ids_of(tokenizer, tail)
     there = next((n for n in range(min(len(ids), len(token_ids)), 0, -1) if list(token_ids[-n:]) == ids[:n]), 0)
     return ids[there:]

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 _ROLES = {"s": "system", "u": "user", "a": "assistant", "t": "tool"}
 _PROBES = (
-    *("u", "su", "a", "sa", "ua", "sua", "uau", "suau", "uaua", "uauau"),
+    *("s", "u", "su", "a", "sa", "ua", "sua", "uau", "suau", "uaua", "uauau"),
     *("uu", "uaa", "auau", "us", "uas", "uat", "uata", "uatau", "uatt"),
 )
 _OPENING = re.compile(r"(?:<[a-z][\w:]*>|\[[A-Z]+\])\s*\Z")  # of thinking, which the model goes on with
@@ -78,16 +78,18 @@ def answer(tokenizer: Tokenizer, before: Dialogue, token_ids: Sequence[int]) -> 
     """
     content = said(tokenizer, token_ids)
     plain: Message = {"role": "assistant", "content": content}
-    opening = _OPENING.search(layout(tokenizer, before, ask=True))
-    if opening is None:
+    opened = layout(tokenizer, before, ask=True)
+    opening = _OPENING.search(opened)
+    if opening is None or not content:
         return plain
     thinking = {**plain, "content": opening[0] + content}
-    ids = [*layout_ids(tokenizer, before, ask=True), *token_ids]
-    try:
-        shared = [common_prefix(layout_ids(tokenizer, before.then(one)), ids) for one in (plain, thinking)]
+    so_far = (opened + content).encode(errors="surrogatepass")
+    try:  # by text: where thoughts end in other tokens than the template's, both ways part there
+        layouts = [layout(tokenizer, before.then(one)).encode(errors="surrogatepass") for one in (plain, thinking)]
     except InputError:
         return plain
-    return thinking if shared[1] >= shared[0] else plain
+    kept = [common_prefix(text, so_far) for text in layouts]
+    return thinking if kept[1] >= kept[0] else plain
 
 
 def recovered(tokenizer: Tokenizer, token_ids: Sequence[int]) -> Dialogue | None:
@@ -107,7 +109,7 @@ def recovered(tokenizer: Tokenizer, token_ids: Sequence[int]) -> Dialogue | None
     found += (Dialogue(tuple(messages)) for messages in _readings(seams, text))
     for dialogue in found:
         ways = [Dialogue(()).then(*dialogue.messages, special_tokens=special) for special in (False, True)]
-        agreeing = [exact for way in ways if (exact := agreed(tokenizer, way, ids, unlost=True)) is not None]
+        agreeing = [exact for way in ways if (exact := agreed(tokenizer, way, ids)) is not None]
         if agreeing:  # text that spells a special token and the token itself read alike: the tokens tell which it was
             return max(agreeing, key=lambda one: _shared(tokenizer, one, ids))
     names = seams.special
@@ -197,12 +199,10 @@ def _unclosed(seams: Seams, rest: str, role: str) -> str:
     return rest[: len(rest) - begun] if begun else rest.removesuffix(seams.stop)
 
 
-def agreed(
-    tokenizer: Tokenizer, dialogue: Dialogue, token_ids: Sequence[int], *, unlost: bool = False
-) -> Dialogue | None:
+def agreed(tokenizer: Tokenizer, dialogue: Dialogue, token_ids: Sequence[int]) -> Dialogue | None:
     """Return a conversation if its layout gives the tokens, with the last answer as the tokens have it, else None.
 
-    With `unlost` also None where more was generated behind what closes that answer, which one message cannot hold.
+    Also None where more follows behind what closes that answer, which one message cannot hold.
     """
     ids = list(token_ids)
     if not dialogue.messages:
@@ -218,7 +218,7 @@ def agreed(
                 special = bool(dialogue.special_tokens)
                 end, lost = _answer_end(tokenizer, ids[len(opened) :])
                 last = answer(tokenizer, before, ids[len(opened) : len(opened) + end])
-                return None if unlost and lost else before.then(last, special_tokens=special)
+                return None if lost else before.then(last, special_tokens=special)
     except InputError:
         return None
     return dialogue if _same_but_split(tokenizer, whole, ids) else None
