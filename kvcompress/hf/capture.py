@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import PurePath
 from typing import Any
 
@@ -89,6 +89,8 @@ def check_ids(model: CausalLM, token_ids: Tensor | Sequence[int]) -> Tensor:
     Raises:
         InputError: They are no sequence of ids, lie outside the model's vocabulary, or are more than its context.
     """
+    if isinstance(token_ids, Mapping):
+        raise InputError("token_ids are a mapping", 'Pass its ids alone, such as tokenizer(text)["input_ids"]')
     try:
         ids = token_ids.detach() if isinstance(token_ids, Tensor) else torch.tensor(list(token_ids))
     except (TypeError, ValueError, RuntimeError) as error:
