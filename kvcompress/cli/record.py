@@ -18,6 +18,7 @@ from kvcompress.cli.console import (
     ModelOption,
     SpecialTokensOption,
     beside,
+    require_other,
     require_output,
     show,
     written,
@@ -99,9 +100,10 @@ def record(
     from kvcompress.prune.evidence.recorded import write_evidence
 
     if output is not None:
-        require_output(output, force, as_json)
+        require_output(output, force, as_json, session, text, evidence)
     if evidence is not None:
         require_writable(evidence, force)
+        require_other(evidence, session, text)
     with waiting("record", "loading the model"):
         language_model, tokenizer = load_model(model, dtype)
     if tokenizer is None:

@@ -13,7 +13,7 @@ from kvcompress.codec.protocol import Codec
 from kvcompress.codec.settings import TinyVAESettings
 from kvcompress.codec.tinyvae import TinyVAECodec
 from kvcompress.errors import FormatError, about
-from kvcompress.format.container import MAGIC, Encoded, load
+from kvcompress.format.container import MAGIC, Encoded, is_tensors, load
 from kvcompress.format.limits import memory_limit
 from kvcompress.format.raw_snapshot import load_raw
 from kvcompress.format.session import read_session
@@ -91,8 +91,9 @@ def _require_true(origin: Origin, recompute: Recompute | None) -> None:
 
 
 def is_raw(path: Path) -> bool:
-    """Tell whether a file is no `.kvz` file but named like a raw snapshot."""
-    if path.suffix != ".safetensors" or not path.is_file():
+    """Tell whether a file is a raw snapshot by what it holds, or is no `.kvz` file but named like one."""
+    if not path.is_file():
         return False
     with path.open("rb") as handle:
-        return handle.read(len(MAGIC)) != MAGIC
+        start = handle.read(len(MAGIC) + 1)
+    return is_tensors(start) or (path.suffix == ".safetensors" and start[: len(MAGIC)] != MAGIC)
