@@ -84,7 +84,19 @@ ProgressCallback = Callable[[str, int, int], None]
 
 
 def tolerant_streams() -> None:
-    """Let standard output and error spell out what their encoding lacks, instead of failing on it."""
+    """Let standard output and error spell out what their encoding lacks, instead of failing on it.
+
+    Raises:
+        InputError: Standard output is closed, so that what a command prints would be lost.
+    """
+    nowhere: Any = functools.partial(open, os.devnull, encoding="utf-8")
+    if sys.stdin is None:  # Python's way of saying that it was closed
+        sys.stdin = nowhere()
+    if sys.stderr is None:
+        sys.stderr = nowhere(mode="w")
+    if sys.stdout is None:
+        sys.stdout = nowhere(mode="w")
+        raise InputError("standard output is closed", "Send it to a file, or to /dev/null")
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
