@@ -22,6 +22,7 @@ from kvcompress.codec.lossless import LosslessCodec
 from kvcompress.codec.quality import encode_at_quality
 from kvcompress.codec.size_ratio import encode_at_size_ratio
 from kvcompress.codec.tinyvae import TinyVAECodec
+from kvcompress.default_device import on_cpu
 from kvcompress.errors import InputError
 from kvcompress.fit.adopt import adopt, measured
 from kvcompress.format.container import Encoded, to_bytes
@@ -68,6 +69,7 @@ class Encoding:
     notes: tuple[str, ...] = ()
 
 
+@on_cpu
 def encode(
     snapshot: KVSnapshot,
     options: EncodeOptions,

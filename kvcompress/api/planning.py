@@ -10,6 +10,7 @@ from torch import Tensor
 
 from kvcompress.api.encoding import Encoding, Progress, encode
 from kvcompress.api.options import EncodeOptions, PlanOptions
+from kvcompress.default_device import on_cpu
 from kvcompress.errors import InputError
 from kvcompress.format.container import to_bytes
 from kvcompress.hf.types import CausalLM, Tokenizer
@@ -77,6 +78,7 @@ class SessionPlan:
         return self.encoding
 
 
+@on_cpu
 def plan(
     snapshot: KVSnapshot,
     model: CausalLM,

@@ -16,6 +16,7 @@ from kvcompress.codec.registry import load_snapshot
 from kvcompress.data.chat_template import Dialogue
 from kvcompress.data.next_turn import next_turn_of, with_dialogue
 from kvcompress.data.recovery import agreed
+from kvcompress.default_device import on_cpu
 from kvcompress.errors import InputError
 from kvcompress.format.atomic import path_of, require_writable
 from kvcompress.format.container import save
@@ -44,6 +45,7 @@ class SavedSession:
     notes: tuple[str, ...] = ()
 
 
+@on_cpu
 def save_session(
     path: str | Path,
     model: CausalLM,
@@ -114,6 +116,7 @@ def _with_messages(snapshot: KVSnapshot, tokenizer: Tokenizer, messages: Sequenc
     return with_dialogue(snapshot, tokenizer, dialogue)
 
 
+@on_cpu
 def load_session(
     path: str | Path,
     model: CausalLM,
@@ -143,6 +146,7 @@ def load_session(
     return restore(snapshot, model, tokenizer=tokenizer, copy=False)
 
 
+@on_cpu
 def next_turn(
     path: str | Path,
     model: CausalLM,

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from kvcompress.codec.sound import REMEDY, require_buildable, require_tables
 from kvcompress.codec.tinyvae import TinyVAECodec
+from kvcompress.default_device import on_cpu
 from kvcompress.errors import CheckpointError, InputError, about, first_line
 from kvcompress.format.atomic import path_of
 from kvcompress.format.atomic_directory import recover, require_directory
@@ -17,6 +18,7 @@ from kvcompress.hub.places import find_codec
 from tinyvae.bitstream import bitstream_marker
 
 
+@on_cpu
 def load_codec(name_or_path: str | Path = DEFAULT_CODEC, recompute_layers: int | None = None) -> TinyVAECodec:
     """Load a codec by name, directory or id on the Hub; `kvcompress codecs list` names those at hand.
 

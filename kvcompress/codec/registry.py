@@ -12,6 +12,7 @@ from kvcompress.codec.lossless import LosslessCodec
 from kvcompress.codec.protocol import Codec
 from kvcompress.codec.settings import TinyVAESettings
 from kvcompress.codec.tinyvae import TinyVAECodec
+from kvcompress.default_device import on_cpu
 from kvcompress.errors import FormatError, about
 from kvcompress.format.container import MAGIC, Encoded, is_tensors, load
 from kvcompress.format.limits import memory_limit
@@ -53,6 +54,7 @@ def _tinyvae_of(encoded: Encoded, codec: str | Path | None) -> TinyVAECodec:
     return load_codec(codec, stated.recompute_layers)
 
 
+@on_cpu
 def load_snapshot(
     path: Path,
     codec: str | Path | None = None,

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
+from kvcompress.default_device import on_cpu
 from kvcompress.errors import InputError
 from kvcompress.hf.cache_check import require_own_tokens
 from kvcompress.hf.families import (
@@ -32,6 +33,7 @@ from kvcompress.snapshot import CACHE_DTYPES, KVSnapshot, LayerKV, Origin
 ROUND_TRIP_TOLERANCE = 1e-5  # of the largest key of the token and head
 
 
+@on_cpu
 def capture(
     model: CausalLM,
     token_ids: Tensor | Sequence[int],

@@ -15,6 +15,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
+from kvcompress.default_device import on_cpu
 from kvcompress.errors import InputError
 from kvcompress.hf.rope import parse_config, rotary_parts
 from kvcompress.hf.stored_weights import load_stored
@@ -37,6 +38,7 @@ _STORED: WeakKeyDictionary[Any, tuple[str, str]] = WeakKeyDictionary()
 _TOKENIZERS: WeakKeyDictionary[Any, tuple[str, str]] = WeakKeyDictionary()
 
 
+@on_cpu
 def fingerprint(model: CausalLM, tokenizer: Tokenizer | None = None) -> ModelFingerprint:
     """Return the content hashes of a model and, if given, of its tokenizer.
 
