@@ -165,7 +165,10 @@ def texts_of(value: Any) -> Iterator[str]:
 
 
 def dividing(tokenizer: Tokenizer) -> set[str]:
-    """Return the spellings of special tokens that divide turns, and those that the tokenizer itself names."""
+    """Return the spellings of special tokens that divide turns, and those that the tokenizer itself names.
+
+    Those of thinking are none of them, although some templates write them in every answer.
+    """
     found = {str(getattr(tokenizer, name, None) or "") for name in NAMED_TOKENS}
     known = pattern_of(spellings(tokenizer))
     probe: Sequence[Message] = (user("a"), {"role": "assistant", "content": "b"}, user("c"))
@@ -173,4 +176,5 @@ def dividing(tokenizer: Tokenizer) -> set[str]:
         text = layout(tokenizer, Dialogue(tuple(probe)))
     except InputError:  # a template that takes no such conversation tells nothing: then all divide
         return set(spellings(tokenizer))
-    return (found | set(known.findall(text) if known is not None else ())) - {""}
+    found |= set(known.findall(text) if known is not None else ())
+    return {name for name in found if name and "think" not in name.lower()}

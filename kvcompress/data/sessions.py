@@ -93,8 +93,9 @@ def _parse(line: str, path: Path, number: int) -> Session:
     if not isinstance(special, bool):
         raise FormatError(f"{where}: special_tokens is neither true nor false", path=path)
     for key in row.keys() - {"messages"}:  # messages name their number below
+        place = {"text": where, "id": f"{where}: the id"}.get(key, f"{where}: {key}")
         for leaf in texts_of({key: row[key]}):
-            require_text(leaf, f"{where}: {key}", path=path)
+            require_text(leaf, place, path=path)
     if isinstance(row.get("text"), str) and "messages" not in row:
         text, name = without_mark(row["text"]), _name(row, number, path)
         kind = str(row.get("category", "text"))

@@ -127,7 +127,8 @@ XML = (
 )
 COMMAND_R7B = (
     "{{ '<s>' }}{% for m in messages %}{{ '<|START|><|' + m.role + '|>' }}"
-    "{{ '<|RESPONSE|>' + m.content + '<|/RESPONSE|>' if m.role == 'assistant' else m.content }}{{ '<|STOP|>' }}{% endfor %}"
+    "{{ '<|RESPONSE|>' + m.content + '<|/RESPONSE|>' if m.role == 'assistant' else m.content }}"
+    "{{ '<|STOP|>' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|START|><|assistant|><|RESPONSE|>' }}{% endif %}"
 )
 PARTS_ALONE = CHATML.replace(

@@ -289,7 +289,8 @@ def test_a_kept_conversation_is_not_that_of_a_session_that_went_on(name: str) ->
 def test_a_system_s_turn_alone_is_told_from_an_answer() -> None:
     tokenizer = tokenizer_with(
         "{{ '<s>' }}{% for m in messages %}{% if m.role == 'system' %}{{ '[S]' + m.content + '[/S]' }}"
-        "{% elif m.role == 'user' %}{{ '[I]' + m.content + '[/I]' }}{% else %}{{ m.content + '</s>' }}{% endif %}{% endfor %}",
+        "{% elif m.role == 'user' %}{{ '[I]' + m.content + '[/I]' }}{% else %}{{ m.content + '</s>' }}"
+        "{% endif %}{% endfor %}",
         "</s>",
         ("<s>", "[S]", "[/S]", "[I]", "[/I]"),
     )
