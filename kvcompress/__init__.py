@@ -28,7 +28,10 @@ if TYPE_CHECKING:
     from kvcompress.hf import capture, load_model, restore
     from kvcompress.metrics.fidelity import fidelity
     from kvcompress.snapshot import KVSnapshot
+    from kvcompress.store.keys import StoreKey
+    from kvcompress.store.policy import Policy
     from kvcompress.store.session import StoredSession
+    from kvcompress.store.signing import Signer
     from kvcompress.store.store import Store
     from kvcompress.store.wrapper import Session
 
@@ -42,10 +45,13 @@ _HOMES = {
     "FittedCodec": "kvcompress.fit.from_sessions",
     "KVSnapshot": "kvcompress.snapshot",
     "PlanOptions": "kvcompress.api.options",
+    "Policy": "kvcompress.store.policy",
     "SavedSession": "kvcompress.api.session",
     "Session": "kvcompress.store.wrapper",
     "SessionPlan": "kvcompress.api.planning",
+    "Signer": "kvcompress.store.signing",
     "Store": "kvcompress.store.store",
+    "StoreKey": "kvcompress.store.keys",
     "StoredSession": "kvcompress.store.session",
     "capture": "kvcompress.hf",
     "encode": "kvcompress.api.encoding",
@@ -71,10 +77,13 @@ __all__ = [
     "FittedCodec",
     "KVSnapshot",
     "PlanOptions",
+    "Policy",
     "SavedSession",
     "Session",
     "SessionPlan",
+    "Signer",
     "Store",
+    "StoreKey",
     "StoredSession",
     "__version__",
     "capture",

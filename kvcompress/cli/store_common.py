@@ -85,6 +85,13 @@ def key_of(key_file: Path | None, passphrase: bool, *, confirm: bool = False) ->
     return StoreKey.from_file(key_file) if key_file is not None else StoreKey.from_environment()
 
 
+def other_key(key_file: Path | None, passphrase: bool) -> StoreKey | None:
+    """Return the key that options name for a file or a place; None for that of the store."""
+    if key_file is not None and passphrase:
+        raise InputError("a key file and a passphrase exclude each other", "Name one of them")
+    return key_of(key_file, passphrase) if key_file is not None or passphrase else None
+
+
 @contextmanager
 def opened(path: Path, **options: Any) -> Iterator[Store]:
     """Open a store with the key, the policy and the signer that the options of the group name."""

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from kvcompress.cli.console import ForceOption, JsonOption, show
-from kvcompress.cli.store_common import AtOption, SessionArgument, StoreArgument, opened
+from kvcompress.cli.store_common import AtOption, SessionArgument, StoreArgument, opened, other_key
 from kvcompress.errors import InputError
 
 NewNameOption = Annotated[
@@ -24,7 +24,7 @@ def export(
     force: ForceOption = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Write a session into one file that another store takes in."""
+    """Write a session into one file that another store takes in; of an encrypted store it opens with the same key."""
     from kvcompress.store.portable import export_session
 
     with opened(store) as found:
@@ -36,13 +36,24 @@ def import_(
     store: StoreArgument,
     file: Annotated[Path, typer.Argument(help="File that `store export` wrote.", metavar="FILE", show_default=False)],
     name: NewNameOption = None,
+    file_key: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Key file of an encrypted file.", show_default="the key of the store"),
+    ] = None,
+    file_passphrase: Annotated[
+        bool, typer.Option("--file-passphrase", help="Ask for the passphrase of an encrypted file.")
+    ] = False,
+    readable: Annotated[
+        bool, typer.Option("--readable", help="Take an encrypted session into a store that everybody can read.")
+    ] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Take a session out of a file: all of it, or nothing where anything in it was changed."""
     from kvcompress.store.portable import import_session
 
     with opened(store) as found:
-        show(import_session(found, file, name).to_json(), as_json=as_json)
+        key = other_key(file_key, file_passphrase)
+        show(import_session(found, file, name, key=key, readable=readable).to_json(), as_json=as_json)
 
 
 def sync(
@@ -61,6 +72,13 @@ def sync(
     pull: Annotated[bool, typer.Option("--pull", help="Only fetch.")] = False,
     name: NewNameOption = None,
     workers: Annotated[int, typer.Option(help="Transfers at a time.", min=1, max=64)] = 8,
+    place_key: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Key file of an encrypted place.", show_default="the key of the store"),
+    ] = None,
+    place_passphrase: Annotated[
+        bool, typer.Option("--place-passphrase", help="Ask for the passphrase of an encrypted place.")
+    ] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Make sessions here and at an address equal; only what is missing goes over, and an interruption costs nothing."""
@@ -71,7 +89,8 @@ def sync(
         raise InputError("--push and --pull exclude each other", "Leave both out to do both")
     direction = PUSH if push else PULL if pull or name is not None else BOTH
     with opened(store) as found:
-        done = synchronise(found, address, session, direction=direction, rename=name, workers=workers)
+        key = other_key(place_key, place_passphrase)
+        done = synchronise(found, address, session, direction=direction, rename=name, workers=workers, key=key)
     if as_json:
         show({"sessions": [one.to_json() for one in done]}, as_json=True)
         return

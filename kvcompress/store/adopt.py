@@ -14,6 +14,7 @@ import time
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -22,12 +23,13 @@ from kvcompress.format.container import HASH_CHARACTERS
 from kvcompress.format.origin import origin_of_json
 from kvcompress.format.strict_json import canonical_json
 from kvcompress.store.appending import ENTRY_BYTES
-from kvcompress.store.bundle import Head, Log, Row, Source, diverged, gather, require_plain
+from kvcompress.store.bundle import Head, Log, Row, Source, diverged, gather
 from kvcompress.store.collect import require_room
+from kvcompress.store.crypto import changed_key
 from kvcompress.store.database import entry_id
 from kvcompress.store.fence import claim
 from kvcompress.store.log import CHECKPOINT, FORGET
-from kvcompress.store.objects import content_digest
+from kvcompress.store.objects import checked, content_digest
 from kvcompress.store.pieces import read_logs
 from kvcompress.store.segment import PREFIX_BYTES, Part, read_part
 from kvcompress.store.session import StoredSession
@@ -74,7 +76,6 @@ def adopt(store: Store, source: Source, head: Head, name: str | None = None, wor
         InputError: The session here went on differently, another process writes to it, or there is no room.
         FormatError: What came is damaged or was tampered with.
     """
-    require_plain(store)
     name = head.session if name is None else name
     here = _here(store, name)
     known = gather(here)[-1] if here is not None else None
@@ -87,15 +88,17 @@ def adopt(store: Store, source: Source, head: Head, name: str | None = None, wor
         return Adopted(name, 0, 0, 0, 0)
     arrivals = _Arrivals(store, source, workers)
     taken = [len(log.rows) if count else 0 for log in logs[:-1]] + [count]  # what it branched from came with it
-    parts = arrivals.fetch(logs, taken)
+    cover, parts = store.cover, arrivals.fetch(logs, taken)
     with store.database.write() as tables:
+        if store.cover is not cover:  # the files were encrypted with a key that another thread has exchanged
+            raise changed_key()
         added = _Adoption(store, tables, parts).add(logs, here, name, count)
     return Adopted(name, added, arrivals.segments, arrivals.present, arrivals.transferred_bytes)
 
 
 def _here(store: Store, name: str) -> StoredSession | None:
     with store.database.read() as tables:
-        row = tables.execute("SELECT id FROM sessions WHERE name = ?", (name,)).fetchone()
+        row = tables.execute("SELECT id FROM sessions WHERE name = ?", (store.cover.name(name),)).fetchone()
     return None if row is None else StoredSession(store, int(row["id"]), name)
 
 
@@ -143,7 +146,8 @@ class _Arrivals:
                 self.segments, self.transferred_bytes = self.segments + 1, self.transferred_bytes + len(data)
             else:
                 self.present += 1
-            found[row.segment] = Arrived(row.held, parent, part.end, prefix, len(data))
+            size = self.store.objects.size(row.held) or len(data)
+            found[row.segment] = Arrived(row.held, parent, part.end, prefix, size)
         return found
 
     def _wanted(
@@ -185,9 +189,8 @@ class _Arrivals:
     def _content(self, digest: str) -> bytes:
         """Return a file from here where it is whole, from there otherwise."""
         if self.store.objects.size(digest) is not None:
-            data = self.store.objects.get(digest)
-            if content_digest(data, self.store.digest_key) == digest:
-                return data
+            with suppress(FormatError):  # damaged, or of a key that was given up
+                return checked(self.store.objects, digest, key=self.store.digest_key)
             self.store.objects.delete(digest)
         return self.source.segment(digest)
 
@@ -277,7 +280,7 @@ class _Adoption:
             parent_id = entry_id(session, parent) if isinstance(parent, int) else self.ids[parent] if parent else None
             held = row.segment in self.parts and self._hold(row)
             values = (place, parent_id, row.says["kind"], *row.span, bytes.fromhex(row.segment) or None)
-            link = (row.context.decode(), row.link.anchor, row.link.digest, int(held))
+            link = (self.store.cover.text(row.context), row.link.anchor, row.link.digest, int(held))
             self.tables.execute("INSERT INTO entries VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", (*values, *link))
         if len(log.rows) > count:
             link_now = log.rows[-1].link
@@ -288,13 +291,13 @@ class _Adoption:
 
     def _origin(self, session: int, origin: Mapping[str, Any]) -> None:
         text = canonical_json(dict(origin) | {"next_position": 0})
-        digest = content_digest(text)
+        digest = content_digest(text, self.store.digest_key)
         row = self.tables.execute("SELECT origin FROM sessions WHERE id = ?", (session,)).fetchone()
         if row["origin"] not in (None, digest):
             known = self.tables.execute("SELECT origin FROM origins WHERE digest = ?", (row["origin"],)).fetchone()
             stated = json.loads(known["origin"])["fingerprint"] if known else None
             raise MismatchError("the session's origin", str(stated)[:80], str(origin.get("fingerprint"))[:80])
-        self.tables.execute("INSERT OR IGNORE INTO origins VALUES (?, ?)", (digest, text.decode()))
+        self.tables.execute("INSERT OR IGNORE INTO origins VALUES (?, ?)", (digest, self.store.cover.text(text)))
         self.tables.execute("UPDATE sessions SET origin = ? WHERE id = ?", (digest, session))
 
     def _names(self, session: int, log: Log) -> None:
@@ -307,7 +310,7 @@ class _Adoption:
             elif row.says["kind"] == FORGET:
                 names.pop(name, None)
         self.tables.execute("DELETE FROM names WHERE session = ?", (session,))
-        rows = [(session, name, number) for name, number in names.items()]
+        rows = [(session, self.store.cover.name(name, session), number) for name, number in names.items()]
         self.tables.executemany("INSERT INTO names VALUES (?, ?, ?)", rows)
 
     def _hold(self, row: Row) -> bool:

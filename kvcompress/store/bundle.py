@@ -23,7 +23,6 @@ from kvcompress.store.path import path_ids
 
 if TYPE_CHECKING:
     from kvcompress.store.session import StoredSession
-    from kvcompress.store.store import Store
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +104,12 @@ class Head:
 
 
 class Source(Protocol):
-    """Where a session comes from."""
+    """Where a session comes from; what it gives is readable, whatever lies there."""
+
+    @property
+    def digest_key(self) -> bytes:
+        """Key of the digests there; empty where nothing is encrypted."""
+        ...
 
     def piece(self, digest: str) -> bytes:
         """Return a piece of a log, at most `MOST_PIECE_BYTES`."""
@@ -121,7 +125,6 @@ class Source(Protocol):
 
 def gather(session: StoredSession) -> tuple[Log, ...]:
     """Return the logs that a session is made of, as they are now: those that it branched from, then its own."""
-    require_plain(session.store)
     with session.store.database.read() as tables:
         held = {bytes(row[0]): bytes(row[1] or row[0]) for row in tables.execute("SELECT digest, tokens FROM segments")}
         count = tables.execute("SELECT entries FROM sessions WHERE id = ?", (session.id,)).fetchone()["entries"]
@@ -176,13 +179,6 @@ def _row(row: sqlite3.Row, segment: str, held: str) -> Row:
     context = row["context"].encode()
     link = Link(bytes(row["anchor"]), bytes(row["digest"]))
     return Row(segment, context, parse_json(context, "the context of an entry"), link, held)
-
-
-def require_plain(store: Store) -> None:
-    """Raise `InputError` for an encrypted store, whose sessions would be readable elsewhere."""
-    if store.digest_key:
-        what = "the store is encrypted, and a portable file or another place would hold its sessions readable"
-        raise InputError(what, "Copy the store's folder as a whole, which stays encrypted", path=store.path)
 
 
 def diverged(name: str, place: object, entries: int) -> InputError:

@@ -15,6 +15,7 @@ from typing import Any
 
 from kvcompress.errors import IntegrityError, KVCompressError
 from kvcompress.store.crypto import Cipher
+from kvcompress.store.keys import StoreKey
 
 COVERED = ("context", "name")
 """Columns that hold text in a plain store and encrypted bytes in the others. `origins.origin` is covered too, and bound
@@ -56,12 +57,14 @@ class EncryptedCover(Cover):
 
     Args:
         cipher: Its cipher.
+        key: The user's, which the keyring lies under.
+        locked: The keyring as the database held it when it was opened.
     """
 
     encrypted = True
 
-    def __init__(self, cipher: Cipher) -> None:
-        self.cipher = cipher
+    def __init__(self, cipher: Cipher, key: StoreKey, locked: str) -> None:
+        self.cipher, self.key, self.locked = cipher, key, locked
         self.epoch, self.digest_key = cipher.epoch, cipher.ring.digest_key
 
     def text(self, text: bytes) -> bytes:

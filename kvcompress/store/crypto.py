@@ -36,7 +36,7 @@ MOST_EPOCH = (1 << 32) - 1
 _VALUE = struct.Struct("<4sI")
 _OBJECT = struct.Struct("<8sIIQ")
 _CHECK_BYTES = 16
-_RESTORE = "Restore the store from a copy"
+_RESTORE = "Restore it from a copy"
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,8 +81,22 @@ class Keyring:
         return canonical_json({**head, "ring": ring.hex()}).decode()
 
     @classmethod
-    def unlocked(cls, text: str, key: StoreKey) -> Keyring:
+    def portable(cls, digest_key: bytes) -> Keyring:
+        """Return a keyring for what leaves a store: of the same digests, with a root of its own."""
+        return cls(digest_key, {1: secrets.token_bytes(KEY_BYTES)}, 1)
+
+    def joined(self, digest_key: bytes) -> Keyring:
+        """Return the same in a new epoch alone, with the digests of other stores; nothing may be stored yet."""
+        return replace(self.advanced().renewed(), digest_key=digest_key)
+
+    @classmethod
+    def unlocked(cls, text: str, key: StoreKey, what: str = "the store") -> Keyring:
         """Read what `locked` returned.
+
+        Args:
+            text: The keyring.
+            key: The user's.
+            what: What it opens, for errors.
 
         Raises:
             WrongKeyError: It is another key.
@@ -91,22 +105,21 @@ class Keyring:
         """
         from cryptography.exceptions import InvalidTag
 
-        held = parse_json(text.encode("utf-8", "surrogatepass"), "the store's keyring")
-        given = JsonFields(held, "the store's keyring:", only=("format", "kdf", "check", "nonce", "ring"))
+        name = f"{what}'s keyring"
+        held = parse_json(text.encode("utf-8", "surrogatepass"), name)
+        given = JsonFields(held, f"{name}:", only=("format", "kdf", "check", "nonce", "ring"))
         if given.text("format") != "kvcompress-keyring-1":
-            raise FormatError("the store's keyring is of a later version", "Upgrade kvcompress")
-        wrapping, check = _wrapping(key, given.value("kdf"))
+            raise FormatError(f"{name} is of a later version", "Upgrade kvcompress")
+        wrapping, check = _wrapping(key, given.value("kdf"), what)
         if given.text("check") != check.hex():
-            raise WrongKeyError("wrong key: it does not open this store", "Give the key or passphrase of this store")
+            raise WrongKeyError(f"wrong key: it does not open {what}", f"Give the key or passphrase of {what}")
         head = {name: value for name, value in held.items() if name != "ring"}
         try:
             nonce, ring = bytes.fromhex(given.text("nonce")), bytes.fromhex(str(given.value("ring")))
             plain = _gcm(wrapping).decrypt(nonce, ring, canonical_json(head))
         except (InvalidTag, ValueError) as error:
-            raise IntegrityError(
-                "the store's keyring was changed: the key is right, its tag is not", _RESTORE
-            ) from error
-        return cls._of(parse_json(plain, "the store's keyring"))
+            raise IntegrityError(f"{name} was changed: the key is right, its tag is not", _RESTORE) from error
+        return cls._of(parse_json(plain, name))
 
     @classmethod
     def _of(cls, held: Any) -> Keyring:
@@ -115,9 +128,9 @@ class Keyring:
         return cls(bytes.fromhex(given.text("digest_key")), roots, given.integer("epoch", MOST_EPOCH))
 
 
-def _wrapping(key: StoreKey, parameters: Any) -> tuple[bytes, bytes]:
+def _wrapping(key: StoreKey, parameters: Any, what: str = "the store") -> tuple[bytes, bytes]:
     """Return the key that the keyring lies under, and bytes by which a wrong one is told from damage."""
-    derived = key.derive(parameters, KEY_BYTES + _CHECK_BYTES)
+    derived = key.derive(parameters, KEY_BYTES + _CHECK_BYTES, what)
     return derived[:KEY_BYTES], derived[KEY_BYTES:]
 
 
@@ -224,18 +237,23 @@ class Cipher:
             pieces += [nonce, cipher.encrypt(nonce, piece, _about(head, digest, index))]
         return b"".join(pieces)
 
-    def opened_object(self, digest: str, data: bytes) -> bytes:
+    def opened_object(self, digest: str, data: bytes, what: str = "") -> bytes:
         """Decrypt an object.
+
+        Args:
+            digest: As it was encrypted with.
+            data: The encrypted bytes.
+            what: What it is, for errors; a segment where nothing is said.
 
         Raises:
             IntegrityError: It was changed, cut, or lies under another's name.
             WrongKeyError: It belongs to another epoch.
         """
-        what = f"the segment {digest[:16]}"
-        size = self.stated_bytes(digest, data)
+        what = what or f"the segment {digest[:16]}"
+        size = _stated_bytes(data, what)
         if len(data) != encrypted_bytes(size):
             raise _tampered(what)
-        require_memory(size, "decrypting the segment")
+        require_memory(size, f"decrypting {what}")
         head, at, whole, pieces = data[: _OBJECT.size], _OBJECT.size, memoryview(data), []
         cipher = self._key(object_epoch(data), b"objects")
         try:
@@ -248,14 +266,15 @@ class Cipher:
             raise _tampered(what) from error
         return b"".join(pieces)
 
-    def stated_bytes(self, digest: str, data: bytes) -> int:
-        """Return how long an object says that its content is; raises `IntegrityError` where it is none."""
-        if len(data) < _OBJECT.size:
-            raise _tampered(f"the segment {digest[:16]}")
-        mark, version, _, size = _OBJECT.unpack_from(data)
-        if mark != OBJECT_MARK or version != OBJECT_VERSION:
-            raise _tampered(f"the segment {digest[:16]}")
-        return int(size)
+
+def _stated_bytes(data: bytes, what: str) -> int:
+    """Return how long an object says that its content is; raises `IntegrityError` where it is none."""
+    if len(data) < _OBJECT.size:
+        raise _tampered(what)
+    mark, version, _, size = _OBJECT.unpack_from(data)
+    if mark != OBJECT_MARK or version != OBJECT_VERSION:
+        raise _tampered(what)
+    return int(size)
 
 
 def object_epoch(data: bytes) -> int:
@@ -279,7 +298,7 @@ def _about(head: bytes, digest: str, index: int) -> bytes:
 
 
 def _tampered(what: str) -> IntegrityError:
-    return IntegrityError(f"tampered with or damaged: {what} is not what this store's key wrote", _RESTORE)
+    return IntegrityError(f"tampered with or damaged: {what} is not what the key wrote", _RESTORE)
 
 
 def changed_key() -> WrongKeyError:

@@ -35,7 +35,13 @@ _LOG_HEADER_BYTES = 32
 CHECKPOINT_FRAMES = 4000
 """The write-ahead log is copied into the database once it has so many pages: pages changed often are copied once."""
 
+LEAST_SQLITE = (3, 33, 0)
+"""Older ones do not know `sqlite_schema`, or ignore `trusted_schema = OFF` in silence."""
+
 BUSY_SECONDS = 60.0
+GUARD_SECONDS = 1.0
+"""How long a copying back waits for a writer; whoever commits next does it otherwise."""
+
 APPLICATION_ID = 0x4B565A53
 SESSION_SPAN = 1 << 32
 """Entries of a session have the ids session * SESSION_SPAN + number."""
@@ -91,6 +97,7 @@ class Database:
 
     def __init__(self, path: Path, *, create: bool = False) -> None:
         self.path = path
+        require_sqlite()
         if not create and not path.is_file():
             raise InputError("no store here", "Make one with `kvcompress store init`", path=path.parent)
         self.written_bytes = self._counted = 0
@@ -207,10 +214,30 @@ class Database:
         """Copy the write-ahead log into the database; with `shrink` empty its file too, where nobody reads it."""
         with suppress(sqlite3.OperationalError):  # busy: whoever comes next does it
             before = self._frames()
-            how = "TRUNCATE" if shrink else "PASSIVE"
-            row = self.connection.execute(f"PRAGMA wal_checkpoint({how})").fetchone()
+            with self._no_commit():
+                row = self.connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
+            if shrink:  # it takes the writers' lock itself
+                emptied = self.connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+                row = row if emptied[2] <= 0 else emptied
             pages = self.connection.execute("PRAGMA page_count").fetchone()[0]
             self.written_bytes += PAGE_BYTES * min(max(row[2], before[1] if shrink else 0), pages)
+
+    @contextmanager
+    def _no_commit(self) -> Iterator[None]:
+        """Hold the writers' lock.
+
+        SQLite before 3.51.3 may lose a commit that begins the log anew while another connection copies it back
+        (sqlite.org/wal.html#walresetbug), so nobody commits meanwhile. The lock needs a connection of its own, for
+        none can copy back within its transaction.
+        """
+        guard = self._connect()
+        try:
+            guard.execute(f"PRAGMA busy_timeout = {int(1000 * GUARD_SECONDS)}")
+            guard.execute("BEGIN IMMEDIATE")
+            yield
+            guard.execute("ROLLBACK")
+        finally:
+            guard.close()
 
     def rewrite(self) -> None:
         """Write the whole database anew, so that nothing is left in it of values that were replaced."""
@@ -294,6 +321,14 @@ def _refused(error: sqlite3.Error, code: int, path: Path) -> KVCompressError:
         return FormatError(f"the database is damaged ({error})", "Restore the store from a copy", path=path)
     what = f"the database cannot be used ({error})"
     return InputError(what, _REMEDIES.get(code, "Check disk and permissions"), path=path)
+
+
+def require_sqlite() -> None:
+    """Raise `InputError` where Python's SQLite is too old for the store."""
+    if sqlite3.sqlite_version_info < LEAST_SQLITE:
+        least = ".".join(map(str, LEAST_SQLITE))
+        what = f"the store needs SQLite {least} or later, and this Python has {sqlite3.sqlite_version}"
+        raise InputError(what, "Use a Python that is built with a later one")
 
 
 def entry_id(session: int, number: int) -> int:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from kvcompress.errors import InputError, IntegrityError, WrongKeyError
 from kvcompress.store.cover import PLAIN, Cover, EncryptedCover, raw_rows
-from kvcompress.store.crypto import Cipher, Keyring
+from kvcompress.store.crypto import Cipher, Keyring, changed_key
 from kvcompress.store.encrypted import EncryptedObjects
 from kvcompress.store.keys import StoreKey, require_cryptography
 from kvcompress.store.writer import GONE, read_writer, state_of
@@ -69,13 +69,69 @@ def _cover(database: Database, key: StoreKey | None, *, create: bool) -> Cover:
     require_cryptography()
     if key is None:
         raise WrongKeyError("the store is encrypted", "Give its key file or passphrase", path=path)
-    return EncryptedCover(Cipher(Keyring.unlocked(str(row["ring"]), key), database.epoch))
+    return _cover_by(Keyring.unlocked(str(row["ring"]), key), database, key, str(row["ring"]))
+
+
+def _cover_by(ring: Keyring, database: Database, key: StoreKey, locked: str) -> EncryptedCover:
+    return EncryptedCover(Cipher(ring, database.epoch), key, locked)
+
+
+def user_key(store: Store) -> StoreKey:
+    """Return the key that an encrypted store was opened with.
+
+    Raises:
+        WrongKeyError: The store has another one by now.
+    """
+    cover = _cover_of(store)
+    with store.database.read() as tables:
+        _require_same(tables, cover)
+    return cover.key
+
+
+def _require_same(tables: sqlite3.Connection, cover: EncryptedCover) -> None:
+    """Raise `WrongKeyError` where the keyring was exchanged, by whatever key."""
+    if tables.execute("SELECT ring FROM keyring").fetchone()["ring"] != cover.locked:
+        raise changed_key()
+
+
+def join(store: Store, digest_key: bytes) -> bool:
+    """Let an encrypted store make digests as other stores do, so that their logs come over bit by bit.
+
+    Args:
+        store: The store.
+        digest_key: Of the others.
+
+    Returns:
+        Whether it does now; a store that holds anything keeps its own.
+
+    Raises:
+        WrongKeyError: It was given another key meanwhile.
+    """
+    cover = _cover_of(store)
+    if cover.digest_key == digest_key:
+        return True
+    with store.database.read() as tables:
+        if _is_used(tables):
+            return False
+    ring, key = cover.cipher.ring.joined(digest_key), user_key(store)
+    text = ring.locked(key)
+    with store.database.write() as tables:
+        _require_same(tables, cover)
+        if _is_used(tables):
+            return False
+        tables.execute("UPDATE keyring SET epoch = ?, ring = ?", (ring.epoch, text))
+    _adopt(store, _cover_by(ring, store.database, key, text))
+    return True
+
+
+def _is_used(tables: sqlite3.Connection) -> bool:
+    asked = (f"SELECT 1 FROM {table}" for table in ("sessions", "segments", "origins"))
+    return any(tables.execute(one).fetchone() for one in asked)
 
 
 def _make(tables: sqlite3.Connection, key: StoreKey) -> None:
     """Make the keyring of a store that holds nothing yet."""
-    used = [tables.execute(f"SELECT 1 FROM {table}").fetchone() for table in ("keyring", "sessions", "segments")]
-    if not any(used):
+    if not _is_used(tables) and tables.execute("SELECT 1 FROM keyring").fetchone() is None:
         ring = Keyring.generate()
         tables.execute("INSERT INTO keyring VALUES (0, ?, ?)", (ring.epoch, ring.locked(key)))
 
@@ -101,17 +157,18 @@ def rekey(store: Store, key: StoreKey, *, everything: bool = True) -> int:
         InputError: The store is not encrypted, or another process writes to it.
         IntegrityError: Something stored was tampered with; the old key stays where a name or a context was.
     """
-    ring = _cipher(store).ring
+    ring = _cover_of(store).cipher.ring
     if not everything:
-        with store.database.write() as tables:
-            tables.execute("UPDATE keyring SET ring = ?", (ring.locked(key),))
+        _keep(store, ring, key)
         return 0
     done = finish_rekey(store, key) if len(ring.roots) > 1 else 0
-    cover = EncryptedCover(Cipher(_cipher(store).ring.advanced(), store.database.epoch))
+    old = _cover_of(store).cipher
+    ring = old.ring.advanced()
+    cover = _cover_by(ring, store.database, key, ring.locked(key))
     with store.database.write() as tables:
         _require_alone(tables, store)
-        _cover_anew(tables, _cipher(store), cover)
-        tables.execute("UPDATE keyring SET epoch = ?, ring = ?", (cover.epoch, cover.cipher.ring.locked(key)))
+        _cover_anew(tables, old, cover)
+        tables.execute("UPDATE keyring SET epoch = ?, ring = ?", (cover.epoch, cover.locked))
     _adopt(store, cover)
     return done + finish_rekey(store, key)
 
@@ -129,7 +186,7 @@ def finish_rekey(store: Store, key: StoreKey) -> int:
     Raises:
         IntegrityError: A segment was tampered with; the old epoch is kept until it is restored, or gone.
     """
-    cipher, objects = _cipher(store), store.objects
+    cipher, objects = _cover_of(store).cipher, store.objects
     if len(cipher.ring.roots) == 1 or not isinstance(objects, EncryptedObjects):
         return 0
     count, failure = 0, None
@@ -143,10 +200,7 @@ def finish_rekey(store: Store, key: StoreKey) -> int:
                 failure = failure or error
     if failure is not None:
         raise failure
-    cover = EncryptedCover(Cipher(cipher.ring.renewed(), store.database.epoch))
-    with store.database.write() as tables:
-        tables.execute("UPDATE keyring SET ring = ?", (cover.cipher.ring.locked(key),))
-    _adopt(store, cover)
+    _keep(store, cipher.ring.renewed(), key)
     store.database.rewrite()
     return count
 
@@ -156,11 +210,19 @@ def is_rekeying(store: Store) -> bool:
     return isinstance(store.cover, EncryptedCover) and len(store.cover.cipher.ring.roots) > 1
 
 
-def _cipher(store: Store) -> Cipher:
+def _cover_of(store: Store) -> EncryptedCover:
     if not isinstance(store.cover, EncryptedCover):
         remedy = "Make an encrypted store and import its sessions there"
         raise InputError("the store is not encrypted", remedy, path=store.path)
-    return store.cover.cipher
+    return store.cover
+
+
+def _keep(store: Store, ring: Keyring, key: StoreKey) -> None:
+    """Put a keyring of the present epoch in the place of the one that is there."""
+    text = ring.locked(key)
+    with store.database.write() as tables:
+        tables.execute("UPDATE keyring SET ring = ?", (text,))
+    _adopt(store, _cover_by(ring, store.database, key, text))
 
 
 def _adopt(store: Store, cover: EncryptedCover) -> None:

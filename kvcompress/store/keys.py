@@ -113,8 +113,13 @@ class StoreKey:
             return {"name": HKDF, "salt": salt}
         return {"name": SCRYPT, "n": self.cost, "r": SCRYPT_R, "p": SCRYPT_P, "salt": salt}
 
-    def derive(self, parameters: Mapping[str, Any], count: int) -> bytes:
+    def derive(self, parameters: Mapping[str, Any], count: int, what: str = "the store") -> bytes:
         """Return `count` bytes that only the key and these parameters give.
+
+        Args:
+            parameters: As `fresh_parameters` gives them.
+            count: How many.
+            what: What the key is to open, for errors.
 
         Raises:
             WrongKeyError: They are made for a key of the other kind.
@@ -125,13 +130,13 @@ class StoreKey:
         wanted = SCRYPT if self.is_passphrase else HKDF
         if name in (SCRYPT, HKDF) and name != wanted:
             needs = "a passphrase" if name == SCRYPT else "a key from a file or the environment"
-            raise WrongKeyError(f"wrong key: the store opens with {needs}", "Give that")
+            raise WrongKeyError(f"wrong key: {what} opens with {needs}", "Give that")
         try:
             salt = bytes.fromhex(given.text("salt"))
         except ValueError:
             salt = b""
         if name != wanted or len(salt) != SALT_BYTES:
-            raise FormatError("the parameters of the key are damaged", "Restore the store from a copy")
+            raise FormatError("the parameters of the key are damaged", "Restore it from a copy")
         return _scrypt(self.secret, salt, given, count) if name == SCRYPT else expand(self.secret, salt, b"wrap", count)
 
 
@@ -139,7 +144,7 @@ def _scrypt(secret: bytes, salt: bytes, given: JsonFields, count: int) -> bytes:
     n, r, p = (given.integer(name) for name in ("n", "r", "p"))
     possible = n >= 2 and not n & (n - 1) and r >= 1 and 128 * n * r <= MOST_SCRYPT_BYTES
     if not possible or not 1 <= p <= MOST_SCRYPT_PASSES:
-        raise FormatError("the parameters of scrypt are out of range", "Restore the store from a copy")
+        raise FormatError("the parameters of scrypt are out of range", "Restore it from a copy")
     require_cryptography()
     from cryptography.hazmat.primitives.kdf.scrypt import Scrypt
 

@@ -152,7 +152,7 @@ class Verdict:
     Attributes:
         entries: How many entries are in order, from the first one on.
         kind: What happened to the first bad one: "edit", "reorder", "removal", "truncation", "segment" (its file is
-            missing or was changed); "" where all are in order.
+            missing or was changed), "name" or "origin" (what the tables say beside the log); "" where all are in order.
         bad: Number of the first bad entry, None where all are in order.
         what: The same in a sentence.
         link: Where the chain stands after the entries in order.

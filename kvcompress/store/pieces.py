@@ -27,15 +27,21 @@ _PREFIX = re.compile(r"[0-9a-f]{32}")
 _ENTRY = ("segment", "context", "anchor", "digest", "held")
 
 
-def pieces_of(log: Log, first: int = 0) -> Iterator[tuple[str, str, bytes]]:
-    """Yield digest, digest of the last entry and content of the pieces of a log from the piece `first` on."""
+def pieces_of(log: Log, first: int = 0, key: bytes = b"") -> Iterator[tuple[str, str, bytes]]:
+    """Yield digest, digest of the last entry and content of the pieces of a log from the piece `first` on.
+
+    Args:
+        log: The log.
+        first: The first piece.
+        key: Of the digests; empty where nothing is encrypted.
+    """
     for start in range(first * PIECE_ENTRIES, len(log.rows), PIECE_ENTRIES):
         rows = log.rows[start : start + PIECE_ENTRIES]
         entries = [
             [row.segment, row.context.decode(), row.link.anchor.hex(), row.link.digest.hex(), row.held] for row in rows
         ]
         data = canonical_json({"first": start, "entries": entries})
-        yield content_digest(data), rows[-1].link.digest.hex(), data
+        yield content_digest(data, key), rows[-1].link.digest.hex(), data
 
 
 def head_of(log: Log, pieces: Sequence[tuple[str, str]]) -> LogHead:
@@ -120,7 +126,7 @@ def read_logs(source: Source, head: Head, known: Callable[[int], Log | None] = l
             if here is not None and len(here.rows) >= end and here.rows[end - 1].link.digest.hex() == last:
                 rows += [replace(row, held="") for row in here.rows[start:end]]
                 continue
-            rows += read_piece(source.piece(digest), digest, start, end - start)
+            rows += read_piece(source.piece(digest), digest, start, end - start, source.digest_key)
         found = Log(log.name, log.created, log.origin, tuple(rows))
         if found.digest != log.digest:
             raise FormatError(f"the log of {log.name or 'a removed session'!r} does not end as its head says")
@@ -129,9 +135,9 @@ def read_logs(source: Source, head: Head, known: Callable[[int], Log | None] = l
     return tuple(logs)
 
 
-def read_piece(data: bytes, digest: str, first: int, count: int) -> list[Row]:
+def read_piece(data: bytes, digest: str, first: int, count: int, key: bytes = b"") -> list[Row]:
     """Read the piece of a log that holds `count` entries from `first` on; raises `FormatError` where it is none."""
-    if content_digest(data) != digest:
+    if content_digest(data, key) != digest:
         raise FormatError(f"the piece {digest[:16]} of a log was changed", "Fetch it again, or from a copy")
     fields = JsonFields(parse_json(data, "a piece of a log"), "a piece of a log:", ("first", "entries"))
     entries = fields.value("entries")

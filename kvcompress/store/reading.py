@@ -272,14 +272,17 @@ class SessionLog:
     def verify(self, *, segments: bool = True) -> Verdict:
         """Follow the chain of anchors and name the first entry that is not as it was written.
 
+        Names of checkpoints must lead where the log says, and the origin be of the model that the entries name.
+
         Args:
-            segments: Also read every segment.
+            segments: Also read every segment, and compare the rows that lead to them.
         """
-        from kvcompress.store.verify import verify_segments
+        from kvcompress.store.verify import verify_names, verify_origin, verify_segments, verify_tables
 
         held, count, last = self.stored_rows()
         verdict = verify_chain(held, count, last)
-        return verify_segments(self.store, held, verdict) if segments else verdict
+        verdict = verify_origin(self, held, verify_names(self, held, verdict))
+        return verify_tables(self, held, verify_segments(self, held, verdict)) if segments else verdict
 
     def stored_rows(self) -> tuple[list[Stored], int, Link]:
         """Return the entries as they lie there, nothing of them believed, how many there should be, and the end."""

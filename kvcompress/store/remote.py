@@ -1,6 +1,7 @@
 """A place that sessions are synchronised with: any fsspec address.
 
 ```
+keyrings/<16 random digits>.json                                                of encrypted stores: one, see `envelope`
 heads/<BLAKE2b-128 of the name>/<sequence, 12 digits>-<16 random digits>.json    see `bundle`; the highest one counts
 logs/ab/cdef...                                                                 pieces, by digest
 segments/ab/cdef...                                                             segments, by digest
@@ -26,11 +27,13 @@ from typing import Any
 from kvcompress.errors import FormatError, InputError, KVCompressError, first_line
 from kvcompress.format.atomic import atomic_write
 from kvcompress.store.bundle import Head
+from kvcompress.store.envelope import MOST_KEYRING_BYTES, PLAIN, Envelope
 from kvcompress.store.objects import MOST_SEGMENT_BYTES, LocalObjects, Objects, RemoteObjects, checked
 from kvcompress.store.pieces import MOST_HEAD_BYTES, MOST_PIECE_BYTES, pack_head, read_head
 
-HEADS, LOGS, SEGMENTS = "heads", "logs", "segments"
-_HEAD = re.compile(r"([0-9]{12})-[0-9a-f]{16}\.json")
+KEYRINGS, HEADS, LOGS, SEGMENTS = "keyrings", "heads", "logs", "segments"
+_HEAD = re.compile(r"([0-9]{12})-[0-9a-f]{16}\.(?:json|bin)")
+_KEYRING = re.compile(r"[0-9a-f]{16}\.json")
 MOST_HEADS = 1 << 10
 ATTEMPTS = 3
 
@@ -40,7 +43,6 @@ class Remote:
 
     Args:
         address: Its fsspec address; a path is one too.
-        digest_key: Of the store.
         options: Passed on to the file system.
 
     Attributes:
@@ -54,8 +56,8 @@ class Remote:
         InputError: fsspec or the part that knows such addresses is not installed.
     """
 
-    def __init__(self, address: str, *, digest_key: bytes = b"", options: Mapping[str, Any] | None = None) -> None:
-        self.address, self._key, options = address, digest_key, dict(options or {})
+    def __init__(self, address: str, *, options: Mapping[str, Any] | None = None) -> None:
+        self.address, self._envelope, options = address, PLAIN, dict(options or {})
         base = RemoteObjects(address, **options)
         self._files, self._root = base.files, str(base.root).rstrip("/")
         self._local = type(self._files).__name__ == "LocalFileSystem"
@@ -70,6 +72,52 @@ class Remote:
         if self._local:
             return LocalObjects(Path(self._root) / folder)
         return RemoteObjects(f"{self.address.rstrip('/')}/{folder}", **options)
+
+    # -- keys
+
+    @property
+    def digest_key(self) -> bytes:
+        """See `Source`."""
+        return self._envelope.digest_key
+
+    def protect(self, envelope: Envelope) -> None:
+        """Read and write through an envelope from now on."""
+        self._envelope = envelope
+        self.segments, self.pieces = envelope.objects(self.segments), envelope.objects(self.pieces)
+
+    def is_used(self) -> bool:
+        """Tell whether there are sessions."""
+        return bool(self._listed(f"{self._root}/{HEADS}"))
+
+    def keyring(self) -> bytes | None:
+        """Return the keyring of the place, None where it is not encrypted.
+
+        Raises:
+            InputError: There are two.
+        """
+        names = self._keyrings()
+        if len(names) > 1:
+            what = "two stores came to this place at the same time, each with a keyring"
+            remedy = f"Remove one of {names[0]} and {names[1]} in {KEYRINGS}, and push again what was pushed with it"
+            raise InputError(what, remedy, path=self.address)
+        return self._read(f"{self._root}/{KEYRINGS}/{names[0]}", MOST_KEYRING_BYTES) if names else None
+
+    def put_keyring(self, data: bytes) -> None:
+        """Give the place its keyring.
+
+        Raises:
+            InputError: Another store does the same.
+        """
+        name = f"{secrets.token_hex(8)}.json"
+        path = f"{self._root}/{KEYRINGS}/{name}"
+        self._write(path, data)
+        if self._keyrings() != [name]:
+            self._remove(path)
+            raise InputError("another store comes to this place right now", "Synchronise again", path=self.address)
+
+    def _keyrings(self) -> list[str]:
+        paths = self._listed(f"{self._root}/{KEYRINGS}")
+        return sorted(name for path in paths if _KEYRING.fullmatch(name := path.rpartition("/")[2]))
 
     # -- heads
 
@@ -94,7 +142,7 @@ class Remote:
         return head
 
     def _folder(self, name: str) -> str:
-        return hashlib.blake2b(name.encode(), digest_size=16, key=self._key).hexdigest()
+        return hashlib.blake2b(name.encode(), digest_size=16, key=self.digest_key).hexdigest()
 
     def _head(self, folder: str) -> Head | None:
         for _ in range(ATTEMPTS):  # an older one may be removed between the listing and the reading
@@ -107,7 +155,9 @@ class Remote:
                 remedy = f"Remove one of {' and '.join(top[:2])} in {HEADS}/{folder}; each names what it leads to"
                 raise InputError(what, remedy, path=self.address)
             with suppress(FileNotFoundError):
-                return read_head(self._read(f"{self._root}/{HEADS}/{folder}/{top[0]}"))
+                place = f"{HEADS}/{folder}/{top[0]}"
+                data = self._read(f"{self._root}/{place}", self._envelope.size_bytes(MOST_HEAD_BYTES))
+                return read_head(self._envelope.opened(place, data))
         raise InputError("the session changes too fast to be read", "Try again", path=self.address)
 
     def _heads(self, folder: str) -> list[str]:
@@ -122,9 +172,9 @@ class Remote:
         Raises:
             InputError: Another one has come.
         """
-        folder, data = self._folder(head.session), pack_head(head)
-        number = f"{head.sequence:012d}"
-        name = f"{number}-{secrets.token_hex(8)}.json"
+        folder, number = self._folder(head.session), f"{head.sequence:012d}"
+        name = f"{number}-{secrets.token_hex(8)}{self._envelope.suffix}"
+        data = self._envelope.wrapped(f"{HEADS}/{folder}/{name}", pack_head(head))
         path = f"{self._root}/{HEADS}/{folder}/{name}"
         self._write(path, data)
         self.sent_bytes += len(data)
@@ -146,7 +196,7 @@ class Remote:
     def piece(self, digest: str) -> bytes:
         """See `Source`."""
         with self._reached():
-            return checked(self.pieces, digest, MOST_PIECE_BYTES)
+            return checked(self.pieces, digest, MOST_PIECE_BYTES, self.digest_key)
 
     def segment(self, digest: str) -> bytes:
         """See `Source`."""
@@ -203,11 +253,12 @@ class Remote:
             self.latencies.append(time.perf_counter() - start)
         return [path for path in found if path != folder.rstrip("/")]
 
-    def _read(self, path: str) -> bytes:
+    def _read(self, path: str, most_bytes: int) -> bytes:
         with self._reached():
             size = int(self._files.size(path))
-            if size > MOST_HEAD_BYTES:
-                raise FormatError(f"a head has {size} bytes, more than {MOST_HEAD_BYTES}", path=self.address)
+            if size > most_bytes:
+                what = f"{path.rpartition('/')[2]} has {size} bytes, more than {most_bytes}"
+                raise FormatError(what, path=self.address)
             return bytes(self._files.cat_file(path))
 
     @contextmanager

@@ -14,11 +14,13 @@ from typing import TYPE_CHECKING, Any
 
 from kvcompress.errors import InputError
 from kvcompress.store.bundle import Head, Log, LogHead, diverged, gather
+from kvcompress.store.envelope import enter
 from kvcompress.store.objects import checked
 from kvcompress.store.pieces import PIECE_ENTRIES, head_of, pieces_of, read_piece
 from kvcompress.store.remote import Remote
 
 if TYPE_CHECKING:
+    from kvcompress.store.keys import StoreKey
     from kvcompress.store.session import StoredSession
     from kvcompress.store.store import Store
 
@@ -67,6 +69,7 @@ def sync(
     direction: str = BOTH,
     rename: str | None = None,
     workers: int = WORKERS,
+    key: StoreKey | None = None,
     options: Mapping[str, Any] | None = None,
 ) -> list[Synced]:
     """Make sessions here and at an address equal.
@@ -78,15 +81,18 @@ def sync(
         direction: "push" or "pull" alone, or "both".
         rename: With one name and "pull": what to call it here.
         workers: Transfers at a time.
+        key: Of the place, where it is another one than that of the store.
         options: Passed on to the file system.
 
     Raises:
-        InputError: A session has diverged, is nowhere, or the address cannot be used.
+        InputError: A session has diverged, is nowhere, or the address cannot be used; `WrongKeyError` where the place
+            has another key.
         FormatError: What came is damaged or was tampered with.
     """
-    remote = Remote(address, digest_key=store.digest_key, options=options)
+    remote = Remote(address, options=options)
     if rename is not None and (names is None or len(names) != 1 or direction != PULL):
         raise InputError("another name is for one session that is pulled", "Name it, and pull")
+    enter(store, remote, key, make=direction != PULL)
     if names is None:
         here = [] if direction == PULL else [info.name for info in store.list() if info.entries]
         names = sorted({*here, *([] if direction == PUSH else remote.sessions())})
@@ -173,9 +179,9 @@ def _send_log(remote: Remote, log: Log, before: LogHead | None) -> LogHead:
     kept = [] if before is None else list(before.pieces[: before.entries // PIECE_ENTRIES])
     if before is not None and len(kept) < len(before.pieces):
         first, (digest, _) = len(kept) * PIECE_ENTRIES, before.pieces[-1]
-        there = read_piece(remote.piece(digest), digest, first, before.entries - first)
+        there = read_piece(remote.piece(digest), digest, first, before.entries - first, remote.digest_key)
         log = replace(log, rows=(*log.rows[:first], *there, *log.rows[before.entries :]))
-    for digest, last, data in pieces_of(log, len(kept)):
+    for digest, last, data in pieces_of(log, len(kept), remote.digest_key):
         remote.put_piece(digest, data)
         kept.append((digest, last))
     return head_of(log, kept)

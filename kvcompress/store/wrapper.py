@@ -16,10 +16,12 @@ from torch import Tensor
 
 from kvcompress.data.chat_template import Dialogue
 from kvcompress.data.next_turn import kept_dialogue, next_turn, with_dialogue
+from kvcompress.errors import InputError
 from kvcompress.hf.conversation import Conversation, common_prefix, stop_ids
 from kvcompress.hf.generation import TextStream, feed
 from kvcompress.hf.types import CausalLM, Tokenizer
 from kvcompress.snapshot import KVSnapshot
+from kvcompress.store.floor import Floor, append_above, floor_of
 from kvcompress.store.segment import part_of
 from kvcompress.store.store import Store
 
@@ -47,6 +49,9 @@ class Session:
         lossless: Or the identical bits.
         surprises: Also set a checkpoint before tokens that surprise the model far more than the rest of the turn.
         keep_last: Automatic checkpoints that stay when the store is collected; None keeps all.
+        floor: Store as token ids alone what the model reads sooner than it is restored: True measures both once for
+            the model and this machine, a number says below how many tokens. Not with `lossless`, for what is computed
+            again need not be the same bits.
 
     Attributes:
         told: Whether the last turn is as the chat template lays it out; False where the stored session is in no layout
@@ -68,7 +73,12 @@ class Session:
         lossless: bool = False,
         surprises: bool = False,
         keep_last: int | None = None,
+        floor: bool | int = False,
     ) -> None:
+        if lossless and floor:
+            what = "what lies below the restore floor is computed again, and need not be the identical bits"
+            raise InputError(what, "Leave out lossless or floor")
+        self.floor = floor
         self.model, self.tokenizer = model, tokenizer
         self.store = store if isinstance(store, Store) else Store(store, create=True)
         self.stored = self.store.session(name, create=True)
@@ -163,7 +173,16 @@ class Session:
             self.store.gc(keep_last=self.keep_last)
 
     def _append(self, snapshot: KVSnapshot) -> None:
-        self.stored.append(snapshot, quality=self.quality, lossless=self.lossless)
+        floor = self._floor(snapshot) if self.floor and snapshot.tokens > 1 else None
+        if floor is None:
+            self.stored.append(snapshot, quality=self.quality, lossless=self.lossless)
+        else:
+            append_above(self.stored, snapshot, floor, quality=self.quality)
+
+    def _floor(self, snapshot: KVSnapshot) -> Floor:
+        if self.floor is not True:
+            return Floor.at(self.floor)
+        return floor_of(self.store, self.model, snapshot, quality=self.quality)
 
     def _meet(self, before: Sequence[int], ids: Sequence[int]) -> None:
         """Rewind the stored session to the last turn that the conversation still begins with."""

@@ -83,6 +83,32 @@ def test_sessions_travel(place: Path, tmp_path: Path) -> None:
     assert [(one["session"], one["direction"], one["entries"]) for one in told] == [("third", "pull", 3)]
 
 
+def test_encrypted_sessions_travel(place: Path, tmp_path: Path) -> None:
+    pytest.importorskip("cryptography", reason="cryptography is not installed (extra store)")
+    first, second, file = tmp_path / "a.key", tmp_path / "b.key", tmp_path / "talk.kvs"
+    run("store", "init", tmp_path / "home", "--new-key", first)
+    run("store", "--key-file", first, "append", tmp_path / "home", "talk", tmp_path / "40.safetensors", "--lossless")
+    run("store", "--key-file", first, "export", tmp_path / "home", "talk", "-o", file)
+    run("store", "--key-file", first, "init", tmp_path / "same")
+    assert run("store", "--key-file", first, "import", tmp_path / "same", file)["segments"] == 1
+    run("store", "init", tmp_path / "other", "--new-key", second)
+    assert "wrong key" in refused("store", "--key-file", second, "import", tmp_path / "other", file)
+    run("store", "--key-file", second, "import", tmp_path / "other", file, "--file-key", first)
+    assert "the file is encrypted" in refused("store", "import", place, file)
+    assert "--readable" in refused("store", "import", place, file, "--file-key", first)
+    run("store", "import", place, file, "--file-key", first, "--readable", "--as", "shown")
+    with Store(place) as store:
+        assert same(store.session("shown").snapshot(), WHOLE)
+    pytest.importorskip("fsspec", reason="fsspec is not installed (extra store)")
+    assert run("store", "--key-file", first, "sync", tmp_path / "home", tmp_path / "there")["sessions"]
+    assert "the place is encrypted" in refused("store", "sync", place, tmp_path / "there")
+    run("store", "init", tmp_path / "new", "--new-key", tmp_path / "c.key")
+    told = run(
+        "store", "--key-file", tmp_path / "c.key", "sync", tmp_path / "new", tmp_path / "there", "--place-key", first
+    )
+    assert [one["direction"] for one in told["sessions"]] == ["pull"]
+
+
 def test_text_is_printed_for_people(place: Path, tmp_path: Path) -> None:
     for words in (["list"], ["log"], ["peek"], ["stats"], ["verify"], ["diff"], ["pop"], ["pop"], ["pop"], ["pop"]):
         more = [] if words[0] in ("list", "stats", "verify") else ["talk"]

@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import torch
 from torch import Tensor
@@ -22,11 +23,19 @@ from kvcompress.format.raw_snapshot import save_raw
 from kvcompress.hf import capture, load_model
 from kvcompress.hub.bundled import find_checkpoint
 from kvcompress.prune.evidence.file import save_evidence
+from kvcompress.store.keys import StoreKey
+from kvcompress.store.portable import export_session
+from kvcompress.store.seal import seal
+from kvcompress.store.segment import part_of
+from kvcompress.store.store import Store
 from tests.format.examples import make_evidence, make_snapshot
+from tests.store.examples import ids_of, snapshot_of
 
 GOLDEN = Path(__file__).parent / "golden"
 SESSIONS = Path(__file__).parents[2] / "examples" / "sessions.jsonl"
 TINYVAE_TOKENS = 16
+GOLDEN_KEY = b"golden".ljust(32)
+"""Of the encrypted portable file."""
 
 
 def digest_of(symbols: Tensor) -> str:
@@ -54,8 +63,26 @@ def write_tinyvae() -> None:
     (GOLDEN / "tinyvae.json").write_text(json.dumps(known) + "\n")
 
 
+def write_session() -> None:
+    """Write a stored session as a portable file, plain with its seal and encrypted."""
+    for name, key in (("session", None), ("secret", StoreKey(GOLDEN_KEY))):
+        whole = snapshot_of(ids_of(40), size=16)
+        with TemporaryDirectory() as folder, Store(Path(folder) / "store", create=True, key=key) as store:
+            talk = store.session("talk", create=True)
+            for tokens in (7, 20):
+                talk.append(part_of(whole, 0, tokens), lossless=True)
+            talk.checkpoint("here")
+            branch = talk.branch("branch")
+            branch.append_tokens(whole.token_ids[:30])
+            branch.append(whole, lossless=True)
+            export_session(branch, GOLDEN / f"{name}.kvs", force=True)
+            if key is None:
+                seal(branch).save(GOLDEN / "seal.json", force=True)
+
+
 if __name__ == "__main__":
     save(GOLDEN / "lossless.kvz", LosslessCodec().encode(make_snapshot()), force=True)
     save_raw(GOLDEN / "raw.safetensors", make_snapshot(), force=True)
     save_evidence(GOLDEN / "evidence.safetensors", make_evidence(), "a codec", force=True)
     write_tinyvae()
+    write_session()

@@ -172,6 +172,23 @@ def test_a_model_that_talks_is_remembered_by_the_next_process(bundled: tuple[Any
     again.store.close()
 
 
+def test_turns_below_the_restore_floor_are_token_ids_alone(bundled: tuple[Any, Any], store: Store) -> None:
+    model, tokenizer = bundled
+    talk = kv.Session(model, tokenizer, store=store, name="talk", floor=1000)
+    talk.say("Hello!", max_new_tokens=4)
+    talk.floor = 1
+    talk.say("How are you?", max_new_tokens=4)
+    assert [entry.kind for entry in talk.stored.turns()] == ["tokens", "append"]
+    assert talk.stored.entry(0).context["said"]["why"] == "restore floor"
+    again = kv.Session(model, tokenizer, store=store, name="talk", floor=True)
+    assert again.token_ids == talk.token_ids
+    again.say("And now?", max_new_tokens=4)  # both ways are measured, once
+    assert len(store.settings["floors"]) == 1
+    assert talk.stored.verify().ok
+    with pytest.raises(InputError, match=r"identical bits"):
+        kv.Session(model, tokenizer, store=store, name="talk", floor=True, lossless=True)
+
+
 def test_surprises_get_checkpoints_of_their_own(bundled: tuple[Any, Any], store: Store) -> None:
     model, tokenizer = bundled
     talk = kv.Session(model, tokenizer, store=store, name="talk", lossless=True, surprises=True)

@@ -236,17 +236,3 @@ def test_an_export_appears_whole_or_not_at_all(session: StoredSession, tmp_path:
     assert not (tmp_path / "talk").exists()
     with pytest.raises(InputError, match="empty"):
         export_session(session.store.session("new", create=True), tmp_path / "new")
-
-
-def test_sessions_of_an_encrypted_store_do_not_leave_it_readable(file: Path, tmp_path: Path) -> None:
-    pytest.importorskip("cryptography", reason="cryptography is not installed (extra store)")
-    from kvcompress.store.keys import StoreKey
-
-    with Store(tmp_path / "secret", create=True, key=StoreKey.generate()) as secret:
-        talk = secret.session("talk", create=True)
-        talk.append(WHOLE, lossless=True)
-        with pytest.raises(InputError, match="encrypted"):
-            export_session(talk, tmp_path / "leak")
-        with pytest.raises(InputError, match="encrypted"):
-            import_session(secret, file)
-    assert not (tmp_path / "leak").exists()

@@ -81,6 +81,7 @@ def rewritten(session: StoredSession, keep: int, change: Any = None) -> None:
     with sqlite3.connect(session.store.database.path) as tables:
         link, entries = Link(), list(session)[:keep]
         tables.execute("DELETE FROM entries WHERE id > ?", (entries[-1].id,))
+        tables.execute("DELETE FROM names WHERE number >= ?", (keep,))
         for entry in entries:
             context = {**entry.context, **(change or {} if entry.number == 1 else {})}
             text, segment = canonical_json(context), bytes.fromhex(entry.segment)

@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import os
-import shutil
 import signal
-import subprocess
 import sys
 import time
 import uuid
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -241,77 +238,3 @@ def test_an_interrupted_push_and_pull_go_on_where_they_stopped(
                 for folder in (home / "segments", here / "segments")
             ]
             assert names[0] == names[1]
-
-
-# -- a server that speaks S3
-
-SIDE = """
-import sys
-from kvcompress.store.store import Store
-from kvcompress.store.sync import sync
-with Store(sys.argv[1], create=True) as store:
-    for told in sync(store, "s3://sessions/place", options={"key": "k", "secret": "s", "endpoint_url": sys.argv[2]}):
-        print(told.direction, told.entries, told.segments, told.latency_seconds, told.bytes_per_second)
-"""
-
-
-@pytest.fixture
-def server() -> Iterator[str]:
-    """An S3-compatible server: the program `moto_server`, on the search path or named by MOTO_SERVER."""
-    pytest.importorskip("s3fs", reason="s3fs is not installed (extra s3)")
-    program = os.environ.get("MOTO_SERVER") or shutil.which("moto_server")
-    if program is None:
-        pytest.skip("moto_server is not installed: pip install 'moto[server]', or name it with MOTO_SERVER")
-    import socket
-
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    process = subprocess.Popen([program, "-p", str(port)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    try:
-        limit = time.monotonic() + 120
-        while time.monotonic() < limit:
-            with socket.socket() as probe:
-                if probe.connect_ex(("127.0.0.1", port)) == 0:
-                    break
-            time.sleep(0.2)
-        yield f"http://127.0.0.1:{port}"
-    finally:
-        process.kill()
-        process.wait()
-
-
-def test_two_processes_become_equal_over_s3(session: StoredSession, other: Store, server: str) -> None:
-    import s3fs
-
-    files = s3fs.S3FileSystem(key="k", secret="s", endpoint_url=server)
-    files.mkdir("sessions")
-    home, there = session.store.path, other.path
-    session.store.close()
-    other.close()
-
-    def side(folder: Path) -> list[str]:
-        done = subprocess.run(
-            [sys.executable, "-c", SIDE, str(folder), server], capture_output=True, text=True, timeout=300, check=False
-        )
-        assert done.returncode == 0, done.stderr
-        print(done.stdout)
-        return done.stdout.split()
-
-    first = subprocess.Popen([sys.executable, "-c", SIDE, str(home), server], stdout=subprocess.PIPE)
-    while first.poll() is None and len(files.find("sessions/place/segments")) < 2:
-        time.sleep(0.01)
-        files.invalidate_cache()
-    first.kill()
-    first.communicate()
-    told = side(home)
-    assert told[0] in ("push", "nothing")
-    told = side(there)
-    assert told[:3] == ["pull", str(len(TURNS) + 1), str(len(TURNS))]
-    assert float(told[3]) > 0
-    assert float(told[4]) > 0
-    with Store(home) as one_side, Store(there) as other_side:
-        assert equal(one_side.session("talk"), other_side.session("talk"))
-        other_side.session("talk").checkpoint("more")
-    assert side(there)[:2] == ["push", "1"]
-    assert side(home)[:2] == ["pull", "1"]

@@ -1,0 +1,72 @@
+"""The tables: which SQLite they need, and that nobody commits while the write-ahead log is copied back."""
+
+from __future__ import annotations
+
+import sqlite3
+from pathlib import Path
+
+import pytest
+
+from kvcompress.errors import InputError
+from kvcompress.store import database
+from kvcompress.store.store import Store
+
+
+def log_bytes(store: Store) -> int:
+    path = Path(f"{store.database.path}-wal")
+    return path.stat().st_size if path.exists() else 0
+
+
+def stranger(store: Store) -> sqlite3.Connection:
+    """A connection of somebody else, who does not wait."""
+    return sqlite3.connect(store.database.path, timeout=0, isolation_level=None)
+
+
+@pytest.mark.parametrize("version", [(3, 7, 17), (3, 32, 3)])
+def test_a_sqlite_that_is_too_old_is_refused_in_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, version: tuple[int, int, int]
+) -> None:
+    monkeypatch.setattr(sqlite3, "sqlite_version_info", version)
+    monkeypatch.setattr(sqlite3, "sqlite_version", ".".join(map(str, version)))
+    with pytest.raises(
+        InputError, match=rf"needs SQLite 3\.33\.0 or later, and this Python has {version[0]}"
+    ) as failure:
+        Store(tmp_path / "store", create=True)
+    assert "\n" not in str(failure.value)
+    assert not (tmp_path / "store" / "store.db").exists()
+
+
+def test_nobody_commits_while_the_log_is_copied_back(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(database, "GUARD_SECONDS", 0.01)
+    store.session("talk", create=True)
+    tried = []
+
+    def watch(statement: str) -> None:
+        if "wal_checkpoint(PASSIVE)" in statement:
+            with pytest.raises(sqlite3.OperationalError, match="locked"):
+                stranger(store).execute("BEGIN IMMEDIATE")
+            tried.append(statement)
+
+    store.database.connection.set_trace_callback(watch)
+    store.database.checkpoint()
+    store.database.checkpoint(shrink=True)
+    store.database.connection.set_trace_callback(None)
+    assert len(tried) == 2
+    assert log_bytes(store) == 0
+    stranger(store).execute("BEGIN IMMEDIATE").execute("ROLLBACK")  # the lock is free again
+
+
+def test_while_somebody_writes_the_log_waits(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(database, "GUARD_SECONDS", 0.01)
+    store.session("talk", create=True)
+    before, other = log_bytes(store), stranger(store)
+    other.execute("BEGIN IMMEDIATE")
+    store.database.checkpoint(shrink=True)
+    assert log_bytes(store) == before > 0
+    other.execute("ROLLBACK")
+    store.database.checkpoint(shrink=True)
+    assert log_bytes(store) == 0
+
+
+def test_no_connection_of_ours_copies_back_by_itself(store: Store) -> None:
+    assert store.database.connection.execute("PRAGMA wal_autocheckpoint").fetchone()[0] == 0
