@@ -15,6 +15,8 @@ from eval.demo_fit import demo_fit
 from eval.fuzz.command import fuzz_command
 from eval.models import model_smollm2_command
 from eval.run import run_command
+from eval.segments.command import segments_command
+from eval.writes import writes_command
 from kvcompress.errors import InputError, KVCompressError
 from kvcompress.hub.bundled import DEFAULT_CODEC, DEFAULT_MODEL
 from kvcompress_eval.suite.spoken import spoken_command
@@ -193,6 +195,12 @@ def layers_command(
 
 
 app.command("fuzz")(fuzz_command)
+
+
+app.command("segments")(segments_command)
+
+
+app.command("writes")(writes_command)
 
 
 app.command("check-real")(check_real_command)

@@ -33,6 +33,31 @@ def age_classes(tokens: int) -> Tensor:
     return torch.bucketize(ages, _EDGES, right=True)
 
 
+def worn_offset(age_offset: Tensor, start: int, end: int) -> int:
+    """Return how much coarser than their ages of today the newest tokens of a session may be kept for good.
+
+    What is stored with a session's newest tokens stays as it is while they grow old, and tokens stored earlier were the
+    newest once. As if the session had come in pieces of one length, token j of a piece is looked at in every age that
+    it has in one of them, so its worth is the mean of these; 2 ** (2 a / octave) is the worth that an offset a is for.
+    Only the mean over the piece is taken away: the slope within it still serves whoever goes on right now.
+
+    Args:
+        age_offset: [AGES] integer, see `fit_offsets`.
+        start: Tokens before the piece, above 0.
+        end: Tokens after it.
+
+    Returns:
+        Levels, 0 or below.
+    """
+    count = end - start
+    own = age_offset.double()[age_classes(end).flip(0)]
+    lives = -(-end // count)
+    worth = torch.nn.functional.pad(torch.exp2(2 * own / LEVELS_PER_OCTAVE), (0, lives * count - end))
+    times = lives - (torch.arange(count) >= count - (lives * count - end)).double()
+    mean = LEVELS_PER_OCTAVE / 2 * torch.log2(worth.view(lives, count).sum(0) / times)
+    return min(round(float((mean - own[:count]).mean())), 0)
+
+
 def fit_offsets(
     sessions: Sequence[tuple[Tensor, Tensor, Tensor]], vocab_size: int, exponent: float, shrinkage: float = 64.0
 ) -> tuple[Tensor, Tensor]:

@@ -80,12 +80,19 @@ class LoadedCodecs:
         """Return the snapshot of a file; raises as `codec_of` and the codec's `decode` do."""
         if recompute is not None or not encoded.codec_fingerprint:
             return codec_of(encoded, self.codec, recompute).decode(encoded)
+        return self._decoder(encoded).decode(encoded)
+
+    def layers(self, encoded: Encoded) -> int:
+        """Return how many layers files of a learned codec have; raises as `codec_of` does."""
+        codec = self._decoder(encoded)
+        return len(codec.shapes) if isinstance(codec, TinyVAECodec) else 0
+
+    def _decoder(self, encoded: Encoded) -> Codec:
         key = f"{encoded.codec_fingerprint} {'exact' in encoded.sections}"
         with self._guard:
             if key not in self._decoders:
                 self._decoders[key] = codec_of(encoded, self.codec)
-            codec = self._decoders[key]
-        return codec.decode(encoded)
+            return self._decoders[key]
 
 
 __all__ = ["LoadedCodecs"]

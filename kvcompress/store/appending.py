@@ -19,6 +19,7 @@ from kvcompress.store.log import APPEND, TOKENS, Entry
 from kvcompress.store.objects import content_digest
 from kvcompress.store.provenance import facts_of, model_digest
 from kvcompress.store.rows import NewEntry, NewSegment, State, add, state_of_session
+from kvcompress.store.schema import AFTER
 from kvcompress.store.segment import (
     Coding,
     encode_part,
@@ -127,9 +128,10 @@ def _segments(
 def _shared(session: StoredSession, parent: str, start: int, snapshot: KVSnapshot, how: Coding) -> NewSegment | None:
     """Return the longest stored segment that stands for the same tokens after a parent; None for none."""
     store, ids = session.store, snapshot.token_ids
-    asked = "SELECT end, prefix, digest FROM segments WHERE parent = ? AND end > ? AND end <= ? ORDER BY end DESC"
+    asked = f"SELECT end, prefix, digest FROM segments WHERE {AFTER} AND end > :start AND end <= :end ORDER BY end DESC"
     with store.database.read() as tables:
-        rows = tables.execute(asked, (bytes.fromhex(parent), start, len(ids))).fetchall()
+        values = {"parent": bytes.fromhex(parent), "start": start, "end": len(ids)}
+        rows = tables.execute(asked, values).fetchall()
     digests = prefix_digests(ids, {int(row["end"]) for row in rows}, store.digest_key)
     alike = [row for row in rows if bytes(row["prefix"]) == digests[row["end"]]]
     for row in alike[:MOST_CANDIDATES]:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from kvcompress.api.codecs import LoadedCodecs
 from kvcompress.errors import FormatError, InputError
+from kvcompress.format.container import Encoded
 from kvcompress.format.json_section import unpack_origin
 from kvcompress.format.origin import origin_of_json
 from kvcompress.format.positions import pack_positions, unpack_positions
@@ -124,6 +125,13 @@ def _joined(pieces: list[LayerKV], first: int) -> LayerKV:
     return LayerKV(keys, values, torch.cat([piece.positions for piece in pieces]))
 
 
+def _places(encoded: Encoded, codecs: LoadedCodecs) -> list[list[int]]:
+    """Return for each layer the positions that a segment holds, from its first token on; all where none are listed."""
+    if "positions" in encoded.sections:
+        return unpack_positions(encoded.sections["positions"], max_tokens=encoded.tokens)
+    return [list(range(encoded.tokens))] * codecs.layers(encoded)
+
+
 def layers_of(part: Part, token_ids: Tensor, codecs: LoadedCodecs, recompute: Recompute | None) -> KVSnapshot:
     """Return what a segment decodes to: its layers at their true positions, all ids [N] up to its end.
 
@@ -133,10 +141,11 @@ def layers_of(part: Part, token_ids: Tensor, codecs: LoadedCodecs, recompute: Re
     settings = {name: value for name, value in part.encoded.settings.items() if name != SEGMENT}
     encoded, start = replace(part.encoded, settings=settings), part.start
     if start and encoded.codec_fingerprint:
-        places = unpack_positions(encoded.sections.get("positions", b""), max_tokens=encoded.tokens)
         tokens = bytes([8]) + zstd_pack(token_ids.numpy().astype("<i8").tobytes(), 1)
         sections = {**encoded.sections, "tokens": tokens}
-        sections["positions"] = pack_positions([[start + place for place in layer] for layer in places])
+        sections["positions"] = pack_positions(
+            [[start + place for place in layer] for layer in _places(encoded, codecs)]
+        )
         return codecs.decode(replace(encoded, tokens=len(token_ids), sections=sections), recompute)
     found = codecs.decode(encoded, recompute)
     layers = tuple(LayerKV(layer.keys, layer.values, layer.positions + start) for layer in found.layers)

@@ -10,7 +10,8 @@ segments   digest, parent, end, bytes, uses   what the files are and how many en
 keyring    epoch, ring                        of an encrypted store alone, its keys under the user's
 ```
 The write-ahead log is flushed at every commit (`synchronous = FULL`), so what is acknowledged survives a power cut.
-Pages are small: a commit touches a handful of them, and each goes to the disk whole.
+Pages are small: a commit touches a dozen of them, and each goes to the disk whole. For the same reason rows of segments
+lie in the order in which they came: only the two indexes on digests, which are anywhere, touch pages far apart.
 """
 
 from __future__ import annotations
@@ -25,14 +26,15 @@ from pathlib import Path
 from kvcompress.errors import FormatError, InputError, KVCompressError
 from kvcompress.store.cover import PLAIN, Cover, Tables
 from kvcompress.store.crypto import changed_key
+from kvcompress.store.schema import MIGRATIONS
 
-PAGE_BYTES = 1024
-FRAME_BYTES = PAGE_BYTES + 24
-"""A page in the write-ahead log, its header included."""
+PAGE_BYTES = 512
+"""Of databases that are made now; those of earlier versions keep theirs."""
 
 _LOG_HEADER_BYTES = 32
+_FRAME_HEADER_BYTES = 24
 
-CHECKPOINT_FRAMES = 4000
+CHECKPOINT_FRAMES = 8000
 """The write-ahead log is copied into the database once it has so many pages: pages changed often are copied once."""
 
 LEAST_SQLITE = (3, 33, 0)
@@ -45,29 +47,6 @@ GUARD_SECONDS = 1.0
 APPLICATION_ID = 0x4B565A53
 SESSION_SPAN = 1 << 32
 """Entries of a session have the ids session * SESSION_SPAN + number."""
-
-_FIRST = """
-CREATE TABLE store (id INTEGER PRIMARY KEY CHECK (id = 0), generation INTEGER NOT NULL, stored_bytes INTEGER NOT NULL,
-    added_bytes INTEGER NOT NULL, written_bytes INTEGER NOT NULL, settings TEXT NOT NULL);
-CREATE TABLE origins (digest TEXT PRIMARY KEY, origin TEXT NOT NULL) WITHOUT ROWID;
-CREATE TABLE sessions (id INTEGER PRIMARY KEY, name TEXT UNIQUE, created REAL NOT NULL, used REAL NOT NULL,
-    head INTEGER, entries INTEGER NOT NULL, anchor BLOB NOT NULL, digest BLOB NOT NULL, origin TEXT,
-    fence INTEGER NOT NULL, writer TEXT);
-CREATE TABLE entries (id INTEGER PRIMARY KEY, parent INTEGER, kind TEXT NOT NULL, start INTEGER NOT NULL,
-    end INTEGER NOT NULL, segment BLOB, context TEXT NOT NULL, anchor BLOB NOT NULL, digest BLOB NOT NULL,
-    held INTEGER NOT NULL);
-CREATE TABLE names (session INTEGER NOT NULL, name TEXT NOT NULL, number INTEGER NOT NULL,
-    PRIMARY KEY (session, name)) WITHOUT ROWID;
-CREATE TABLE segments (digest BLOB PRIMARY KEY, parent BLOB NOT NULL, end INTEGER NOT NULL, prefix BLOB NOT NULL,
-    bytes INTEGER NOT NULL, uses INTEGER NOT NULL, created REAL NOT NULL, used REAL NOT NULL,
-    tokens BLOB) WITHOUT ROWID;
-CREATE INDEX segments_after ON segments (parent, end);
-INSERT INTO store VALUES (0, 0, 0, 0, 0, '{}');
-"""
-_SECOND = """
-CREATE TABLE keyring (id INTEGER PRIMARY KEY CHECK (id = 0), epoch INTEGER NOT NULL, ring TEXT NOT NULL)"""
-MIGRATIONS = (_FIRST, _SECOND)
-"""Scripts that lead from each version of the tables to the next one."""
 
 _REMEDIES = {
     sqlite3.SQLITE_BUSY: "Another process is busy with it for long; try again",
@@ -89,6 +68,7 @@ class Database:
     Attributes:
         written_bytes: What this process has written into the database and its log, in bytes, as far as its commits
             could be told from those of others at the same moment.
+        page_bytes: Size of a page.
 
     Raises:
         InputError: It is missing, or cannot be opened.
@@ -106,6 +86,7 @@ class Database:
         self._reset()
         with self._translated():
             self._migrate()
+            self.page_bytes = int(self.connection.execute("PRAGMA page_size").fetchone()[0])
 
     def _reset(self) -> None:
         self._process, self._local = os.getpid(), threading.local()
@@ -196,7 +177,7 @@ class Database:
                 raise
             self._counted = counted
             after = self._frames()
-            self.written_bytes += FRAME_BYTES * (after[1] - before[1] if after[0] == before[0] else after[1])
+            self.written_bytes += self._frame_bytes * (after[1] - before[1] if after[0] == before[0] else after[1])
             if after[1] >= CHECKPOINT_FRAMES:
                 self.checkpoint()
 
@@ -220,7 +201,7 @@ class Database:
                 emptied = self.connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
                 row = row if emptied[2] <= 0 else emptied
             pages = self.connection.execute("PRAGMA page_count").fetchone()[0]
-            self.written_bytes += PAGE_BYTES * min(max(row[2], before[1] if shrink else 0), pages)
+            self.written_bytes += self.page_bytes * min(max(row[2], before[1] if shrink else 0), pages)
 
     @contextmanager
     def _no_commit(self) -> Iterator[None]:
@@ -256,6 +237,11 @@ class Database:
         """What this process has written since its last commit counted it."""
         return self.written_bytes - self._counted
 
+    @property
+    def _frame_bytes(self) -> int:
+        """What a page takes in the write-ahead log, its header included."""
+        return self.page_bytes + _FRAME_HEADER_BYTES
+
     def _frames(self) -> tuple[bytes, int]:
         """Return the salt of the write-ahead log and how many pages carry it (sqlite.org/walformat.html).
 
@@ -267,8 +253,8 @@ class Database:
                 salt = log.read(_LOG_HEADER_BYTES)[16:24]
                 count = self._log[1] if salt == self._log[0] else 0
                 while len(salt) == 8:
-                    log.seek(_LOG_HEADER_BYTES + count * FRAME_BYTES)
-                    if log.read(FRAME_BYTES - PAGE_BYTES)[8:16] != salt:
+                    log.seek(_LOG_HEADER_BYTES + count * self._frame_bytes)
+                    if log.read(_FRAME_HEADER_BYTES)[8:16] != salt:
                         break
                     count += 1
         except OSError:

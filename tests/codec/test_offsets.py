@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,7 @@ from kvcompress.format.ans import decode_choices, encode_choices
 from kvcompress.format.container import load, save
 from kvcompress.snapshot import KVSnapshot
 from tests.codec.test_laws import same, weighted_error
-from tinyvae.offsets import AGES, LARGEST_OFFSET, PRIOR_ONLY, age_classes, fit_offsets
+from tinyvae.offsets import AGES, LARGEST_OFFSET, PRIOR_ONLY, age_classes, fit_offsets, worn_offset
 
 QP = 100
 
@@ -93,3 +94,17 @@ def test_offsets_follow_the_worth_of_ids_and_ages() -> None:
     assert int(of_age.abs().max()) <= LARGEST_OFFSET
     halved = fit_offsets(rows, 8, exponent=0.5)[1]
     assert abs(int(halved[2] - halved[10]) - 16) <= 2
+
+
+@pytest.mark.parametrize(("start", "end"), [(1, 2), (32, 64), (100, 164), (1000, 1032), (5, 300)])
+def test_what_grows_old_is_worth_the_mean_of_its_ages(start: int, end: int) -> None:
+    offsets = torch.arange(AGES, 0, -1).to(torch.int8) * 2
+    classes, count = age_classes(end).tolist()[::-1], end - start
+    found = []
+    for age in range(count):
+        own = [int(offsets[classes[later]]) for later in range(age, end, count)]
+        worth = sum(2 ** (offset / 8) for offset in own) / len(own)
+        found.append(8 * math.log2(worth) - int(offsets[classes[age]]))
+    assert worn_offset(offsets, start, end) == min(round(sum(found) / count), 0)
+    assert worn_offset(torch.zeros_like(offsets), start, end) == 0
+    assert worn_offset(-offsets, start, end) == 0

@@ -30,7 +30,7 @@ from kvcompress.codec.out_of_distribution import (
     usual_openings,
 )
 from kvcompress.codec.promise import QUALITIES, Setting
-from kvcompress.codec.quality import encode_at_quality
+from kvcompress.codec.quality import SHORT_TOKENS, encode_at_quality
 from kvcompress.codec.settings import RESIDUAL_QP, CommonSettings
 from kvcompress.codec.size_ratio import (
     FINEST_QP,
@@ -444,7 +444,7 @@ def told(codec: TinyVAECodec, unlike: tuple[str, ...]) -> TinyVAECodec:
     """A codec to which every session is unlike at some tiers and ordinary at the others."""
     changed = copy.deepcopy(codec)
     tiers = {
-        name: {"bits_per_token": [1e-3 if name in unlike else 1e6, 0.0], "error": [1e6, 0.0]} for name in QUALITIES
+        name: {"bits_per_token": [1e6, 0.0], "error": [1e-9 if name in unlike else 1e6, 0.0]} for name in QUALITIES
     }
     changed.fitted["known"] = {"sessions": 9, "tiers": tiers}
     return changed
@@ -472,6 +472,17 @@ def test_unlike_sessions_are_stored_at_the_next_finer_quality_where_they_are_ord
         assert encoded.codec == Int8Codec.kind
     else:
         assert encoded.settings["rate"] == codec.tiers[stored or quality]
+
+
+@pytest.mark.parametrize(("tokens", "stored"), [(SHORT_TOKENS - 1, None), (SHORT_TOKENS, "high")])
+def test_bits_of_a_short_session_at_the_coarsest_word_are_judged_at_the_next(
+    codec: TinyVAECodec, model: Any, tokens: int, stored: str | None
+) -> None:
+    dear, snapshot = told(codec, ()), capture(model, random_sessions(1, tokens, seed=3)[0])
+    dear.fitted["known"]["tiers"]["usable"]["bits_per_token"] = [1e-3, 0.0]
+    assert encode_at_quality(dear, snapshot, "usable").settings.get("stored") == stored
+    dear.fitted["known"]["tiers"]["high"]["bits_per_token"] = [1e-3, 0.0]
+    assert encode_at_quality(dear, snapshot, "usable").settings.get("stored") == "transparent"
 
 
 def test_codecs_that_know_nothing_ask_nothing(codec: TinyVAECodec, snapshot: KVSnapshot) -> None:

@@ -6,15 +6,17 @@ import hashlib
 import json
 import sqlite3
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
+from kvcompress.store import database
 from kvcompress.store.database import entry_id
 from kvcompress.store.log import Link
 from kvcompress.store.segment import part_of
 from kvcompress.store.session import StoredSession
 from kvcompress.store.store import Store
-from tests.store.examples import ids_of, snapshot_of
+from tests.store.examples import ids_of, same, snapshot_of
 
 Change = Callable[[sqlite3.Connection], object]
 
@@ -155,3 +157,31 @@ def test_what_is_no_store_is_refused_in_one_line(store: Store) -> None:
     with pytest.raises(KVCompressError) as failure:
         Store(store.path)
     assert "\n" not in str(failure.value)
+
+
+def test_a_store_of_an_earlier_version_is_read_and_goes_on(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its pages stay as large as they are, its tables are those of today from then on."""
+    whole = snapshot_of(ids_of(40))
+    with monkeypatch.context() as before:
+        before.setattr(database, "MIGRATIONS", database.MIGRATIONS[:2])
+        before.setattr(database, "PAGE_BYTES", 1024)
+        with Store(place, create=True) as old:
+            talk = old.session("talk", create=True)
+            for tokens in (5, 9, 12):
+                talk.append(part_of(whole, 0, tokens), lossless=True)
+            segments = [entry.segment for entry in talk]
+    with Store(place) as store:
+        assert store.database.page_bytes == 1024
+        talk = store.session("talk")
+        assert [entry.segment for entry in talk] == segments
+        talk.append(whole, lossless=True)
+        other = store.session("other", create=True)
+        other.append(part_of(whole, 0, 5), lossless=True)
+        assert other.turns()[0].segment == segments[0]
+        assert same(talk.snapshot(), whole)
+        assert talk.verify().ok
+        rows = store.database.connection.execute("SELECT digest, uses FROM segments ORDER BY rowid").fetchall()
+        assert [bytes(row["digest"]).hex() for row in rows][:3] == segments
+        assert [row["uses"] for row in rows] == [2, 1, 1, 1]
+    with Store(place) as again:
+        assert again.session("talk").tokens == 40

@@ -11,6 +11,7 @@ import pytest
 from kvcompress.format.strict_json import canonical_json
 from kvcompress.store.database import SESSION_SPAN
 from kvcompress.store.log import APPEND, CHECKPOINT, Link, context_of
+from kvcompress.store.schema import AFTER
 from kvcompress.store.segment import part_of
 from kvcompress.store.session import StoredSession
 from kvcompress.store.store import Store
@@ -123,3 +124,23 @@ def written_by_this_process() -> int:
     if not lines.is_file():
         pytest.skip("this system does not count what a process writes")
     return int(dict(line.split(": ") for line in lines.read_text().splitlines())["wchar"])
+
+
+def test_what_an_append_writes_beside_its_segment_is_bounded(tmp_path: Path) -> None:
+    """Short turns, 8 kB each: a dozen small pages a commit, copied back once."""
+    turns, tokens = 100, 5
+    whole = snapshot_of(ids_of(tokens * turns), size=110)
+    with Store(tmp_path / "store", create=True) as store:
+        session = store.session("talk", create=True)
+        for turn in range(1, turns + 1):
+            session.append(part_of(whole, 0, turn * tokens), lossless=True)
+        store.database.checkpoint()
+        found = store.statistics()
+    assert (found.written_bytes - found.added_bytes) / turns < 6_500
+
+
+@pytest.mark.parametrize("parent", [b"", bytes(32)])
+def test_what_follows_a_segment_is_found_without_looking_at_all_of_them(store: Store, parent: bytes) -> None:
+    asked = f"EXPLAIN QUERY PLAN SELECT digest FROM segments WHERE {AFTER} AND end > 0 ORDER BY end DESC"
+    plan = [row["detail"] for row in store.database.connection.execute(asked, {"parent": parent})]
+    assert plan == ["SEARCH segments USING INDEX segments_after (<expr>=? AND end>?)"]

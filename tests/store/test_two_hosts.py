@@ -78,11 +78,13 @@ def home(place: Path, key: StoreKey | None) -> Path:
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[str]:
-    """An S3-compatible server: the program `moto_server`, on the search path or named by MOTO_SERVER."""
+    """An S3-compatible server: the program `moto_server`, beside this Python or on the search path."""
     pytest.importorskip("s3fs", reason="s3fs is not installed (extra s3)")
-    program = os.environ.get("MOTO_SERVER") or shutil.which("moto_server")
+    program = shutil.which(
+        "moto_server", path=os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
+    )
     if program is None:
-        pytest.skip("moto_server is not installed: pip install 'moto[server]', or name it with MOTO_SERVER")
+        pytest.skip("moto_server is not installed (extra dev)")
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]

@@ -1,0 +1,1 @@
+"""Sessions coded in segments beside the same sessions coded at once."""
