@@ -22,10 +22,10 @@ from kvcompress.codec.lossless import LosslessCodec
 from kvcompress.codec.quality import encode_at_quality
 from kvcompress.codec.size_ratio import encode_at_size_ratio
 from kvcompress.codec.tinyvae import TinyVAECodec
-from kvcompress.default_device import on_cpu
 from kvcompress.errors import InputError
 from kvcompress.fit.adopt import adopt, measured
 from kvcompress.format.container import Encoded, to_bytes
+from kvcompress.format.default_device import on_cpu
 from kvcompress.hf import load_model, recompute_with
 from kvcompress.hf.types import CausalLM, Tokenizer
 from kvcompress.prune.evidence.collect import collect

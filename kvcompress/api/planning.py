@@ -10,9 +10,9 @@ from torch import Tensor
 
 from kvcompress.api.encoding import Encoding, Progress, encode
 from kvcompress.api.options import EncodeOptions, PlanOptions
-from kvcompress.default_device import on_cpu
 from kvcompress.errors import InputError
 from kvcompress.format.container import to_bytes
+from kvcompress.format.default_device import on_cpu
 from kvcompress.hf.types import CausalLM, Tokenizer
 from kvcompress.prune.table import Table
 from kvcompress.snapshot import KVSnapshot

@@ -16,10 +16,10 @@ from kvcompress.codec.registry import load_snapshot
 from kvcompress.data.chat_template import Dialogue
 from kvcompress.data.next_turn import next_turn_of, with_dialogue
 from kvcompress.data.recovery import agreed
-from kvcompress.default_device import on_cpu
 from kvcompress.errors import InputError
 from kvcompress.format.atomic import path_of, require_writable
 from kvcompress.format.container import save
+from kvcompress.format.default_device import on_cpu
 from kvcompress.hf import capture, recompute_with, restore
 from kvcompress.hf.conversation import turn_start
 from kvcompress.hf.types import Cache, CausalLM, Tokenizer

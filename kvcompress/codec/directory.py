@@ -8,10 +8,10 @@ from pathlib import Path
 
 from kvcompress.codec.sound import REMEDY, require_buildable, require_tables
 from kvcompress.codec.tinyvae import TinyVAECodec
-from kvcompress.default_device import on_cpu
 from kvcompress.errors import CheckpointError, InputError, about, first_line
 from kvcompress.format.atomic import path_of
 from kvcompress.format.atomic_directory import recover, require_directory
+from kvcompress.format.default_device import on_cpu
 from kvcompress.hub.bundled import DEFAULT_CODEC, codec_parts, recompute_name, require_intact
 from kvcompress.hub.hub_id import SCORERS_FILE
 from kvcompress.hub.places import find_codec

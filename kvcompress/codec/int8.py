@@ -23,9 +23,9 @@ import torch
 from torch import Tensor
 
 from kvcompress.codec.settings import MOST_SIZE, NOTHING_STATED, CommonSettings, Int8Settings
-from kvcompress.default_device import on_cpu
 from kvcompress.errors import FormatError, InputError, MismatchError
 from kvcompress.format.container import Encoded
+from kvcompress.format.default_device import on_cpu
 from kvcompress.format.json_section import MAX_LAYERS
 from kvcompress.format.reader import Reader
 from kvcompress.format.session import encoded_session, own_sections, read_session

@@ -15,9 +15,9 @@ from einops import rearrange
 from torch import Tensor
 
 from kvcompress.codec.settings import NOTHING_STATED, CommonSettings
-from kvcompress.default_device import on_cpu
 from kvcompress.errors import FormatError, InputError, MismatchError
 from kvcompress.format.container import Encoded
+from kvcompress.format.default_device import on_cpu
 from kvcompress.format.reader import Reader
 from kvcompress.format.session import encoded_session, own_sections, read_session
 from kvcompress.format.zstd_frame import most_content_bytes, zstd_pack

@@ -12,9 +12,9 @@ from kvcompress.codec.lossless import LosslessCodec
 from kvcompress.codec.protocol import Codec
 from kvcompress.codec.settings import TinyVAESettings
 from kvcompress.codec.tinyvae import TinyVAECodec
-from kvcompress.default_device import on_cpu
 from kvcompress.errors import FormatError, about
 from kvcompress.format.container import MAGIC, Encoded, is_tensors, load
+from kvcompress.format.default_device import on_cpu
 from kvcompress.format.limits import memory_limit
 from kvcompress.format.raw_snapshot import load_raw
 from kvcompress.format.session import read_session

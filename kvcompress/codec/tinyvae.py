@@ -28,10 +28,10 @@ from kvcompress.codec.recompute import ConditioningLayers, recomputed
 from kvcompress.codec.same_model import require_same_model
 from kvcompress.codec.settings import NOTHING_STATED, CommonSettings, TinyVAESettings
 from kvcompress.codec.synthesis import synthesised
-from kvcompress.default_device import on_cpu
 from kvcompress.errors import FormatError, InputError, MismatchError
 from kvcompress.format.ans import TableBank
 from kvcompress.format.container import Encoded
+from kvcompress.format.default_device import on_cpu
 from kvcompress.format.origin import require_vocabulary
 from kvcompress.format.session import Preset, encoded_session
 from kvcompress.format.strict_json import canonical_json

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
-from kvcompress.default_device import on_cpu
 from kvcompress.errors import InputError
+from kvcompress.format.default_device import on_cpu
 from kvcompress.hf.cache_check import require_own_tokens
 from kvcompress.hf.families import (
     SUPPORTED,

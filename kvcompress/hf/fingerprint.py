@@ -15,8 +15,8 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
-from kvcompress.default_device import on_cpu
 from kvcompress.errors import InputError
+from kvcompress.format.default_device import on_cpu
 from kvcompress.hf.rope import parse_config, rotary_parts
 from kvcompress.hf.stored_weights import load_stored
 from kvcompress.hf.types import CausalLM, Tokenizer, require_a_model

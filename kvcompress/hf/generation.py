@@ -19,8 +19,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kvcompress.default_device import on_cpu
 from kvcompress.errors import InputError
+from kvcompress.format.default_device import on_cpu
 from kvcompress.hf.families import context_tokens, new_cache
 from kvcompress.hf.forward import open_mask, run
 from kvcompress.hf.rope_length import restart_length

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from kvcompress.default_device import on_cpu
 from kvcompress.errors import InputError
+from kvcompress.format.default_device import on_cpu
 from kvcompress.hf.families import layer_kinds, new_cache
 from kvcompress.hf.origin_check import require_model, require_shapes
 from kvcompress.hf.positions import require_droppable
