@@ -1,6 +1,17 @@
-"""`python -m kvcompress`: the same as the `kvcompress` command."""
+"""The `kvcompress` command, and `python -m kvcompress`."""
 
-from kvcompress.cli.app import main
+import sys
+
+
+def main() -> None:
+    """Run the command line; Ctrl-C while it is still being imported ends it as it does later."""
+    try:
+        from kvcompress.cli.app import main as run
+    except KeyboardInterrupt:
+        sys.stderr.write("error: interrupted. Nothing was written.\n")
+        sys.exit(130)
+    run()
+
 
 if __name__ == "__main__":
     main()

@@ -25,6 +25,7 @@ from kvcompress.codec.tinyvae import TinyVAECodec
 from kvcompress.errors import InputError
 from kvcompress.fit.adopt import adopt, measured
 from kvcompress.format.container import Encoded, to_bytes
+from kvcompress.format.default_device import on_cpu
 from kvcompress.hf import load_model, recompute_with
 from kvcompress.hf.types import CausalLM, Tokenizer
 from kvcompress.prune.evidence.collect import collect
@@ -68,6 +69,7 @@ class Encoding:
     notes: tuple[str, ...] = ()
 
 
+@on_cpu
 def encode(
     snapshot: KVSnapshot,
     options: EncodeOptions,

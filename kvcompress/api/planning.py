@@ -12,6 +12,7 @@ from kvcompress.api.encoding import Encoding, Progress, encode
 from kvcompress.api.options import EncodeOptions, PlanOptions
 from kvcompress.errors import InputError
 from kvcompress.format.container import to_bytes
+from kvcompress.format.default_device import on_cpu
 from kvcompress.hf.types import CausalLM, Tokenizer
 from kvcompress.prune.table import Table
 from kvcompress.snapshot import KVSnapshot
@@ -77,6 +78,7 @@ class SessionPlan:
         return self.encoding
 
 
+@on_cpu
 def plan(
     snapshot: KVSnapshot,
     model: CausalLM,

@@ -19,6 +19,7 @@ from kvcompress.data.recovery import agreed
 from kvcompress.errors import InputError
 from kvcompress.format.atomic import path_of, require_writable
 from kvcompress.format.container import save
+from kvcompress.format.default_device import on_cpu
 from kvcompress.hf import capture, recompute_with, restore
 from kvcompress.hf.conversation import turn_start
 from kvcompress.hf.types import Cache, CausalLM, Tokenizer
@@ -44,6 +45,7 @@ class SavedSession:
     notes: tuple[str, ...] = ()
 
 
+@on_cpu
 def save_session(
     path: str | Path,
     model: CausalLM,
@@ -114,6 +116,7 @@ def _with_messages(snapshot: KVSnapshot, tokenizer: Tokenizer, messages: Sequenc
     return with_dialogue(snapshot, tokenizer, dialogue)
 
 
+@on_cpu
 def load_session(
     path: str | Path,
     model: CausalLM,
@@ -143,6 +146,7 @@ def load_session(
     return restore(snapshot, model, tokenizer=tokenizer, copy=False)
 
 
+@on_cpu
 def next_turn(
     path: str | Path,
     model: CausalLM,

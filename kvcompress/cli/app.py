@@ -22,6 +22,7 @@ from kvcompress.cli.inspect import inspect
 from kvcompress.cli.record import record
 from kvcompress.cli.report import report
 from kvcompress.cli.resume import resume
+from kvcompress.cli.stop import Stop
 from kvcompress.cli.store import store
 from kvcompress.cli.verify import verify
 from kvcompress.errors import KVCompressError, shown
@@ -59,17 +60,24 @@ app.add_typer(store, name="store", rich_help_panel="Sessions")
 
 def main() -> None:
     """Run the command line."""
-    tolerant_streams()
+    stopped = Stop()
     try:
+        tolerant_streams()
         app()
     except KVCompressError as error:
+        stopped.end_if_set()
         sys.stderr.write(f"error: {shown(error)}\n")
         sys.exit(1)
     except OSError as error:  # a full disk or a closed directory where a library writes
+        stopped.end_if_set()
         where = f"{error.filename}: " if error.filename else ""
         told = f"{where}{(error.strerror or str(error)).lower()}. Nothing was written."
         sys.stderr.write(f"error: {shown(told)}\n")
         sys.exit(1)
     except KeyboardInterrupt:
-        sys.stderr.write("error: interrupted. Nothing was written.\n")
-        sys.exit(130)
+        Stop.end()
+    except BaseException as error:
+        if isinstance(error, SystemExit) and error.code in (None, 0):
+            raise
+        stopped.end_if_set()  # typer ends without a word, and transformers makes another error of it while it imports
+        raise

@@ -6,6 +6,7 @@ import functools
 import inspect
 import io
 import json
+import os
 import shutil
 import sys
 import tempfile
@@ -83,7 +84,19 @@ ProgressCallback = Callable[[str, int, int], None]
 
 
 def tolerant_streams() -> None:
-    """Let standard output and error spell out what their encoding lacks, instead of failing on it."""
+    """Let standard output and error spell out what their encoding lacks, instead of failing on it.
+
+    Raises:
+        InputError: Standard output is closed, so that what a command prints would be lost.
+    """
+    nowhere: Any = functools.partial(open, os.devnull, encoding="utf-8")
+    if sys.stdin is None:  # Python's way of saying that it was closed
+        sys.stdin = nowhere()
+    if sys.stderr is None:
+        sys.stderr = nowhere(mode="w")
+    if sys.stdout is None:
+        sys.stdout = nowhere(mode="w")
+        raise InputError("standard output is closed", "Send it to a file, or to /dev/null")
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
@@ -105,20 +118,28 @@ def is_standard_output(output: Path) -> bool:
     return str(output) in STANDARD_OUTPUT
 
 
-def require_output(output: Path, force: bool, as_json: bool) -> None:
+def require_output(output: Path, force: bool, as_json: bool, *others: Path | None) -> None:
     """Refuse a file that could not be written later, or that standard output cannot take, before any work is done.
 
     Raises:
-        InputError: As `kvcompress.format.atomic.require_writable`; standard output is a terminal, or `--json` wants it.
+        InputError: As `kvcompress.format.atomic.require_writable` and, for `others`, `require_other`; standard output
+            is a terminal, or `--json` wants it.
     """
     from kvcompress.format.atomic import require_writable
 
     if not is_standard_output(output):
         require_writable(output, force)
+        require_other(output, *others)
     elif as_json:
         raise InputError("standard output takes the file or --json, not both", "Name a file with --output")
     elif sys.stdout.isatty():
         raise InputError("a terminal takes no such file", "Send standard output elsewhere, or name a file")
+
+
+def require_other(output: Path, *others: Path | None) -> None:
+    """Refuse an output that the command reads or writes as something else: `--force` is not meant for that."""
+    if any(other is not None and os.path.realpath(other) == os.path.realpath(output) for other in others):
+        raise InputError("this file has another part in the command already", "Choose another name", path=output)
 
 
 @contextmanager

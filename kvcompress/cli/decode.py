@@ -42,7 +42,7 @@ def decode(
     from kvcompress.codec.registry import load_snapshot
     from kvcompress.format.raw_snapshot import save_raw
 
-    require_output(output, force, as_json)
+    require_output(output, force, as_json, file)
     with waiting("decode", "decoding"):
         snapshot = load_snapshot(file, codec, recompute_by(model), max_memory)
     with written(output) as place:

@@ -16,6 +16,7 @@ from kvcompress.cli.console import (
     RecomputeLayersOption,
     beside,
     progress_bar,
+    require_other,
     require_output,
     show,
     written,
@@ -79,7 +80,7 @@ def encode(
 
     Choose one of --quality, --max-kl, --size-ratio and --lossless.
     """
-    require_output(output, force, as_json)
+    require_output(output, force, as_json, raw, plan_table, history, evidence, sessions)
     planned = _plan(plan, scorer, keep, keep_message, keep_fraction, guarantee, plan_table, history, evidence)
     options = EncodeOptions(
         quality=quality,
@@ -126,6 +127,7 @@ def _encoded(
 
     if plan_table is not None:
         require_writable(plan_table, force)
+        require_other(plan_table, raw)
     snapshot = load_raw(raw)
     start = time.perf_counter()
     name = session_of_raw(raw)

@@ -18,6 +18,7 @@ from kvcompress.cli.console import (
     ModelOption,
     SpecialTokensOption,
     beside,
+    require_other,
     require_output,
     show,
     written,
@@ -99,9 +100,10 @@ def record(
     from kvcompress.prune.evidence.recorded import write_evidence
 
     if output is not None:
-        require_output(output, force, as_json)
+        require_output(output, force, as_json, session, text, evidence)
     if evidence is not None:
         require_writable(evidence, force)
+        require_other(evidence, session, text)
     with waiting("record", "loading the model"):
         language_model, tokenizer = load_model(model, dtype)
     if tokenizer is None:
@@ -190,7 +192,7 @@ def _said(
 def _chat(model: CausalLM, tokenizer: Tokenizer, special_tokens: bool) -> tuple[Said, Conversation]:
     """Talk until an empty line; return all that was said, and the conversation."""
     from kvcompress.data.chat_template import Dialogue, layout_ids, user
-    from kvcompress.data.recovery import said
+    from kvcompress.data.recovery import answer
     from kvcompress.hf.conversation import Conversation, stop_ids
     from kvcompress.hf.generation import TextStream
 
@@ -205,7 +207,7 @@ def _chat(model: CausalLM, tokenizer: Tokenizer, special_tokens: bool) -> tuple[
         stream.close()
         typer.echo()
         spoken = new_ids[:-1] if new_ids and new_ids[-1] in stops else new_ids
-        dialogue = dialogue.then({"role": "assistant", "content": said(tokenizer, spoken)})
+        dialogue = dialogue.then(answer(tokenizer, dialogue, spoken))
         ids += new_ids
         stamps += [time.time()] * len(new_ids)
     if not ids:

@@ -140,10 +140,9 @@ def _start(
     if not prompt or plain or not has_template(tokenizer):
         prompt_ids = plain_ids(tokenizer, prompt, special_tokens=special_tokens) if prompt else []
         return cache, *resume_start(cache, snapshot.token_ids, prompt_ids, layer_positions=places)
-    from kvcompress.data.next_turn import next_turn_of
+    from kvcompress.data.next_turn import OUTSIDE_THE_TEMPLATE, next_turn_of
 
     turn = next_turn_of(tokenizer, snapshot, prompt, special_tokens=special_tokens)
     if not turn.told:
-        what = "the session is not laid out by this chat template, so the prompt is put behind it as a turn"
-        sys.stderr.write(f"note: {what}.\n")
+        sys.stderr.write(f"note: {OUTSIDE_THE_TEMPLATE}.\n")
     return turn_start(model, snapshot, cache, turn.token_ids, turn.kept)

@@ -59,12 +59,17 @@ def resume(
     as_json: JsonOption = False,
 ) -> None:
     """Load a state of a session and let the model go on."""
-    if save and prompt is None:
+    from kvcompress.data.text_files import without_mark
+    from kvcompress.hf.special_tokens import require_text
+
+    prompt = without_mark(prompt or "")
+    if save and not prompt:
         raise InputError("there is nothing to save without --prompt", "Say something, or leave --save out")
     if save and (tokens or layers):
         raise InputError("a part of a session is restored to be looked at", "Leave --save out")
     from kvcompress.hf import load_model
 
+    require_text(prompt, "--prompt")
     language_model, tokenizer = load_model(model, dtype)
     if tokenizer is None:
         raise InputError("the model has no tokenizer", "Save one beside the model", path=model)
@@ -73,12 +78,15 @@ def resume(
     with opened(store) as found:
         held = found.session(session)
         if save:
+            from kvcompress.data.next_turn import OUTSIDE_THE_TEMPLATE
             from kvcompress.store.wrapper import Session
 
             if at is not None:
                 held.rewind(at)
             talk = Session(language_model, tokenizer, store=found, name=session, quality=quality, lossless=lossless)
-            talk.say(prompt or "", max_new_tokens=max_new_tokens, on_text=write)
+            talk.say(prompt, max_new_tokens=max_new_tokens, on_text=write)
+            if not talk.told:
+                sys.stderr.write(f"note: {OUTSIDE_THE_TEMPLATE}.\n")
             facts: dict[str, Any] = {"tokens": held.tokens, "entry": len(held) - 1}
         else:
             snapshot, facts = _state(held, language_model, tokenizer, at, tokens, layers)

@@ -11,12 +11,14 @@ from kvcompress.codec.tinyvae import TinyVAECodec
 from kvcompress.errors import CheckpointError, InputError, about, first_line
 from kvcompress.format.atomic import path_of
 from kvcompress.format.atomic_directory import recover, require_directory
+from kvcompress.format.default_device import on_cpu
 from kvcompress.hub.bundled import DEFAULT_CODEC, codec_parts, recompute_name, require_intact
 from kvcompress.hub.hub_id import SCORERS_FILE
 from kvcompress.hub.places import find_codec
 from tinyvae.bitstream import bitstream_marker
 
 
+@on_cpu
 def load_codec(name_or_path: str | Path = DEFAULT_CODEC, recompute_layers: int | None = None) -> TinyVAECodec:
     """Load a codec by name, directory or id on the Hub; `kvcompress codecs list` names those at hand.
 

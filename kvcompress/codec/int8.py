@@ -25,6 +25,7 @@ from torch import Tensor
 from kvcompress.codec.settings import MOST_SIZE, NOTHING_STATED, CommonSettings, Int8Settings
 from kvcompress.errors import FormatError, InputError, MismatchError
 from kvcompress.format.container import Encoded
+from kvcompress.format.default_device import on_cpu
 from kvcompress.format.json_section import MAX_LAYERS
 from kvcompress.format.reader import Reader
 from kvcompress.format.session import encoded_session, own_sections, read_session
@@ -53,6 +54,7 @@ class Int8Codec:
     kind = "int8"
     fingerprint = ""
 
+    @on_cpu
     def encode(self, snapshot: KVSnapshot, settings: CommonSettings = NOTHING_STATED) -> Encoded:
         """Quantise a snapshot; no number moves by more than half a step of its channel (keys) or token (values).
 
@@ -69,6 +71,7 @@ class Int8Codec:
         stated = Int8Settings(**settings.common(), shapes=_shape_runs(snapshot))
         return encoded_session(self.kind, self.fingerprint, snapshot, stated.to_json(), own)
 
+    @on_cpu
     def decode(self, encoded: Encoded) -> KVSnapshot:
         """Return the snapshot, each number within half a step of what was coded.
 

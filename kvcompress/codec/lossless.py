@@ -17,6 +17,7 @@ from torch import Tensor
 from kvcompress.codec.settings import NOTHING_STATED, CommonSettings
 from kvcompress.errors import FormatError, InputError, MismatchError
 from kvcompress.format.container import Encoded
+from kvcompress.format.default_device import on_cpu
 from kvcompress.format.reader import Reader
 from kvcompress.format.session import encoded_session, own_sections, read_session
 from kvcompress.format.zstd_frame import most_content_bytes, zstd_pack
@@ -46,6 +47,7 @@ class LosslessCodec:
     kind = "lossless"
     fingerprint = ""
 
+    @on_cpu
     def encode(self, snapshot: KVSnapshot, settings: CommonSettings = NOTHING_STATED) -> Encoded:
         """Code a snapshot.
 
@@ -55,6 +57,7 @@ class LosslessCodec:
         own = {"cache": pack_cache(snapshot)}
         return encoded_session(self.kind, self.fingerprint, snapshot, settings.to_json(), own)
 
+    @on_cpu
     def decode(self, encoded: Encoded) -> KVSnapshot:
         """Return the snapshot that was coded, bit by bit.
 

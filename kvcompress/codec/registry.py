@@ -13,7 +13,8 @@ from kvcompress.codec.protocol import Codec
 from kvcompress.codec.settings import TinyVAESettings
 from kvcompress.codec.tinyvae import TinyVAECodec
 from kvcompress.errors import FormatError, about
-from kvcompress.format.container import MAGIC, Encoded, load
+from kvcompress.format.container import MAGIC, Encoded, is_tensors, load
+from kvcompress.format.default_device import on_cpu
 from kvcompress.format.limits import memory_limit
 from kvcompress.format.raw_snapshot import load_raw
 from kvcompress.format.session import read_session
@@ -53,6 +54,7 @@ def _tinyvae_of(encoded: Encoded, codec: str | Path | None) -> TinyVAECodec:
     return load_codec(codec, stated.recompute_layers)
 
 
+@on_cpu
 def load_snapshot(
     path: Path,
     codec: str | Path | None = None,
@@ -91,8 +93,9 @@ def _require_true(origin: Origin, recompute: Recompute | None) -> None:
 
 
 def is_raw(path: Path) -> bool:
-    """Tell whether a file is no `.kvz` file but named like a raw snapshot."""
-    if path.suffix != ".safetensors" or not path.is_file():
+    """Tell whether a file is a raw snapshot by what it holds, or is no `.kvz` file but named like one."""
+    if not path.is_file():
         return False
     with path.open("rb") as handle:
-        return handle.read(len(MAGIC)) != MAGIC
+        start = handle.read(len(MAGIC) + 1)
+    return is_tensors(start) or (path.suffix == ".safetensors" and start[: len(MAGIC)] != MAGIC)

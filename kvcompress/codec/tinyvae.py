@@ -31,6 +31,7 @@ from kvcompress.codec.synthesis import synthesised
 from kvcompress.errors import FormatError, InputError, MismatchError
 from kvcompress.format.ans import TableBank
 from kvcompress.format.container import Encoded
+from kvcompress.format.default_device import on_cpu
 from kvcompress.format.origin import require_vocabulary
 from kvcompress.format.session import Preset, encoded_session
 from kvcompress.format.strict_json import canonical_json
@@ -222,6 +223,7 @@ class TinyVAECodec(
         self.require_compatible(snapshot)
         return Analysis(self, snapshot, [self.latents(snapshot, group) for group in range(len(self.groups))])
 
+    @on_cpu
     def encode(
         self,
         snapshot: KVSnapshot,
@@ -272,6 +274,7 @@ class TinyVAECodec(
         )
         return encoded_session(self.kind, self.fingerprint, snapshot, stated.to_json(), own, self.preset)
 
+    @on_cpu
     @torch.inference_mode()
     def decode(self, encoded: Encoded) -> KVSnapshot:
         """Return the snapshot of an encoded one.

@@ -6,6 +6,7 @@ turns that holds for the tokens that divide turns; others, such as `<think>`, ar
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -18,6 +19,10 @@ if TYPE_CHECKING:
 
 Message = Mapping[str, Any]
 NAMED_TOKENS = ("bos_token", "eos_token", "pad_token", "unk_token")
+PROBE = "Zqx1jW"
+"""A text that no template writes by itself."""
+
+_PARTS_ALONE: weakref.WeakKeyDictionary[Any, tuple[str, bool]] = weakref.WeakKeyDictionary()
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,13 +76,36 @@ def layout(tokenizer: Tokenizer, dialogue: Dialogue, *, ask: bool = False, name:
     if not has_template(tokenizer):
         raise InputError("the tokenizer has no chat template", "Give plain text: record --text, or lines of {id, text}")
     more = {"tools": [dict(tool) for tool in dialogue.tools]} if dialogue.tools else {}
-    messages = [dict(message) for message in dialogue.messages]
+    in_parts = _takes_parts_alone(tokenizer)
+    messages = [_in_parts(message) if in_parts else dict(message) for message in dialogue.messages]
     try:
         text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=ask, **more)
     except Exception as error:  # templates raise whatever jinja raises
         reason = first_line(error).removeprefix("TemplateError: ")
         raise InputError(f"the chat template refuses {name} ({reason})") from error
     return str(text)
+
+
+def _in_parts(message: Message) -> dict[str, Any]:
+    content = message.get("content")
+    return {**message, "content": [{"type": "text", "text": content}]} if isinstance(content, str) else dict(message)
+
+
+def _takes_parts_alone(tokenizer: Tokenizer) -> bool:
+    """Tell whether a template shows lists of parts but no plain text, as those of models that see pictures may."""
+    template, known = str(getattr(tokenizer, "chat_template", "")), _PARTS_ALONE.get(tokenizer)
+    if known is None or known[0] != template:
+        plain = user(PROBE)
+        shown = [_shows(tokenizer, message) for message in (plain, _in_parts(plain))]
+        known = _PARTS_ALONE[tokenizer] = template, shown == [False, True]
+    return known[1]
+
+
+def _shows(tokenizer: Tokenizer, message: Message) -> bool:
+    try:
+        return PROBE in str(tokenizer.apply_chat_template([dict(message)], tokenize=False))
+    except Exception:  # templates raise whatever jinja raises
+        return False
 
 
 def layout_ids(
@@ -100,13 +128,13 @@ def broken_layout(
     plain = [at for at in range(len(dialogue.messages)) if at not in dialogue.special_tokens]
     if names is None or not any(names.search(leaf) for at in plain for leaf in texts_of(dialogue.messages[at])):
         return text, ""
-    dividing = pattern_of(_dividing(tokenizer))
+    between = pattern_of(dividing(tokenizer))
     character = free_character(text)
 
     def told(at: int, message: Message) -> Message:
         if at in dialogue.special_tokens:
             return message
-        which = dividing if message["role"] == "assistant" else names
+        which = between if message["role"] == "assistant" else names
         parts = {key: mapped(value, lambda text: broken(text, which, character)) for key, value in message.items()}
         return parts | {"role": message["role"]}
 
@@ -136,8 +164,11 @@ def texts_of(value: Any) -> Iterator[str]:
             yield from texts_of(one)
 
 
-def _dividing(tokenizer: Tokenizer) -> set[str]:
-    """Return the spellings of special tokens that divide turns, and those that the tokenizer itself names."""
+def dividing(tokenizer: Tokenizer) -> set[str]:
+    """Return the spellings of special tokens that divide turns, and those that the tokenizer itself names.
+
+    Those of thinking are none of them, although some templates write them in every answer.
+    """
     found = {str(getattr(tokenizer, name, None) or "") for name in NAMED_TOKENS}
     known = pattern_of(spellings(tokenizer))
     probe: Sequence[Message] = (user("a"), {"role": "assistant", "content": "b"}, user("c"))
@@ -145,4 +176,5 @@ def _dividing(tokenizer: Tokenizer) -> set[str]:
         text = layout(tokenizer, Dialogue(tuple(probe)))
     except InputError:  # a template that takes no such conversation tells nothing: then all divide
         return set(spellings(tokenizer))
-    return (found | set(known.findall(text) if known is not None else ())) - {""}
+    found |= set(known.findall(text) if known is not None else ())
+    return {name for name in found if name and "think" not in name.lower()}

@@ -14,8 +14,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from kvcompress.data.chat_template import Dialogue, Message, broken_layout, layout_ids, user
-from kvcompress.data.recovery import agreed, recovered, text_of
+from kvcompress.data.chat_template import PROBE, Dialogue, Message, broken_layout, layout_ids, user
+from kvcompress.data.recovery import agreed, answer, recovered, text_of
 from kvcompress.errors import FormatError, InputError
 from kvcompress.hf.conversation import common_prefix
 from kvcompress.hf.special_tokens import ids_of, ids_of_broken
@@ -24,10 +24,10 @@ if TYPE_CHECKING:
     from kvcompress.hf.types import Tokenizer
     from kvcompress.snapshot import KVSnapshot
 
+OUTSIDE_THE_TEMPLATE = "the session is not laid out by this chat template, so the prompt is put behind it as a turn"
+
 MOST_CHARACTERS = 1 << 20
 """A longer conversation is not kept beside its tokens."""
-
-_PROBE = "Zqx1jW"
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,11 +39,17 @@ class NextTurn:
         kept: How many of the session's tokens it begins with; the cache of the others is not used.
         told: Whether these are the template's tokens. Otherwise the session is in no layout that its template gives,
             and the turn is put behind it.
+        dialogue: The conversation with the user's turn, None where it is not told.
     """
 
     token_ids: tuple[int, ...]
     kept: int
     told: bool = True
+    dialogue: Dialogue | None = None
+
+    def answered(self, tokenizer: Tokenizer, token_ids: Sequence[int]) -> Dialogue | None:
+        """Return the conversation with the model's answer, given without the token that ended it."""
+        return None if self.dialogue is None else self.dialogue.then(answer(tokenizer, self.dialogue, token_ids))
 
 
 def next_turn(
@@ -80,7 +86,7 @@ def next_turn(
         whole = layout_ids(tokenizer, longer, ask=True, name="the session with this prompt")
     except InputError as error:
         raise InputError(error.what, error.remedy or "Append the prompt as it is with --plain") from error
-    return NextTurn(tuple(whole), min(common_prefix(ids, whole), len(whole) - 1))
+    return NextTurn(tuple(whole), min(common_prefix(ids, whole), len(whole) - 1), dialogue=longer)
 
 
 def next_turn_of(tokenizer: Tokenizer, snapshot: KVSnapshot, text: str, *, special_tokens: bool = False) -> NextTurn:
@@ -96,10 +102,12 @@ def appended(tokenizer: Tokenizer, token_ids: Sequence[int], text: str, *, speci
     Raises:
         InputError: As `next_turn`.
     """
-    marks = user(f"{_PROBE}u"), {"role": "assistant", "content": f"{_PROBE}a"}
+    marks = user(f"{PROBE}u"), {"role": "assistant", "content": f"{PROBE}a"}
     dialogue = Dialogue(marks).then(user(text), special_tokens=special_tokens)
     whole, character = broken_layout(tokenizer, dialogue, ask=True)
-    tail = whole.rpartition(f"{_PROBE}a")[2]
+    before, mark, tail = whole.rpartition(f"{PROBE}a")
+    if not before or not mark:
+        raise InputError("the chat template leaves out what is said", "Append the prompt as it is with --plain")
     ids = ids_of_broken(tokenizer, tail, character) if character else ids_of(tokenizer, tail)
     there = next((n for n in range(min(len(ids), len(token_ids)), 0, -1) if list(token_ids[-n:]) == ids[:n]), 0)
     return ids[there:]
@@ -118,7 +126,7 @@ def to_keep(tokenizer: Tokenizer, token_ids: Sequence[int], dialogue: Dialogue) 
     """
     told = recovered(tokenizer, token_ids)
     if told is not None and all(
-        _next(tokenizer, told, text) == _next(tokenizer, dialogue, text) for text in (_PROBE, f"{_PROBE} {_PROBE}")
+        _next(tokenizer, told, text) == _next(tokenizer, dialogue, text) for text in (PROBE, f"{PROBE} {PROBE}")
     ):
         return None
     text, at, messages = text_of(tokenizer, token_ids), 0, list[Any]()

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from kvcompress.data.chat_template import Dialogue, Message, layout, layout_ids
+from kvcompress.data.chat_template import Dialogue, Message, dividing, layout, layout_ids
 from kvcompress.errors import InputError
 from kvcompress.hf.conversation import common_prefix
 from kvcompress.hf.special_tokens import ids_of, pattern_of, spellings
@@ -23,9 +23,10 @@ if TYPE_CHECKING:
 
 _ROLES = {"s": "system", "u": "user", "a": "assistant", "t": "tool"}
 _PROBES = (
-    *("u", "su", "a", "sa", "ua", "sua", "uau", "suau", "uaua", "uauau"),
+    *("s", "u", "su", "a", "sa", "ua", "sua", "uau", "suau", "uaua", "uauau"),
     *("uu", "uaa", "auau", "us", "uas", "uat", "uata", "uatau", "uatt"),
 )
+_OPENING = re.compile(r"(?:<[a-z][\w:]*>|\[[A-Z]+\])\s*\Z")  # of thinking, which the model goes on with
 _SEAMS: weakref.WeakKeyDictionary[Any, tuple[str, Seams]] = weakref.WeakKeyDictionary()
 
 
@@ -58,8 +59,37 @@ def text_of(tokenizer: Tokenizer, token_ids: Sequence[int]) -> str:
 
 
 def said(tokenizer: Tokenizer, token_ids: Sequence[int]) -> str:
-    """Return what a model said in these tokens: without the token that ended its turn, and without special ones."""
-    return str(tokenizer.decode(list(token_ids), skip_special_tokens=True, clean_up_tokenization_spaces=False))
+    """Return what a model said in these tokens: special ones only where they do not divide turns, as `<think>` may."""
+    known = spellings(tokenizer)
+    divide = {known[name] for name in dividing(tokenizer) if name in known}
+    return text_of(tokenizer, [token for token in token_ids if token not in divide])
+
+
+def answer(tokenizer: Tokenizer, before: Dialogue, token_ids: Sequence[int]) -> Message:
+    """Return what a model said after a conversation, as a message of which the template makes these tokens again.
+
+    Where the template opens the thinking for the model, as by `<think>` behind the assistant's header, the message
+    begins with that: templates find the thinking of earlier answers by it.
+
+    Args:
+        tokenizer: With a chat template.
+        before: The conversation that the model answers.
+        token_ids: Its answer, without the token that ended it.
+    """
+    content = said(tokenizer, token_ids)
+    plain: Message = {"role": "assistant", "content": content}
+    opened = layout(tokenizer, before, ask=True)
+    opening = _OPENING.search(opened)
+    if opening is None or not content:
+        return plain
+    thinking = {**plain, "content": opening[0] + content}
+    so_far = (opened + content).encode(errors="surrogatepass")
+    try:  # by text: where thoughts end in other tokens than the template's, both ways part there
+        layouts = [layout(tokenizer, before.then(one)).encode(errors="surrogatepass") for one in (plain, thinking)]
+    except InputError:
+        return plain
+    kept = [common_prefix(text, so_far) for text in layouts]
+    return thinking if kept[1] >= kept[0] else plain
 
 
 def recovered(tokenizer: Tokenizer, token_ids: Sequence[int]) -> Dialogue | None:
@@ -79,7 +109,7 @@ def recovered(tokenizer: Tokenizer, token_ids: Sequence[int]) -> Dialogue | None
     found += (Dialogue(tuple(messages)) for messages in _readings(seams, text))
     for dialogue in found:
         ways = [Dialogue(()).then(*dialogue.messages, special_tokens=special) for special in (False, True)]
-        agreeing = [exact for way in ways if (exact := agreed(tokenizer, way, ids, unlost=True)) is not None]
+        agreeing = [exact for way in ways if (exact := agreed(tokenizer, way, ids)) is not None]
         if agreeing:  # text that spells a special token and the token itself read alike: the tokens tell which it was
             return max(agreeing, key=lambda one: _shared(tokenizer, one, ids))
     names = seams.special
@@ -161,23 +191,18 @@ def _unclosed(seams: Seams, rest: str, role: str) -> str:
     whole = max((tail for tail in seams.tails.get(role, ()) if tail and rest.endswith(tail)), key=len, default="")
     if whole:
         return rest[: -len(whole)]
-    closings = seams.closings(role)
-    if seams.stop and not any(seams.stop in closing for closing in closings):
-        rest = rest.removesuffix(seams.stop)
     begun = 0
-    for closing in closings:
+    for closing in seams.closings(role):
         first = seams.special.search(closing) if seams.special is not None else None
         least = len(closing) if first is None else first.end()
         begun = max([begun, *(n for n in range(max(least, 1), len(closing) + 1) if rest.endswith(closing[:n]))])
-    return rest[: len(rest) - begun]
+    return rest[: len(rest) - begun] if begun else rest.removesuffix(seams.stop)
 
 
-def agreed(
-    tokenizer: Tokenizer, dialogue: Dialogue, token_ids: Sequence[int], *, unlost: bool = False
-) -> Dialogue | None:
+def agreed(tokenizer: Tokenizer, dialogue: Dialogue, token_ids: Sequence[int]) -> Dialogue | None:
     """Return a conversation if its layout gives the tokens, with the last answer as the tokens have it, else None.
 
-    With `unlost` also None where more was generated behind what closes that answer, which one message cannot hold.
+    Also None where more follows behind what closes that answer, which one message cannot hold.
     """
     ids = list(token_ids)
     if not dialogue.messages:
@@ -191,8 +216,9 @@ def agreed(
             opened = layout_ids(tokenizer, before, ask=True)
             if common_prefix(opened, ids) == len(opened):
                 special = bool(dialogue.special_tokens)
-                answer, lost = _said_last(tokenizer, ids[len(opened) :])
-                return None if unlost and lost else before.then(answer, special_tokens=special)
+                end, lost = _answer_end(tokenizer, ids[len(opened) :])
+                last = answer(tokenizer, before, ids[len(opened) : len(opened) + end])
+                return None if lost else before.then(last, special_tokens=special)
     except InputError:
         return None
     return dialogue if _same_but_split(tokenizer, whole, ids) else None
@@ -202,8 +228,8 @@ def _shared(tokenizer: Tokenizer, dialogue: Dialogue, ids: Sequence[int]) -> int
     return common_prefix(layout_ids(tokenizer, dialogue), ids) if dialogue.messages else 0
 
 
-def _said_last(tokenizer: Tokenizer, ids: list[int]) -> tuple[Message, bool]:
-    """Return the answer in tokens that follow the opening of a turn, up to the one that closes it.
+def _answer_end(tokenizer: Tokenizer, ids: list[int]) -> tuple[int, bool]:
+    """Return how many of the tokens that follow the opening of a turn are the answer, before the one that closes it.
 
     The second value tells whether more follows than what a template writes between turns.
     """
@@ -215,7 +241,7 @@ def _said_last(tokenizer: Tokenizer, ids: list[int]) -> tuple[Message, bool]:
     behind = text_of(tokenizer, ids[end + 1 :])
     usual = {closing[first.end() :] for closing, first in firsts.items() if first is not None}
     lost = bool(behind) and not any(one.startswith(behind) for one in usual)
-    return {"role": "assistant", "content": said(tokenizer, ids[:end])}, lost
+    return end, lost
 
 
 def _same_but_split(tokenizer: Tokenizer, whole: Sequence[int], ids: Sequence[int]) -> bool:

@@ -87,12 +87,16 @@ def _parse(line: str, path: Path, number: int) -> Session:
         raise FormatError(
             f"{where} is not JSON ({reason})", "A session file has one JSON object a line", path=path
         ) from error
-    messages = row.get("messages") if isinstance(row, dict) else None
-    special = row.get("special_tokens", False) if isinstance(row, dict) else False
+    if not isinstance(row, dict):
+        raise FormatError(f"{where} is no JSON object", "A session file has one JSON object a line", path=path)
+    messages, special = row.get("messages"), row.get("special_tokens", False)
     if not isinstance(special, bool):
         raise FormatError(f"{where}: special_tokens is neither true nor false", path=path)
-    if isinstance(row, dict) and isinstance(row.get("text"), str) and "messages" not in row:
-        require_text(row["text"], where, path=path)
+    for key in row.keys() - {"messages"}:  # messages name their number below
+        place = {"text": where, "id": f"{where}: the id"}.get(key, f"{where}: {key}")
+        for leaf in texts_of({key: row[key]}):
+            require_text(leaf, place, path=path)
+    if isinstance(row.get("text"), str) and "messages" not in row:
         text, name = without_mark(row["text"]), _name(row, number, path)
         kind = str(row.get("category", "text"))
         return Session(name, [], category=kind, text=text, path=path, line=number, special_tokens=special)
@@ -106,8 +110,8 @@ def _parse(line: str, path: Path, number: int) -> Session:
     return Session(
         _name(row, number, path),
         messages,
-        _rows(row, "facts", where, path),
-        _rows(row, "instructions", where, path),
+        _planted(row, "facts", ("stated_message", "question_message"), "value", where, path),
+        _planted(row, "instructions", ("stated_message",), "text", where, path),
         str(row.get("category") or DEFAULT_CATEGORY),
         times=tuple(times) if len(times) == len(messages) else (),
         tools=_rows(row, "tools", where, path),
@@ -127,9 +131,10 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _name(row: dict[str, Any], number: int, path: Path) -> str:
-    name = str(row.get("id", number))
-    require_text(name, f"line {number}: the id", path=path)
-    return name
+    name = row.get("id")
+    if name is not None and (not isinstance(name, str | int) or isinstance(name, bool)):
+        raise FormatError(f"line {number}: the id is neither text nor a whole number", "Give it as text", path=path)
+    return str(number if name is None else name)
 
 
 def _require_message(message: Any, where: str, path: Path) -> None:
@@ -170,6 +175,22 @@ def _rows(row: dict[str, Any], name: str, where: str, path: Path) -> list[dict[s
     return found
 
 
+def _planted(
+    row: dict[str, Any], name: str, places: Sequence[str], text: str, where: str, path: Path
+) -> list[dict[str, Any]]:
+    """Return facts or instructions, each with the indices of its messages and its text."""
+    found, last = _rows(row, name, where, path), len(row["messages"]) - 1
+    for number, one in enumerate(found, 1):
+        for place in places:
+            at = one.get(place)
+            if not isinstance(at, int) or isinstance(at, bool) or not 0 <= at <= last:
+                what = f"{where}: {place} of number {number} of {name} is no index of a message"
+                raise FormatError(what, f"Give one from 0 to {last}", path=path)
+        if not isinstance(one.get(text), str) or not one[text]:
+            raise FormatError(f"{where}: number {number} of {name} has no {text}", "Give it as text", path=path)
+    return found
+
+
 def read_sessions(path: Path) -> Iterator[Session]:
     """Yield the sessions of a file in order.
 
@@ -194,13 +215,19 @@ def find_session(path: Path, wanted: str | None) -> Session:
     """Return the session of a given id, or the first one.
 
     Raises:
-        InputError: No session has this id.
+        InputError: No session has this id, or several have.
     """
-    known = []
+    if wanted is None:
+        return next(read_sessions(path))
+    known, found = [], list[Session]()
     for session in read_sessions(path):
-        if wanted is None or session.id == wanted:
-            return session
         known.append(session.id)
+        found += [session] if session.id == wanted else []
+    if len(found) > 1:
+        what = f"the sessions of lines {found[0].line} and {found[1].line} both have the id {wanted!r}"
+        raise InputError(what, "Give each an id of its own", path=path)
+    if found:
+        return found[0]
     shown = ", ".join(known[:5]) + (", ..." if len(known) > 5 else "")
     raise InputError(f"no session has the id {wanted!r}", f"The file holds {shown}", path=path)
 

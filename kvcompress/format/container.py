@@ -208,11 +208,18 @@ def _read(file: BinaryIO, size: int, path: PathLike | None) -> Encoded:
     )
 
 
+def is_tensors(start: bytes) -> bool:
+    """Tell whether a file begins as a safetensors file does, such as a raw snapshot: a length, then JSON."""
+    return start[8:9] == b"{" and start[: len(MAGIC)] != MAGIC
+
+
 def _read_header(file: BinaryIO, size: int, path: PathLike | None) -> Header:
     """Read and check everything before the sections, and that the sections would end where the file ends."""
     if size == 0:
         raise FormatError("the file is empty", path=path, offset=0)
     start = file.read(PREFIX.size)
+    if is_tensors(start):
+        raise FormatError("this is a raw snapshot, not a .kvz file", "Encode it first", path=path, offset=0)
     if start[: len(MAGIC)] != MAGIC[: len(start)]:
         raise FormatError("not a .kvz file", "Name a file written by kvcompress", path=path, offset=0)
     if len(start) < PREFIX.size:

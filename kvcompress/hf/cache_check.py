@@ -40,9 +40,10 @@ class _Passing(DynamicLayer):  # type: ignore[no-untyped-call]
     """A layer that shows what it holds and what is new side by side, and keeps only what is new."""
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
-        """Return keys and values of both; the cache under test is never copied as a whole."""
+        """Return keys and values of both, in the model's data type; the cache under test is never copied as a whole."""
         held: Any = self
-        shown = torch.cat([held.keys, key_states], -2), torch.cat([held.values, value_states], -2)
+        kind = key_states.dtype
+        shown = torch.cat([held.keys.to(kind), key_states], -2), torch.cat([held.values.to(kind), value_states], -2)
         self.keys, self.values = key_states, value_states
         return shown
 

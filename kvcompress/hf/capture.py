@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import PurePath
 from typing import Any
 
@@ -11,6 +11,7 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from kvcompress.errors import InputError
+from kvcompress.format.default_device import on_cpu
 from kvcompress.hf.cache_check import require_own_tokens
 from kvcompress.hf.families import (
     SUPPORTED,
@@ -32,6 +33,7 @@ from kvcompress.snapshot import CACHE_DTYPES, KVSnapshot, LayerKV, Origin
 ROUND_TRIP_TOLERANCE = 1e-5  # of the largest key of the token and head
 
 
+@on_cpu
 def capture(
     model: CausalLM,
     token_ids: Tensor | Sequence[int],
@@ -89,6 +91,8 @@ def check_ids(model: CausalLM, token_ids: Tensor | Sequence[int]) -> Tensor:
     Raises:
         InputError: They are no sequence of ids, lie outside the model's vocabulary, or are more than its context.
     """
+    if isinstance(token_ids, Mapping):
+        raise InputError("token_ids are a mapping", 'Pass its ids alone, such as tokenizer(text)["input_ids"]')
     try:
         ids = token_ids.detach() if isinstance(token_ids, Tensor) else torch.tensor(list(token_ids))
     except (TypeError, ValueError, RuntimeError) as error:

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from kvcompress.errors import InputError
+from kvcompress.format.default_device import on_cpu
 from kvcompress.hf.rope import parse_config, rotary_parts
 from kvcompress.hf.stored_weights import load_stored
 from kvcompress.hf.types import CausalLM, Tokenizer, require_a_model
@@ -37,6 +38,7 @@ _STORED: WeakKeyDictionary[Any, tuple[str, str]] = WeakKeyDictionary()
 _TOKENIZERS: WeakKeyDictionary[Any, tuple[str, str]] = WeakKeyDictionary()
 
 
+@on_cpu
 def fingerprint(model: CausalLM, tokenizer: Tokenizer | None = None) -> ModelFingerprint:
     """Return the content hashes of a model and, if given, of its tokenizer.
 

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from kvcompress.errors import InputError
+from kvcompress.format.default_device import on_cpu
 from kvcompress.hf.families import context_tokens, new_cache
 from kvcompress.hf.forward import open_mask, run
 from kvcompress.hf.rope_length import restart_length
@@ -42,6 +43,7 @@ def require_room(model: CausalLM, end_position: int, remedy: str) -> None:
         raise InputError(f"{end_position} tokens exceed the model's context of {limit}", remedy)
 
 
+@on_cpu
 @torch.no_grad()
 def feed(model: CausalLM, cache: Cache, token_ids: Tensor, first_position: int, *, last_only: bool = False) -> Tensor:
     """Feed tokens at explicit positions and advance the cache in place.
@@ -68,6 +70,7 @@ def feed(model: CausalLM, cache: Cache, token_ids: Tensor, first_position: int, 
     return logits
 
 
+@on_cpu
 @torch.no_grad()
 def feed_rows(
     model: CausalLM, cache: Cache, token_ids: Tensor, first_position: int, *, last_only: bool = False
@@ -116,6 +119,7 @@ def _must_step(model: CausalLM, cache: Cache) -> bool:
     return True
 
 
+@on_cpu
 def resume_start(
     cache: Cache,
     token_ids: Tensor,
@@ -170,6 +174,7 @@ def _remove_last(layer: Any) -> None:
         layer.cumulative_length -= 1
 
 
+@on_cpu
 @torch.no_grad()
 def generate_from(
     model: CausalLM,

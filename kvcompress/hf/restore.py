@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from kvcompress.errors import InputError
+from kvcompress.format.default_device import on_cpu
 from kvcompress.hf.families import layer_kinds, new_cache
 from kvcompress.hf.origin_check import require_model, require_shapes
 from kvcompress.hf.positions import require_droppable
@@ -13,6 +14,7 @@ from kvcompress.hf.types import CausalLM, Tokenizer, require_a_model
 from kvcompress.snapshot import KVSnapshot, LayerKV
 
 
+@on_cpu
 def restore(
     snapshot: KVSnapshot,
     model: CausalLM,

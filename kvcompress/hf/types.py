@@ -113,3 +113,5 @@ def require_a_model(model: object) -> None:
     if getattr(model, "config", None) is None or not callable(model):
         what = f"a model is wanted, not {type(model).__name__}"
         raise InputError(what, "kv.load_model returns a model and its tokenizer; give the first of the two")
+    if hasattr(model, "_orig_mod"):  # its weights have other names
+        raise InputError("torch.compile has wrapped the model", "Pass the model itself; model.compile() wraps nothing")

@@ -95,7 +95,9 @@ class _Built:
         done = sum(len(piece.positions) for piece in self.pieces[0]) if self.pieces else 0
         before = self.snapshot(self._covered) if done else None
         found = grow(before, self.token_ids[:end])
-        self.pieces, self.first, self.origin = [[layer] for layer in found.layers], (), found.origin
+        said = None if self.origin is None else self.origin.conversation
+        self.origin = replace(found.origin, conversation=said)
+        self.pieces, self.first = [[layer] for layer in found.layers], ()
         self.lacking = False
 
     @property

@@ -15,6 +15,8 @@ import torch
 from torch import Tensor
 
 from kvcompress.errors import InputError
+from kvcompress.format.json_section import unpack_origin
+from kvcompress.format.origin import origin_of_json
 from kvcompress.hf import capture, fingerprint, recompute_with
 from kvcompress.hf.partial_prefill import first_layers
 from kvcompress.hf.types import CausalLM, Tokenizer
@@ -127,6 +129,8 @@ def _tokens(
     built = _joined(built, waiting)
     if built is None or built.tokens < len(ids):
         built = grow(built, ids)
+    said = origin_of_json(unpack_origin(parts[-1].encoded.sections.get("origin", b""))).conversation
+    built = replace(built, origin=replace(built.origin, conversation=said))
     count = len(built.layers)
     return PartlyRestored(built, restored * count, len(ids) * count, size)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,12 +27,14 @@ class Resumed:
         token_ids: [N] int64, what it has seen.
         compatibility: How the model compares with the one that recorded it; None where that was not asked.
         measured: What other weights cost, None where they are the same.
+        conversation: What was said, as the session's origin keeps it; None where its tokens tell.
     """
 
     cache: Any
     token_ids: Tensor
     compatibility: Compatibility | None = None
     measured: Measured | None = None
+    conversation: Mapping[str, Any] | None = None
 
 
 def resumed(
@@ -66,7 +69,7 @@ def resumed(
             measured = measure(snapshot, model)
     exact = found is not None and all(map(_is_same, found.fields))
     cache = restore(snapshot, model, tokenizer=tokenizer, check_fingerprint=exact, copy=False)
-    return Resumed(cache, snapshot.token_ids, found, measured)
+    return Resumed(cache, snapshot.token_ids, found, measured, snapshot.origin.conversation)
 
 
 def _is_same(one: Field) -> bool:

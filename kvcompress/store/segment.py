@@ -211,7 +211,9 @@ def part_of(snapshot: KVSnapshot, start: int, end: int | None = None) -> KVSnaps
         held = held_since(layer, start)
         stop = int(torch.searchsorted(held.positions, tokens))
         layers.append(LayerKV(held.keys[:, :stop], held.values[:, :stop], held.positions[:stop]))
-    origin = snapshot.origin if end is None else replace(snapshot.origin, next_position=tokens)
+    origin = snapshot.origin
+    if tokens < snapshot.tokens:  # what was said is known of the whole alone
+        origin = replace(origin, next_position=tokens, conversation=None)
     return KVSnapshot(tuple(layers), snapshot.token_ids[:tokens], origin)
 
 

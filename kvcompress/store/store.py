@@ -22,6 +22,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from kvcompress.errors import InputError, IntegrityError, KVCompressError, require_positive
+from kvcompress.format.atomic import atomic_path
 from kvcompress.format.strict_json import canonical_json
 from kvcompress.store.columns import only_row
 from kvcompress.store.cover import PLAIN, Cover, cover_of
@@ -89,22 +90,40 @@ class Store:
         signer: Signer | None = None,
     ) -> None:
         self.path = Path(path)
-        fresh = create and not (self.path / DATABASE).is_file()
-        if fresh:
-            _make_folder(self.path)
-        self.database = Database(self.path / DATABASE, create=create)
+        if create and not (self.path / DATABASE).is_file():
+            self._make(key, segments, max_bytes, evict)
+        self.database = Database(self.path / DATABASE)
         self.codec, self.writer, self.policy, self.signer = codec, this_writer(), policy, signer
         self._locks: dict[int, threading.RLock] = {}
         self._guard = threading.Lock()
         self.cover: Cover = PLAIN
         try:
-            if fresh:
-                self.set_limit(max_bytes, evict=evict)
-                self._keep({"segments": segments} if segments is not None else {})
             self._open(key, create)
         except BaseException:  # a connection that nobody can close would stand in the way of the next one
             self.database.close()
             raise
+
+    def _make(self, key: StoreKey | None, segments: str | None, max_bytes: int | None, evict: str) -> None:
+        """Make the database under another name, which gets its own when limit, place and key are in it.
+
+        Stopped before, there is no store, where there would else be one without its key. One that another process
+        made meanwhile is taken as it is.
+        """
+        _make_folder(self.path)
+        named = self.path / DATABASE
+        try:
+            with atomic_path(named) as place:
+                self.database = Database(place, create=True)
+                try:
+                    self.set_limit(max_bytes, evict=evict)
+                    self._keep({"segments": segments} if segments is not None else {})
+                    protect(self.database, key, create=True)
+                finally:
+                    self.database.close()
+        except KVCompressError as error:
+            if not named.is_file():
+                error.path = None if error.path is None else named
+                raise
 
     def _open(self, key: StoreKey | None, create: bool) -> None:
         self.cover = protect(self.database, key, create=create)

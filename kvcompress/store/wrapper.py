@@ -14,7 +14,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from kvcompress.data.next_turn import next_turn
+from kvcompress.data.chat_template import Dialogue
+from kvcompress.data.next_turn import kept_dialogue, next_turn, with_dialogue
 from kvcompress.errors import InputError
 from kvcompress.hf.conversation import Conversation, common_prefix, stop_ids
 from kvcompress.hf.generation import TextStream, feed
@@ -51,6 +52,10 @@ class Session:
         floor: Store as token ids alone what the model reads sooner than it is restored: True measures both once for
             the model and this machine, a number says below how many tokens. Not with `lossless`, for what is computed
             again need not be the same bits.
+
+    Attributes:
+        told: Whether the last turn is as the chat template lays it out; False where the stored session is in no layout
+            of it, so that the turn was put behind it.
 
     Raises:
         MismatchError: The session is of another model.
@@ -92,10 +97,12 @@ class Session:
 
     def _take_up(self) -> None:
         """Go on from the stored state."""
-        self.talk = Conversation(self.model)
+        self.talk, self.told = Conversation(self.model), True
+        self._dialogue: Dialogue | None = None
         if self.stored.tokens:
             found = self.stored.resume(self.model, self.tokenizer)
             self.talk.cache, self.talk.seen = found.cache, found.token_ids.tolist()
+            self._dialogue = kept_dialogue(self.tokenizer, self.talk.seen, found.conversation)
 
     def say(
         self, text: str, *, max_new_tokens: int = 256, on_text: Callable[[str], object] = lambda piece: None
@@ -108,7 +115,8 @@ class Session:
             on_text: Called with each piece of the answer as it comes.
         """
         before = self.token_ids
-        ids = list(next_turn(self.tokenizer, before, text).token_ids)
+        turn = next_turn(self.tokenizer, before, text, dialogue=self._dialogue)
+        ids = list(turn.token_ids)
         peaks = self._read(ids) if self.surprises else []
         pieces: list[str] = []
 
@@ -120,6 +128,8 @@ class Session:
         stop = stop_ids(self.model, self.tokenizer)
         new_ids = self.talk.reply(ids, max_new_tokens=max_new_tokens, stop_ids=stop, on_token=stream)
         stream.close()
+        spoken = new_ids[:-1] if new_ids and new_ids[-1] in stop else new_ids
+        self.told, self._dialogue = turn.told, turn.answered(self.tokenizer, spoken)
         self._save(before, [*ids, *new_ids], peaks)
         return "".join(pieces)
 
@@ -149,6 +159,8 @@ class Session:
     def _save(self, before: Sequence[int], ids: list[int], peaks: Sequence[tuple[int, float]]) -> None:
         """Append the turn, with a checkpoint at its end and before each peak."""
         snapshot = self.talk.snapshot(ids, self.tokenizer)
+        if self._dialogue is not None:
+            snapshot = with_dialogue(snapshot, self.tokenizer, self._dialogue)
         self._meet(before, ids)
         whole = all(len(layer.positions) == snapshot.tokens for layer in snapshot.layers)
         for position, nats in peaks if whole else ():

@@ -5,8 +5,10 @@ from __future__ import annotations
 import inspect
 import os
 import pty
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import get_args
@@ -16,7 +18,7 @@ import typer
 from typer.models import OptionInfo
 from typer.testing import CliRunner, Result
 
-from kvcompress.cli.app import app
+from kvcompress.cli.app import app, main
 from kvcompress.errors import KVCompressError
 from kvcompress.format.container import load
 from kvcompress.format.raw_snapshot import load_raw
@@ -175,3 +177,71 @@ def test_nobody_is_asked_on_a_terminal(place: Path, with_code: Path) -> None:
     assert b"--trust-remote-code" in done.stderr
     assert done.stderr.count(b"\n") == 1
     assert not (with_code / "ran").exists()
+
+
+LINE = '{"id": "a", "messages": [{"role": "user", "content": "hi"}]}\n'
+
+
+def test_an_output_that_the_command_reads_is_refused_whatever_is_forced(tmp_path: Path) -> None:
+    (tmp_path / "s.jsonl").write_text(LINE)
+    record = ["record", "--session", "s.jsonl", "-o"]
+    assert invoke(tmp_path, *record, "raw.safetensors").exit_code == 0
+    assert invoke(tmp_path, "encode", "raw.safetensors", "-o", "s.kvz", "--lossless").exit_code == 0
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    for command in (
+        [*record, "s.jsonl"],
+        [*record, "both.safetensors", "--evidence", "both.safetensors"],
+        [*record, "other.safetensors", "--evidence", "s.jsonl"],
+        ["encode", "raw.safetensors", "--lossless", "-o", "./raw.safetensors"],
+        ["decode", "s.kvz", "-o", "s.kvz"],
+    ):
+        told = invoke(tmp_path, *command, "--force")
+        assert isinstance(told.exception, KVCompressError)
+        assert "another part in the command" in str(told.exception)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def test_a_raw_snapshot_is_told_by_what_it_holds(tmp_path: Path) -> None:
+    (tmp_path / "s.jsonl").write_text(LINE)
+    assert invoke(tmp_path, "record", "--session", "s.jsonl", "-o", "named.kvz").exit_code == 0
+    for command in ("inspect", "verify"):
+        told = invoke(tmp_path, command, "named.kvz")
+        assert "this is a raw snapshot, not a .kvz file" in str(told.exception)
+    assert invoke(tmp_path, "resume", "named.kvz", "--max-new-tokens", "1").exit_code == 0
+
+
+@pytest.mark.parametrize("closed", [">&-", "<&- >&-", ">&- 2>&-"])
+def test_a_closed_standard_output_is_told_in_one_line(closed: str, tmp_path: Path) -> None:
+    run = subprocess.run(
+        ["sh", "-c", f'"{sys.executable}" -m kvcompress codecs list {closed}'],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert run.returncode == 1
+    assert run.stderr in ("error: standard output is closed. Send it to a file, or to /dev/null.\n", "")
+    assert ("2>" in closed) == (run.stderr == "")
+
+
+@pytest.mark.parametrize("swallowed", [None, ModuleNotFoundError, KVCompressError, OSError])
+def test_an_interrupt_is_one_line_and_130_whatever_became_of_it(
+    swallowed: type[Exception] | None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def stopped() -> None:
+        try:
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(5)
+        except KeyboardInterrupt:
+            if swallowed is None:
+                sys.exit(130)  # as typer does
+            raise swallowed("of its own") from None
+
+    monkeypatch.setattr("kvcompress.cli.app.app", stopped)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(SystemExit) as ended:
+            main()
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert ended.value.code == 130
+    assert capsys.readouterr().err == "error: interrupted. Nothing was written.\n"

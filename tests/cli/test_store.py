@@ -185,3 +185,9 @@ def test_a_model_is_recorded_gone_on_with_and_restored_in_part(tmp_path: Path) -
     assert run("store", "verify", store)["ok"]
     assert run("compat", "talk", "reference-lm", "--store", store)["verdict"] == "allowed"
     assert "nothing to save" in refused("store", "resume", store, "talk", "--save")
+
+
+@pytest.mark.parametrize("prompt", ["", "\ufeff"])
+def test_an_empty_prompt_is_nothing_to_save(prompt: str, tmp_path: Path) -> None:
+    told = CliRunner().invoke(app, ["store", "resume", str(tmp_path), "talk", "--prompt", prompt, "--save"])
+    assert "there is nothing to save without --prompt" in str(told.exception)

@@ -60,3 +60,20 @@ def usual() -> list[object]:
 def test_the_default_data_type_changes_nothing(dtype: torch.dtype, usual: list[object]) -> None:
     with default(dtype):
         assert outcome() == usual
+
+
+def test_the_default_device_changes_nothing(usual: list[object]) -> None:
+    model, tokenizer = load_model("reference-lm")
+    torch.set_default_device("meta")
+    try:
+        snapshot = capture(model, IDS, tokenizer=tokenizer)
+        codec = load_codec("reference-lm-tinyvae")
+        assert isinstance(codec, TinyVAECodec)
+        encoded = codec.encode(snapshot, 40)
+        decoded = codec.decode(encoded)
+        cache = restore(decoded, model)
+        found = [codec.fingerprint, encoded.sections, digest(decoded)]
+        found.append(generate_from(model, cache, [5], next_position=80, max_new_tokens=4))
+        assert [fingerprint(model, tokenizer), digest(snapshot), *found] == usual[:6]
+    finally:
+        torch.set_default_device(None)

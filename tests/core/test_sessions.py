@@ -105,3 +105,37 @@ def test_a_line_says_whether_its_text_spells_special_tokens(tmp_path: Path) -> N
     assert len(plain) > len(laid_out)
     with pytest.raises(FormatError, match="line 1: special_tokens is neither true nor false"):
         find_session(write(tmp_path / "s.jsonl", json.dumps(row | {"special_tokens": "yes"})), "a")
+
+
+@pytest.mark.parametrize(
+    ("more", "told"),
+    [
+        ({"id": ["a"]}, "the id is neither text nor a whole number"),
+        ({"id": True}, "the id is neither"),
+        ({"id": 1.5}, "the id is neither"),
+        ({"category": "x\ud83d"}, r"category holds .*half of a character"),
+        ({"facts": [{"value": "x\ud83d"}]}, r"facts holds .*half of a character"),
+        ({"facts": [{"value": "x"}]}, r"stated_message of number 1 of facts is no index.*from 0 to 1"),
+        ({"facts": [{"value": "x", "stated_message": 0, "question_message": 2}]}, "question_message of number 1"),
+        ({"facts": [{"value": "x", "stated_message": -1, "question_message": 0}]}, "stated_message of number 1"),
+        ({"facts": [{"value": 3, "stated_message": 0, "question_message": 0}]}, "number 1 of facts has no value"),
+        ({"instructions": [{"stated_message": 0, "position": "end"}]}, "number 1 of instructions has no text"),
+    ],
+)
+def test_what_stands_beside_the_messages_is_checked(more: dict[str, object], told: str, tmp_path: Path) -> None:
+    with pytest.raises((FormatError, InputError), match=told):
+        list(read_sessions(write(tmp_path / "s.jsonl", json.dumps(GOOD | more))))
+
+
+def test_an_id_that_two_sessions_have_names_none_of_them(tmp_path: Path) -> None:
+    path = write(tmp_path / "s.jsonl", "\n".join([json.dumps(GOOD), json.dumps(GOOD | {"id": "b"}), json.dumps(GOOD)]))
+    assert find_session(path, "b").line == 2
+    assert find_session(path, None).line == 1
+    with pytest.raises(InputError, match=r"lines 1 and 3 both have the id 'a'.*an id of its own"):
+        find_session(path, "a")
+
+
+@pytest.mark.parametrize("line", ["[1, 2]", '"text"', "null", "3"])
+def test_a_line_that_is_no_object_is_told_so(line: str, tmp_path: Path) -> None:
+    with pytest.raises(FormatError, match="line 1 is no JSON object"):
+        list(read_sessions(write(tmp_path / "s.jsonl", line)))

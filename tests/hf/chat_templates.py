@@ -112,6 +112,29 @@ HARMONY = (
     "{{ '<|return|>' if loop.last and not add_generation_prompt else '<|end|>' }}{% endif %}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|start|>assistant' }}{% endif %}"
 )
+OPENS_THINKING = (
+    "{% for m in messages %}" + SAID + "{% set said = m.content %}{% if m.role == 'assistant' %}{% set thought = '' %}"
+    "{% if '<think>' in said and '</think>' in said %}"
+    "{% set thought = said.split('</think>')[0].split('<think>')[-1].strip('\n') %}"
+    "{% set said = said.split('</think>')[-1].lstrip('\n') %}{% endif %}"
+    "{{ '<think>\n' + thought + '\n</think>\n\n' }}{% endif %}{{ said + '<|im_end|>\n' }}{% endfor %}"
+    + ASK
+    + "{{ '<think>\n' }}{% endif %}"
+)
+XML = (
+    "{% for m in messages %}{{ '<' + m.role + '>\n' + m.content + '\n</' + m.role + '>\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<assistant>\n' }}{% endif %}"
+)
+COMMAND_R7B = (
+    "{{ '<s>' }}{% for m in messages %}{{ '<|START|><|' + m.role + '|>' }}"
+    "{{ '<|RESPONSE|>' + m.content + '<|/RESPONSE|>' if m.role == 'assistant' else m.content }}"
+    "{{ '<|STOP|>' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|START|><|assistant|><|RESPONSE|>' }}{% endif %}"
+)
+PARTS_ALONE = CHATML.replace(
+    "m.content + '<|im_end|>\n'",
+    "(m.content | selectattr('text', 'defined') | map(attribute='text') | join) + '<|im_end|>\n'",
+)
 WITH_PARTS = CHATML.replace("{{ m.content + '<|im_end|>\n' }}", PARTS + "{{ '<|im_end|>\n' }}")
 ROLES = ("<|system|>", "<|user|>", "<|assistant|>")
 
@@ -140,6 +163,8 @@ KINDS = {
     "command r": Kind(COMMAND_R, "<|STOP|>", ("<s>", "<|START|>", "<|USER|>", "<|CHATBOT|>", "<|SYSTEM|>")),
     "falcon": Kind(FALCON, "<|endoftext|>"),
     "vicuna": Kind(VICUNA, "</s>"),
+    "command r7b": Kind(COMMAND_R7B, "<|STOP|>", ("<s>", "<|START|>", "<|RESPONSE|>", "<|/RESPONSE|>", *ROLES)),
+    "xml": Kind(XML, "<|endoftext|>"),
     "glm": Kind(GLM, "<|endoftext|>", ("[gMASK]", "<sop>", *ROLES)),
 }
 

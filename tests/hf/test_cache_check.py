@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from transformers import DynamicCache, Qwen2Config
+from transformers import DynamicCache, LlamaConfig, Qwen2Config
 
 from kvcompress.errors import InputError
 from kvcompress.hf import capture, restore
@@ -183,3 +183,20 @@ def test_other_tokens_than_the_restored_ones_are_refused() -> None:
     other = torch.cat([ids.roll(1), session(2, seed=2)])
     with pytest.raises(InputError, match="restored from a snapshot of other tokens"):
         capture(model, other, cache=cache)
+
+
+def test_a_cache_of_another_data_type_is_compared_in_the_model_s() -> None:
+    model, half, ids = model_of("llama"), model_of("llama", "bfloat16"), session(TOKENS)
+    assert capture(half, ids, cache=run_over(model, ids)).tokens == TOKENS
+    with pytest.raises(InputError, match="the cache is not"):
+        capture(half, ids, cache=run_over(build(ACCEPTED["llama"](), seed=3), ids))
+
+
+def test_weights_that_differ_in_a_later_layer_alone_are_found() -> None:
+    model, ids = build(LlamaConfig(**{**GROUPED, "num_hidden_layers": 6})), session(TOKENS)
+    for layer in range(6):
+        other = copy.deepcopy(model)
+        with torch.no_grad():
+            other.model.layers[layer].self_attn.k_proj.weight.mul_(1.02)
+        with pytest.raises(InputError, match="the cache is not"):
+            capture(model, ids, cache=run_over(other, ids))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 
 import pytest
@@ -150,3 +151,16 @@ def test_origin_survives_json() -> None:
     origin = Origin.from_json(json.loads(json.dumps(snapshot.origin.to_json())))
     assert origin == snapshot.origin
     assert "_name_or_path" not in origin.config
+
+
+def test_what_a_tokenizer_returns_is_no_list_of_tokens() -> None:
+    with pytest.raises(InputError, match=r'mapping.*\["input_ids"\]'):
+        capture(model_of("llama"), {"input_ids": [1, 2]})  # type: ignore[arg-type]
+
+
+def test_a_compiled_model_is_refused_and_one_compiled_in_place_is_taken() -> None:
+    model = copy.deepcopy(model_of("llama"))
+    with pytest.raises(InputError, match=r"torch\.compile.*model\.compile\(\)"):
+        capture(torch.compile(model), [1, 2, 3])
+    model.compile(backend="eager")
+    assert capture(model, [1, 2, 3]).tokens == 3

@@ -9,7 +9,16 @@ import pytest
 from kvcompress.data.chat_template import Dialogue, layout_ids, user
 from kvcompress.data.next_turn import kept_dialogue, next_turn, to_keep
 from kvcompress.errors import InputError
-from tests.hf.chat_templates import ALTERNATE, HARMONY, KINDS, tokenizer_of, tokenizer_with
+from tests.hf.chat_templates import (
+    ALTERNATE,
+    HARMONY,
+    IM,
+    KINDS,
+    OPENS_THINKING,
+    PARTS_ALONE,
+    tokenizer_of,
+    tokenizer_with,
+)
 
 LONG = [
     ("system", "Answer in one line."),
@@ -224,3 +233,66 @@ def test_tokens_tell_whether_text_that_reads_as_a_special_token_was_one() -> Non
         dialogue = Dialogue(()).then(*messages, special_tokens=special)
         stored = layout_ids(tokenizer, dialogue)
         assert next_turn(tokenizer, stored, NEXT).kept == len(stored)
+
+
+@pytest.mark.parametrize("special", [True, False])
+def test_thinking_that_the_template_opens_belongs_to_the_answer(special: bool) -> None:
+    marks = ("<think>", "</think>")
+    tokenizer = tokenizer_with(OPENS_THINKING, IM[1], (*IM, *marks) if special else IM, () if special else marks)
+    opened = render(tokenizer, [user("Two and two?")], ask=True)
+    for said in ("Easy.\n</think>\n\nFour.", "Ea"):
+        answer = {"role": "assistant", "content": f"<think>\n{said}"}
+        stored = opened + tokenizer(said + IM[1])["input_ids"]
+        turn = next_turn(tokenizer, stored, NEXT)
+        assert turn.told
+        assert list(turn.token_ids) == whole(tokenizer, [user("Two and two?"), answer])
+        longer = turn.answered(tokenizer, tokenizer("Hm.\n</think>\n\nBye.")["input_ids"])
+        assert longer is not None
+        assert longer.messages[-1]["content"] == "<think>\nHm.\n</think>\n\nBye."
+
+
+def test_thinking_in_special_tokens_goes_with_the_earlier_answers() -> None:
+    kind = KINDS["thinking in the last answer only"]
+    tokenizer = tokenizer_with(kind.template, kind.stop, (*IM, "<think>", "</think>"))
+    answer = {"role": "assistant", "content": "<think>\nEasy.\n</think>\n\nFour."}
+    stored = render(tokenizer, [user("Two?")], ask=True) + tokenizer(answer["content"] + IM[1])["input_ids"]
+    turn = next_turn(tokenizer, stored, NEXT)
+    assert list(turn.token_ids) == whole(tokenizer, [user("Two?"), answer])
+    assert "Easy" not in tokenizer.decode(turn.token_ids)
+
+
+def test_a_template_of_parts_alone_is_given_parts() -> None:
+    tokenizer, messages = tokenizer_with(PARTS_ALONE, IM[1], IM), messages_of(LONG)
+    parts = [{**m, "content": [{"type": "text", "text": m["content"]}]} for m in [*messages, user(NEXT)]]
+    stored = layout_ids(tokenizer, Dialogue(tuple(messages)))
+    assert stored == render(tokenizer, parts[:-1])
+    assert list(next_turn(tokenizer, stored, NEXT).token_ids) == render(tokenizer, parts, ask=True)
+
+
+def test_a_template_that_shows_nothing_is_refused() -> None:
+    tokenizer = tokenizer_with("{{ '<|im_start|>' }}", IM[1], IM)
+    with pytest.raises(InputError, match=r"leaves out what is said.*--plain"):
+        next_turn(tokenizer, [5, 6, 7], NEXT)
+
+
+@pytest.mark.parametrize("name", ["mistral", "llama 3"])
+def test_a_kept_conversation_is_not_that_of_a_session_that_went_on(name: str) -> None:
+    tokenizer, messages = tokenizer_of(name), messages_of(LONG[:3])
+    stored = render(tokenizer, messages)
+    kept = to_keep(tokenizer, stored, Dialogue(tuple(messages))) or {"messages": messages}
+    longer = [*stored, *tokenizer("and more")["input_ids"]]
+    assert kept_dialogue(tokenizer, stored, kept) is not None
+    assert kept_dialogue(tokenizer, longer, kept) is None
+    assert "and more" in tokenizer.decode(next_turn(tokenizer, longer, NEXT, dialogue=None).token_ids)
+
+
+def test_a_system_s_turn_alone_is_told_from_an_answer() -> None:
+    tokenizer = tokenizer_with(
+        "{{ '<s>' }}{% for m in messages %}{% if m.role == 'system' %}{{ '[S]' + m.content + '[/S]' }}"
+        "{% elif m.role == 'user' %}{{ '[I]' + m.content + '[/I]' }}{% else %}{{ m.content + '</s>' }}"
+        "{% endif %}{% endfor %}",
+        "</s>",
+        ("<s>", "[S]", "[/S]", "[I]", "[/I]"),
+    )
+    messages = messages_of(LONG[:1])
+    assert list(next_turn(tokenizer, render(tokenizer, messages), NEXT).token_ids) == whole(tokenizer, messages)

@@ -7,10 +7,13 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import LlamaConfig
 
 import kvcompress as kv
 from kvcompress.codec.quality import encode_at_quality
 from kvcompress.codec.tinyvae import TinyVAECodec
+from kvcompress.data.chat_template import Dialogue, layout_ids
+from kvcompress.data.next_turn import with_dialogue
 from kvcompress.data.sessions import read_sessions, session_token_ids
 from kvcompress.errors import InputError, MismatchError
 from kvcompress.hf.forward import cache_name
@@ -21,6 +24,8 @@ from kvcompress.store.segment import part_of
 from kvcompress.store.store import Store
 from kvcompress.store.wrapper import peaks_of
 from tests.codec.conftest import random_sessions, tiny_model
+from tests.hf.chat_templates import tokenizer_of
+from tests.hf.families import GROUPED, build
 from tests.store.examples import same
 
 TURNS = (96, 130, 131, 224)
@@ -194,3 +199,24 @@ def test_surprises_get_checkpoints_of_their_own(bundled: tuple[Any, Any], store:
     peaks = [3.0] * 20 + [30.0] + [2.5] * 10
     assert peaks_of(torch.tensor(peaks, dtype=torch.float64), 100) == [(120, 30.0)]
     assert peaks_of(torch.tensor([1.0, 99.0]), 0) == []
+
+
+def test_a_conversation_that_its_tokens_do_not_tell_goes_on_in_a_store(store: Store) -> None:
+    tokenizer = tokenizer_of("mistral")  # its system's words move to the last turn of the user
+    model = build(LlamaConfig(**{**GROUPED, "vocab_size": len(tokenizer), "max_position_embeddings": 512}))
+    said = [("system", "Be brief."), ("user", "Hello?"), ("assistant", "Yes.")]
+    messages = [{"role": role, "content": content} for role, content in said]
+    ids = layout_ids(tokenizer, Dialogue(tuple(messages)))
+    snapshot = with_dialogue(kv.capture(model, ids, tokenizer=tokenizer), tokenizer, Dialogue(tuple(messages)))
+    assert snapshot.origin.conversation is not None
+    assert part_of(snapshot, 0, 5).origin.conversation is None
+    store.session("talk", create=True).append(snapshot, lossless=True)
+    for text in ("And now?", "More?"):
+        talk = kv.Session(model, tokenizer, store=store, name="talk", lossless=True)
+        messages.append({"role": "user", "content": text})
+        wanted = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
+        answer = talk.say(text, max_new_tokens=4)
+        assert talk.told
+        assert talk.token_ids[: len(wanted)] == list(wanted)
+        messages.append({"role": "assistant", "content": tokenizer.decode(talk.token_ids[len(wanted) :])})
+        assert answer in messages[-1]["content"]

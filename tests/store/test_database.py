@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import re
 import sqlite3
 from pathlib import Path
 
 import pytest
 
-from kvcompress.errors import InputError
+from kvcompress.errors import InputError, WrongKeyError
 from kvcompress.store import database
+from kvcompress.store.database import Database
+from kvcompress.store.keys import StoreKey
 from kvcompress.store.store import Store
 
 
@@ -70,3 +73,23 @@ def test_while_somebody_writes_the_log_waits(store: Store, monkeypatch: pytest.M
 
 def test_no_connection_of_ours_copies_back_by_itself(store: Store) -> None:
     assert store.database.connection.execute("PRAGMA wal_autocheckpoint").fetchone()[0] == 0
+
+
+def test_a_store_that_cannot_be_made_whole_is_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Half made it would be a store without its bound, or without its key."""
+    place = tmp_path / "store"
+
+    def full(database: Database, key: StoreKey | None, *, create: bool) -> None:
+        raise InputError("disk is full", "Free some space", path=database.path)
+
+    monkeypatch.setattr("kvcompress.store.store.protect", full)
+    with pytest.raises(InputError, match=rf"^{re.escape(str(place / 'store.db'))}: disk is full"):
+        Store(place, create=True, max_bytes=10**6, key=StoreKey.from_passphrase("secret"))
+    with pytest.raises(InputError, match="no order of eviction"):
+        Store(place, create=True, evict="luck")
+    assert list(place.iterdir()) == []
+    monkeypatch.undo()
+    with Store(place, create=True, key=StoreKey.from_passphrase("secret")):
+        pass
+    with pytest.raises(WrongKeyError, match="encrypted"):
+        Store(place)
