@@ -274,8 +274,10 @@ class Database:
     def _migrate(self) -> None:
         connection = self.connection
         version = connection.execute("PRAGMA user_version").fetchone()[0]
-        if version > len(MIGRATIONS):
+        if not 0 <= version <= len(MIGRATIONS):
             raise FormatError(f"the store's tables have version {version}", "Upgrade kvcompress", path=self.path)
+        if version or connection.execute("SELECT 1 FROM sqlite_schema").fetchone() is not None:
+            self._require_schema()  # before anything is changed in a database that is none of ours
         if version < len(MIGRATIONS):
             connection.execute("BEGIN IMMEDIATE")
             try:
@@ -289,7 +291,7 @@ class Database:
                 with suppress(sqlite3.Error):
                     connection.execute("ROLLBACK")
                 raise
-        self._require_schema()
+            self._require_schema()
 
     def _require_schema(self) -> None:
         """Refuse a file that has other tables, views or triggers than ours: they could do anything."""

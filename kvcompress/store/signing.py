@@ -52,7 +52,7 @@ class Signer:
             InputError: It is none, or of another kind.
         """
         require_cryptography()
-        from cryptography.exceptions import UnsupportedAlgorithm
+        from cryptography.exceptions import InternalError, UnsupportedAlgorithm
         from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
         from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
@@ -60,7 +60,7 @@ class Signer:
             data = file.read(MOST_KEY_FILE_BYTES)
         try:
             found = load_pem_private_key(data, password)
-        except (ValueError, TypeError, UnsupportedAlgorithm) as error:
+        except (ValueError, TypeError, UnsupportedAlgorithm, InternalError) as error:
             raise InputError("is no private key in PEM", "Make one with `Signer.generate`", path=path) from error
         if not isinstance(found, Ed25519PrivateKey):
             raise InputError("is a private key of another kind than Ed25519", "Name one of that kind", path=path)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from kvcompress.errors import InputError, WrongKeyError
+from kvcompress.errors import FormatError, InputError, WrongKeyError
 from kvcompress.store import database
 from kvcompress.store.database import Database
 from kvcompress.store.keys import StoreKey
@@ -93,3 +93,20 @@ def test_a_store_that_cannot_be_made_whole_is_not_there(tmp_path: Path, monkeypa
         pass
     with pytest.raises(WrongKeyError, match="encrypted"):
         Store(place)
+
+
+@pytest.mark.parametrize("version", [-1, -5, 99])
+def test_a_version_that_there_is_not_is_refused(tmp_path: Path, version: int) -> None:
+    with Store(tmp_path / "store", create=True) as store, stranger(store) as other:
+        other.execute(f"PRAGMA user_version = {version}")
+    with pytest.raises(FormatError, match=f"version {version}"):
+        Store(tmp_path / "store")
+
+
+def test_a_database_that_is_none_of_a_store_gets_no_tables(tmp_path: Path) -> None:
+    foreign = sqlite3.connect(tmp_path / "store.db")
+    foreign.execute("CREATE TABLE mine (a)")
+    with pytest.raises(FormatError, match="none of a store"):
+        Store(tmp_path)
+    assert foreign.execute("SELECT name FROM sqlite_schema").fetchall() == [("mine",)]
+    foreign.close()

@@ -167,3 +167,14 @@ def test_a_seal_survives_another_key(place: Path) -> None:
         made = seal(session, SIGNER)
         rekey(store, StoreKey(b"o" * 32))
         assert verify_seal(store.session("talk"), made, [SIGNER.public]).ok
+
+
+@pytest.mark.parametrize("kind", ["MC4CAQAwBQYDK2VvBCIEIA", "MC4CAQAwBQYDK2VuBCIEIA", "MEcCAQAwBQYDK2VxBDsEOQ"])
+def test_a_key_of_another_kind_or_size_is_refused(tmp_path: Path, kind: str) -> None:
+    """The library calls a length that does not fit its kind an internal error."""
+    file = tmp_path / "key.pem"
+    file.write_text(
+        f"-----BEGIN PRIVATE KEY-----\n{kind}ECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8g\n-----END PRIVATE KEY-----\n"
+    )
+    with pytest.raises(InputError, match="private key"):
+        Signer.from_file(file)
