@@ -156,6 +156,8 @@ def fuzz(cases: int, seed: int, out: Path, processes: int) -> Counter[tuple[str,
                 told = f"fuzz: {now:,} of {cases:,}, {rate:,.0f} a second, {failed} failed, {left:.0f} min left\n"
                 sys.stderr.write(told)
                 sys.stderr.flush()
+        pool.close()
+        pool.join()  # workers that end by themselves remove their files
     return counts
 
 
