@@ -102,8 +102,9 @@ def _cell(chance: Random, value: Any) -> Any:
         return value + chance.choice((-1, 1, 2, -value, 1 << 32, 1 << 40))
     if isinstance(value, bytes):
         return bytes_changed(chance, value)
-    if isinstance(value, str) and value.startswith("{"):
-        return json_text(chance, json.loads(value)).decode(errors="replace")
     if isinstance(value, str):
+        with suppress(ValueError, RecursionError):  # a change before this one may have left text, or JSON too deep
+            if value.startswith("{"):
+                return json_text(chance, json.loads(value)).decode(errors="replace")
         return bytes_changed(chance, value.encode()).decode(errors="replace")
     return chance.choice((0, 1, "", b"", "a"))
