@@ -46,6 +46,8 @@ def require_sound(path: Path) -> None:
     Raises:
         CheckpointError: It does.
     """
+    if path.stat().st_size == 0:  # which cannot be mapped
+        raise CheckpointError("the GGUF file is empty", REMEDY, path=path)
     with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
         try:
             _Header(content).read()

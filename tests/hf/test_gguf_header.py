@@ -58,3 +58,9 @@ def test_a_good_header_is_taken_and_every_cut_of_it_refused(tmp_path: Path) -> N
         path.write_bytes(data[:length])
         with pytest.raises(CheckpointError):
             require_sound(path)
+
+
+def test_an_empty_file_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "empty.gguf").touch()
+    with pytest.raises(CheckpointError, match="empty"):
+        require_sound(tmp_path / "empty.gguf")
