@@ -94,13 +94,17 @@ def go_on(
     special_tokens: bool = False,
     temperature: float = 0.0,
     seed: int = 0,
+    cache: Cache | None = None,
 ) -> list[int]:
-    """Let the model go on from a snapshot, write its text piece by piece, and return its tokens."""
+    """Let the model go on from a snapshot, write its text piece by piece, and return its tokens.
+
+    `cache` is what was restored of the snapshot already; without it that happens here.
+    """
     from kvcompress.hf import restore
     from kvcompress.hf.conversation import stop_ids
     from kvcompress.hf.generation import TextStream, generate_from
 
-    restored = restore(snapshot, model, tokenizer=tokenizer, copy=False)
+    restored = restore(snapshot, model, tokenizer=tokenizer, copy=False) if cache is None else cache
     cache, pending, position = _start(model, tokenizer, snapshot, restored, prompt, plain, special_tokens)
     stream = TextStream(tokenizer, write, [*snapshot.token_ids.tolist()[:position], *pending])
     new_ids = generate_from(

@@ -41,6 +41,13 @@ LayersOption = Annotated[
         rich_help_panel=PARTS,
     ),
 ]
+OtherWeightsOption = Annotated[
+    bool,
+    typer.Option(
+        "--other-weights",
+        help="Go on with other weights of the same architecture, such as a fine-tune, and measure what that costs.",
+    ),
+]
 
 
 def resume(
@@ -56,6 +63,7 @@ def resume(
     max_new_tokens: Annotated[int, typer.Option(help="Tokens to generate at most.", min=0)] = 64,
     tokens: TokensOption = None,
     layers: LayersOption = None,
+    other_weights: OtherWeightsOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """Load a state of a session and let the model go on."""
@@ -67,6 +75,9 @@ def resume(
         raise InputError("there is nothing to save without --prompt", "Say something, or leave --save out")
     if save and (tokens or layers):
         raise InputError("a part of a session is restored to be looked at", "Leave --save out")
+    if other_weights and (save or tokens or layers):
+        what = "with other weights a whole state is gone on from, and nothing of it is kept in the session"
+        raise InputError(what, "Leave --save, --tokens and --layers out")
     from kvcompress.hf import load_model
 
     require_text(prompt, "--prompt")
@@ -89,11 +100,12 @@ def resume(
                 sys.stderr.write(f"note: {OUTSIDE_THE_TEMPLATE}.\n")
             facts: dict[str, Any] = {"tokens": held.tokens, "entry": len(held) - 1}
         else:
-            snapshot, facts = _state(held, language_model, tokenizer, at, tokens, layers)
+            snapshot, facts = _state(held, language_model, tokenizer, at, tokens, layers, other_weights)
+            cache = facts.pop("cache", None)
     if not save:
         from kvcompress.cli.resume import go_on
 
-        facts["new_token_ids"] = go_on(language_model, tokenizer, snapshot, prompt, write, max_new_tokens)
+        facts["new_token_ids"] = go_on(language_model, tokenizer, snapshot, prompt, write, max_new_tokens, cache=cache)
     if as_json:
         show(facts | {"text": "".join(pieces)}, as_json=True)
     else:
@@ -101,23 +113,41 @@ def resume(
 
 
 def _state(
-    session: StoredSession, model: Any, tokenizer: Any, at: str | None, tokens: str | None, layers: str | None
+    session: StoredSession,
+    model: Any,
+    tokenizer: Any,
+    at: str | None,
+    tokens: str | None,
+    layers: str | None,
+    other_weights: bool,
 ) -> tuple[KVSnapshot, dict[str, Any]]:
-    """Return a state, whole or restored in part, and what is told of it."""
+    """Return a state, whole or restored in part, and what is told of it; with other weights also its `cache`."""
     from kvcompress.hf import recompute_with
 
+    found = session.compatibility(model, tokenizer, other_weights=other_weights)
+    if found is not None:
+        found.require()  # before anything is decoded
+    if other_weights:
+        from kvcompress.store.resume import resumed
+
+        snapshot = session.snapshot(at)
+        made = resumed(snapshot, model, tokenizer, other_weights=True)
+        if made.measured is not None:
+            sys.stderr.write(f"{made.measured.words()}\n")
+        measured = None if made.measured is None else made.measured.to_json()
+        return snapshot, {"tokens": snapshot.tokens, "measured": measured, "cache": made.cache}
     if tokens is None and layers is None:
         recompute = recompute_with(model, tokenizer)
         snapshot = session.snapshot(at, model=model, tokenizer=tokenizer, recompute=recompute)
         return snapshot, {"tokens": snapshot.tokens}
     from kvcompress.store.partial import restore_part
 
-    found = restore_part(session, model, tokenizer, tokens=_span(tokens), layers=_span(layers), at=at)
-    facts = found.to_json()
+    part = restore_part(session, model, tokenizer, tokens=_span(tokens), layers=_span(layers), at=at)
+    facts = part.to_json()
     sys.stderr.write(
         f"{facts['restored_share']:.0%} of the cache was restored, {facts['recomputed_share']:.0%} computed\n"
     )
-    return found.snapshot, {"tokens": found.snapshot.tokens, **facts}
+    return part.snapshot, {"tokens": part.snapshot.tokens, **facts}
 
 
 def _span(text: str | None) -> tuple[int, int | None] | None:

@@ -9,8 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from typer.testing import CliRunner
 
+import kvcompress as kv
 from kvcompress.cli.app import app
 from kvcompress.errors import KVCompressError
 from kvcompress.format.raw_snapshot import save_raw
@@ -191,3 +193,25 @@ def test_a_model_is_recorded_gone_on_with_and_restored_in_part(tmp_path: Path) -
 def test_an_empty_prompt_is_nothing_to_save(prompt: str, tmp_path: Path) -> None:
     told = CliRunner().invoke(app, ["store", "resume", str(tmp_path), "talk", "--prompt", prompt, "--save"])
     assert "there is nothing to save without --prompt" in str(told.exception)
+
+
+def test_a_fine_tune_goes_on_where_it_is_asked_for_and_is_measured(tmp_path: Path) -> None:
+    model, tokenizer = kv.load_model("reference-lm")
+    assert tokenizer is not None
+    with Store(tmp_path / "s", create=True) as store:
+        ids = tokenizer("<|bos|>" + "The library is open on Monday. " * 30, add_special_tokens=False).input_ids
+        store.session("talk", create=True).append(kv.capture(model, ids, tokenizer=tokenizer), quality="high")
+    chance = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight += 0.01 * weight.std(correction=0) * torch.randn(weight.shape, generator=chance)
+    model.save_pretrained(tmp_path / "tuned")
+    tokenizer.save_pretrained(tmp_path / "tuned")
+    words = ("store", "resume", tmp_path / "s", "talk", "--model", tmp_path / "tuned", "--max-new-tokens", 4)
+    assert "ask for other weights" in refused(*words)
+    told = run(*words, "--other-weights")
+    assert len(told["new_token_ids"]) == 4
+    assert 0 < told["measured"]["kl_nats"] < 1
+    assert told["measured"]["tokens"] == 64
+    for more in (("--save", "--prompt", "Hi"), ("--layers", "1:"), ("--tokens", "5:")):
+        assert "other weights" in refused(*words, "--other-weights", *more)
