@@ -5,9 +5,11 @@ from __future__ import annotations
 import sqlite3
 from typing import Any
 
+from kvcompress.errors import InputError, require_positive
 from kvcompress.format.json_fields import JsonFields
-from kvcompress.format.strict_json import parse_json
+from kvcompress.format.strict_json import canonical_json, parse_json
 from kvcompress.store.columns import only_row
+from kvcompress.store.database import Database
 
 AGE, USE = "age", "use"
 LIMIT, EVICT, SEGMENTS, FLOORS = "max_bytes", "evict", "segments", "floors"
@@ -31,6 +33,26 @@ def settings_of(tables: sqlite3.Connection) -> dict[str, Any]:
     for place, floor in JsonFields(found.get(FLOORS, {}), f"{what} {FLOORS!r}").items():
         _require_floor(place, floor)
     return dict(found)
+
+
+def limit(max_bytes: int | None, evict: str) -> dict[str, Any]:
+    """Return the settings of a bound on what a store takes, None for none.
+
+    Raises:
+        InputError: The bound is not positive, or the order of eviction unknown.
+    """
+    if max_bytes is not None:
+        require_positive("a bound in bytes", max_bytes)
+    if evict not in (AGE, USE):
+        raise InputError(f"{evict!r} is no order of eviction", f"Use {AGE} or {USE}")
+    return {LIMIT: max_bytes, EVICT: evict}
+
+
+def keep(database: Database, changes: dict[str, Any]) -> None:
+    """Write settings into a store's database, beside those that it holds."""
+    with database.write() as tables:
+        settings = canonical_json(settings_of(tables) | changes).decode()
+        tables.execute("UPDATE store SET settings = ?", (settings,))
 
 
 def _require_floor(place: str, floor: object) -> None:

@@ -21,17 +21,16 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-from kvcompress.errors import InputError, IntegrityError, KVCompressError, require_positive
-from kvcompress.format.atomic import atomic_path
-from kvcompress.format.strict_json import canonical_json
+from kvcompress.errors import InputError, IntegrityError, KVCompressError
 from kvcompress.store.columns import only_row
 from kvcompress.store.cover import PLAIN, Cover, cover_of
+from kvcompress.store.create import create_store
 from kvcompress.store.database import Database
 from kvcompress.store.figures import SessionInfo, Statistics
 from kvcompress.store.keyring import protect, protected
 from kvcompress.store.log import Link
 from kvcompress.store.objects import LocalObjects, Objects, RemoteObjects, checked, content_digest
-from kvcompress.store.settings import AGE, USE, settings_of
+from kvcompress.store.settings import USE, keep, limit, settings_of
 from kvcompress.store.writer import retire, this_writer
 
 if TYPE_CHECKING:
@@ -91,7 +90,8 @@ class Store:
     ) -> None:
         self.path = Path(path)
         if create and not (self.path / DATABASE).is_file():
-            self._make(key, segments, max_bytes, evict)
+            settings = limit(max_bytes, evict) | ({} if segments is None else {"segments": segments})
+            create_store(self.path / DATABASE, settings, key)
         self.database = Database(self.path / DATABASE)
         self.codec, self.writer, self.policy, self.signer = codec, this_writer(), policy, signer
         self._locks: dict[int, threading.RLock] = {}
@@ -102,28 +102,6 @@ class Store:
         except BaseException:  # a connection that nobody can close would stand in the way of the next one
             self.database.close()
             raise
-
-    def _make(self, key: StoreKey | None, segments: str | None, max_bytes: int | None, evict: str) -> None:
-        """Make the database under another name, which gets its own when limit, place and key are in it.
-
-        Stopped before, there is no store, where there would else be one without its key. One that another process
-        made meanwhile is taken as it is.
-        """
-        _make_folder(self.path)
-        named = self.path / DATABASE
-        try:
-            with atomic_path(named) as place:
-                self.database = Database(place, create=True)
-                try:
-                    self.set_limit(max_bytes, evict=evict)
-                    self._keep({"segments": segments} if segments is not None else {})
-                    protect(self.database, key, create=True)
-                finally:
-                    self.database.close()
-        except KVCompressError as error:
-            if not named.is_file():
-                error.path = None if error.path is None else named
-                raise
 
     def _open(self, key: StoreKey | None, create: bool) -> None:
         self.cover = protect(self.database, key, create=create)
@@ -180,17 +158,7 @@ class Store:
         Raises:
             InputError: The bound is not positive, or the order unknown.
         """
-        if max_bytes is not None:
-            require_positive("a bound in bytes", max_bytes)
-        if evict not in (AGE, USE):
-            raise InputError(f"{evict!r} is no order of eviction", f"Use {AGE} or {USE}")
-        self._keep({"max_bytes": max_bytes, "evict": evict})
-
-    def _keep(self, changes: dict[str, Any]) -> None:
-        if changes:
-            settings = canonical_json(self.settings | changes).decode()
-            with self.database.write() as tables:
-                tables.execute("UPDATE store SET settings = ?", (settings,))
+        keep(self.database, limit(max_bytes, evict))
 
     @property
     def generation(self) -> int:
@@ -360,11 +328,3 @@ def new_session(tables: sqlite3.Connection, name: str) -> int:
         (covered, now, now, start.anchor, start.digest),
     )
     return int(found.lastrowid or 0)
-
-
-def _make_folder(path: Path) -> None:
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        what = f"cannot be made: {(error.strerror or str(error)).lower()}"
-        raise InputError(what, "Choose another place", path=path) from error

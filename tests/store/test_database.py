@@ -82,7 +82,7 @@ def test_a_store_that_cannot_be_made_whole_is_not_there(tmp_path: Path, monkeypa
     def full(database: Database, key: StoreKey | None, *, create: bool) -> None:
         raise InputError("disk is full", "Free some space", path=database.path)
 
-    monkeypatch.setattr("kvcompress.store.store.protect", full)
+    monkeypatch.setattr("kvcompress.store.create.protect", full)
     with pytest.raises(InputError, match=rf"^{re.escape(str(place / 'store.db'))}: disk is full"):
         Store(place, create=True, max_bytes=10**6, key=StoreKey.from_passphrase("secret"))
     with pytest.raises(InputError, match="no order of eviction"):

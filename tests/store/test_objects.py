@@ -12,7 +12,8 @@ from kvcompress.errors import InputError, IntegrityError
 from kvcompress.format.working_folder import PREFIX
 from kvcompress.store.objects import LocalObjects, Objects, RemoteObjects, checked, content_digest
 from kvcompress.store.segment import part_of
-from kvcompress.store.store import AGE, USE, Store
+from kvcompress.store.settings import AGE, USE
+from kvcompress.store.store import Store
 from tests.store.examples import ids_of, same, snapshot_of
 
 DATA = b"what a segment holds"
