@@ -8,7 +8,7 @@ def main() -> None:
     try:
         from kvcompress.cli.app import main as run
     except KeyboardInterrupt:
-        sys.stderr.write("error: interrupted. Nothing was written.\n")
+        sys.stderr.write("error: interrupted. Nothing is half-written.\n")
         sys.exit(130)
     run()
 

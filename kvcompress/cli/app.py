@@ -71,7 +71,7 @@ def main() -> None:
     except OSError as error:  # a full disk or a closed directory where a library writes
         stopped.end_if_set()
         where = f"{error.filename}: " if error.filename else ""
-        told = f"{where}{(error.strerror or str(error)).lower()}. Nothing was written."
+        told = f"{where}{(error.strerror or str(error)).lower()}. Nothing is half-written."
         sys.stderr.write(f"error: {shown(told)}\n")
         sys.exit(1)
     except KeyboardInterrupt:

@@ -26,6 +26,6 @@ class Stop:
 
     @staticmethod
     def end() -> NoReturn:
-        """Say so and end the program."""
-        sys.stderr.write("error: interrupted. Nothing was written.\n")
+        """Say so and end the program; turns, segments and shards that were finished before stay."""
+        sys.stderr.write("error: interrupted. Nothing is half-written.\n")
         sys.exit(130)

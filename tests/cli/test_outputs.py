@@ -244,4 +244,4 @@ def test_an_interrupt_is_one_line_and_130_whatever_became_of_it(
     finally:
         signal.signal(signal.SIGINT, before)
     assert ended.value.code == 130
-    assert capsys.readouterr().err == "error: interrupted. Nothing was written.\n"
+    assert capsys.readouterr().err == "error: interrupted. Nothing is half-written.\n"
